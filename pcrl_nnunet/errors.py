@@ -1,0 +1,29 @@
+"""Errors that a user can act on, and how commands show them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """One sentence: what came, what was expected, what to do."""
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the process with the sentence alone: nnU-Net's commands, which call our trainers, would show a traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+def console(main: Callable[[], None]) -> None:
+    """Run a console script's main: a `UserError` is printed without a traceback and exits with status 1."""
+    with exit_on_user_error():
+        try:
+            main()
+        except KeyboardInterrupt:
+            sys.exit(130)
