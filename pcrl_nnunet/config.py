@@ -1,0 +1,292 @@
+"""Settings: frozen dataclasses, and the one rule that takes a plan to view sizes and batch.
+
+Everything has a default derived from the plan. A plan may carry a ``pcrl`` block that overrides it::
+
+    "pcrl": {"pretrain": {"epochs": 240, ..., "views": {"3d_fullres": {"num_local": 6, ...}}},
+             "finetune": {"epochs": 1000, ...},
+             "checkpoint": "/path/to/checkpoint_final.pth"}
+
+Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+from pcrl_nnunet.errors import UserError
+
+MAX_CROP_TO_INPUT = 1.75  # paper, 3D: crops of up to 112 voxels are resized to 64
+MAX_CROP_TO_INPUT_SHORT_AXIS = 3.0  # and of up to 96 slices to 32
+LOCAL_CROP_TO_GLOBAL_INPUT = (1 / 8, 1 / 4, 3 / 8, 1 / 2)  # paper, 3D: 8 to 32 voxels against 64
+LOCAL_INPUT_TO_GLOBAL_INPUT = 1 / 4  # 16 against 64
+NUM_GLOBAL_CROP_SIZES = 4
+DEFAULT_MIN_PAIRS = 8
+MIN_PAIRS = 4  # BatchNorm of the comparison heads on 2 samples maps every feature to +-1
+MAX_PAIRS = {2: 256, 3: 32}  # the paper's batches
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Sizes of the views, 3-tuples or, for a 2d configuration, 2-tuples of voxels; spacing in mm."""
+
+    global_crop_sizes: tuple[Size, ...]
+    local_crop_sizes: tuple[Size, ...]
+    global_input_size: Size
+    local_input_size: Size
+    spacing: tuple[float, ...]
+    num_local: int = 6
+    min_iou: float = 0.3
+
+    def __post_init__(self) -> None:
+        dim = len(self.spacing)
+        for name in ("global_crop_sizes", "local_crop_sizes"):
+            sizes = tuple(tuple(int(s) for s in size) for size in getattr(self, name))
+            object.__setattr__(self, name, sizes)
+            if not sizes or any(len(size) != dim or min(size) < 1 for size in sizes):
+                raise UserError(f"views.{name} is {sizes}; expected sizes of {dim} positive numbers of voxels each")
+        for name in ("global_input_size", "local_input_size"):
+            size = tuple(int(s) for s in getattr(self, name))
+            object.__setattr__(self, name, size)
+            if len(size) != dim or min(size) < 1:
+                raise UserError(f"views.{name} is {size}; expected {dim} positive numbers of voxels")
+        if self.num_local < 1:
+            raise UserError(f"views.num_local is {self.num_local}; at least one local view is needed")
+        if not 0 <= self.min_iou < 1:
+            raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
+
+    @property
+    def voxels_per_pair(self) -> int:
+        """Voxels that the network sees for one sample: two global and all local views."""
+        return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the views' augmentation (method.md 2, "Augmentations"); 0 everywhere is the identity."""
+
+    p_flip: float = 0.5  # an axis
+    rotation_degrees: float = 10.0  # about every axis, in mm; in the plane for 2D
+    scale: float = 0.1
+    p_noise: float = 0.5
+    noise_sd: float = 0.25  # of z-scored intensities
+    p_blur: float = 0.5
+    blur_sigma: float = 2.0  # voxels of the preprocessed image
+    p_gamma: float = 0.5
+    gamma: float = 0.3  # exponent exp(U(-gamma, gamma)) on the range-normalised image
+    p_swap: float = 0.5  # global views only
+    swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
+    swap_size: float = 1 / 8  # of the global input an axis
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """One pretraining. A step sees `batch_size` pairs; an epoch has `iters_per_epoch` steps."""
+
+    views: Views
+    batch_size: int
+    epochs: int = 240
+    iters_per_epoch: int = 250
+    seed: int = 0
+    restoration: Literal["single", "full"] = "single"
+    initial_lr: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 0
+    augmentation: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < MIN_PAIRS:
+            raise UserError(
+                f"batch_size is {self.batch_size}; the comparison heads' batch normalisation needs at least {MIN_PAIRS} "
+                f"pairs: raise -batch_size, or make the views smaller under pcrl.pretrain.views in the plan"
+            )
+        for name in ("epochs", "iters_per_epoch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.restoration not in ("single", "full"):
+            raise UserError(f"pcrl.pretrain.restoration is '{self.restoration}'; expected 'single' or 'full'")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the log and the checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Fine-tuning and its scratch control: nnU-Net's own schedule with a linear warm-up of the rate before it."""
+
+    epochs: int = 1000
+    iters_per_epoch: int = 250
+    val_iters_per_epoch: int = 50
+    initial_lr: float = 1e-2
+    warmup_epochs: int = 50
+    weight_decay: float = 3e-5
+    allow_partial_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"pcrl.finetune.{name} is {getattr(self, name)}; expected 1 or more")
+
+    @classmethod
+    def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> FinetuneSettings:
+        """The plan's ``pcrl.finetune`` part over the defaults, and overrides over both."""
+        given = plan.get("pcrl", {}).get("finetune", {})
+        return _with(cls(), "pcrl.finetune", {**given, **overrides})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the log and the checkpoint."""
+        return asdict(self)
+
+
+_Settings = TypeVar("_Settings", FinetuneSettings, PretrainSettings, Views, Augmentation)
+
+
+def _with(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Settings:
+    """`settings` with the given fields replaced; a name or a type that it does not have is the user's error."""
+    known = {f.name for f in fields(settings)}
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"{where}.{name} is not a setting; expected one of {', '.join(sorted(known))}")
+        default = getattr(settings, name)
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        sequence = isinstance(default, tuple) and isinstance(value, (list, tuple))
+        if not sequence and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
+            raise UserError(f"{where}.{name} is {value!r}; expected a value like {default!r}")
+    return replace(settings, **given)
+
+
+def pretrain_settings(
+    plan: Mapping[str, Any], configuration: str, strides: Sequence[Sequence[int]], **overrides: Any
+) -> PretrainSettings:
+    """Effective settings: defaults derived from the plan, then its ``pcrl.pretrain`` part, then overrides.
+
+    Args:
+        plan: nnU-Net's plan.
+        configuration: a configuration of the plan that has a patch of its own.
+        strides: of the encoder, one entry a stage and axis.
+        overrides: fields of `PretrainSettings`; None means not given.
+    """
+    this = plan["configurations"][configuration]
+    given = dict(plan.get("pcrl", {}).get("pretrain", {}))
+    given_views = given.pop("views", {}).get(configuration, {})
+    given_augmentation = given.pop("augmentation", {})
+    views, batch_size = configure_views(
+        patch_size=this["patch_size"],
+        batch_size=this["batch_size"],
+        strides=strides,
+        median_size=this["median_image_size_in_voxels"],
+        spacing=this["spacing"],
+    )
+    if given_views:
+        views = _with(views, f"pcrl.pretrain.views.{configuration}", given_views)
+        batch_size = _fitting_pairs(this["patch_size"], this["batch_size"], views)
+    check_views(views, strides)
+    settings = PretrainSettings(
+        views=views,
+        batch_size=max(batch_size, DEFAULT_MIN_PAIRS),
+        augmentation=_with(Augmentation(), "pcrl.pretrain.augmentation", given_augmentation),
+    )
+    given.update({name: value for name, value in overrides.items() if value is not None})
+    return _with(settings, "pcrl.pretrain", given)
+
+
+def configure_views(
+    patch_size: Sequence[int],
+    batch_size: int,
+    strides: Sequence[Sequence[int]],
+    median_size: Sequence[float],
+    spacing: Sequence[float],
+) -> tuple[Views, int]:
+    """View sizes and number of pairs for a plan, with the ratios of the paper's sizes (method.md 2).
+
+    1. The largest global crop an axis is 1.75 times the patch, but no more than the median image.
+    2. The global input is that over 1.75, rounded to a multiple of the encoder's total stride.
+    3. While fewer than 8 pairs fit into the plan's own voxel budget (patch x batch), the longest axis of the input
+       shrinks by one total stride: views shrink before the batch does.
+    4. Crops reach from 1 to 1.75 times the input, to 3 times on an axis of half the length, within the median image.
+    5. Local crops are 1/8 to 1/2 of the global input, the local input 1/4 (twice these on a short axis), and the
+       input at least one voxel more than the total stride: two voxels remain for InstanceNorm at the bottleneck.
+
+    Returns:
+        views, and the number of pairs that fit, 8 to 32 (2D: to 256).
+    """
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
+    reach = [max(1, math.floor(min(MAX_CROP_TO_INPUT * p, m))) for p, m in zip(patch_size, median_size, strict=True)]
+    size = [max(1, math.floor(r / MAX_CROP_TO_INPUT / t + 0.5)) * t for r, t in zip(reach, total, strict=True)]
+    if _bottleneck_voxels(size, total) == 1:
+        longest = max(range(len(size)), key=lambda axis: reach[axis] / total[axis])
+        size[longest] = 2 * total[longest]
+    views = _views(size, reach, total, spacing)
+    while _fitting_pairs(patch_size, batch_size, views) < DEFAULT_MIN_PAIRS:
+        shrinkable = [axis for axis in range(len(size)) if size[axis] > total[axis]]
+        shrinkable = [a for a in shrinkable if _bottleneck_voxels(_shrunk(size, a, total), total) > 1]
+        if not shrinkable:
+            break
+        # max() takes the first of equals: nnU-Net's first axis is the one with the largest spacing
+        size = _shrunk(size, max(shrinkable, key=lambda axis: size[axis]), total)
+        views = _views(size, reach, total, spacing)
+    return views, max(DEFAULT_MIN_PAIRS, _fitting_pairs(patch_size, batch_size, views))
+
+
+def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float]) -> Views:
+    longest = max(size)
+    largest = [
+        min(r, round(s * min(MAX_CROP_TO_INPUT_SHORT_AXIS, MAX_CROP_TO_INPUT * longest / s)))
+        for r, s in zip(reach, size, strict=True)
+    ]
+    # where the images end below 1.75 x the input, smaller crops keep the pairs from being one and the same box
+    smallest = [max(1, min(s, round(big / MAX_CROP_TO_INPUT))) for s, big in zip(size, largest, strict=True)]
+    shares = [i / (NUM_GLOBAL_CROP_SIZES - 1) for i in range(NUM_GLOBAL_CROP_SIZES)]
+    global_crops = [
+        tuple(round(lo * (hi / lo) ** share) for lo, hi in zip(smallest, largest, strict=True)) for share in shares
+    ]
+    longer = [min(2.0, longest / s) for s in size]
+    local_input = tuple(
+        min(s, max(t + 1 if t > 1 else 1, round(s * min(1.0, LOCAL_INPUT_TO_GLOBAL_INPUT * k))))
+        for s, t, k in zip(size, total, longer, strict=True)
+    )
+    local_crops = [
+        tuple(
+            max(1, min(lo, max(math.ceil(i / 2), round(s * min(1.0, share * k)))))
+            for lo, i, s, k in zip(smallest, local_input, size, longer, strict=True)
+        )
+        for share in LOCAL_CROP_TO_GLOBAL_INPUT
+    ]
+    return Views(
+        global_crop_sizes=tuple(dict.fromkeys(global_crops)),
+        local_crop_sizes=tuple(dict.fromkeys(local_crops)),
+        global_input_size=tuple(size),
+        local_input_size=local_input,
+        spacing=tuple(float(s) for s in spacing),
+    )
+
+
+def check_views(views: Views, strides: Sequence[Sequence[int]]) -> None:
+    """Raises `UserError` where InstanceNorm would see a single voxel at the bottleneck (it maps it to 0)."""
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(views.spacing))]
+    for name in ("global_input_size", "local_input_size"):
+        size = getattr(views, name)
+        if _bottleneck_voxels(size, total) == 1:
+            raise UserError(
+                f"views.{name} {size} leaves one voxel at the bottleneck of an encoder with total stride "
+                f"{tuple(total)}, which normalisation maps to 0: raise it above the total stride on an axis"
+            )
+
+
+def _shrunk(size: Sequence[int], axis: int, total: Sequence[int]) -> list[int]:
+    return [s - t if i == axis else s for i, (s, t) in enumerate(zip(size, total, strict=True))]
+
+
+def _bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:
+    return math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
+
+
+def _fitting_pairs(patch_size: Sequence[int], batch_size: int, views: Views) -> int:
+    budget = math.prod(patch_size) * batch_size
+    return min(budget // views.voxels_per_pair, MAX_PAIRS[len(patch_size)])
