@@ -1,0 +1,1 @@
+"""Planners that nnU-Net finds through the bridge that `pcrl_nnunet_register` writes."""

@@ -1,0 +1,55 @@
+"""Package definition; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+# The version has one home, pcrl_nnunet/__init__.py, which cannot be imported here: a build has no torch.
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pcrl_nnunet" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+# `trainers/` and `planners/` lie at the top of the repository, but install inside our package: top-level packages of
+# such common names would collide with others.
+INSIDE = ("trainers", "planners")
+
+setup(
+    name="pcrl_nnunet",
+    version=VERSION,
+    description="PCRLv2 self-supervised pretraining of nnU-Net v2 networks, inside nnU-Net",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["pcrl_nnunet", "pcrl_nnunet.*"]),
+        *(f"pcrl_nnunet.{name}" for name in INSIDE),
+        *(f"pcrl_nnunet.{name}.{sub}" for name in INSIDE for sub in find_packages(name)),
+    ],
+    package_dir={f"pcrl_nnunet.{name}": name for name in INSIDE},
+    # ext_trainer is a folder for nnUNet_extTrainer, not a package of ours.
+    package_data={"pcrl_nnunet": ["ext_trainer/*.py"]},
+    install_requires=[
+        "nnunetv2>=2.8",
+        "torch",  # no pin: users get the newest, with its matching torchvision
+        "batchgenerators",
+        "acvl-utils",
+        "dynamic-network-architectures",
+        "numpy",
+        "SimpleITK",
+        # The following come with nnU-Net; they are named because we import them ourselves.
+        "blosc2",  # reads boxes of preprocessed cases
+        "scipy",  # Gaussian filters
+        "matplotlib",  # figures
+        "tqdm",  # progress bars
+    ],
+    extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy"]},
+    entry_points={
+        "console_scripts": [
+            f"pcrl_nnunet_{command} = pcrl_nnunet.cli.{command}:main_entry"
+            for command in ("register", "preprocess", "pretrain")
+        ]
+    },
+)
