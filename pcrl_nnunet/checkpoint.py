@@ -1,0 +1,109 @@
+"""Files of a pretraining: tensors and plain values only, written whole or not at all.
+
+``checkpoint_final.pth`` is what fine-tuning takes; it loads with ``torch.load(weights_only=True)``, and
+
+- ``network_weights`` is the state dict of the plan's own network with the pretrained encoder in it, so that nnU-Net's
+  ``-pretrained_weights`` takes it; ``random_keys`` names what in it is not pretrained;
+- ``nnssl_adaptation_plan``, ``citations`` and ``architecture_kwargs`` are what nnU-Net's loader of nnssl checkpoints reads;
+- the rest says what it is: method, settings, plan, cases, versions, epochs, loss.
+
+``checkpoint_latest.pth`` beside it is the training state, there until the training is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcrl_nnunet.errors import UserError
+
+FORMAT = "pcrl_nnunet/1"
+FINAL = "checkpoint_final.pth"
+LATEST = "checkpoint_latest.pth"
+
+
+def write(path: str, content: Mapping[str, Any]) -> None:
+    """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"could not write {path} ({error.strerror or error}); the file of that name, if any, is the last good one: "
+            f"make room or the folder writable and continue with --c"
+        ) from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def read(path: str) -> dict[str, Any]:
+    """A file that `write` wrote, on the CPU.
+
+    Raises:
+        UserError: missing, truncated, not of ours, or holding pickled code.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} holds more than tensors and plain values and was not loaded, as it could run code; "
+            f"expected a file that pcrl_nnunet_pretrain wrote"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged; "
+            f"copy it again or pretrain again"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{FORMAT}' expected)")
+    return content
+
+
+def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values of a state dict, independent of device and of the order of the keys."""
+    state = encoder.state_dict() if isinstance(encoder, nn.Module) else encoder
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def nnssl_adaptation_plan(
+    plans: Mapping[str, Any], configuration: str, patch_size: tuple[int, ...], channels: int, network: nn.Module
+) -> dict[str, Any]:
+    """What nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find it in `network_weights`."""
+    this = plans["configurations"][configuration]
+    architecture = this["architecture"]
+    return {
+        "architecture_plans": {
+            "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
+            "arch_kwargs": architecture["arch_kwargs"],
+            "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
+        },
+        "pretrain_plan": {
+            "dataset_name": plans["dataset_name"],
+            "plans_name": plans["plans_name"],
+            "configurations": {configuration: {"spacing": this["spacing"], "patch_size": list(patch_size)}},
+        },
+        "pretrain_num_input_channels": channels,
+        "recommended_downstream_patchsize": list(this["patch_size"]),
+        "key_to_encoder": network.key_to_encoder,
+        "key_to_stem": network.key_to_stem,
+        "keys_to_in_proj": list(network.keys_to_in_proj),
+        "key_to_lpe": None,
+    }

@@ -1,0 +1,33 @@
+"""PCRLv2's losses, one function an equation. B batch, N local views, c channels, C image channels, * space.
+
+All arithmetic is float32, also under autocast: cosines of half-precision vectors lose what they are to measure.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements of one view (PCRLv2, Eq. 2-4); both (B, C, *)."""
+    return F.mse_loss(restored.float(), target.float())
+
+
+def comparison_loss(v_u: Tensor, p_u: Tensor, v_w: Tensor, p_w: Tensor) -> Tensor:
+    """-1/2 [cos(sg(v_u), p_w) + cos(p_u, sg(v_w))], mean over the batch, -1 to 1 (PCRLv2, Eq. 7-9); all (..., c)."""
+    one = F.cosine_similarity(v_u.detach().float(), p_w.float(), dim=-1)
+    other = F.cosine_similarity(p_u.float(), v_w.detach().float(), dim=-1)
+    return -0.5 * (one + other).mean()
+
+
+def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_global: Tensor) -> Tensor:
+    """Mean of the comparison loss over all pairs of a local and a global view (PCRLv2, Eq. 10).
+
+    The paper sums these 12 terms, the authors' code takes their mean; the mean keeps the weight of the restoration.
+
+    Args:
+        v_local, p_local: (B, N, c).
+        v_global, p_global: (B, 2, c).
+    """
+    return comparison_loss(v_local[:, :, None], p_local[:, :, None], v_global[:, None], p_global[:, None])

@@ -1,0 +1,82 @@
+"""The U-Net without skip connections (nsUNet; PCRLv2, Eq. 1) on the encoder of any nnU-Net plan.
+
+B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from coarse to full resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
+from torch import Tensor, nn
+
+from pcrl_nnunet.errors import UserError
+
+CONVS_PER_LEVEL = 2  # "two conv-norm-act blocks"
+_NEEDED = ("output_channels", "strides", "kernel_sizes", "conv_op", "norm_op", "nonlin")
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The encoder of a plan's network; `UserError` where it has none of nnU-Net's form (stages with strides)."""
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module) or any(not hasattr(encoder, name) for name in _NEEDED):
+        raise UserError(
+            f"the plan's network {type(network).__name__} has no encoder of convolutional stages; expected a "
+            f"PlainConvUNet or ResidualEncoderUNet: choose a plan of nnU-Net's default or ResEnc planners with -p"
+        )
+    return encoder
+
+
+class NonSkipDecoder(nn.Module):
+    """F_i = two blocks on the up-sampled F_{i-1}, F_0 the bottleneck; each level up-samples by its stage's own stride.
+
+    Args:
+        encoder: of the plan's network; the decoder mirrors its channels, kernels, strides, normalisation and activation.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
+        upsample = get_matching_convtransp(conv_op=encoder.conv_op)
+        self.channels: list[int] = channels[-2::-1]  # of level 1..n-1
+        self.upsample = nn.ModuleList()
+        self.blocks = nn.ModuleList()
+        for stage in range(len(channels) - 1, 0, -1):
+            below, here, stride = channels[stage], channels[stage - 1], strides[stage]
+            self.upsample.append(upsample(below, here, stride, stride, bias=encoder.conv_bias))
+            self.blocks.append(
+                StackedConvBlocks(
+                    CONVS_PER_LEVEL,
+                    encoder.conv_op,
+                    here,
+                    here,
+                    kernels[stage - 1],
+                    1,
+                    encoder.conv_bias,
+                    encoder.norm_op,
+                    encoder.norm_op_kwargs,
+                    encoder.dropout_op,
+                    encoder.dropout_op_kwargs,
+                    encoder.nonlin,
+                    encoder.nonlin_kwargs,
+                )
+            )
+
+    @property
+    def num_levels(self) -> int:
+        """n - 1 for n encoder stages."""
+        return len(self.channels)
+
+    def forward(self, bottleneck: Tensor, level: int) -> list[Tensor]:
+        """F_1..F_level of the bottleneck (B, C, *): the levels above are not computed."""
+        features = []
+        for upsample, block in zip(self.upsample[:level], self.blocks[:level], strict=True):
+            bottleneck = block(upsample(bottleneck))
+            features.append(bottleneck)
+        return features
+
+
+def bottleneck_of(encoder: nn.Module, x: Tensor) -> Tensor:
+    """The encoder's last output; nnU-Net's encoders return all stages' for the skip connections."""
+    features = encoder(x)
+    return features if isinstance(features, torch.Tensor) else features[-1]

@@ -1,0 +1,100 @@
+"""Is it learning? A cosine loss near -1 is no proof: constant features reach it too (method.md 5).
+
+B pairs, c channels of a level.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pcrl_nnunet.methods.pcrlv2 import StepOutput
+
+COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the sphere
+COLLAPSED_RANK = 2.0
+DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean image reaches
+GRACE_STEPS = 200  # before that neither loss can be expected to have moved
+KEPT_VECTORS = 512  # a level and epoch, for the effective rank
+
+
+class Monitor:
+    """Collects one epoch's steps a level; `summary` and `alarms` speak of these."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Start the next epoch."""
+        self._vectors: dict[int, list[Tensor]] = defaultdict(list)
+        self._margins: dict[int, list[float]] = defaultdict(list)
+        self._restorations: dict[int, list[float]] = defaultdict(list)
+
+    def update(self, output: StepOutput, target: Tensor) -> None:
+        """One step; target (B, 2, C, *)."""
+        level = output.level
+        if sum(len(v) for v in self._vectors[level]) < KEPT_VECTORS:
+            self._vectors[level].append(output.v.flatten(0, 1).float().cpu())
+        self._margins[level].append(float(matched_minus_shuffled(output.p[:, 0], output.v[:, 1])))
+        self._restorations[level].append(float(restoration_ratio(output.restored, target)))
+
+    def summary(self) -> dict[str, dict[int, float]]:
+        """Per quantity and level; levels that no step of the epoch drew are absent."""
+        vectors = {level: torch.cat(v) for level, v in sorted(self._vectors.items())}
+        return {
+            "restoration_ratio": {level: _mean(r) for level, r in sorted(self._restorations.items())},
+            "matched_minus_shuffled": {level: _mean(m) for level, m in sorted(self._margins.items())},
+            "sd_ratio": {level: float(sd_ratio(v)) for level, v in vectors.items()},
+            "effective_rank": {level: float(effective_rank(v)) for level, v in vectors.items()},
+        }
+
+    def alarms(self, steps_done: int) -> list[str]:
+        """Sentences for the log, none while fewer than 200 steps are done."""
+        if steps_done < GRACE_STEPS:
+            return []
+        found = []
+        summary = self.summary()
+        for level, ratio in summary["restoration_ratio"].items():
+            if ratio >= DEAD_RESTORATION:
+                found.append(
+                    f"restoration of level {level} is dead: its error is {ratio:.2f} of the images' variance, "
+                    f"where a constant image reaches 1.00; lower initial_lr or check the images (--dry_run)"
+                )
+        for level, ratio in summary["sd_ratio"].items():
+            if ratio < COLLAPSED_SD or summary["effective_rank"][level] < COLLAPSED_RANK:
+                found.append(
+                    f"features of level {level} have collapsed: sd {ratio:.2f} of an even spread's, effective rank "
+                    f"{summary['effective_rank'][level]:.1f}; lower initial_lr or raise batch_size"
+                )
+        return found
+
+
+def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
+    """Mean cosine of p and v (B, c) of the same sample, less that of different samples; 0 tells nothing apart."""
+    cosines = F.normalize(p.float(), dim=1) @ F.normalize(v.float(), dim=1).T
+    matched = cosines.diagonal().mean()
+    shuffled = (cosines.sum() - cosines.diagonal().sum()) / (cosines.numel() - len(cosines))
+    return matched - shuffled
+
+
+def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the target's variance, both over all elements: 1 for the mean image, 0 for the target."""
+    return F.mse_loss(restored.float(), target.float()) / target.float().var(correction=0).clamp_min(1e-12)
+
+
+def sd_ratio(v: Tensor) -> Tensor:
+    """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1)."""
+    return F.normalize(v.float(), dim=1).std(0).mean() * v.shape[1] ** 0.5
+
+
+def effective_rank(v: Tensor) -> Tensor:
+    """exp of the entropy of the normalised singular values of the centred v (K, c) (Roy & Vetterli, 2007)."""
+    singular = torch.linalg.svdvals(v.float() - v.float().mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
