@@ -1,0 +1,124 @@
+"""Planners that write nnU-Net's own plans under our name, with a ``pcrl`` block of settings to edit.
+
+The networks and the preprocessing are those of the stock planner that each one extends. Where the preprocessed data
+would be those of the stock plan, its data folder is named in the plan, so that nothing is preprocessed twice::
+
+    nnUNetv2_plan_experiment -d 4 -pl PCRLPlanner
+
+is then all that an already preprocessed dataset needs. (`nnUNetv2_plan_and_preprocess` preprocesses after planning
+whatever the plan, and deletes the data folder before.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from pcrl_nnunet.config import FinetuneSettings, PretrainSettings
+
+# The few settings that a user may want to edit; every other one can be added by hand.
+PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "restoration", "seed")
+FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_epochs")
+
+# What preprocessed voxels depend on, beside the raw data.
+PLAN_KEYS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
+
+
+class PCRLPlanner(ExperimentPlanner):
+    """nnU-Net's default planner; writes ``PCRLPlans`` with the settings of pretraining and fine-tuning in it."""
+
+    pcrl_plans_name = "PCRLPlans"
+    stock_plans_name = "nnUNetPlans"
+
+    def __init__(self, dataset_name_or_id: str | int, **settings: Any) -> None:
+        """Settings are those of the stock planner, by keyword."""
+        super().__init__(dataset_name_or_id, **{"plans_name": self.pcrl_plans_name, **settings})
+        changed = {"overwrite_target_spacing", "gpu_memory_target_in_gb", "suppress_transpose"}
+        self._plans_as_stock = (
+            not any(settings.get(name) for name in changed)
+            and settings.get("preprocessor_name", "DefaultPreprocessor") == "DefaultPreprocessor"
+        )
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Save the plan with its data folders and ``pcrl`` block; a block that is there already, is kept."""
+        recursive_fix_for_json_export(plans)
+        for name, configuration in plans["configurations"].items():
+            if "data_identifier" in configuration:
+                configuration["data_identifier"] = self._data_identifier(plans, name)
+        path = join(nnUNet_preprocessed, self.dataset_name, self.plans_identifier + ".json")
+        old = load_json(path) if isfile(path) else {}
+        plans["pcrl"] = old.get("pcrl", default_block())
+        super().save_plans(plans)
+
+    def _data_identifier(self, plans: dict[str, Any], configuration: str) -> str:
+        """The data folder of the stock plan if its voxels would be the same, else one of our own."""
+        own = f"{self.plans_identifier}_{configuration}"
+        # ResEnc planners, too, keep these two under the default planner's name.
+        shared = configuration in ("2d", "3d_fullres")
+        stock_plans_name = PCRLPlanner.stock_plans_name if shared else self.stock_plans_name
+        stock_file = join(nnUNet_preprocessed, self.dataset_name, stock_plans_name + ".json")
+        stock = f"{stock_plans_name}_{configuration}"
+        if not isfile(stock_file):
+            return stock if self._plans_as_stock else own
+        stock_plans = load_json(stock_file)
+        stock_configuration = stock_plans["configurations"].get(configuration, {})
+        if _voxels(plans, plans["configurations"][configuration]) != _voxels(stock_plans, stock_configuration):
+            return own
+        return stock_configuration["data_identifier"]
+
+
+class PCRLPlannerResEncM(PCRLPlanner, nnUNetPlannerResEncM):
+    """The same for nnU-Net's ResEnc M preset."""
+
+    pcrl_plans_name = "PCRLResEncUNetMPlans"
+    stock_plans_name = "nnUNetResEncUNetMPlans"
+
+
+class PCRLPlannerResEncL(PCRLPlanner, nnUNetPlannerResEncL):
+    """The same for nnU-Net's ResEnc L preset."""
+
+    pcrl_plans_name = "PCRLResEncUNetLPlans"
+    stock_plans_name = "nnUNetResEncUNetLPlans"
+
+
+class PCRLPlannerResEncXL(PCRLPlanner, nnUNetPlannerResEncXL):
+    """The same for nnU-Net's ResEnc XL preset."""
+
+    pcrl_plans_name = "PCRLResEncUNetXLPlans"
+    stock_plans_name = "nnUNetResEncUNetXLPlans"
+
+
+def default_block() -> dict[str, dict[str, Any]]:
+    """The ``pcrl`` block of a new plan: `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults."""
+    parts = (("pretrain", PretrainSettings, PRETRAIN_KEYS), ("finetune", FinetuneSettings, FINETUNE_KEYS))
+    return {
+        part: {field.name: field.default for field in fields(settings) if field.name in keys}
+        for part, settings, keys in parts
+    }
+
+
+def _voxels(plans: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """All that preprocessed voxels depend on, in a form that compares."""
+    parts = [plans.get(key) for key in PLAN_KEYS] + [configuration.get(key) for key in CONFIGURATION_KEYS]
+    return json.dumps(parts, sort_keys=True)
