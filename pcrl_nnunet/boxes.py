@@ -1,0 +1,168 @@
+"""Boxes of voxels, and where the views of PCRLv2 lie in a volume (its sub-crop: two crops of IoU >= 0.3, six inside).
+
+Everything here is geometry on integers: no voxel is read. Lengths are voxels, boxes are half-open, and randomness comes
+from the generator that is passed in. 2D and 3D are the same code. The work is bounded: nothing is drawn and rejected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pcrl_nnunet.config import Views
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The voxels `lower <= index < upper`, an axis an entry."""
+
+    lower: Size
+    upper: Size
+
+    def __post_init__(self) -> None:
+        if len(self.lower) != len(self.upper) or any(
+            high <= low for low, high in zip(self.lower, self.upper, strict=True)
+        ):
+            raise ValueError(f"a box needs lower < upper on every axis, got {self.lower} and {self.upper}")
+
+    @classmethod
+    def of_size(cls, lower: Sequence[int], size: Sequence[int]) -> Box:
+        """The box of `size` voxels that starts at `lower`."""
+        return cls(tuple(int(low) for low in lower), tuple(int(low + s) for low, s in zip(lower, size, strict=True)))
+
+    @property
+    def shape(self) -> Size:
+        return tuple(high - low for low, high in zip(self.lower, self.upper, strict=True))
+
+    @property
+    def volume(self) -> int:
+        return math.prod(self.shape)
+
+    def intersection(self, other: Box) -> Box | None:
+        """The voxels in both, None where there are none."""
+        lower = tuple(map(max, self.lower, other.lower))
+        upper = tuple(map(min, self.upper, other.upper))
+        return Box(lower, upper) if all(low < high for low, high in zip(lower, upper, strict=True)) else None
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union of the two sets of voxels."""
+        common = self.intersection(other)
+        return _iou(common.volume if common else 0, self.volume + other.volume)
+
+    def union_bounds(self, other: Box) -> Box:
+        """The smallest box around both."""
+        return Box(tuple(map(min, self.lower, other.lower)), tuple(map(max, self.upper, other.upper)))
+
+    def contains(self, other: Box) -> bool:
+        return self.union_bounds(other) == self
+
+    def clamp(self, outer: Box) -> Box:
+        """The part of this box within `outer`; the nearest voxels of `outer` where the two do not meet."""
+        lower = tuple(min(max(a, b), c - 1) for a, b, c in zip(self.lower, outer.lower, outer.upper, strict=True))
+        upper = tuple(max(min(a, b), c + 1) for a, b, c in zip(self.upper, outer.upper, lower, strict=True))
+        return Box(lower, upper)
+
+    def index(self) -> tuple[slice, ...]:
+        """Index into an array (C, *spatial) of the box's voxels, in all channels."""
+        return (slice(None), *map(slice, self.lower, self.upper))
+
+    def shifted(self, origin: Sequence[int]) -> Box:
+        """The same voxels, counted from `origin`."""
+        return Box.of_size([low - start for low, start in zip(self.lower, origin, strict=True)], self.shape)
+
+
+def _iou(common: Any, sum_of_volumes: int) -> Any:
+    """IoU from the common volume, a number or an array of numbers (`sample_pair` needs both to round alike)."""
+    return common / (sum_of_volumes - common)
+
+
+def _feasible(a: Size, b: Size, min_iou: float) -> bool:
+    return bool(_iou(math.prod(map(min, a, b)), math.prod(a) + math.prod(b)) >= min_iou)
+
+
+def feasible_pairs(sizes: Sequence[Size], min_iou: float) -> list[tuple[Size, Size]]:
+    """The ordered pairs of sizes that some position brings to an IoU of `min_iou` or more.
+
+    A size is always feasible with itself. Of the paper's set, 64x64x32 is feasible with nothing else at 0.3.
+    """
+    return [(a, b) for a in sizes for b in sizes if _feasible(a, b, min_iou)]
+
+
+def sample_inside(box: Box, size: Size, rng: np.random.Generator) -> Box:
+    """A box of `size`, cut down to `box` where it is larger, uniformly among the positions inside `box`."""
+    fitting = tuple(map(min, size, box.shape))
+    free = [outer - inner for outer, inner in zip(box.shape, fitting, strict=True)]
+    return Box.of_size([low + int(rng.integers(0, f + 1)) for low, f in zip(box.lower, free, strict=True)], fitting)
+
+
+def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: np.random.Generator) -> tuple[Box, Box]:
+    """Two boxes in the volume with an IoU of `min_iou` or more.
+
+    The first size is drawn uniformly, so that none starves, the second among those feasible with it. The first box lies
+    anywhere; the second is placed an axis at a time, uniformly among the positions that still allow the IoU when all
+    axes to come overlap as far as they can. The order of the axes is random, so that none is preferred. Every position
+    with the IoU can be drawn.
+
+    Args:
+        volume_shape: of the image, in voxels.
+        sizes: to choose from; a size larger than the volume is cut down to it.
+        min_iou: 0 to 1.
+        rng: the only source of randomness.
+    """
+    fitting = [tuple(map(min, size, volume_shape)) for size in sizes]
+    size_a = fitting[rng.integers(len(fitting))]
+    partners = [b for b in fitting if _feasible(size_a, b, min_iou)]
+    size_b = partners[rng.integers(len(partners))]
+    box_a = sample_inside(Box.of_size([0] * len(volume_shape), volume_shape), size_a, rng)
+
+    total = math.prod(size_a) + math.prod(size_b)
+    attainable = math.prod(map(min, size_a, size_b))  # overlap if the axes not yet placed overlap fully
+    lower = [0] * len(volume_shape)
+    for axis in rng.permutation(len(volume_shape)):
+        starts = np.arange(volume_shape[axis] - size_b[axis] + 1)
+        overlap = np.minimum(starts + size_b[axis], box_a.upper[axis]) - np.maximum(starts, box_a.lower[axis])
+        common = np.maximum(overlap, 0) * (attainable // min(size_a[axis], size_b[axis]))
+        allowed = np.flatnonzero(_iou(common, total) >= min_iou)
+        lower[axis] = int(allowed[rng.integers(len(allowed))])
+        attainable = int(common[lower[axis]])
+    return box_a, Box.of_size(lower, size_b)
+
+
+@dataclass(frozen=True)
+class ViewBoxes:
+    """Where the views of one sample lie.
+
+    Attributes:
+        pair: the two global crops.
+        bounds: the smallest box around both.
+        local: the local crops, all inside `bounds`.
+    """
+
+    pair: tuple[Box, Box]
+    bounds: Box
+    local: tuple[Box, ...]
+
+
+def sample_view_boxes(volume_shape: Size, views: Views, rng: np.random.Generator) -> ViewBoxes:
+    """Draw the two global and the local crops of a volume (sub-crop).
+
+    The authors draw local corners in the box +-3 voxels, so that most of their local crops leave it; the paper and we
+    keep them inside.
+
+    Args:
+        volume_shape: spatial shape in voxels, as many axes as the sizes of `views`.
+        views: sizes and numbers of the crops.
+        rng: the only source of randomness.
+    """
+    pair = sample_pair(volume_shape, views.global_crop_sizes, views.min_iou, rng)
+    bounds = pair[0].union_bounds(pair[1])
+    sizes = views.local_crop_sizes
+    local = tuple(sample_inside(bounds, sizes[rng.integers(len(sizes))], rng) for _ in range(views.num_local))
+    return ViewBoxes(pair, bounds, local)

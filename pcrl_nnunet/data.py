@@ -1,0 +1,251 @@
+"""Preprocessed nnU-Net cases, read by box, and the loader of PCRLv2's views.
+
+B batch, N local views, C channels, G global and L local input size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgenerators.transforms.abstract_transforms import Compose
+
+from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.config import Augmentation, Views
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform
+
+SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
+
+
+@dataclass(frozen=True)
+class Case:
+    """One preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it."""
+
+    name: str
+    path: str
+
+
+def find_cases(folder: str) -> list[Case]:
+    """The images in a folder of preprocessed data, by name; segmentations and properties are not looked at.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    found: dict[str, Case] = {}
+    for suffix in SUFFIXES:
+        for name in (file.removesuffix(suffix) for file in files if file.endswith(suffix)):
+            if not name.endswith("_seg"):
+                found.setdefault(name, Case(name, os.path.join(folder, name + suffix)))
+    if not found:
+        raise UserError(f"no preprocessed images in {folder}: run nnUNetv2_preprocess (or _plan_and_preprocess) first")
+    return [found[name] for name in sorted(found)]
+
+
+class CaseVolume:
+    """An opened case: `shape`, and slicing that reads only the slices asked for (a whole image from .npz).
+
+    Raises:
+        UserError: on opening or slicing, where the file is missing, damaged or has voxels that are not finite.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        try:
+            self._array = _open(case.path)
+            self.shape: tuple[int, ...] = tuple(self._array.shape)
+        except Exception as error:  # blosc2 raises RuntimeError, numpy ValueError, OSError, EOFError, BadZipFile
+            raise self._unreadable(error) from error
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            data = np.asarray(self._array[index], dtype=np.float32)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        # the sum of an array with a NaN or an infinity is one; looking at each voxel takes longer
+        if not np.isfinite(data.sum()) and not np.isfinite(data).all():
+            raise UserError(
+                f"case {self.case.name} has voxels that are not finite numbers (NaN or infinity) in {self.case.path}: "
+                f"repair or remove the image and preprocess it again"
+            )
+        return data
+
+    def _unreadable(self, error: Exception) -> UserError:
+        reason = "the file is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        return UserError(
+            f"case {self.case.name} cannot be read from {self.case.path} ({reason}): preprocess the image again"
+        )
+
+
+def _open(path: str) -> Any:
+    if path.endswith(".b2nd"):
+        # not memory-mapped: a file that is truncated while open would end the process with a bus error
+        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1})
+    if path.endswith(".npy"):
+        return np.load(path, mmap_mode="r")
+    with np.load(path) as archive:
+        return archive["data"]
+
+
+def read_box(case: Case, box: Box) -> np.ndarray:
+    """(C, *box.shape) float32; only the box is read, without its channels' other voxels.
+
+    Raises:
+        UserError: the file is missing, damaged or has voxels in the box that are not finite.
+    """
+    return CaseVolume(case)[box.index()]
+
+
+def fingerprint(case: Case) -> str:
+    """sha256 of the shape and of the central 64 voxels an axis: tells cases apart without reading whole volumes."""
+    volume = CaseVolume(case)
+    centre = tuple(slice(max(0, n // 2 - 32), n // 2 + 32) for n in volume.shape[1:])
+    digest = hashlib.sha256(str(volume.shape).encode())
+    digest.update(volume[(slice(None), *centre)].tobytes())
+    return digest.hexdigest()
+
+
+class ViewLoader(SlimDataLoaderBase):
+    """Batches of views, each a function of (seed, rank, step, sample) alone.
+
+    A batch has float32 arrays ``target`` (B, 2, C, *G), the global views; ``input`` (B, 2, C, *G), the same after pixel
+    augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation; and ``cases``, B names.
+
+    Args:
+        cases: to draw from, uniformly.
+        views: sizes and numbers.
+        augmentation: strengths.
+        batch_size: B, of this rank.
+        seed: of the training.
+        rank: of this process among those that train together.
+        first_step: number of the first batch.
+        num_workers: processes that share the steps, each with its copy of this loader; 0 for none.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        views: Views,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        first_step: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(list(cases), batch_size, max(1, num_workers))
+        self.seed = seed
+        self.rank = rank
+        self.first_step = first_step
+        self.batches_done = 0
+        self.transform = Compose(
+            [
+                SubCropTransform(views, augmentation),
+                SpatialViewTransform(),
+                PixelTransform(augmentation, "target", "input", swap=True),
+                PixelTransform(augmentation, "local", "local"),
+            ]
+        )
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """The batch of this worker's next step."""
+        step = self.first_step + self.thread_id + self.batches_done * self.number_of_threads_in_multithreaded
+        self.batches_done += 1
+        # One thread: batchgenerators' workers would each use all cores, and results must not depend on the number.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            samples = [self.sample(step, index) for index in range(self.batch_size)]
+        finally:
+            torch.set_num_threads(threads)
+        batch: dict[str, Any] = {
+            name: np.stack([sample[name] for sample in samples]) for name in ("target", "input", "local")
+        }
+        batch["cases"] = [sample["case"] for sample in samples]
+        return batch
+
+    def sample(self, step: int, index: int) -> dict[str, Any]:
+        """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
+        rng = np.random.default_rng((self.seed, self.rank, step, index))
+        case = self._data[rng.integers(len(self._data))]
+        return self.transform(data=CaseVolume(case), rng=rng, case=case.name)
+
+
+class _Reporting(SlimDataLoaderBase):
+    """Gives a worker's `UserError` back as an item: batchgenerators would only say that a worker is gone."""
+
+    def __init__(self, loader: ViewLoader) -> None:
+        super().__init__(None, loader.batch_size, loader.number_of_threads_in_multithreaded)
+        self.loader = loader
+
+    def set_thread_id(self, thread_id: int) -> None:
+        self.loader.set_thread_id(thread_id)
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        try:
+            return self.loader.generate_train_batch()
+        except UserError as error:
+            return {"error": str(error)}
+
+
+class Batches:
+    """Iterator over a loader's batches in order, from this process or from workers. `close` ends the workers."""
+
+    def __init__(self, loader: ViewLoader, num_workers: int, pin_memory: bool) -> None:
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._source: Iterator[dict[str, Any]]
+        if num_workers == 0:
+            self._source = SingleThreadedAugmenter(loader, None)
+        else:
+            # given seeds make batchgenerators deliver in order; nothing draws from them
+            self._source = MultiThreadedAugmenter(_Reporting(loader), None, num_workers, seeds=list(range(num_workers)))
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self._source)
+        if "error" in batch:
+            self.close()
+            raise UserError(batch["error"])
+        if self._pin_memory:
+            return {
+                key: torch.from_numpy(value).pin_memory() if isinstance(value, np.ndarray) else value
+                for key, value in batch.items()
+            }
+        return batch
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if isinstance(self._source, MultiThreadedAugmenter):
+            self._source._finish()
+
+
+def make_loader(
+    cases: Sequence[Case],
+    views: Views,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    first_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Batches:
+    """Batches of a `ViewLoader`, which has the arguments; the same ones, bit for bit, for any number of workers.
+
+    Args:
+        pin_memory: give pinned tensors instead of arrays, where there is CUDA.
+    """
+    loader = ViewLoader(cases, views, augmentation, batch_size, seed, rank, first_step, num_workers)
+    return Batches(loader, num_workers, pin_memory)

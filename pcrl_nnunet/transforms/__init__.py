@@ -1,0 +1,10 @@
+"""The views of PCRLv2 as batchgenerators transforms: sub-crop, spatial, pixel, in this order.
+
+Each takes and returns a `data_dict` of one sample and draws from the `np.random.Generator` under its key ``rng``.
+"""
+
+from pcrl_nnunet.transforms.pixel import PixelTransform
+from pcrl_nnunet.transforms.spatial import SpatialViewTransform
+from pcrl_nnunet.transforms.sub_crop import SubCropTransform
+
+__all__ = ["PixelTransform", "SpatialViewTransform", "SubCropTransform"]

@@ -1,0 +1,138 @@
+"""Spatial views: flip, affine and resize as one linear map, evaluated once.
+
+Coordinates are voxel indices: voxel i has its centre at i. A map takes an index in the view to an index in the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.transforms.abstract_transforms import AbstractTransform
+from torch.nn import functional
+
+from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.config import Augmentation
+from pcrl_nnunet.transforms import filters
+
+ANTI_ALIAS_FROM = 1.5  # image voxels a view voxel
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """Where a view's voxels come from: `centre + matrix @ (index - (size - 1) / 2)`, in voxels of the image.
+
+    Attributes:
+        matrix: (d, d), image voxels a view voxel.
+        centre: (d,), index in the image of the view's centre.
+        size: of the view, in voxels.
+        zoom: image voxels a view voxel on each axis of the view, before rotation.
+    """
+
+    matrix: np.ndarray
+    centre: np.ndarray
+    size: tuple[int, ...]
+    zoom: tuple[float, ...]
+
+    @property
+    def anti_alias(self) -> tuple[float, ...]:
+        """Sd in image voxels of the Gaussian before resampling, 0 where the view does not shrink much.
+
+        (zoom - 1) / 2, as in scikit-image's `resize`. The small rotations leave the axes where they are.
+        """
+        return tuple((z - 1) / 2 if z > ANTI_ALIAS_FROM else 0.0 for z in self.zoom)
+
+    def footprint(self) -> Box:
+        """The voxels that the view reads, with those that the anti-aliasing needs around them."""
+        half = np.abs(self.matrix) @ ((np.array(self.size) - 1) / 2)
+        reach = np.array([filters.radius(sigma) for sigma in self.anti_alias])
+        lower = np.floor(self.centre - half).astype(int) - reach
+        upper = np.floor(self.centre + half).astype(int) + 2 + reach
+        return Box(tuple(lower.tolist()), tuple(upper.tolist()))
+
+    def shifted(self, origin: Sequence[int]) -> AffineMap:
+        """The same map with image indices counted from `origin`."""
+        return AffineMap(self.matrix, self.centre - np.array(origin), self.size, self.zoom)
+
+
+def sample_map(
+    box: Box, size: tuple[int, ...], spacing: Sequence[float], augmentation: Augmentation, rng: np.random.Generator
+) -> AffineMap:
+    """Draw the map from a view of `size` to the crop `box`: resize, then flip, scale and rotation about its centre.
+
+    Angles and scales are uniform; the rotation is one in mm, about each axis (3D) or in the plane (2D).
+
+    Args:
+        box: the crop, in voxels of the image.
+        size: of the view, in voxels.
+        spacing: of the image, in mm.
+        augmentation: strengths; with 0 the view is the resized crop.
+        rng: the only source of randomness.
+    """
+    dim = len(size)
+    flip = np.where(rng.random(dim) < augmentation.p_flip, -1.0, 1.0)
+    scale = rng.uniform(1 - augmentation.scale, 1 + augmentation.scale, dim)
+    limit = math.radians(augmentation.rotation_degrees)
+    angles = rng.uniform(-limit, limit, 1 if dim == 2 else 3)
+    zoom = scale * np.array(box.shape) / np.array(size)
+    mm = np.array(spacing)
+    matrix = rotation(angles) * mm / mm[:, None] * (flip * zoom)  # image voxels <- mm <- rotated <- mm <- view voxels
+    centre = (np.array(box.lower) + np.array(box.upper) - 1) / 2
+    return AffineMap(matrix, centre, size, tuple(zoom.tolist()))
+
+
+def rotation(angles: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Rotation matrix: one angle gives (2, 2), three give (3, 3), about axis 0, then 1, then 2. Angles in radians."""
+    dim = 2 if len(angles) == 1 else 3
+    matrix = np.eye(dim)
+    planes = [(0, 1)] if dim == 2 else [(1, 2), (0, 2), (0, 1)]
+    for angle, (i, j) in zip(angles, planes, strict=True):
+        turn = np.eye(dim)
+        turn[[i, j], [i, j]] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def resample(image: np.ndarray, affine: AffineMap) -> torch.Tensor:
+    """Evaluate a view: linear interpolation, border voxels repeated outside the image, anti-aliased where it shrinks.
+
+    Reads the map's footprint only.
+
+    Args:
+        image: (C, *spatial) float32.
+        affine: from the view to `image`.
+
+    Returns:
+        (C, *affine.size) float32, never memory of `image`.
+    """
+    region = affine.footprint().clamp(Box.of_size([0] * len(affine.size), image.shape[1:]))
+    affine = affine.shifted(region.lower)
+    voxels = torch.from_numpy(image[region.index()].copy())
+    voxels = filters.gaussian(voxels, affine.anti_alias)
+    # torch's coordinates: -1 and 1 are the outer edges of the border voxels, and x, y, z are the axes backwards
+    size, extent = np.array(affine.size), np.array(region.shape)
+    linear = affine.matrix * size / extent[:, None]
+    offset = (2 * affine.centre + 1) / extent - 1
+    theta = torch.from_numpy(np.column_stack([linear[::-1, ::-1], offset[::-1]]).astype(np.float32))
+    grid = functional.affine_grid(theta[None], [1, 1, *affine.size], align_corners=False)
+    return functional.grid_sample(voxels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+class SpatialViewTransform(AbstractTransform):
+    """Resample the views of ``maps`` from ``data``.
+
+    Reads ``data`` (C, *spatial) and ``maps``, which has a list of `AffineMap` for each name; gives each name an array
+    (number of maps, C, *size) float32. Removes both.
+    """
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        image = data_dict.pop("data")
+        for name, maps in data_dict.pop("maps").items():
+            data_dict[name] = torch.stack([resample(image, affine) for affine in maps]).numpy()
+            data_dict[f"{name}_zoom"] = [affine.zoom for affine in maps]
+        return data_dict
