@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Run every check on an installed copy of this package: ruff, mypy and the whole test suite.
+#
+#   bash scripts/test.sh [ARGUMENTS OF PYTEST]
+#
+# PCRL_VENV       the virtual environment (default: .venv-test in this repository; made if it is not there)
+# PYTHON          the Python it is made with (default: the first from 3.10 on PATH)
+# PCRL_TEST_DATA  a folder of raw nnU-Net datasets; the tests on real data are skipped without it
+set -euo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$repo/scripts/venv.sh"
+
+install_into "${PCRL_VENV:-$repo/.venv-test}" "$repo[test]"
+
+# The tests make nnU-Net folders of their own: they must never see the user's.
+unset nnUNet_raw nnUNet_preprocessed nnUNet_results nnUNet_extTrainer
+export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-2} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f MPLBACKEND=Agg
+
+cd "$repo"
+say "ruff"
+ruff check .
+say "mypy"
+mypy pcrl_nnunet trainers planners scripts
+say "pytest, on the installed package${PCRL_TEST_DATA:+, with the real data in $PCRL_TEST_DATA}"
+# Not `python -m pytest`: it would put this folder, where pcrl_nnunet has no trainers, before the installed package.
+pytest --durations=10 "$@"
+say "All checks passed"
