@@ -109,9 +109,10 @@ def read_box(case: Case, box: Box) -> np.ndarray:
 def fingerprint(case: Case) -> str:
     """sha256 of the shape and of the central 64 voxels an axis: tells cases apart without reading whole volumes."""
     volume = CaseVolume(case)
-    centre = tuple(slice(max(0, n // 2 - 32), n // 2 + 32) for n in volume.shape[1:])
+    shape = volume.shape[1:]
+    centre = Box(tuple(max(0, n // 2 - 32) for n in shape), tuple(min(n, n // 2 + 32) for n in shape))
     digest = hashlib.sha256(str(volume.shape).encode())
-    digest.update(volume[(slice(None), *centre)].tobytes())
+    digest.update(volume[centre.index()].tobytes())
     return digest.hexdigest()
 
 
@@ -214,7 +215,13 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch = next(self._source)
+        try:
+            batch = next(self._source)
+        except RuntimeError as error:  # of batchgenerators; whatever happened to the worker
+            raise UserError(
+                "a process that loads data has ended unexpectedly, most often for want of memory: "
+                "set nnUNet_n_proc_DA to a smaller number"
+            ) from error
         if "error" in batch:
             self.close()
             raise UserError(batch["error"])

@@ -40,10 +40,11 @@ def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
 def _matrix(length: int, sigma: float) -> torch.Tensor:
     """(length, length): row i holds the weights of the voxels in smoothed voxel i, the border voxels repeated."""
     reach = radius(sigma)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    padded = np.zeros(2 * (length - 1) + len(taps))
-    padded[length - 1 : length - 1 + len(taps)] = taps / taps.sum()
-    rows = np.lib.stride_tricks.sliding_window_view(padded, length + 2 * reach)[::-1]  # (length, length + 2 reach)
+    taps = np.zeros(length + 2 * reach)
+    taps[: 2 * reach + 1] = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    # (length, length + 2 reach): row i is taps, moved by i voxels; a negative index counts from the end
+    rows = taps[np.arange(len(taps)) - np.arange(length)[:, None]]
     matrix = rows[:, reach : reach + length].astype(np.float32)
     matrix[:, 0] += rows[:, :reach].sum(axis=1)
     matrix[:, -1] += rows[:, reach + length :].sum(axis=1)

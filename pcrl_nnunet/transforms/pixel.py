@@ -86,12 +86,15 @@ def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
         image = filters.gaussian(image, parameters.blur)
     if parameters.gamma is not None:
         image = _gamma(image, parameters.gamma)
+    augmented = image.numpy()
     if parameters.swap is not None:
-        for first, second in parameters.swap:
-            a = (slice(None), *map(slice, first, first + parameters.block))
-            b = (slice(None), *map(slice, second, second + parameters.block))
-            image[a], image[b] = image[b].clone(), image[a].clone()
-    return image.numpy()
+        ends = parameters.swap + parameters.block
+        for (a, b), (a_end, b_end) in zip(parameters.swap.tolist(), ends.tolist(), strict=True):
+            first, second = (slice(None), *map(slice, a, a_end)), (slice(None), *map(slice, b, b_end))
+            kept = augmented[first].copy()
+            augmented[first] = augmented[second]
+            augmented[second] = kept
+    return augmented
 
 
 def _gamma(image: torch.Tensor, exponent: float) -> torch.Tensor:

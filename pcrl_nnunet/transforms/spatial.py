@@ -80,22 +80,26 @@ def sample_map(
     angles = rng.uniform(-limit, limit, 1 if dim == 2 else 3)
     zoom = scale * np.array(box.shape) / np.array(size)
     mm = np.array(spacing)
-    matrix = rotation(angles) * mm / mm[:, None] * (flip * zoom)  # image voxels <- mm <- rotated <- mm <- view voxels
+    matrix = (
+        rotation(angles.tolist()) * mm / mm[:, None] * (flip * zoom)
+    )  # image voxels <- mm <- rotated <- mm <- view voxels
     centre = (np.array(box.lower) + np.array(box.upper) - 1) / 2
     return AffineMap(matrix, centre, size, tuple(zoom.tolist()))
 
 
-def rotation(angles: Sequence[float] | np.ndarray) -> np.ndarray:
+def rotation(angles: Sequence[float]) -> np.ndarray:
     """Rotation matrix: one angle gives (2, 2), three give (3, 3), about axis 0, then 1, then 2. Angles in radians."""
-    dim = 2 if len(angles) == 1 else 3
-    matrix = np.eye(dim)
-    planes = [(0, 1)] if dim == 2 else [(1, 2), (0, 2), (0, 1)]
-    for angle, (i, j) in zip(angles, planes, strict=True):
-        turn = np.eye(dim)
-        turn[[i, j], [i, j]] = math.cos(angle)
-        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
-        matrix = turn @ matrix
-    return matrix
+    sin, cos = [math.sin(angle) for angle in angles], [math.cos(angle) for angle in angles]
+    if len(angles) == 1:
+        return np.array([[cos[0], -sin[0]], [sin[0], cos[0]]])
+    (sx, sy, sz), (cx, cy, cz) = sin, cos
+    return np.array(
+        [
+            [cy * cz, sx * sy * cz - cx * sz, cx * sy * cz + sx * sz],
+            [cy * sz, sx * sy * sz + cx * cz, cx * sy * sz - sx * cz],
+            [-sy, sx * cy, cx * cy],
+        ]
+    )
 
 
 def resample(image: np.ndarray, affine: AffineMap) -> torch.Tensor:
@@ -114,13 +118,22 @@ def resample(image: np.ndarray, affine: AffineMap) -> torch.Tensor:
     affine = affine.shifted(region.lower)
     voxels = torch.from_numpy(image[region.index()].copy())
     voxels = filters.gaussian(voxels, affine.anti_alias)
-    # torch's coordinates: -1 and 1 are the outer edges of the border voxels, and x, y, z are the axes backwards
-    size, extent = np.array(affine.size), np.array(region.shape)
-    linear = affine.matrix * size / extent[:, None]
-    offset = (2 * affine.centre + 1) / extent - 1
-    theta = torch.from_numpy(np.column_stack([linear[::-1, ::-1], offset[::-1]]).astype(np.float32))
-    grid = functional.affine_grid(theta[None], [1, 1, *affine.size], align_corners=False)
-    return functional.grid_sample(voxels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    grid = torch.from_numpy(_grid(affine, region.shape))
+    return functional.grid_sample(voxels[None], grid[None], "bilinear", "border", align_corners=False)[0]
+
+
+def _grid(affine: AffineMap, extent: tuple[int, ...]) -> np.ndarray:
+    """(*affine.size, d) float32: torch's coordinates of the view's voxels in an image of shape `extent`.
+
+    In these, -1 and 1 are the outer edges of the border voxels, and the last axis comes first. The grid is a sum of one
+    line an axis, which takes a fifth of the time of `affine_grid`.
+    """
+    scale = 2 / np.array(extent)
+    grid = ((affine.centre + 0.5) * scale - 1)[::-1].astype(np.float32)  # (d,)
+    for axis, length in enumerate(affine.size):
+        line = (np.arange(length) - (length - 1) / 2)[:, None] * (affine.matrix[:, axis] * scale)[::-1]  # (length, d)
+        grid = grid[..., None, :] + line.astype(np.float32)
+    return grid
 
 
 class SpatialViewTransform(AbstractTransform):
