@@ -1,0 +1,209 @@
+"""Pretrained encoder weights into the network of a plan, with a report of what became of every tensor.
+
+State dicts of nnU-Net's networks name most tensors several times (``decoder.encoder.*``, ``all_modules.*``). Here a
+tensor is reported and counted once, under the first of its names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.data import Case, fingerprint
+from pcrl_nnunet.errors import UserError
+
+PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
+DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+
+
+@dataclass
+class TransferReport:
+    """What became of every tensor: its name and its number of elements, aliases counted once."""
+
+    loaded: dict[str, int] = field(default_factory=dict)  # as it is in the checkpoint
+    adapted: dict[str, int] = field(default_factory=dict)  # to another number of input channels
+    skipped: dict[str, int] = field(default_factory=dict)  # pretrained, but not used
+    random: dict[str, int] = field(default_factory=dict)  # of the network, stays as it was initialised
+    notes: dict[str, str] = field(default_factory=dict)  # how it was adapted, why it was skipped
+    encoder_share: float = 0.0  # of the encoder's elements that are pretrained, from 0 to 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for transfer.json."""
+        totals = {kind: {"tensors": len(tensors), "elements": sum(tensors.values())} for kind, tensors in self._kinds()}
+        return {"totals": totals, **asdict(self)}
+
+    def summary(self) -> str:
+        """The totals, one line a kind, and the notes."""
+        lines = [f"{self.encoder_share:.1%} of the encoder's parameters are pretrained"]
+        lines += [
+            f"  {kind:8} {len(tensors):4} tensors, {sum(tensors.values()):12,} parameters"
+            for kind, tensors in self._kinds()
+        ]
+        return "\n".join([*lines, *(f"  {name}: {note}" for name, note in self.notes.items())])
+
+    def _kinds(self) -> Iterable[tuple[str, dict[str, int]]]:
+        return ((kind, getattr(self, kind)) for kind in ("loaded", "adapted", "skipped", "random"))
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The plan's own network, without what DDP and torch.compile have put around it."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+def candidates(results_folder: str, plans_name: str, configuration: str, fold: int | str) -> list[str]:
+    """Where a finished pretraining may lie, best first: the fold's own, then `all`; never another fold's.
+
+    Args:
+        results_folder: ``nnUNet_results/DatasetXXX_NAME``.
+    """
+    folder = os.path.join(results_folder, f"{PRETRAINER}__{plans_name}__{configuration}")
+    folds = dict.fromkeys((str(fold), "all"))
+    return [os.path.join(folder, f"fold_{name}", checkpoint_file.FINAL) for name in folds]
+
+
+def architecture_differences(
+    checkpoint: Mapping[str, Any], network_class_name: str, arch_kwargs: Mapping[str, Any]
+) -> list[str]:
+    """What differs between the encoder of a checkpoint and that of a plan's configuration, one sentence part each.
+
+    Weights do not show it all: a network with other strides takes them, and computes something else.
+    """
+    theirs = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+    pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
+    for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
+        pairs[name] = (theirs["arch_kwargs"].get(name), arch_kwargs.get(name))
+    differing = {name: (a, b) for name, (a, b) in pairs.items() if _plain(a) != _plain(b)}
+    return [f"{name}: {a} in the checkpoint, {b} in the plan" for name, (a, b) in differing.items()]
+
+
+def load_encoder(
+    network: nn.Module, checkpoint: Mapping[str, Any], label_channels: int = 0, allow_partial: bool = False
+) -> TransferReport:
+    """Copy the pretrained encoder into a network, in place; nothing is copied when it is refused.
+
+    Args:
+        network: a plan's network, PlainConvUNet or ResidualEncoderUNet, 2D or 3D; may be compiled or wrapped by DDP.
+        checkpoint: content of a file that `checkpoint.read` read.
+        label_channels: how many of the network's input channels, the last ones, hold a cascade's labels.
+        allow_partial: load what fits, where the checkpoint does not cover the encoder.
+
+    Raises:
+        UserError: the encoder is not covered in full, or not at all.
+    """
+    plain_network: Any = unwrap(network)  # nnU-Net's networks have attributes that nn.Module lacks
+    if not hasattr(plain_network, "key_to_encoder"):
+        raise UserError(f"network {type(plain_network).__name__} names no encoder to load; choose another plan")
+    encoder_prefixes = (f"{plain_network.key_to_encoder}.", f"{plain_network.key_to_stem}.")
+    random_keys = set(checkpoint["random_keys"])
+    source = {name: tensor for name, tensor in checkpoint["network_weights"].items() if name not in random_keys}
+
+    report = TransferReport()
+    new_values: list[tuple[Tensor, Tensor]] = []
+    encoder_size = 0
+    used: set[str] = set()
+    for names, tensor in _tensors(plain_network.state_dict(keep_vars=True)):
+        name, size = names[0], tensor.numel()
+        if not any(n.startswith(encoder_prefixes) for n in names):
+            report.random[name] = size
+            continue
+        encoder_size += size
+        given = next((source[n] for n in names if n in source), None)
+        if given is None:
+            report.random[name] = size
+            report.notes[name] = "not in the checkpoint"
+            continue
+        used.update(names)
+        if any(n.removesuffix(".weight") in plain_network.keys_to_in_proj for n in names):
+            value = adapt_input_channels(given[:, : checkpoint["num_input_channels"]], tensor.shape[1], label_channels)
+        else:
+            value = given
+        if value.shape != tensor.shape:
+            report.random[name] = size
+            report.skipped[name] = given.numel()
+            report.notes[name] = f"{tuple(given.shape)} in the checkpoint, {tuple(tensor.shape)} in the network"
+            continue
+        new_values.append((tensor, value))
+        if torch.equal(value, given):
+            report.loaded[name] = size
+        else:
+            report.adapted[name] = size
+            labels = f" and {label_channels} of labels, which get zero" * bool(label_channels)
+            report.notes[name] = f"{given.shape[1]} input channels made {tensor.shape[1] - label_channels}{labels}"
+    unused = {name: tensor for name, tensor in source.items() if name not in used}
+    report.skipped.update({names[0]: tensor.numel() for names, tensor in _tensors(unused)})
+    covered = sum(report.loaded.values()) + sum(report.adapted.values())
+    report.encoder_share = covered / encoder_size
+
+    if covered == 0 or (covered < encoder_size and not allow_partial):
+        first = next(name for name in report.random if name in report.notes)
+        way_out = ", or set pcrl.finetune.allow_partial_encoder to true in the plan" if covered else ""
+        raise UserError(
+            f"the checkpoint covers {report.encoder_share:.1%} of the encoder, the first difference being {first} "
+            f"({report.notes[first]}); pretrain for this plan and configuration{way_out}"
+        )
+    with torch.no_grad():
+        for tensor, value in new_values:
+            tensor.copy_(value)
+    return report
+
+
+def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0) -> Tensor:
+    """The first convolution's weight for another number of input channels.
+
+    Image channels: the response to identical channels stays the same, so that activations keep their scale. From one
+    channel this is the usual "repeat and divide"; several have no counterparts in other data, so their sum is shared
+    out. Channels of labels (a cascade's, after the image's) get zero: at first, the network sees the image alone.
+
+    Args:
+        weight: (out, C, *kernel)
+        channels: of the result, those of labels included.
+
+    Returns:
+        (out, channels, *kernel); `weight` itself if nothing changes.
+    """
+    image_channels = channels - label_channels
+    if weight.shape[1] != image_channels:
+        weight = (weight.sum(1, keepdim=True) / image_channels).repeat_interleave(image_channels, dim=1)
+    if label_channels:
+        weight = torch.cat([weight, weight.new_zeros(len(weight), label_channels, *weight.shape[2:])], dim=1)
+    return weight
+
+
+def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Iterable[Case]) -> list[str]:
+    """Those of a dataset's cases that the pretraining saw: by name, or by their voxels under another name."""
+    names = {case["name"] for case in checkpoint["cases"] if case["dataset"] == dataset_name}
+    by_voxels = {case["sha256"]: case["name"] for case in checkpoint["cases"]}
+    seen = []
+    for case in cases:
+        if case.name in names:
+            seen.append(case.name)
+        elif (twin := by_voxels.get(fingerprint(case))) is not None:
+            seen.append(f"{case.name} (as {twin})")
+    return seen
+
+
+def _tensors(state: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    """Every tensor of a state dict once, with all of its names."""
+    names: dict[tuple[int, Sequence[int]], list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    return [(aliases, state[aliases[0]]) for aliases in names.values()]
+
+
+def _plain(value: Any) -> Any:
+    """Lists, as JSON has them, for tuples at any depth: these are the same setting."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,211 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from pcrl_nnunet import transfer
+from pcrl_nnunet.data import Case, fingerprint
+from pcrl_nnunet.errors import UserError
+
+PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+NEEDS_IMPORT = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+
+
+def arch_kwargs(name=PLAIN, dim=3, features=(4, 8, 8), **changes):
+    blocks = "n_conv_per_stage" if name == PLAIN else "n_blocks_per_stage"
+    n = len(features)
+    return {
+        "n_stages": n,
+        "features_per_stage": list(features),
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+        "kernel_sizes": [[3] * dim] * n,
+        "strides": [[1] * dim] + [[2] * dim] * (n - 1),
+        blocks: [2] * n,
+        "n_conv_per_stage_decoder": [1] * (n - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        **changes,
+    }
+
+
+def build(name=PLAIN, channels=1, **changes):
+    return get_network_from_plans(name, arch_kwargs(name, **changes), NEEDS_IMPORT, channels, 2, deep_supervision=True)
+
+
+def content_of(network, channels=1, name=PLAIN, **changes):
+    """What a pretraining writes, as far as transfer reads it; no parameter has its initial value."""
+    with torch.no_grad():
+        for parameter in network.encoder.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    state = copy.deepcopy(network.state_dict())  # aliases stay aliases
+    return {
+        "network_weights": state,
+        "random_keys": [key for key in state if key.startswith("decoder.") and not key.startswith("decoder.encoder.")],
+        "num_input_channels": channels,
+        "cases": [],
+        "nnssl_adaptation_plan": {
+            "architecture_plans": {
+                "arch_class_name": name.rsplit(".", 1)[-1],
+                "arch_kwargs": arch_kwargs(name, **changes),
+                "arch_kwargs_requiring_import": NEEDS_IMPORT,
+            }
+        },
+    }
+
+
+def encoder_of(network):
+    return {key: value.clone() for key, value in network.encoder.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", [PLAIN, RESENC])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_encoder_becomes_the_checkpoints_and_the_decoder_stays(name, dim):
+    pretrained, network = build(name, dim=dim), build(name, dim=dim)
+    decoder = copy.deepcopy(network.decoder.seg_layers.state_dict())
+    report = transfer.load_encoder(network, content_of(pretrained, name=name, dim=dim))
+    assert equal(encoder_of(network), encoder_of(pretrained))
+    assert equal(network.decoder.seg_layers.state_dict(), decoder)
+    assert report.encoder_share == 1
+    assert not report.adapted
+    assert not report.skipped
+    assert not report.notes
+
+
+@pytest.mark.parametrize("name", [PLAIN, RESENC])
+def test_the_report_counts_every_parameter_once(name):
+    network = build(name)
+    report = transfer.load_encoder(network, content_of(build(name), name=name))
+    assert sum(report.loaded.values()) == sum(p.numel() for p in network.encoder.parameters())
+    everything = sum(p.numel() for p in network.parameters())
+    assert sum(report.loaded.values()) + sum(report.random.values()) == everything
+    assert report.as_dict()["totals"]["loaded"] == {
+        "tensors": len(list(network.encoder.parameters())),
+        "elements": sum(p.numel() for p in network.encoder.parameters()),
+    }
+
+
+def test_a_compiled_network_is_loaded_in_place():
+    pretrained, network = build(), build()
+    transfer.load_encoder(torch.compile(network, backend="eager"), content_of(pretrained))
+    assert equal(encoder_of(network), encoder_of(pretrained))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 4), (4, 1), (2, 3)])
+def test_identical_input_channels_give_the_same_response_after_adapting(given, wanted):
+    weight, image = torch.randn(5, given, 3, 3), torch.randn(2, 1, 8, 8)
+    adapted = transfer.adapt_input_channels(weight, wanted)
+    assert adapted.shape == (5, wanted, 3, 3)
+    before = torch.nn.functional.conv2d(image.expand(-1, given, -1, -1), weight)
+    after = torch.nn.functional.conv2d(image.expand(-1, wanted, -1, -1), adapted)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+def test_one_channel_is_repeated_and_divided():
+    weight = torch.randn(5, 1, 3, 3, 3)
+    torch.testing.assert_close(transfer.adapt_input_channels(weight, 4), weight.repeat(1, 4, 1, 1, 1) / 4)
+
+
+@pytest.mark.parametrize("name", [PLAIN, RESENC])
+def test_a_network_of_more_channels_takes_the_encoder(name):
+    pretrained, network = build(name, channels=1), build(name, channels=4)
+    report = transfer.load_encoder(network, content_of(pretrained, name=name))
+    image = torch.randn(1, 1, 16, 16, 16)
+    for a, b in zip(pretrained.encoder(image), network.encoder(image.expand(-1, 4, -1, -1, -1)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert len(report.adapted) == 1
+    assert report.encoder_share == 1
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_label_channels_of_a_cascade_have_no_effect_at_first(given):
+    """Also where image and label channels together are as many as the checkpoint's image channels."""
+    pretrained, network = build(channels=given), build(channels=1 + 2)
+    transfer.load_encoder(network, content_of(pretrained, channels=given), label_channels=2)
+    image, labels = torch.randn(1, 1, 16, 16, 16), torch.ones(1, 2, 16, 16, 16)
+    expected = pretrained.encoder(image.expand(-1, given, -1, -1, -1))
+    for a, b in zip(expected, network.encoder(torch.cat([image, labels], 1)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_that_is_not_covered_is_refused_and_nothing_is_copied():
+    network = build(features=(4, 8, 8))
+    before = encoder_of(network)
+    with pytest.raises(UserError, match=r"covers \d+\.\d% of the encoder.*stages\.2.*\(16, .*\(8, .*allow_partial"):
+        transfer.load_encoder(network, content_of(build(features=(4, 8, 16))))
+    assert equal(encoder_of(network), before)
+
+
+def test_what_fits_is_loaded_if_asked_for():
+    pretrained, network = build(features=(4, 8, 16)), build(features=(4, 8, 8))
+    report = transfer.load_encoder(network, content_of(pretrained), allow_partial=True)
+    assert equal(network.encoder.stages[0].state_dict(), pretrained.encoder.stages[0].state_dict())
+    assert 0 < report.encoder_share < 1
+    assert set(report.skipped) == {name for name in report.random if name.startswith("encoder.")}
+    assert f"{report.encoder_share:.1%}" in report.summary()
+
+
+def test_deeper_stages_that_the_network_lacks_are_reported_as_skipped():
+    deeper, network = build(features=(4, 8, 8)), build(features=(4, 8))
+    report = transfer.load_encoder(network, content_of(deeper))
+    assert report.encoder_share == 1
+    assert sum(report.skipped.values()) == sum(p.numel() for p in deeper.encoder.stages[2].parameters())
+
+
+def test_a_checkpoint_of_which_nothing_fits_is_refused_even_if_partial_loading_is_asked_for():
+    with pytest.raises(UserError, match=r"covers 0\.0%"):
+        transfer.load_encoder(build(features=(4, 8)), content_of(build(features=(5, 9))), allow_partial=True)
+
+
+def test_random_weights_of_a_checkpoint_do_not_count_as_pretrained():
+    content = content_of(build())
+    content["random_keys"] = [*content["random_keys"], *(k for k in content["network_weights"] if "stages.2" in k)]
+    with pytest.raises(UserError, match="not in the checkpoint"):
+        transfer.load_encoder(build(), content)
+
+
+def test_other_strides_are_a_difference_although_every_weight_fits():
+    content = content_of(build())
+    kwargs = arch_kwargs(strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
+    (difference,) = transfer.architecture_differences(content, PLAIN, kwargs)
+    assert difference.startswith("strides: [[1, 1, 1], [2, 2, 2]")
+
+
+def test_the_decoder_and_tuples_for_lists_are_no_difference():
+    content = content_of(build())
+    kwargs = arch_kwargs(n_conv_per_stage_decoder=[3, 3], features_per_stage=(4, 8, 8))
+    assert transfer.architecture_differences(content, PLAIN, kwargs) == []
+    assert transfer.architecture_differences(content, RESENC, kwargs) != []
+
+
+def test_a_folds_own_pretraining_comes_before_that_on_all_cases_and_no_other_folds_is_taken():
+    folders = [path.split("/")[-2] for path in transfer.candidates("results", "nnUNetPlans", "2d", 1)]
+    assert folders == ["fold_1", "fold_all"]
+    assert len(transfer.candidates("results", "nnUNetPlans", "2d", "all")) == 1
+
+
+def test_cases_are_recognised_by_name_and_by_voxels(tmp_path):
+    rng = np.random.default_rng(0)
+    cases = []
+    for name in ("a", "b", "c"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(1, 4, 5, 6)).astype(np.float32))
+        cases.append(Case(name, str(tmp_path / f"{name}.npy")))
+    checkpoint = {
+        "cases": [
+            {"name": "a", "dataset": "Dataset001_X", "sha256": "of another plan's voxels"},
+            {"name": "copy", "dataset": "Dataset002_Y", "sha256": fingerprint(cases[1])},
+            {"name": "c", "dataset": "Dataset002_Y", "sha256": "of another image"},
+        ]
+    }
+    assert transfer.cases_seen(checkpoint, "Dataset001_X", cases) == ["a", "b (as copy)"]

@@ -1,0 +1,289 @@
+"""Fine-tuning of a pretrained encoder, and the same training from scratch, through nnU-Net's own `nnUNetv2_train`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet import transfer
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.errors import UserError, exit_on_user_error
+
+NNUNET_DEFAULT_DEVICE = torch.device("cuda")
+
+
+class WarmupPolyLR(PolyLRScheduler):
+    """nnU-Net's schedule after a linear warm-up; steps are epochs, given by nnU-Net at the start of each."""
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, max_steps: int, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        super().__init__(optimizer, initial_lr, max_steps - warmup_steps)
+
+    def step(self, current_step: int | None = None) -> None:
+        """Set the rate of an epoch; None is the call that torch's base class makes before the first one."""
+        step = current_step or 0
+        super().step(max(0, step - self.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] *= min(1.0, (step + 1) / max(1, self.warmup_steps))
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class PCRLScratchTrainer(nnUNetTrainer):
+    """`PCRLFinetuneTrainer` without the weights: the fair control.
+
+    nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its checkpoints name
+    the stock trainer, so that predicting, ensembling and exporting need none of our code.
+    Overrides: __init__, configure_optimizers, on_train_start, save_checkpoint.
+    """
+
+    epochs: int | None = None  # of a sibling class; wins over the plan's
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = NNUNET_DEFAULT_DEVICE,
+    ) -> None:
+        with exit_on_user_error():  # before nnU-Net creates the output folder
+            _check_surroundings(plans, configuration, device)
+            self.settings = _settings(plans, self.epochs)
+        # nnU-Net takes an item out of the plan that it is given, and requires it
+        plans = {"continue_training": False, **copy.deepcopy(plans)}
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.epochs
+        self.num_iterations_per_epoch = self.settings.iters_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
+        self.initial_lr = self.settings.initial_lr
+        self.weight_decay = self.settings.weight_decay
+
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
+        """nnU-Net's optimiser, with the warm-up in the schedule."""
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
+
+    def on_train_start(self) -> None:
+        """As nnU-Net's; the effective settings go to the log."""
+        self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
+        super().on_train_start()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net's, but whole or not at all, and with the stock trainer's name for those who load it."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # which says so in the log
+            return
+        draft = f"{filename}.draft"
+        try:
+            super().save_checkpoint(draft)
+            content = torch.load(draft, map_location="cpu", weights_only=False)  # the file of a line ago
+        finally:
+            if os.path.exists(draft):
+                os.remove(draft)
+        content["trainer_name"] = nnUNetTrainer.__name__
+        with exit_on_user_error():
+            checkpoint_file.write(filename, content)
+
+
+class PCRLFinetuneTrainer(PCRLScratchTrainer):
+    """nnU-Net's training of the plan's network, starting from a pretrained encoder.
+
+    The encoder is loaded when a training starts: not when one continues (``--c``), not for ``--val``, not where
+    nnU-Net has loaded other weights (``-pretrained_weights``). It is that of the plan's ``pcrl.checkpoint`` or of this
+    dataset's own finished pretraining for the same plan and configuration. None found is an error.
+    Overrides, besides `PCRLScratchTrainer`'s: initialize, load_checkpoint, on_train_start.
+    """
+
+    _continues = False
+    _weights_at_start = ""
+
+    def initialize(self) -> None:
+        """As nnU-Net's; remembers the random weights, as nnU-Net does not tell us of ``-pretrained_weights``."""
+        super().initialize()
+        self._weights_at_start = self._weights_hash()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As nnU-Net's; remembers that the weights are those of an earlier training."""
+        self._continues = True
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def on_train_start(self) -> None:
+        """Load the pretrained encoder before nnU-Net starts the loaders' processes."""
+        if not self.was_initialized:
+            self.initialize()
+        with exit_on_user_error():
+            try:
+                self._load_pretrained_encoder()
+            except UserError:
+                self._remove_unused_output_folder()
+                raise
+        super().on_train_start()
+
+    def _load_pretrained_encoder(self) -> None:
+        if self._continues:
+            self.print_to_log_file("The training continues: no pretrained encoder is loaded.")
+            return
+        if self._weights_hash() != self._weights_at_start:
+            message = "-pretrained_weights were given: they stay, no other pretrained encoder is loaded."
+            self._report({"checkpoint": None, "reason": message}, message)
+            return
+        path = self._find_checkpoint()
+        checkpoint = checkpoint_file.read(path)
+        differences = transfer.architecture_differences(
+            checkpoint,
+            self.configuration_manager.network_arch_class_name,
+            self.configuration_manager.network_arch_init_kwargs,
+        )
+        if differences and not self.settings.allow_partial_encoder:
+            raise UserError(
+                f"checkpoint {path} is of another architecture than plan {self.plans_manager.plans_name}, "
+                f"configuration {self.configuration_name} ({'; '.join(differences)}); pretrain for this one: "
+                f"{self._pretraining_command()}"
+            )
+        label_channels = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        try:
+            report = transfer.load_encoder(
+                self.network, checkpoint, label_channels, self.settings.allow_partial_encoder
+            )
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+        train, validation = self.do_split()
+        names = set(validation) - set(train)  # none for fold `all`
+        held_out = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in names]
+        seen = transfer.cases_seen(checkpoint, self.plans_manager.dataset_name, held_out)
+        origin = {key: checkpoint[key] for key in ("method", "datasets", "configuration", "fold", "epochs")}
+        described = ", ".join(f"{key} {value}" for key, value in origin.items())
+        content = {
+            "checkpoint": path,
+            **origin,
+            "architecture_differences": differences,
+            "validation_cases_seen": seen,
+            **report.as_dict(),
+        }
+        self._report(content, f"Pretrained encoder {path}\n  {described}\n{report.summary()}")
+        for kind in ("loaded", "random"):
+            names = "\n  ".join(getattr(report, kind))
+            self.print_to_log_file(f"{kind}:\n  {names}", also_print_to_console=False, add_timestamp=False)
+        self.print_to_log_file(
+            f"Pretraining saw the images of {len(seen)} of this fold's {len(held_out)} validation cases"
+            + (f": {', '.join(seen)}. Pretrain with -f {self.fold} to leave them out." if seen else ".")
+        )
+
+    def _find_checkpoint(self) -> str:
+        """The plan's `pcrl.checkpoint`, else this dataset's own pretraining.
+
+        Raises:
+            UserError: neither is there; names every place and the command to run.
+        """
+        plan = self.plans_manager.plans
+        named = plan.get("pcrl", {}).get("checkpoint")
+        if named:
+            path = os.path.join(self.preprocessed_dataset_folder_base, os.path.expanduser(named))
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"the plan's pcrl.checkpoint {path} does not exist; correct it in {plan['plans_name']}.json, or "
+                    f"remove it there to use this dataset's own pretraining"
+                )
+            return path
+        results = os.path.join(nnUNet_results.get(), self.plans_manager.dataset_name)
+        tried = [
+            path
+            for configuration in dict.fromkeys((self.configuration_name, self._image_configuration()))
+            for path in transfer.candidates(results, self.plans_manager.plans_name, configuration, self.fold)
+        ]
+        for path in tried:
+            if os.path.isfile(path):
+                return path
+        latest = [os.path.join(os.path.dirname(path), checkpoint_file.LATEST) for path in tried]
+        unfinished = "".join(f" (that pretraining is not finished: {p})" for p in latest if os.path.isfile(p))
+        raise UserError(
+            f"no pretrained encoder for fold {self.fold} was found: the plan names no pcrl.checkpoint, and there is no "
+            f"{', no '.join(tried)}{unfinished}; run {self._pretraining_command()}, "
+            f"or train without: -tr {type(self).__name__.replace('Finetune', 'Scratch')}"
+        )
+
+    def _pretraining_command(self) -> str:
+        plan = self.plans_manager.plans
+        return (
+            f"pcrl_nnunet_pretrain -d {plan['dataset_name']} -p {plan['plans_name']} -c {self._image_configuration()}"
+        )
+
+    def _image_configuration(self) -> str:
+        """The configuration with the same network and data: for a cascade 3d_fullres, without the labels' channels."""
+        this = self.plans_manager.plans["configurations"][self.configuration_name]
+        return this.get("inherits_from", "3d_fullres") if self.is_cascaded else self.configuration_name
+
+    def _weights_hash(self) -> str:
+        return checkpoint_file.encoder_hash(dict(transfer.unwrap(self.network).named_parameters()))
+
+    def _report(self, content: dict[str, Any], text: str) -> None:
+        self.print_to_log_file(text)
+        if self.local_rank == 0:
+            save_json(content, os.path.join(self.output_folder, "transfer.json"), sort_keys=False)
+
+    def _remove_unused_output_folder(self) -> None:
+        """A training that never started leaves no folder behind that looks like one."""
+        if self.local_rank == 0 and os.listdir(self.output_folder) == [os.path.basename(self.log_file)]:
+            os.remove(self.log_file)
+            with suppress(OSError):  # not empty: other folds lie there
+                os.rmdir(self.output_folder)
+                os.rmdir(self.output_folder_base)
+                os.rmdir(os.path.dirname(self.output_folder_base))
+
+
+class PCRLFinetuneTrainer_50epochs(PCRLFinetuneTrainer):
+    epochs = 50
+
+
+class PCRLFinetuneTrainer_250epochs(PCRLFinetuneTrainer):
+    epochs = 250
+
+
+class PCRLScratchTrainer_50epochs(PCRLScratchTrainer):
+    epochs = 50
+
+
+class PCRLScratchTrainer_250epochs(PCRLScratchTrainer):
+    epochs = 250
+
+
+def _settings(plan: Mapping[str, Any], epochs: int | None) -> FinetuneSettings:
+    """The plan's settings; a warm-up that it does not name is as long in proportion as the default's, 50 of 1000."""
+    settings = FinetuneSettings.from_plan(plan, **({} if epochs is None else {"epochs": epochs}))
+    if "warmup_epochs" not in plan.get("pcrl", {}).get("finetune", {}):
+        default = FinetuneSettings()
+        settings = replace(settings, warmup_epochs=settings.epochs * default.warmup_epochs // default.epochs)
+    if not 0 <= settings.warmup_epochs < settings.epochs:
+        raise UserError(
+            f"pcrl.finetune.warmup_epochs is {settings.warmup_epochs}; expected 0 or more and less than the "
+            f"{settings.epochs} epochs of this training"
+        )
+    return settings
+
+
+def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:
+    """Raises `UserError` for what nnU-Net would end in a traceback for."""
+    if not nnUNet_results.is_set():
+        raise UserError("nnUNet_results is not set; set it to the folder that trainings are written to")
+    if configuration not in plan["configurations"]:
+        raise UserError(
+            f"plan {plan['plans_name']} of {plan['dataset_name']} has no configuration '{configuration}'; it has "
+            f"{', '.join(plan['configurations'])}"
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU was found, and nnU-Net trains on one by default; add -device cpu to train without")
