@@ -1,0 +1,180 @@
+"""`pcrl_nnunet_preprocess`: scans without labels, through a dataset's plan, for pretraining."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+DESCRIPTION = """Preprocess scans without labels for pcrl_nnunet_pretrain: NIfTI, MHA, NRRD and DICOM series with any
+names, in FOLDER and all folders below it; names as nnU-Net has them (CASE_0000.nii.gz) are needed only for several
+channels. They go through the plan of a dataset that nnUNetv2_plan_and_preprocess has prepared, into a folder that
+nnU-Net's own training does not look at. Run it again to go on after a stop, or when scans were added."""
+LISTED = 20  # scans that were set aside; the file has them all
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcrl_nnunet_preprocess", description=DESCRIPTION)
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser.add_argument("-i", metavar="FOLDER", help="folder with the scans")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: 3d_fullres, else the plan's only one")
+    parser.add_argument("-p", metavar="PLANS", help="plans identifier (default: nnUNetPlans, or what -pl has written)")
+    parser.add_argument(
+        "-np", type=int, metavar="N", help="processes, each with one scan in memory (default: at most 8)"
+    )
+    parser.add_argument(
+        "-pl", metavar="PLANNER", help="first plan the dataset with this planner of ours, such as PCRLPlanner: for where "
+        "pcrl_nnunet_register may not write, so that nnUNetv2_plan_experiment cannot find it; -i is optional then"
+    )  # fmt: skip
+    return parser
+
+
+def main() -> None:
+    """Parse, plan if asked to, preprocess, report."""
+    args = _parser().parse_args()
+    from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
+
+    if args.i is None and args.pl is None:
+        raise UserError("-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d DATASET -i FOLDER")
+    plans_name = args.p or "nnUNetPlans"
+    if args.pl is not None:
+        planned = _plan(args.d, args.pl)
+        plans_name = args.p or planned
+    if args.i is not None:
+        _preprocess(args.d, args.i, args.c or [None], plans_name, _num_processes(args.np))
+
+
+def _plan(dataset: str, planner_name: str) -> str:
+    """Plan a dataset with one of our planners; the name of the plan."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+
+    from pcrl_nnunet import planners
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import dataset_folder
+
+    if planner_name not in planners.__all__:
+        raise UserError(
+            f"-pl is '{planner_name}'; expected {', '.join(planners.__all__)} (nnU-Net's own planners: "
+            "nnUNetv2_plan_experiment)"
+        )
+    folder = dataset_folder(dataset)
+    if not os.path.isfile(os.path.join(folder, "dataset_fingerprint.json")):
+        raise UserError(
+            f"{folder} has no dataset_fingerprint.json; run nnUNetv2_extract_fingerprint -d {dataset} first"
+        )
+    if not os.path.isdir(_raw_folder(folder)):
+        raise UserError("planning needs the dataset's raw images; set nnUNet_raw to the folder that has them")
+    _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
+    print(f"Wrote the plan {os.path.join(folder, name)}.json; use it with -p {name}")
+    return str(name)
+
+
+def _raw_folder(preprocessed_dataset_folder: str) -> str:
+    return os.path.join(os.environ.get("nnUNet_raw", ""), os.path.basename(preprocessed_dataset_folder))
+
+
+def _num_processes(asked: int | None) -> int:
+    from nnunetv2.configuration import default_num_processes
+
+    from pcrl_nnunet.errors import UserError
+
+    if asked is not None and asked < 1:
+        raise UserError(f"-np is {asked}; expected at least 1")
+    return asked or min(default_num_processes, os.cpu_count() or 1)
+
+
+def _preprocess(dataset: str, scan_folder: str, configurations: list[str | None], plans_name: str, num: int) -> None:
+    from tqdm import tqdm
+
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.scans import find_scans, make_target
+    from pcrl_nnunet.unlabelled import preprocess, unlabelled_folder, worker_pool
+
+    if not os.path.isdir(scan_folder):
+        raise UserError(f"-i is {scan_folder}, which is not a folder; give the folder with the scans")
+    plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
+    # By folder, as two configurations may share their data: a cascade and 3d_fullres do.
+    targets = {
+        unlabelled_folder(p.folder, p.resolved["data_identifier"]): make_target(p, _raw_folder(p.folder)) for p in plans
+    }
+    target = next(iter(targets.values()))
+    if not target.own_images:
+        print("The dataset's raw images were not found (is nnUNet_raw set?): copies of them will not be recognised.")
+    bar = sys.stderr.isatty()
+    with worker_pool(num) as pool:
+        print(f"Looking through {scan_folder}", flush=True)
+        found = find_scans(scan_folder, target, pool.map)
+        _describe(found, scan_folder, target)
+        for folder, target in targets.items():
+            print(f"\n{target.configuration}: into {folder}, {num} at a time", flush=True)
+            try:
+                summary = preprocess(found, target, folder, pool, lambda line: tqdm.write(line, sys.stderr), bar)
+            except KeyboardInterrupt:
+                print("\nStopped. Finished scans are kept; the same command goes on from here.", file=sys.stderr)
+                raise
+            _report(summary, folder)
+    option = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
+    print(f"\nPretraining will use them: pcrl_nnunet_pretrain -d {dataset}{option}")
+
+
+def _describe(found: Any, folder: str, target: Any) -> None:
+    """What was found, and what a person might have meant otherwise."""
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.scans import VOLUME_ENDINGS
+
+    kinds: Counter[str] = Counter()
+    for scan in found.scans:
+        ending = max((e for e in VOLUME_ENDINGS if scan.files[0].lower().endswith(e)), key=len, default="")
+        kinds["DICOM series" if scan.how == "dicom" else ending or os.path.splitext(scan.files[0])[1].lower()] += 1
+    others = ", ".join(f"{n} {ending}" for ending, n in found.ignored.most_common(8))
+    if not found.scans and not found.set_aside:
+        raise UserError(
+            f"no scan in {folder}, only {others or 'nothing'}; give a folder with DICOM series or "
+            f"{', '.join(dict.fromkeys((target.file_ending, *VOLUME_ENDINGS)))} files"
+        )
+    print(f"  {len(found.scans)} scans: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
+    if found.set_aside:
+        print(f"  {len(found.set_aside)} set aside unread, listed below")
+    if others:
+        print(f"  {found.ignored.total()} files are no scans: {others}")
+    if target.orientation and any(scan.how != "plan" for scan in found.scans):
+        print(
+            f"  all but {target.file_ending} files are turned to {target.orientation}, as most of the dataset's images are"
+        )
+    if found.numbered:
+        print(
+            f"  Note: {found.numbered[0]} and {len(found.numbered) - 1} more are numbered like further channels; the "
+            "dataset has one channel, so each is taken for a scan of its own."
+        )
+    if found.namesakes:
+        print(
+            f"  Note: {found.namesakes[0]} and {len(found.namesakes) - 1} more have the name of a labelled case of the "
+            "dataset. If they show the same people, scores on validation cases will be too good."
+        )
+
+
+def _report(summary: Any, folder: str) -> None:
+    from pcrl_nnunet.unlabelled import BAD_LIST
+
+    skipped = len(summary.set_aside) - len(summary.bad)
+    print(f"{summary.made} made, {summary.already} there already, {skipped} skipped, {len(summary.bad)} bad")
+    listed = [*summary.bad, *(s for s in summary.set_aside if not s.bad)]
+    for s in listed[:LISTED]:
+        print(f"  {'bad' if s.bad else 'skipped'}: {s.where}: {s.reason}")
+    if listed:
+        more = f"... and {len(listed) - LISTED} more; all" if len(listed) > LISTED else "these"
+        print(f"  {more} are in {os.path.join(folder, BAD_LIST)}")
+
+
+def main_entry() -> None:
+    """The console script."""
+    from pcrl_nnunet.errors import console
+
+    console(main)
+
+
+if __name__ == "__main__":
+    main_entry()

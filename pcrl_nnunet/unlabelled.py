@@ -1,0 +1,399 @@
+"""Scans without labels go through a dataset's plan into a folder where nnU-Net's own training never looks.
+
+`preprocess_scan` puts one scan through the plan's own preprocessor into one file; `preprocess` does so for all that
+`scans.find_scans` found, in parallel, and goes on where an earlier run was stopped.
+
+Arrays are (C, X, Y, Z) as nnU-Net trains on them, float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from tqdm import tqdm
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.scans import Found, Scan, SetAside, Target, Unusable, hashed, read_scan, short_reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST = "cases.json"
+BAD_LIST = "bad_cases.txt"
+MAX_BAD = 0.1  # more bad scans than this share: something is wrong with the folder, not with a scan
+MIN_TRIED = 10  # one bad scan among the first few says nothing about the folder
+_FLUSH_SECONDS = 5.0
+
+
+def unlabelled_folder(preprocessed_dataset_folder: str, data_identifier: str) -> str:
+    """Where the unlabelled cases of a plan's configuration lie: beside nnU-Net's own data folder, never in it."""
+    return os.path.join(preprocessed_dataset_folder, f"{data_identifier}_unlabelled")
+
+
+# ------------------------------------------------------------------------------------------------------ preprocessing
+
+
+def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> dict[str, Any] | SetAside:
+    """Put one scan through the plan's preprocessor into `folder`/NAME.b2nd, which appears complete or not at all.
+
+    Args:
+        scratch: a folder on the same file system; holds a folder NAME while the scan is in work.
+
+    Returns:
+        The case's entry in the manifest, or why there is none.
+
+    Raises:
+        UserError: when the file cannot be written, which is no fault of the scan.
+    """
+    unfinished = os.path.join(scratch, scan.name)
+    os.makedirs(unfinished, exist_ok=True)
+    shouted = io.StringIO()  # nnU-Net's readers print what is wrong and raise an empty error
+    try:
+        with contextlib.redirect_stdout(shouted):
+            data, entry = _preprocessed(scan, target)
+    except Unusable as error:
+        return SetAside(scan.sources[0], str(error), error.bad)
+    except MemoryError:
+        return SetAside(scan.sources[0], "not enough memory for it")
+    except Exception as error:  # whatever a file makes a reader do, the other scans go on
+        return SetAside(scan.sources[0], short_reason(error, shouted.getvalue()))
+    else:
+        size = _save(data, target.configuration_manager.patch_size, scan.name, folder, unfinished)
+        return {**entry, "shape": list(data.shape), "bytes": size}
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _preprocessed(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any]]:
+    """(C, X, Y, Z) float32 as nnU-Net would train on it, and what the manifest says of where it came from."""
+    entry: dict[str, Any] = {"sources": scan.sources, "stamp": scan.stamp()}
+    twin = _own_twin(scan, target.own_images)
+    if twin is not None:
+        raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
+    data, properties = read_scan(scan, target)
+    entry["spacing"] = [float(s) for s in properties["spacing"]]
+    if scan.how != "plan":
+        entry["orientation"] = target.orientation
+    plans, configuration = target.plans_manager, target.configuration_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, _ = preprocessor.run_case_npy(data, None, properties, plans, configuration, target.dataset_json)
+    if not np.isfinite(data).all():
+        raise Unusable("voxels became NaN or infinite in preprocessing")
+    return data.astype(np.float32, copy=False), entry
+
+
+def _own_twin(scan: Scan, own_images: dict[str, str]) -> str | None:
+    """The dataset's own image with the same bytes, if any: it would bring validation cases into pretraining."""
+    paths_by_size = _by_size(tuple(own_images))
+    for file in scan.files:
+        for path in paths_by_size.get(os.path.getsize(file), ()):
+            if filecmp.cmp(file, path, shallow=False):
+                return os.path.basename(path)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _by_size(paths: tuple[str, ...]) -> dict[int, list[str]]:
+    found = defaultdict(list)
+    for path in paths:
+        with contextlib.suppress(OSError):  # a missing image of the dataset is for nnU-Net to report
+            found[os.path.getsize(path)].append(path)
+    return dict(found)
+
+
+def _save(data: np.ndarray, patch_size: list[int], name: str, folder: str, unfinished: str) -> int:
+    """Write (C, X, Y, Z) as nnU-Net's preprocessing does, less labels and properties. Returns the size in bytes."""
+    blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
+    no_labels = np.zeros((1, 1, 1, 1), np.int16)
+    try:
+        truncated = os.path.join(unfinished, name)
+        nnUNetDatasetBlosc2.save_case(
+            data, no_labels, {}, truncated, chunks=chunks, blocks=blocks,
+            chunks_seg=no_labels.shape, blocks_seg=no_labels.shape,
+        )  # fmt: skip
+        size = os.path.getsize(f"{truncated}.b2nd")
+        os.replace(f"{truncated}.b2nd", os.path.join(folder, f"{name}.b2nd"))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Writing {name}.b2nd to {folder} failed ({short_reason(error)}): is there space left, and may you write there?"
+        ) from error
+    return size
+
+
+# ---------------------------------------------------------------------------------------------------------- all of it
+
+
+@dataclass
+class Summary:
+    """What came of a folder's scans."""
+
+    made: int = 0
+    already: int = 0
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[SetAside]:
+        return [s for s in self.set_aside if s.bad]
+
+    @property
+    def total(self) -> int:
+        """Scans that should be usable."""
+        return self.made + self.already + len(self.bad)
+
+
+@contextlib.contextmanager
+def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that stop with their parent, leave Ctrl-C to it and do not write on its terminal."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes started here
+    try:
+        for _ in range(num_processes):
+            pool.submit(os.getpid)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield pool
+    except BaseException:
+        _stop(pool)
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    silence = os.open(os.devnull, os.O_WRONLY)  # image libraries write warnings past Python; reasons come as results
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # a parent that was killed cannot end its processes
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join()
+
+
+def preprocess(
+    found: Found,
+    target: Target,
+    folder: str,
+    pool: ProcessPoolExecutor,
+    log: Callable[[str], None],
+    progress: bool = True,
+) -> Summary:
+    """Preprocess what is not there yet. Finished cases survive whatever happens; the next run goes on from them.
+
+    Args:
+        folder: see `unlabelled_folder`; made if missing.
+        log: gets a line for every bad scan as it turns up.
+        progress: draw a bar on the terminal.
+
+    Raises:
+        UserError: over 10 % bad; no usable scan; a plan that has changed since the folder's cases were made; a worker
+            that was killed; a folder that cannot be written to.
+    """
+    if target.configuration_manager.preprocessor_class is None:
+        raise UserError(f"The plan's preprocessor {target.configuration_manager.preprocessor_name} is not installed.")
+    summary = Summary(set_aside=list(found.set_aside))
+    total = len(found.scans) + len(summary.bad)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with _locked(folder):
+            cases = _load_manifest(folder, target)
+            scans = [_named_apart(scan, cases) for scan in found.scans]
+            todo = [scan for scan in scans if not _is_done(scan, cases.get(scan.name), folder)]
+            summary.already = len(scans) - len(todo)
+            try:
+                _stop_if_too_many_bad(summary, total, folder, done=not todo)
+                _preprocess_all(todo, target, folder, pool, cases, summary, total, log, progress)
+            finally:
+                _write_manifest(folder, target, cases)
+                _write_bad_list(folder, summary.set_aside)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): check permissions and free space") from error
+    if not summary.made + summary.already:
+        reasons = Counter(s.reason for s in summary.set_aside).most_common(3)
+        raise UserError(f"none of the scans can be used: {', '.join(f'{reason} ({n})' for reason, n in reasons)}")
+    return summary
+
+
+def _preprocess_all(
+    todo: list[Scan],
+    target: Target,
+    folder: str,
+    pool: ProcessPoolExecutor,
+    cases: dict[str, Any],
+    summary: Summary,
+    total: int,
+    log: Callable[[str], None],
+    progress: bool,
+) -> None:
+    """Fill `cases` and `summary` as results come in."""
+    saved = time.monotonic()
+    with (
+        _scratch(folder) as scratch,
+        tqdm(total=total, initial=total - len(todo), unit="scan", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        try:
+            futures = {pool.submit(preprocess_scan, scan, target, folder, scratch): scan for scan in todo}
+            for count, future in enumerate(as_completed(futures), start=1):
+                scan, result = futures[future], future.result()
+                if isinstance(result, SetAside):
+                    summary.set_aside.append(result)
+                    if result.bad:
+                        log(f"bad: {result.where}: {result.reason}")
+                    if cases.pop(scan.name, None):  # made from an earlier state of the same file
+                        os.remove(os.path.join(folder, f"{scan.name}.b2nd"))
+                else:
+                    summary.made += 1
+                    cases[scan.name] = result
+                bar.update()
+                _stop_if_too_many_bad(summary, total, folder, done=count == len(todo))
+                if time.monotonic() - saved > _FLUSH_SECONDS:
+                    _write_manifest(folder, target, cases)
+                    saved = time.monotonic()
+        except BrokenProcessPool:
+            at_work = ", ".join(sorted(os.listdir(scratch))) or "unknown"
+            raise UserError(
+                "A worker process was killed, most likely because the memory ran out: run the same command with a "
+                f"smaller -np, finished scans are kept. In work were: {at_work}."
+            ) from None
+        except BaseException:
+            _stop(pool)  # before the scratch folder goes
+            raise
+
+
+def _stop_if_too_many_bad(summary: Summary, total: int, folder: str, done: bool) -> None:
+    tried = summary.made + summary.already + len(summary.bad)
+    if len(summary.bad) > MAX_BAD * total and (done or tried >= MIN_TRIED):
+        first = summary.bad[0]
+        raise UserError(
+            f"{len(summary.bad)} of {total} scans are bad, over {MAX_BAD:.0%}: mend or remove them and run again; "
+            f"finished scans are kept. The first is {first.where}: {first.reason}. "
+            f"All are listed in {os.path.join(folder, BAD_LIST)}."
+        )
+
+
+def _named_apart(scan: Scan, cases: dict[str, Any]) -> Scan:
+    """Another name if the scan's has gone to one of another folder (not to the same one, its folder moved)."""
+    entry = cases.get(scan.name)
+    if entry is None or entry["sources"][0] == scan.sources[0] or entry["stamp"] == scan.stamp():
+        return scan
+    return replace(scan, name=hashed(scan.name, scan.sources[0]))
+
+
+def _is_done(scan: Scan, entry: dict[str, Any] | None, folder: str) -> bool:
+    try:
+        return (
+            entry is not None
+            and entry["stamp"] == scan.stamp()
+            and entry["bytes"] == os.path.getsize(os.path.join(folder, f"{scan.name}.b2nd"))
+        )
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _scratch(folder: str) -> Iterator[str]:
+    """A folder for unfinished files, without what a killed run has left of its own."""
+    scratch = os.path.join(folder, "unfinished")
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.makedirs(scratch)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep a second run out; the lock goes with the process, however it ends."""
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another pcrl_nnunet_preprocess is at work on {folder}: wait for it to end.") from None
+        yield
+
+
+def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
+    """The entries of the cases made so far.
+
+    Raises:
+        UserError: when they were made in another way than `target` would.
+    """
+    path = os.path.join(folder, MANIFEST)
+    remedy = f"delete the folder {folder} and run again"
+    try:
+        with open(path) as file:
+            manifest = json.load(file)
+        then, cases = manifest["settings"], manifest["cases"]
+    except FileNotFoundError:
+        if any(name.endswith(".b2nd") for name in os.listdir(folder)):
+            raise UserError(f"{folder} has cases but no {MANIFEST} that says how they were made; {remedy}") from None
+        return {}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: {remedy}.") from None
+    now = target.settings()
+    changed = [key for key in now if then.get(key) != now[key]]
+    if changed:
+        raise UserError(
+            f"The cases in {folder} were made with another {' and another '.join(changed)} than the plan "
+            f"{target.plans['plans_name']} has now, and must not be mixed: {remedy}."
+        )
+    return cases
+
+
+def _write_manifest(folder: str, target: Target, cases: dict[str, Any]) -> None:
+    manifest = {
+        "plans_name": target.plans["plans_name"],
+        "configuration": target.configuration,
+        "settings": target.settings(),
+        "cases": dict(sorted(cases.items())),
+    }
+    _write_text(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1))
+
+
+def _write_bad_list(folder: str, set_aside: list[SetAside]) -> None:
+    lines = [f"{'bad' if s.bad else 'skipped'}\t{s.where}\t{s.reason}\n" for s in set_aside]
+    _write_text(os.path.join(folder, BAD_LIST), "".join(sorted(lines)))
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(f"{path}.new", "w", errors="surrogateescape") as file:
+        file.write(text)
+    os.replace(f"{path}.new", path)
