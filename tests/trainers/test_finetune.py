@@ -1,0 +1,512 @@
+import copy
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.data import find_cases, fingerprint
+from pcrl_nnunet.trainers import finetune
+from pcrl_nnunet.trainers.finetune import (
+    PCRLFinetuneTrainer,
+    PCRLFinetuneTrainer_50epochs,
+    PCRLFinetuneTrainer_250epochs,
+    PCRLScratchTrainer,
+    PCRLScratchTrainer_50epochs,
+    PCRLScratchTrainer_250epochs,
+)
+
+DATASET = "Dataset999_Tiny"
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "a": 1, "b": 2},
+    "numTraining": 4,
+    "file_ending": ".nii.gz",
+}
+SPLITS = [
+    {"train": ["case_0", "case_1", "case_2"], "val": ["case_3"]},
+    {"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]},
+]
+FEATURES = [4, 8, 8]
+
+
+def make_plan(features=FEATURES, **pcrl):
+    """A plan as nnU-Net reads it, of a network that trains in milliseconds."""
+    n = len(features)
+    conv = "torch.nn.modules.conv.Conv3d"
+    norm = "torch.nn.modules.instancenorm.InstanceNorm3d"
+    fullres = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [12, 12, 12],
+        "median_image_size_in_voxels": [14.0, 14.0, 14.0],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": n,
+                "features_per_stage": list(features),
+                "conv_op": conv,
+                "kernel_sizes": [[3, 3, 3]] * n,
+                "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1),
+                "n_conv_per_stage": [1] * n,
+                "n_conv_per_stage_decoder": [1] * (n - 1),
+                "conv_bias": True,
+                "norm_op": norm,
+                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    pcrl.setdefault("finetune", {"epochs": 1, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "configurations": {
+            "3d_fullres": fullres,
+            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        },
+        "pcrl": pcrl,
+    }
+
+
+@pytest.fixture(scope="module")
+def preprocessed(tmp_path_factory):
+    """nnUNet_preprocessed with four cases, as nnU-Net's preprocessing writes them."""
+    root = tmp_path_factory.mktemp("preprocessed")
+    data = root / DATASET / "nnUNetPlans_3d_fullres"
+    data.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        image = rng.normal(size=(1, 14, 14, 14)).astype(np.float32)
+        seg = np.zeros((1, 14, 14, 14), np.int8)
+        seg[:, 4:8, 4:8, 4:8], seg[:, 8:11, 4:8, 4:8] = 1, 2
+        locations = {label: np.argwhere(seg == label) for label in (1, 2)}
+        chunks = {name: image.shape for name in ("chunks", "blocks", "chunks_seg", "blocks_seg")}
+        nnUNetDatasetBlosc2.save_case(image, seg, {"class_locations": locations}, str(data / f"case_{i}"), **chunks)
+    files = {"dataset.json": DATASET_JSON, "splits_final.json": SPLITS, "dataset_fingerprint.json": {}}
+    for name, content in files.items():
+        (root / DATASET / name).write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folders(preprocessed, tmp_path, monkeypatch):
+    """nnU-Net's folders; results are this test's own. Data are loaded in this process."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # seconds, and none of ours
+    return tmp_path / "results" / DATASET
+
+
+def make(trainer=PCRLFinetuneTrainer, plan=None, configuration="3d_fullres", fold=0, continue_training=False):
+    plan = {**(plan or make_plan()), "continue_training": continue_training}
+    return trainer(plan, configuration, fold, DATASET_JSON, device=torch.device("cpu"))
+
+
+def pretrain(results, fold="all", configuration="3d_fullres", plan=None, channels=1, cases=()):
+    """A finished pretraining's file, of a network whose every parameter is random. Returns its path and encoder."""
+    plan = plan or make_plan()
+    this = PlansManager(plan).get_configuration("3d_fullres")
+    network = get_network_from_plans(
+        this.network_arch_class_name,
+        this.network_arch_init_kwargs,
+        this.network_arch_init_kwargs_req_import,
+        channels,
+        3,
+        deep_supervision=True,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    state = network.state_dict()
+    folder = results / f"PCRLPretrainTrainer__nnUNetPlans__{configuration}" / f"fold_{fold}"
+    folder.mkdir(parents=True)
+    path = str(folder / checkpoint.FINAL)
+    content = {
+        "format": checkpoint.FORMAT,
+        "network_weights": state,
+        "random_keys": [k for k in state if k.startswith("decoder.") and not k.startswith("decoder.encoder.")],
+        "num_input_channels": channels,
+        "cases": list(cases),
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
+            plan, configuration, this.configuration, (8, 8, 8), channels, network
+        ),
+        "method": "pcrlv2",
+        "datasets": [DATASET],
+        "configuration": configuration,
+        "fold": fold,
+        "epochs": 240,
+    }
+    checkpoint.write(path, content)
+    return path, encoder_of(network)
+
+
+def encoder_of(network):
+    return {name: value.clone() for name, value in network.encoder.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def run_training(trainer, monkeypatch, **options):
+    """As nnUNetv2_train does it, without the final validation. Returns the encoder at the first step."""
+    at_first_step = []
+    step = type(trainer).train_step
+
+    def recording_step(self, batch):
+        at_first_step.append(encoder_of(self.network))
+        return step(self, batch)
+
+    monkeypatch.setattr(type(trainer), "train_step", recording_step)
+    maybe_load_checkpoint(trainer, options.get("c", False), False, options.get("pretrained_weights"))
+    trainer.run_training()
+    return at_first_step[0] if at_first_step else None
+
+
+def log_of(trainer):
+    with open(trainer.log_file) as file:
+        return file.read()
+
+
+def test_the_encoder_at_the_first_step_is_the_checkpoints(folders, monkeypatch):
+    path, pretrained = pretrain(folders)
+    trainer = make()
+    assert equal(run_training(trainer, monkeypatch), pretrained)
+    report = json.loads((folders / "PCRLFinetuneTrainer__nnUNetPlans__3d_fullres/fold_0/transfer.json").read_text())
+    assert report["checkpoint"] == path
+    assert report["encoder_share"] == 1
+    assert set(report["loaded"]) == {n for n, _ in trainer.network.named_parameters() if n.startswith("encoder.")}
+    assert "100.0% of the encoder" in log_of(trainer)
+    assert path in log_of(trainer)
+
+
+def test_scratch_is_the_same_training_without_the_weights(folders, monkeypatch):
+    _, pretrained = pretrain(folders)
+    scratch, finetune_trainer = make(PCRLScratchTrainer), make()
+    assert not equal(run_training(scratch, monkeypatch), pretrained)
+    assert not os.path.exists(os.path.join(scratch.output_folder, "transfer.json"))
+    assert scratch.settings == finetune_trainer.settings
+
+
+def test_a_continued_training_keeps_its_own_weights(folders, monkeypatch):
+    pretrain(folders)
+    longer = make_plan(finetune={"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
+    first = make()
+    run_training(first, monkeypatch)
+    trained = encoder_of(first.network)
+    resumed = make(plan=longer, continue_training=True)
+    assert equal(run_training(resumed, monkeypatch, c=True), trained)
+    assert resumed.current_epoch == 2
+    assert "no pretrained encoder is loaded" in log_of(resumed)
+
+
+def test_continuing_without_a_checkpoint_is_a_new_training_that_loads(folders, monkeypatch):
+    _, pretrained = pretrain(folders)
+    assert equal(run_training(make(continue_training=True), monkeypatch, c=True), pretrained)
+
+
+def test_validation_alone_loads_the_trained_weights_only(folders, monkeypatch):
+    pretrain(folders)
+    first = make()
+    run_training(first, monkeypatch)
+    validating = make()
+    monkeypatch.setattr(finetune.transfer, "load_encoder", None)  # calling it would fail
+    maybe_load_checkpoint(validating, False, True)
+    assert equal(encoder_of(validating.network), encoder_of(first.network))
+
+
+def test_weights_given_to_nnunet_stay(folders, monkeypatch, tmp_path):
+    pretrain(folders)
+    other, given = pretrain(tmp_path / "elsewhere")
+    trainer = make()
+    assert equal(run_training(trainer, monkeypatch, pretrained_weights=other), given)
+    assert "-pretrained_weights were given: they stay" in log_of(trainer)
+
+
+def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_left_behind(folders, monkeypatch):
+    trainer = make(fold=1)
+    monkeypatch.setattr(trainer, "get_dataloaders", None)  # calling it would fail: loaders' processes would be left
+    with pytest.raises(SystemExit) as error:
+        trainer.on_train_start()
+    message = str(error.value.code)
+    assert "PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_1/checkpoint_final.pth" in message
+    assert "PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/checkpoint_final.pth" in message
+    assert f"pcrl_nnunet_pretrain -d {DATASET} -p nnUNetPlans -c 3d_fullres" in message
+    assert "PCRLScratchTrainer" in message
+    assert "\n" not in message
+    assert not folders.exists()
+
+
+def test_earlier_results_survive_a_training_that_cannot_start(folders):
+    kept = folders / "PCRLFinetuneTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("a result")
+    with pytest.raises(SystemExit):
+        make().on_train_start()
+    assert kept.read_text() == "a result"
+
+
+def test_another_folds_pretraining_is_not_taken(folders):
+    pretrain(folders, fold=1)
+    with pytest.raises(SystemExit, match="no pretrained encoder for fold 0"):
+        make(fold=0).on_train_start()
+
+
+def test_the_folds_own_pretraining_comes_before_that_on_all_cases(folders, monkeypatch):
+    pretrain(folders, fold="all")
+    _, own = pretrain(folders, fold=0)
+    assert equal(run_training(make(fold=0), monkeypatch), own)
+
+
+def test_an_unfinished_pretraining_is_named(folders):
+    path, _ = pretrain(folders)
+    os.rename(path, os.path.join(os.path.dirname(path), checkpoint.LATEST))
+    with pytest.raises(SystemExit, match="not finished"):
+        make().on_train_start()
+
+
+def test_the_plans_checkpoint_comes_first(folders, monkeypatch, tmp_path):
+    pretrain(folders)
+    path, named = pretrain(tmp_path / "elsewhere")
+    plan = make_plan(checkpoint=path)
+    assert equal(run_training(make(plan=plan), monkeypatch), named)
+
+
+def test_a_checkpoint_that_the_plan_names_and_that_is_missing_is_an_error(folders):
+    pretrain(folders)
+    with pytest.raises(SystemExit, match=r"pcrl\.checkpoint /nowhere/x\.pth does not exist"):
+        make(plan=make_plan(checkpoint="/nowhere/x.pth")).on_train_start()
+
+
+def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders):
+    pretrain(folders, plan=make_plan(features=[4, 8, 16]))
+    with pytest.raises(
+        SystemExit, match=r"features_per_stage: \[4, 8, 16\] in the checkpoint, \[4, 8, 8\] in the plan"
+    ):
+        make().on_train_start()
+    assert not list(folders.glob("PCRLFinetuneTrainer*"))
+
+
+def test_a_checkpoint_of_another_width_is_used_in_part_if_asked_for(folders):
+    _, pretrained = pretrain(folders, plan=make_plan(features=[4, 8, 16]))
+    trainer = make(plan=make_plan(finetune={"allow_partial_encoder": True}))
+    trainer.on_train_start()
+    assert torch.equal(
+        encoder_of(trainer.network)["stages.0.0.convs.0.conv.weight"], pretrained["stages.0.0.convs.0.conv.weight"]
+    )
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(folders):
+    path, _ = pretrain(folders)
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(SystemExit, match=r"checkpoint_final\.pth cannot be read"):
+        make().on_train_start()
+
+
+def test_a_cascade_takes_the_full_resolutions_encoder_and_zero_for_its_label_channels(folders):
+    _, pretrained = pretrain(folders)
+    trainer = make(configuration="3d_cascade_fullres")
+    trainer.initialize()
+    trainer._load_pretrained_encoder()
+    first = trainer.network.encoder.stages[0][0].convs[0].conv.weight
+    assert first.shape[1] == 3
+    assert torch.equal(first[:, :1], pretrained["stages.0.0.convs.0.conv.weight"])
+    assert not first[:, 1:].any()
+
+
+def test_a_cascades_own_pretraining_comes_first(folders):
+    pretrain(folders)
+    _, own = pretrain(folders, configuration="3d_cascade_fullres")
+    trainer = make(configuration="3d_cascade_fullres")
+    trainer.initialize()
+    trainer._load_pretrained_encoder()
+    first = trainer.network.encoder.stages[0][0].convs[0].conv.weight
+    assert torch.equal(first[:, :1], own["stages.0.0.convs.0.conv.weight"])
+
+
+def test_low_resolution_does_not_take_the_full_resolutions(folders):
+    pretrain(folders)
+    with pytest.raises(SystemExit, match="3d_lowres"):
+        make(configuration="3d_lowres").on_train_start()
+
+
+def test_validation_cases_that_pretraining_saw_are_named(folders, preprocessed, monkeypatch):
+    case_3 = find_cases(str(preprocessed / DATASET / "nnUNetPlans_3d_fullres"))[3]
+    pretrain(folders, cases=[{"name": "renamed", "dataset": "Dataset001_X", "sha256": fingerprint(case_3)}])
+    trainer = make()
+    trainer.on_train_start()
+    assert "1 of this fold's 1 validation cases: case_3 (as renamed)" in log_of(trainer)
+
+
+def test_checkpoints_are_predicted_from_by_stock_nnunet(folders, monkeypatch):
+    pretrain(folders)
+    trainer = make()
+    run_training(trainer, monkeypatch)
+    assert sorted(f for f in os.listdir(trainer.output_folder) if "checkpoint" in f) == [
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    ]
+    content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)
+    assert content["trainer_name"] == "nnUNetTrainer"
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, use_folds=(0,))
+    logits = predictor.predict_logits_from_preprocessed_data(torch.randn(1, 14, 14, 14))
+    assert logits.shape == (3, 14, 14, 14)
+    assert equal(encoder_of(predictor.network), encoder_of(trainer.network))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(folders, monkeypatch):
+    trainer = make(PCRLScratchTrainer)
+    trainer.initialize()
+    path = os.path.join(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(path)
+    with open(path, "rb") as file:
+        before = file.read()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        trainer.save_checkpoint(path)
+    with open(path, "rb") as file:
+        assert file.read() == before
+    assert [name for name in os.listdir(trainer.output_folder) if "checkpoint" in name] == ["checkpoint_latest.pth"]
+
+
+def test_disabled_checkpointing_writes_none(folders):
+    trainer = make(PCRLScratchTrainer)
+    trainer.disable_checkpointing = True
+    trainer.initialize()
+    trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
+    assert not [name for name in os.listdir(trainer.output_folder) if "checkpoint" in name]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "epochs"),
+    [
+        (PCRLFinetuneTrainer, 1000),
+        (PCRLFinetuneTrainer_50epochs, 50),
+        (PCRLFinetuneTrainer_250epochs, 250),
+        (PCRLScratchTrainer, 1000),
+        (PCRLScratchTrainer_50epochs, 50),
+        (PCRLScratchTrainer_250epochs, 250),
+    ],
+)
+def test_siblings_differ_in_their_epochs_and_a_warm_up_in_proportion(trainer, epochs):
+    settings = make(trainer, plan=make_plan(finetune={})).settings
+    assert (settings.epochs, settings.warmup_epochs) == (epochs, epochs // 20)
+
+
+def test_a_siblings_epochs_win_over_the_plans():
+    assert make(PCRLFinetuneTrainer_50epochs, plan=make_plan(finetune={"epochs": 7})).num_epochs == 50
+
+
+def test_the_plans_settings_are_used_and_logged(folders):
+    given = {
+        "epochs": 9,
+        "iters_per_epoch": 3,
+        "val_iters_per_epoch": 2,
+        "initial_lr": 0.5,
+        "weight_decay": 0.25,
+        "warmup_epochs": 4,
+    }
+    trainer = make(PCRLScratchTrainer, plan=make_plan(finetune=given))
+    trainer.on_train_start()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (9, 3, 2)
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.25
+    trainer.lr_scheduler.step(3)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.5
+    assert "initial_lr=0.5" in log_of(trainer)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epoch": 3}, r"pcrl\.finetune\.epoch is not a setting.*epochs"),
+        ({"epochs": "3"}, r"pcrl\.finetune\.epochs is '3'"),
+        ({"epochs": 3, "warmup_epochs": 3}, r"warmup_epochs is 3; expected .* less than the 3 epochs"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_before_a_folder_is_made(folders, given, message):
+    with pytest.raises(SystemExit, match=message):
+        make(plan=make_plan(finetune=given))
+    assert not folders.exists()
+
+
+def test_a_configuration_that_the_plan_lacks_is_an_error(folders):
+    with pytest.raises(SystemExit, match=r"no configuration '2d'; it has 3d_fullres, 3d_lowres"):
+        make(configuration="2d")
+    assert not folders.exists()
+
+
+def test_a_missing_gpu_is_an_error(folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="add -device cpu"):
+        PCRLScratchTrainer(make_plan(), "3d_fullres", 0, DATASET_JSON)
+    assert not folders.exists()
+
+
+def test_an_unset_results_folder_is_an_error(monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(SystemExit, match="nnUNet_results is not set"):
+        make()
+
+
+def test_the_callers_plan_is_not_changed(folders, monkeypatch):
+    pretrain(folders)
+    plan = {**make_plan(), "continue_training": False}
+    before = copy.deepcopy(plan)
+    trainer = PCRLFinetuneTrainer(plan, "3d_fullres", 0, DATASET_JSON, device=torch.device("cpu"))
+    trainer.on_train_start()
+    assert plan == before
+
+
+def rates(scheduler, optimizer, epochs):
+    result = []
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        result.append(optimizer.param_groups[0]["lr"])
+    return result
+
+
+def test_the_rate_rises_linearly_and_then_falls_as_nnunets():
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    warmed = rates(finetune.WarmupPolyLR(optimizer, 1.0, 10, 4), optimizer, 10)
+    assert warmed[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert warmed[4:] == rates(PolyLRScheduler(optimizer, 1.0, 6), optimizer, 6)
+
+
+def test_without_warm_up_the_rate_is_nnunets():
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    stock = rates(PolyLRScheduler(optimizer, 0.1, 10), optimizer, 10)
+    assert rates(finetune.WarmupPolyLR(optimizer, 0.1, 10, 0), optimizer, 10) == stock
