@@ -93,7 +93,7 @@ def _open(path: str) -> Any:
         return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1})
     if path.endswith(".npy"):
         return np.load(path, mmap_mode="r")
-    with np.load(path) as archive:
+    with open(path, "rb") as file, np.load(file) as archive:  # numpy leaves a damaged file open
         return archive["data"]
 
 
@@ -217,7 +217,9 @@ class Batches:
     def __next__(self) -> dict[str, Any]:
         try:
             batch = next(self._source)
-        except RuntimeError as error:  # of batchgenerators; whatever happened to the worker
+        except RuntimeError as error:
+            if isinstance(self._source, SingleThreadedAugmenter):
+                raise
             raise UserError(
                 "a process that loads data has ended unexpectedly, most often for want of memory: "
                 "set nnUNet_n_proc_DA to a smaller number"

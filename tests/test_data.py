@@ -1,0 +1,237 @@
+"""Cases on disk, and batches that do not depend on who makes them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+
+from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.config import Augmentation, Views
+from pcrl_nnunet.data import Case, CaseVolume, ViewLoader, find_cases, make_loader, read_box
+from pcrl_nnunet.errors import UserError
+
+VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3)
+VIEWS_2D = Views(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
+
+
+def write(path: Path, array: np.ndarray) -> np.ndarray:
+    blosc2.asarray(array, chunks=(1, *(max(1, n // 2) for n in array.shape[1:])), urlpath=str(path), mode="w")
+    return array
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three cases of different shapes with two channels, as nnU-Net names them."""
+    rng = np.random.default_rng(0)
+    for name, shape in (("b", (2, 12, 14, 9)), ("a", (2, 20, 8, 10)), ("c", (2, 3, 30, 30))):
+        write(tmp_path / f"{name}.b2nd", rng.standard_normal(shape).astype(np.float32))
+        write(tmp_path / f"{name}_seg.b2nd", np.zeros((1, *shape[1:]), dtype=np.int8))
+        (tmp_path / f"{name}.pkl").write_bytes(b"not to be read")
+    return tmp_path
+
+
+def batches(folder: Path, steps: int, **arguments: Any) -> list[dict[str, Any]]:
+    given = {"views": VIEWS, "augmentation": Augmentation(), "batch_size": 2, "seed": 5}
+    loader = make_loader(find_cases(str(folder)), **{**given, **arguments})
+    try:
+        return [next(loader) for _ in range(steps)]
+    finally:
+        loader.close()
+
+
+def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first["cases"] == second["cases"]
+    for name in ("target", "input", "local"):
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_cases_are_the_images_in_order_of_name(folder: Path) -> None:
+    assert [case.name for case in find_cases(str(folder))] == ["a", "b", "c"]
+    assert find_cases(str(folder))[0].path == str(folder / "a.b2nd")
+
+
+def test_cases_are_found_and_batches_the_same_without_segmentations_and_properties(folder: Path) -> None:
+    (before,) = batches(folder, 1)
+    for file in [*folder.glob("*_seg.b2nd"), *folder.glob("*.pkl")]:
+        file.unlink()
+    (after,) = batches(folder, 1)
+    assert_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_a_folder_without_cases_says_what_to_run(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"no preprocessed images in .*: run nnUNetv2_preprocess"):
+        find_cases(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".b2nd", ".npy", ".npz"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_box_is_read_from_each_of_nnunets_formats(tmp_path: Path, suffix: str, dtype: type) -> None:
+    path = tmp_path / f"x{suffix}"
+    array: np.ndarray = np.random.default_rng(0).standard_normal((2, 9, 10, 11)).astype(dtype)
+    if suffix == ".b2nd":
+        write(path, array)
+    elif suffix == ".npy":
+        np.save(path, array)
+    else:
+        np.savez_compressed(path, data=array, seg=np.zeros(3))
+    box, (case,) = Box((1, 0, 5), (4, 10, 6)), find_cases(str(tmp_path))
+    read = read_box(case, box)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, array[box.index()].astype(np.float32))
+
+
+def test_an_unpacked_array_is_preferred_to_its_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 2, 2, 2)))
+    np.savez(tmp_path / "x.npz", data=np.zeros((1, 2, 2, 2)))
+    assert find_cases(str(tmp_path)) == [Case("x", str(tmp_path / "x.npy"))]
+
+
+def test_only_the_box_is_read_from_disk(tmp_path: Path) -> None:
+    array = write(tmp_path / "x.b2nd", np.random.default_rng(0).standard_normal((1, 64, 64, 64)).astype(np.float32))
+    volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
+    content = bytearray((tmp_path / "x.b2nd").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + len(content) // 4] = bytes(len(content) // 4)  # of other chunks, in place
+    with open(tmp_path / "x.b2nd", "r+b") as file:
+        file.write(content)
+    box, whole = Box((0, 0, 0), (20, 20, 20)), Box((0, 0, 0), (64, 64, 64))
+    np.testing.assert_array_equal(volume[box.index()], array[box.index()])
+    with pytest.raises((UserError, AssertionError)):  # the damage is there, but not in this box
+        np.testing.assert_array_equal(volume[whole.index()], array)
+
+
+@pytest.mark.parametrize("suffix", [".b2nd", ".npy", ".npz"])
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_truncated_case_is_named(tmp_path: Path, suffix: str, left: float) -> None:
+    path = tmp_path / f"case_7{suffix}"
+    array = np.random.default_rng(0).standard_normal((1, 30, 30, 30)).astype(np.float32)
+    if suffix == ".b2nd":
+        write(path, array)
+    elif suffix == ".npy":
+        np.save(path, array)
+    else:
+        np.savez(path, data=array)
+    os.truncate(path, int(left * path.stat().st_size))
+    with pytest.raises(UserError, match=rf"case case_7 cannot be read from .*case_7\{suffix} \(.*preprocess the image"):
+        read_box(Case("case_7", str(path)), Box((0, 0, 0), (30, 30, 30)))
+
+
+def test_a_case_truncated_while_it_is_open_is_named(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).standard_normal((1, 64, 64, 64)).astype(np.float32)
+    write(tmp_path / "x.b2nd", array)
+    volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
+    os.truncate(tmp_path / "x.b2nd", 2000)
+    with pytest.raises(UserError, match="case x cannot be read"):
+        volume[Box((0, 0, 0), (64, 64, 64)).index()]
+
+
+def test_a_case_that_vanished_is_named(folder: Path) -> None:
+    cases = find_cases(str(folder))
+    (folder / "b.b2nd").unlink()
+    with pytest.raises(UserError, match=r"case b cannot be read from .*b\.b2nd \(the file is missing\)"):
+        CaseVolume(cases[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_case_with_voxels_that_are_not_finite_is_named(tmp_path: Path, value: float) -> None:
+    array = np.zeros((1, 6, 6, 6), dtype=np.float32)
+    array[0, 3, 3, 3] = value
+    write(tmp_path / "x.b2nd", array)
+    with pytest.raises(UserError, match=r"case x has voxels that are not finite numbers \(NaN or infinity\)"):
+        read_box(Case("x", str(tmp_path / "x.b2nd")), Box((0, 0, 0), (6, 6, 6)))
+    np.testing.assert_array_equal(read_box(Case("x", str(tmp_path / "x.b2nd")), Box((0, 0, 0), (6, 6, 3))), 0)
+
+
+def test_a_batch_has_two_global_and_all_local_views_of_each_sample(folder: Path) -> None:
+    (batch,) = batches(folder, 1, batch_size=4)
+    assert set(batch) == {"target", "input", "local", "cases"}
+    assert batch["target"].shape == batch["input"].shape == (4, 2, 2, 8, 8, 8)
+    assert batch["local"].shape == (4, 3, 2, 4, 4, 4)
+    assert {batch[name].dtype for name in ("target", "input", "local")} == {np.dtype(np.float32)}
+    assert set(batch["cases"]) <= {"a", "b", "c"}
+
+
+def test_2d_views_of_volumes_have_two_axes(folder: Path) -> None:
+    (batch,) = batches(folder, 1, views=VIEWS_2D, batch_size=3)
+    assert batch["target"].shape == (3, 2, 2, 8, 8)
+    assert batch["local"].shape == (3, 3, 2, 4, 4)
+
+
+def test_without_augmentation_the_input_is_the_target_in_memory_of_its_own(folder: Path) -> None:
+    none = replace(Augmentation(), p_noise=0.0, p_blur=0.0, p_gamma=0.0, p_swap=0.0)
+    (batch,) = batches(folder, 1, augmentation=none)
+    np.testing.assert_array_equal(batch["input"], batch["target"])
+    assert not np.shares_memory(batch["input"], batch["target"])
+
+
+def test_inputs_differ_from_targets_and_the_views_of_a_sample_from_each_other(folder: Path) -> None:
+    always = replace(Augmentation(), p_noise=1.0)
+    (batch,) = batches(folder, 1, augmentation=always)
+    assert np.all(np.any(batch["input"] != batch["target"], axis=(2, 3, 4, 5)))
+    assert np.all(np.any(batch["local"][:, 1:] != batch["local"][:, :-1], axis=(2, 3, 4, 5)))
+    assert np.any(batch["target"][:, 0] != batch["target"][:, 1])
+
+
+def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -> None:
+    expected = batches(folder, 5)
+    for num_workers in (1, 3):
+        for first, second in zip(expected, batches(folder, 5, num_workers=num_workers), strict=True):
+            assert_equal(first, second)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_that_starts_later_continues_the_sequence(folder: Path, num_workers: int) -> None:
+    for first, second in zip(
+        batches(folder, 5)[3:], batches(folder, 2, first_step=3, num_workers=num_workers), strict=True
+    ):
+        assert_equal(first, second)
+
+
+def test_a_sample_is_a_function_of_seed_rank_step_and_index(folder: Path) -> None:
+    cases = find_cases(str(folder))
+
+    def targets(seed: int = 0, rank: int = 0, step: int = 0, index: int = 0) -> bytes:
+        loader = ViewLoader(cases, VIEWS, Augmentation(), 2, seed, rank)
+        return loader.sample(step, index)["target"].tobytes()
+
+    assert targets(1, 2, 3, 4) == targets(1, 2, 3, 4)
+    assert len({targets(), targets(seed=1), targets(rank=1), targets(step=1), targets(index=1)}) == 5
+
+
+def test_every_case_is_drawn(folder: Path) -> None:
+    drawn = [name for batch in batches(folder, 10, batch_size=4) for name in batch["cases"]]
+    assert set(drawn) == {"a", "b", "c"}
+
+
+def test_a_loader_can_be_sent_to_a_process(folder: Path) -> None:
+    loader = ViewLoader(find_cases(str(folder)), VIEWS, Augmentation(), 2, 5)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert_equal(loader.generate_train_batch(), copy.generate_train_batch())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_user_is_told_which_case_is_damaged_whoever_reads_it(folder: Path, num_workers: int) -> None:
+    for file in folder.glob("?.b2nd"):
+        os.truncate(file, 100)
+    with pytest.raises(UserError, match=r"case \w cannot be read from"):
+        batches(folder, 1, num_workers=num_workers)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # batchgenerators' own message
+def test_a_worker_that_is_killed_is_said_in_a_sentence(folder: Path) -> None:
+    loader = make_loader(find_cases(str(folder)), VIEWS, Augmentation(), 2, 5, num_workers=1)
+    next(loader)
+    for process in loader._source._processes:  # type: ignore[attr-defined]
+        process.kill()
+    with pytest.raises(UserError, match="a process that loads data has ended unexpectedly"):
+        for _ in range(20):  # some batches were ready
+            next(loader)
+    loader.close()

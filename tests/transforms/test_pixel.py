@@ -1,0 +1,134 @@
+"""Pixel augmentation: what it does, what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pcrl_nnunet.config import Augmentation
+from pcrl_nnunet.transforms.pixel import PixelParameters, PixelTransform, apply_pixel, sample_pixel
+
+ALWAYS: dict[str, Any] = {"p_noise": 1.0, "p_blur": 1.0, "p_gamma": 1.0, "p_swap": 1.0}
+ZERO: dict[str, Any] = {"noise_sd": 0.0, "blur_sigma": 0.0, "gamma": 0.0, "swap_blocks": 0}
+
+
+def views(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def augment(images: np.ndarray, swap: bool = True, **strengths: Any) -> dict[str, Any]:
+    transform = PixelTransform(Augmentation(**{**ALWAYS, **strengths}), "target", "input", swap)
+    zoom = [(1.0,) * (images.ndim - 2)] * len(images)
+    return transform(target=images, target_zoom=zoom, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("off", [ZERO, dict.fromkeys(ALWAYS, 0.0)])
+@pytest.mark.parametrize("shape", [(2, 2, 8, 9, 7), (1, 3, 16, 16), (2, 1, 1, 1)])
+def test_zero_strength_is_the_identity_but_a_copy(shape: tuple[int, ...], off: dict[str, Any]) -> None:
+    images = views(*shape)
+    augmented = augment(images, **off)
+    np.testing.assert_array_equal(augmented["input"], images)
+    assert not np.shares_memory(augmented["input"], augmented["target"])
+
+
+@pytest.mark.parametrize("strength", ["noise_sd", "blur_sigma", "gamma", "swap_blocks"])
+def test_each_augmentation_changes_the_input_and_never_the_target(strength: str) -> None:
+    images = views(2, 2, 16, 16, 8)
+    before = images.copy()
+    augmented = augment(images, **{**ZERO, strength: {"swap_blocks": 100, "blur_sigma": 5.0}.get(strength, 0.5)})
+    assert augmented["target"] is images
+    np.testing.assert_array_equal(images, before)
+    for image, view in zip(augmented["input"], images, strict=True):
+        assert not np.array_equal(image, view)
+    assert augmented["input"].dtype == np.float32
+
+
+def test_applying_is_a_function_of_the_parameters() -> None:
+    view = views(2, 12, 12, 12)
+    parameters = sample_pixel(view.shape, (1.0, 1.0, 1.0), Augmentation(**ALWAYS), np.random.default_rng(0), True)
+    np.testing.assert_array_equal(apply_pixel(view, parameters), apply_pixel(view, parameters))
+
+
+def test_noise_is_independent_in_each_voxel_and_channel_and_its_sd_reaches_from_0_to_the_limit() -> None:
+    rng, sds = np.random.default_rng(0), []
+    for _ in range(100):
+        noise = sample_pixel((2, 12, 12, 12), (1.0,) * 3, Augmentation(**ALWAYS, noise_sd=0.4), rng, False).noise
+        assert noise is not None
+        sds.append(noise.std())
+        assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.15
+    assert 0 < min(sds) < 0.04
+    assert 0.36 < max(sds) < 0.42
+
+
+def test_blur_is_given_in_voxels_of_the_image() -> None:
+    rng = np.random.default_rng(0)
+    blurs = [sample_pixel((1, 8, 8), (0.5, 2.0), Augmentation(**ALWAYS), rng, False).blur for _ in range(100)]
+    sigmas = np.array(blurs)  # (draws, 2), voxels of the view
+    np.testing.assert_allclose(sigmas[:, 0] * 0.5, sigmas[:, 1] * 2.0)
+    assert 1.8 < sigmas[:, 1].max() * 2.0 <= 2.0
+    assert sigmas[:, 1].min() * 2.0 < 0.2
+
+
+def test_blur_smooths_each_channel_by_itself() -> None:
+    view = views(2, 10, 12, 9)
+    expected = ndimage.gaussian_filter(view, (0, 0.8, 1.5, 2.0), mode="nearest")
+    np.testing.assert_allclose(apply_pixel(view, PixelParameters(blur=(0.8, 1.5, 2.0))), expected, atol=1e-6)
+
+
+def test_gamma_keeps_the_range_and_the_order_of_each_channel_and_leaves_a_constant_one() -> None:
+    view = views(3, 10, 12)
+    view[1] *= 100
+    view[2] = -7
+    changed = apply_pixel(view, PixelParameters(gamma=1.3))
+    for channel in (0, 1):
+        low, width = view[channel].min(), np.ptp(view[channel])
+        expected = ((view[channel] - low) / width) ** 1.3 * width + low
+        np.testing.assert_allclose(changed[channel], expected, rtol=1e-4, atol=1e-5 * width)
+    np.testing.assert_array_equal(changed[2], view[2])
+
+
+def test_gamma_exponents_are_symmetric_about_1_in_the_logarithm() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [sample_pixel((1, 2, 2), (1.0, 1.0), Augmentation(**ALWAYS), rng, False).gamma for _ in range(300)]
+    logs = np.log(np.array(drawn, dtype=float))
+    assert -0.3 <= logs.min() < -0.28
+    assert 0.28 < logs.max() <= 0.3
+    assert abs(logs.mean()) < 0.03
+
+
+def test_swap_exchanges_two_blocks_in_all_channels() -> None:
+    view = views(2, 8, 8)
+    swapped = apply_pixel(view, PixelParameters(swap=np.array([[[0, 1], [5, 4]]]), block=(2, 3)))
+    expected = view.copy()
+    expected[:, 0:2, 1:4] = view[:, 5:7, 4:7]
+    expected[:, 5:7, 4:7] = view[:, 0:2, 1:4]
+    np.testing.assert_array_equal(swapped, expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64, 32), (24, 32, 24), (3, 64, 64), (64, 64), (5, 5, 5)])
+def test_swaps_cover_about_the_same_part_of_a_view_of_any_shape(size: tuple[int, ...]) -> None:
+    parameters = sample_pixel((1, *size), (1.0,) * len(size), Augmentation(**ALWAYS), np.random.default_rng(0), True)
+    assert parameters.swap is not None
+    last = parameters.swap + parameters.block
+    assert parameters.swap.min() >= 0
+    assert np.all(last <= size)
+    covered = 2 * len(parameters.swap) * np.prod(parameters.block) / np.prod(size)
+    assert covered == pytest.approx(2 * 100 / 8**3, rel=0.1)
+
+
+def test_only_views_that_ask_for_it_are_swapped() -> None:
+    images = views(1, 1, 16, 16, 16)
+    strengths = {**ZERO, "swap_blocks": 100}
+    np.testing.assert_array_equal(augment(images, swap=False, **strengths)["input"], images)
+    assert not np.array_equal(augment(images, swap=True, **strengths)["input"], images)
+
+
+def test_views_may_be_replaced_by_their_augmented_ones() -> None:
+    images = views(3, 1, 6, 6)
+    transform = PixelTransform(Augmentation(**ALWAYS), "local", "local")
+    replaced = transform(local=images, local_zoom=[(1.0, 1.0)] * 3, rng=np.random.default_rng(0))["local"]
+    assert replaced.shape == images.shape
+    assert not np.shares_memory(replaced, images)
