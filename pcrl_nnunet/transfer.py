@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -183,7 +184,8 @@ def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0)
 
 def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Iterable[Case]) -> list[str]:
     """Those of a dataset's cases that the pretraining saw: by name, or by their voxels under another name."""
-    names = {case["name"] for case in checkpoint["cases"] if case["dataset"] == dataset_name}
+    # paths are relative to nnUNet_preprocessed: the dataset's folder comes first
+    names = {case["name"] for case in checkpoint["cases"] if PurePath(case["path"]).parts[0] == dataset_name}
     by_voxels = {case["sha256"]: case["name"] for case in checkpoint["cases"]}
     seen = []
     for case in cases:

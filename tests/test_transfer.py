@@ -203,9 +203,9 @@ def test_cases_are_recognised_by_name_and_by_voxels(tmp_path):
         cases.append(Case(name, str(tmp_path / f"{name}.npy")))
     checkpoint = {
         "cases": [
-            {"name": "a", "dataset": "Dataset001_X", "sha256": "of another plan's voxels"},
-            {"name": "copy", "dataset": "Dataset002_Y", "sha256": fingerprint(cases[1])},
-            {"name": "c", "dataset": "Dataset002_Y", "sha256": "of another image"},
+            {"name": "a", "path": "Dataset001_X/folder/a.b2nd", "sha256": "of another plan's voxels"},
+            {"name": "copy", "path": "Dataset002_Y/folder/copy.b2nd", "sha256": fingerprint(cases[1])},
+            {"name": "c", "path": "Dataset002_Y/folder/c.b2nd", "sha256": "of another image"},
         ]
     }
     assert transfer.cases_seen(checkpoint, "Dataset001_X", cases) == ["a", "b (as copy)"]

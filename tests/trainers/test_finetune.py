@@ -360,7 +360,9 @@ def test_low_resolution_does_not_take_the_full_resolutions(folders):
 
 def test_validation_cases_that_pretraining_saw_are_named(folders, preprocessed, monkeypatch):
     case_3 = find_cases(str(preprocessed / DATASET / "nnUNetPlans_3d_fullres"))[3]
-    pretrain(folders, cases=[{"name": "renamed", "dataset": "Dataset001_X", "sha256": fingerprint(case_3)}])
+    pretrain(
+        folders, cases=[{"name": "renamed", "path": "Dataset001_X/folder/renamed.b2nd", "sha256": fingerprint(case_3)}]
+    )
     trainer = make()
     trainer.on_train_start()
     assert "1 of this fold's 1 validation cases: case_3 (as renamed)" in log_of(trainer)
