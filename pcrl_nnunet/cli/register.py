@@ -43,12 +43,12 @@ def register() -> list[str]:
     """Write the bridges that are missing or outdated, and remove orphans.
 
     Returns:
-        The files written; empty if there was nothing to do.
+        A line for the user about everything that was done; empty if there was nothing to do.
 
     Raises:
         UserError: nnU-Net is not installed, or its folder cannot be written to.
     """
-    _remove(_orphans())
+    removed = _remove(_orphans())
     paths = [path for path in _bridge_paths() if not _is_current(path)]
     temporary: list[str] = []
     try:
@@ -67,14 +67,17 @@ def register() -> list[str]:
                 os.remove(name)
         raise UserError(_read_only_message(error)) from error
     importlib.invalidate_caches()
-    return paths
+    return [
+        *(f"Removed {path}, left behind by an nnU-Net that is no longer there" for path in removed),
+        *(f"Registered with nnU-Net: wrote {path}" for path in paths),
+    ]
 
 
 def undo() -> list[str]:
     """Remove all bridges, orphans with the folders that are then empty.
 
     Returns:
-        The files and folders removed; empty if there was nothing to do.
+        A line for the user about everything that was removed; empty if there was nothing to do.
 
     Raises:
         UserError: a bridge cannot be removed.
@@ -82,7 +85,7 @@ def undo() -> list[str]:
     removed = _remove(_orphans())
     with suppress(_NoNnunet):
         removed += _remove(path for path in _bridge_paths() if isfile(path))
-    return removed
+    return [f"Removed {path}" for path in removed]
 
 
 def main() -> None:
@@ -99,16 +102,9 @@ def main() -> None:
     if args.check:
         sys.exit(_check())
     if args.undo:
-        removed = undo()
-        print("\n".join(f"Removed {path}" for path in removed) if removed else "Nothing to undo: not registered.")
-        return
-    orphans = _orphans()
-    written = register()
-    for path in orphans:
-        print(f"Removed {path}, which was left behind by an nnU-Net that is no longer there.")
-    for path in written:
-        print(f"Wrote {path}")
-    print("Registered." if written else "Registered already; nothing to do.")
+        print("\n".join(undo() or ["Nothing to undo: not registered."]))
+    else:
+        print("\n".join(register() or ["Registered already; nothing to do."]))
 
 
 def main_entry() -> None:
