@@ -84,11 +84,23 @@ def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def nnssl_adaptation_plan(
-    plans: Mapping[str, Any], configuration: str, patch_size: tuple[int, ...], channels: int, network: nn.Module
+    plans: Mapping[str, Any],
+    name: str,
+    configuration: Mapping[str, Any],
+    patch_size: tuple[int, ...],
+    channels: int,
+    network: nn.Module,
 ) -> dict[str, Any]:
-    """What nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find it in `network_weights`."""
-    this = plans["configurations"][configuration]
-    architecture = this["architecture"]
+    """What nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find it in `network_weights`.
+
+    Args:
+        plans: nnU-Net's plan.
+        name, configuration: of the configuration, and what nnU-Net's `ConfigurationManager` holds for it.
+        patch_size: the pretraining's global input size, voxels.
+        channels: input channels of the pretraining.
+        network: the plan's own network.
+    """
+    architecture = configuration["architecture"]
     return {
         "architecture_plans": {
             "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
@@ -98,10 +110,10 @@ def nnssl_adaptation_plan(
         "pretrain_plan": {
             "dataset_name": plans["dataset_name"],
             "plans_name": plans["plans_name"],
-            "configurations": {configuration: {"spacing": this["spacing"], "patch_size": list(patch_size)}},
+            "configurations": {name: {"spacing": configuration["spacing"], "patch_size": list(patch_size)}},
         },
         "pretrain_num_input_channels": channels,
-        "recommended_downstream_patchsize": list(this["patch_size"]),
+        "recommended_downstream_patchsize": list(configuration["patch_size"]),
         "key_to_encoder": network.key_to_encoder,
         "key_to_stem": network.key_to_stem,
         "keys_to_in_proj": list(network.keys_to_in_proj),

@@ -96,7 +96,6 @@ class PretrainSettings:
     initial_lr: float = 1e-2
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    warmup_epochs: int = 0
     augmentation: Augmentation = Augmentation()
 
     def __post_init__(self) -> None:
@@ -162,37 +161,37 @@ def _with(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Setting
 
 
 def pretrain_settings(
-    plan: Mapping[str, Any], configuration: str, strides: Sequence[Sequence[int]], **overrides: Any
+    plan: Mapping[str, Any], name: str, configuration: Mapping[str, Any], **overrides: Any
 ) -> PretrainSettings:
     """Effective settings: defaults derived from the plan, then its ``pcrl.pretrain`` part, then overrides.
 
     Args:
         plan: nnU-Net's plan.
-        configuration: a configuration of the plan that has a patch of its own.
-        strides: of the encoder, one entry a stage and axis.
+        name: of the configuration, such as 3d_fullres.
+        configuration: what nnU-Net's `ConfigurationManager` holds for it (inheritance resolved).
         overrides: fields of `PretrainSettings`; None means not given.
     """
-    this = plan["configurations"][configuration]
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
     given = dict(plan.get("pcrl", {}).get("pretrain", {}))
-    given_views = given.pop("views", {}).get(configuration, {})
+    given_views = given.pop("views", {}).get(name, {})
     given_augmentation = given.pop("augmentation", {})
     views, batch_size = configure_views(
-        patch_size=this["patch_size"],
-        batch_size=this["batch_size"],
+        patch_size=configuration["patch_size"],
+        batch_size=configuration["batch_size"],
         strides=strides,
-        median_size=this["median_image_size_in_voxels"],
-        spacing=this["spacing"],
+        median_size=configuration["median_image_size_in_voxels"],
+        spacing=configuration["spacing"],
     )
     if given_views:
-        views = _with(views, f"pcrl.pretrain.views.{configuration}", given_views)
-        batch_size = _fitting_pairs(this["patch_size"], this["batch_size"], views)
+        views = _with(views, f"pcrl.pretrain.views.{name}", given_views)
+        batch_size = _fitting_pairs(configuration["patch_size"], configuration["batch_size"], views)
     check_views(views, strides)
     settings = PretrainSettings(
         views=views,
         batch_size=max(batch_size, DEFAULT_MIN_PAIRS),
         augmentation=_with(Augmentation(), "pcrl.pretrain.augmentation", given_augmentation),
     )
-    given.update({name: value for name, value in overrides.items() if value is not None})
+    given.update({key: value for key, value in overrides.items() if value is not None})
     return _with(settings, "pcrl.pretrain", given)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
 from pcrl_nnunet.models import ComparisonHead, NonSkipDecoder, RestorationHead
-from pcrl_nnunet.models.nonskip import bottleneck_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class PCRLv2(nn.Module):
         return StepOutput(loss, detached, level, restored.detach(), v.detach(), p.detach())
 
     def _features(self, x: Tensor, level: int) -> list[Tensor]:
-        return self.decoder(bottleneck_of(self.encoder, x), level)
+        return self.decoder(self.encoder(x), level)
 
     def _restored(self, features: list[Tensor], level: int, space: tuple[int, ...]) -> Tensor:
         return self.restoration_heads[level - 1](features[level - 1], space)

@@ -5,7 +5,8 @@ B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from torch import Tensor, nn
@@ -67,16 +68,23 @@ class NonSkipDecoder(nn.Module):
         """n - 1 for n encoder stages."""
         return len(self.channels)
 
-    def forward(self, bottleneck: Tensor, level: int) -> list[Tensor]:
-        """F_1..F_level of the bottleneck (B, C, *): the levels above are not computed."""
+    def forward(self, stages: Sequence[Tensor], level: int) -> list[Tensor]:
+        """F_1..F_level; the levels above are not computed.
+
+        Only the bottleneck of the encoder's outputs is decoded; of the others the size is taken. Where it is not a
+        multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k of a stage is voxel
+        k * stride of the stage above, and a local view of 9 voxels is not decoded as one of 16.
+
+        Args:
+            stages: the encoder's outputs (B, C, *), from full resolution to the bottleneck.
+            level: 1 to `num_levels`.
+        """
+        x = stages[-1]
         features = []
-        for upsample, block in zip(self.upsample[:level], self.blocks[:level], strict=True):
-            bottleneck = block(upsample(bottleneck))
-            features.append(bottleneck)
+        for i in range(level):
+            x = self.upsample[i](x)
+            for axis, size in enumerate(stages[-2 - i].shape[2:], start=2):
+                x = x.narrow(axis, 0, size)
+            x = self.blocks[i](x)
+            features.append(x)
         return features
-
-
-def bottleneck_of(encoder: nn.Module, x: Tensor) -> Tensor:
-    """The encoder's last output; nnU-Net's encoders return all stages' for the skip connections."""
-    features = encoder(x)
-    return features if isinstance(features, torch.Tensor) else features[-1]

@@ -1,0 +1,167 @@
+"""pcrl_nnunet_pretrain: PCRLv2 on nnU-Net's preprocessed data, without labels."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+from copy import deepcopy
+from time import time
+from typing import Any
+
+DESCRIPTION = """Pretrain the encoder of an nnU-Net plan's network without labels (PCRLv2), on the preprocessed cases of
+the dataset and on those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train ... -tr PCRLFinetuneTrainer."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcrl_nnunet_pretrain", description=DESCRIPTION)
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
+    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
+    parser.add_argument(
+        "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all, leave none out)"
+    )
+    parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
+    parser.add_argument("-epochs", type=int, help="default: 240, or the plan's")
+    parser.add_argument("-iters_per_epoch", type=int, help="steps an epoch (default: 250, or the plan's)")
+    parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
+    parser.add_argument("-seed", type=int, help="default: 0, or the plan's")
+    parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted pretraining")
+    parser.add_argument("--dry_run", action="store_true", help="print sizes, memory and hours; write nothing")
+    return parser
+
+
+def main() -> None:
+    """Parse, check, pretrain."""
+    args = _parser().parse_args()
+    from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import load_plan
+
+    plan = load_plan(args.d, args.p, args.c)
+    if not os.environ.get("nnUNet_results") and not args.dry_run:
+        raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
+    fold = _fold(args.f)
+    device = _device(args.device)
+    overrides = {name: getattr(args, name) for name in ("epochs", "iters_per_epoch", "batch_size", "seed")}
+    if args.dry_run:
+        _dry_run(plan, fold, device, overrides)
+        return
+    if not register.is_registered():
+        for line in register.register():
+            print(line)
+    trainer = _trainer(plan, fold, device, overrides, args.continue_training)
+    _run(trainer, args.continue_training)
+
+
+def _run(trainer: Any, continue_training: bool) -> None:
+    from pcrl_nnunet import checkpoint
+
+    latest, final = (os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.FINAL))
+    if continue_training and os.path.isfile(latest):
+        trainer.load_checkpoint(latest)
+        trainer.print_to_log_file(f"Continuing after epoch {trainer.current_epoch} from {latest}")
+    elif continue_training and os.path.isfile(final):
+        trainer.print_to_log_file(f"This pretraining is finished: {final}")
+        return
+    elif continue_training:
+        trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
+    trainer.run_training()
+
+
+def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], continue_training: bool = False) -> Any:
+    from pcrl_nnunet.config import pretrain_settings
+    from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
+
+    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
+    plans = {**deepcopy(plan.plans), "continue_training": continue_training, "pcrl_settings": settings}
+    return PCRLPretrainTrainer(plans, plan.configuration, fold, plan.dataset_json, device)
+
+
+def _fold(text: str) -> int | str:
+    from pcrl_nnunet.errors import UserError
+
+    if text != "all" and not text.isdigit():
+        raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
+    return text if text == "all" else int(text)
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    from pcrl_nnunet.errors import UserError
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        name = next(kind for kind, there in present.items() if there)
+        print(f"Using device {name}" + (": no GPU was found" if name == "cpu" else ""))
+    if name not in present:
+        raise UserError(f"-device is '{name}'; expected cuda, cpu or mps")
+    if not present[name]:
+        raise UserError(f"-device {name} was asked for, but torch finds none here; leave -device out to use what there is")
+    return torch.device(name)
+
+
+def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any]) -> None:
+    """Sizes, estimated memory, and a few real steps on the device, in a results folder that is thrown away."""
+    import torch
+
+    from pcrl_nnunet.memory import estimated_peak
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["nnUNet_results"] = folder
+        trainer = _trainer(plan, fold, device, overrides)
+        trainer.initialize()
+        settings, levels = trainer.settings, trainer.network.decoder.num_levels
+        views = settings.views
+        estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
+        trainer.dataloader_train = trainer.get_dataloaders()
+        try:
+            # one step a level, the deepest first: it needs the most memory, and warms up
+            by_level = {trainer.network.draw_level(settings.seed, step): step for step in range(100 * levels)}
+            trainer.train_step(next(trainer.dataloader_train), by_level[levels])
+            seconds = []
+            for level in range(1, levels + 1):
+                start = time()
+                trainer.train_step(next(trainer.dataloader_train), by_level[level])
+                seconds.append(time() - start)
+        finally:
+            trainer.dataloader_train.close()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    a_step = sum(seconds) / len(seconds)
+    steps = settings.epochs * settings.iters_per_epoch
+    print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
+    print(f"  cases                 {len(trainer.cases)}")
+    print(f"  global crops          {', '.join(_x(size) for size in views.global_crop_sizes)} voxels")
+    print(f"  global input          {_x(views.global_input_size)} voxels")
+    print(f"  local crops           {', '.join(_x(size) for size in views.local_crop_sizes)} voxels")
+    print(f"  local input           {_x(views.local_input_size)} voxels, {views.num_local} a pair")
+    print(f"  spacing               {' x '.join(f'{s:g}' for s in views.spacing)} mm")
+    print(f"  batch                 {settings.batch_size} pairs")
+    print(f"  levels                {levels}, restoration: {settings.restoration}")
+    print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
+    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network, {peak / 2**30:.2f} GB measured "
+          + (f"on {device}" if device.type == "cuda" else "for the process"))
+    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level), "
+          f"{a_step * steps / 3600:.1f} hours in all")
+
+
+def _x(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
+def main_entry() -> None:
+    """The console script."""
+    from pcrl_nnunet.errors import console
+
+    console(main)
+
+
+if __name__ == "__main__":
+    main_entry()

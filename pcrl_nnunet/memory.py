@@ -1,0 +1,38 @@
+"""How much memory a training step takes, from shapes alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from pcrl_nnunet.config import Views
+from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+
+COPIES_OF_WEIGHTS = 3  # weights, gradients, momentum
+
+
+def estimated_peak(method: PCRLv2, views: Views, batch_size: int, channels: int) -> int:
+    """Bytes of a float32 step at the deepest level: the weights' copies, and every tensor that backward keeps.
+
+    The step runs on the meta device: it computes shapes, and holds no data. Workspaces of the convolutions and
+    memory that an allocator keeps for later are not in it.
+    """
+    method = copy.deepcopy(method).to("meta")
+    global_shape = (batch_size, 2, channels, *views.global_input_size)
+    batch = {
+        "input": torch.empty(global_shape, device="meta"),
+        "target": torch.empty(global_shape, device="meta"),
+        "local": torch.empty((batch_size, views.num_local, channels, *views.local_input_size), device="meta"),
+    }
+    storages: dict[int, torch.UntypedStorage] = {}  # of tensors, kept alive so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        method(batch, method.decoder.num_levels)
+    weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in method.state_dict().values()}
+    kept = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
+    return kept + COPIES_OF_WEIGHTS * sum(weights.values())

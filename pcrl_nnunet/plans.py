@@ -1,0 +1,85 @@
+"""A dataset that nnU-Net has planned, or one sentence that says what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet.errors import UserError
+
+DEFAULT_CONFIGURATION = "3d_fullres"
+
+
+@dataclass(frozen=True)
+class PlannedConfiguration:
+    """One configuration of a dataset's plan."""
+
+    folder: str  # nnUNet_preprocessed/DatasetXXX_NAME
+    plans: dict[str, Any]
+    configuration: str
+    resolved: dict[str, Any]  # the configuration with what it inherits
+    dataset_json: dict[str, Any]
+
+
+def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -> PlannedConfiguration:
+    """Find a dataset, its plan and a configuration.
+
+    Args:
+        dataset: name or ID, as nnU-Net's -d.
+        plans_name: as nnU-Net's -p.
+        configuration: as nnU-Net's -c; None stands for 3d_fullres, else the only one there is.
+
+    Raises:
+        UserError: nnUNet_preprocessed is not set, or any of the three is not there.
+    """
+    folder = dataset_folder(dataset)
+    plans = _load(
+        os.path.join(folder, f"{plans_name}.json"),
+        f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name one of its plans with -p",
+    )
+    dataset_json = _load(os.path.join(folder, "dataset.json"), f"run nnUNetv2_plan_and_preprocess -d {dataset} again")
+    names = list(plans["configurations"])
+    if configuration is None:
+        if DEFAULT_CONFIGURATION not in names and len(names) > 1:
+            raise UserError(f"{plans_name} has the configurations {', '.join(names)}; choose one with -c")
+        configuration = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
+    if configuration not in names:
+        raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: give one with -c")
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    return PlannedConfiguration(folder, plans, configuration, resolved, dataset_json)
+
+
+def dataset_folder(dataset: str) -> str:
+    """The preprocessed folder of a dataset's name or ID; `UserError` where there is none."""
+    if not nnUNet_preprocessed.is_set():
+        raise UserError(
+            "the variable nnUNet_preprocessed is not set; set it as for nnU-Net: export nnUNet_preprocessed=FOLDER"
+        )
+    try:
+        name = maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"dataset '{dataset}' was not found in {nnUNet_preprocessed}; give the name or the ID of a dataset that "
+            f"nnUNetv2_plan_and_preprocess has planned"
+        ) from error
+    folder = os.path.join(nnUNet_preprocessed, name)
+    if not os.path.isdir(folder):
+        raise UserError(f"dataset {name} is not in {nnUNet_preprocessed}; run nnUNetv2_plan_and_preprocess -d {dataset} first")
+    return folder
+
+
+def _load(path: str, remedy: str) -> dict[str, Any]:
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {remedy}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    return content

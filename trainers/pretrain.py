@@ -1,0 +1,353 @@
+"""The pretraining as an nnUNetTrainer: folders, logs, progress.png and resuming are what nnU-Net's users know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from importlib.metadata import version
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import autocast
+from tqdm import tqdm
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.config import PretrainSettings
+from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.figures import pretraining_progress
+from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.models import encoder_of
+from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.unlabelled import unlabelled_folder
+
+GRADIENT_CLIP = 12  # nnU-Net's
+_TERMS = ("restoration", "comparison_global", "comparison_local")
+_WATCHED = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
+_PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
+
+
+class PretrainLogger(LocalLogger):
+    """nnU-Net's logger with the pretraining's curves: LocalLogger knows a fixed set of keys and plots just these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        keys = ("train_losses", *_TERMS, *_WATCHED, "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
+        self.my_fantastic_logging: dict[str, list[float]] = {key: [] for key in keys}
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Write progress.png."""
+        pretraining_progress(self.my_fantastic_logging, os.path.join(output_folder, "progress.png"))
+
+
+class PCRLPretrainTrainer(nnUNetTrainer):
+    """Pretrains the encoder of a plan's network with PCRLv2, without labels; `pcrl_nnunet_pretrain` runs it.
+
+    Replaced of nnUNetTrainer: __init__, initialize, configure_optimizers, get_dataloaders, run_training,
+    on_train_start, train_step, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
+    perform_actual_validation. There is no validation: the monitor says whether it learns.
+
+    Args:
+        plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
+            `PretrainSettings`; both are taken out, so hand in a copy.
+        configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
+    ):
+        settings = plans.pop("pcrl_settings", None)
+        if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
+            raise SystemExit(
+                f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
+                f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
+            )
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings: PretrainSettings = settings
+        self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
+        self.logger.local_logger = PretrainLogger()
+        self.monitor = Monitor()
+        self.last_loss = float("nan")
+
+    @property
+    def step(self) -> int:
+        """Steps done before this epoch."""
+        return self.current_epoch * self.num_iterations_per_epoch
+
+    def initialize(self) -> None:
+        """The plan's network, and the method around its encoder."""
+        if self.was_initialized:
+            return
+        torch.manual_seed(self.settings.seed)
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        self.plan_network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        self.network = PCRLv2(encoder_of(self.plan_network), self.num_input_channels, self.settings.restoration)
+        self.network.to(self.device)
+        self.cases = self.find_cases()
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.was_initialized = True
+
+    def find_cases(self) -> list[Case]:
+        """The dataset's preprocessed cases, less the fold's validation cases, and its unlabelled ones."""
+        cases = find_cases(self.preprocessed_dataset_folder)
+        left_out = self._validation_cases([case.name for case in cases])
+        unlabelled = unlabelled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
+        extra = find_cases(unlabelled) if os.path.isdir(unlabelled) else []
+        kept = [case for case in cases if case.name not in left_out]
+        self.print_to_log_file(
+            f"Cases: {len(kept)} of the dataset ({len(cases) - len(kept)} validation cases of fold {self.fold} left "
+            f"out), {len(extra)} unlabelled from {unlabelled}"
+        )
+        return kept + extra
+
+    def _validation_cases(self, names: Sequence[str]) -> set[str]:
+        if self.fold == "all":
+            return set()
+        file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if os.path.isfile(file):
+            splits = load_json(file)
+        else:  # the split that nnU-Net will make from the same cases; the file is its to write
+            splits = generate_crossval_split(sorted(names), seed=12345, n_splits=5)
+        if not 0 <= self.fold < len(splits):
+            raise UserError(f"fold {self.fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all")
+        return set(splits[self.fold]["val"])
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """SGD and a cosine decay to 0 over all steps (method.md 2, "Schedule")."""
+        s = self.settings
+        optimizer = torch.optim.SGD(
+            self.network.parameters(), s.initial_lr, momentum=s.momentum, weight_decay=s.weight_decay
+        )
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * s.iters_per_epoch)
+
+    def get_dataloaders(self) -> Batches:
+        """Batches from the step where the training stands."""
+        return make_loader(
+            self.cases,
+            self.settings.views,
+            self.settings.augmentation,
+            self.settings.batch_size,
+            self.settings.seed,
+            first_step=self.step,
+            num_workers=get_allowed_n_proc_DA(),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def run_training(self) -> None:
+        """All epochs; the bar is for terminals, the lines are for the log."""
+        self.on_train_start()
+        total = self.num_epochs * self.num_iterations_per_epoch
+        try:
+            with tqdm(total=total, initial=self.step, disable=None, unit="step", dynamic_ncols=True) as bar:
+                while self.current_epoch < self.num_epochs:
+                    self.on_epoch_start()
+                    self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
+                    outputs = []
+                    for i in range(self.num_iterations_per_epoch):
+                        outputs.append(self.train_step(next(self.dataloader_train), self.step + i))
+                        bar.set_postfix({name: f"{value:.3f}" for name, value in outputs[-1].items()}, refresh=False)
+                        bar.update()
+                    self.on_train_epoch_end(outputs)
+                    self.on_epoch_end(bar)
+        finally:
+            self.dataloader_train.close()
+        self.on_train_end()
+
+    def on_train_start(self) -> None:
+        """Say what is about to happen, start the loader."""
+        self.initialize()
+        self.print_to_log_file(f"Device: {self.device}, output: {self.output_folder}")
+        self.print_to_log_file(f"Settings: {self.settings}")
+        self.dataloader_train = self.get_dataloaders()
+
+    def train_step(self, batch: dict[str, Any], step: int) -> dict[str, float]:
+        """One step; the losses by name.
+
+        Raises:
+            UserError: the loss is not finite, before the weights are touched.
+        """
+        data = {
+            name: torch.as_tensor(batch[name]).to(self.device, non_blocking=True)
+            for name in ("input", "target", "local")
+        }
+        level = self.network.draw_level(self.settings.seed, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
+        with autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            output = self.network(data, level, step / (self.num_epochs * self.num_iterations_per_epoch))
+        if not torch.isfinite(output.loss):
+            raise UserError(
+                f"the loss of step {step} is {float(output.loss)}; the weights of the last epoch are kept. Look at the "
+                f"images of its cases {', '.join(sorted(set(batch['cases'])))}, or lower pcrl.pretrain.initial_lr and "
+                f"start again"
+            )
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(output.loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+            self.optimizer.step()
+        self.lr_scheduler.step()
+        self.monitor.update(output, data["target"])
+        return {"loss": float(output.loss.detach()), **{name: float(term) for name, term in output.terms.items()}}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+        """Means of the epoch into the log."""
+        epoch = self.current_epoch
+        self.last_loss = float(np.mean([o["loss"] for o in train_outputs]))
+        self.logger.log("train_losses", self.last_loss, epoch)
+        for name in _TERMS:
+            self.logger.log(name, float(np.mean([o[name] for o in train_outputs])), epoch)
+        for name, of_level in self.monitor.summary().items():
+            self.logger.log(name, float(np.mean(list(of_level.values()))), epoch)
+
+    def on_epoch_end(self, bar: tqdm | None = None) -> None:
+        """One line, the alarms, the training state, progress.png."""
+        epoch, value = self.current_epoch, self.logger.get_value
+        self.logger.log("epoch_end_timestamps", time(), epoch)
+        seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
+        left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
+        parts = [f"{name} {value(name, epoch):.4f}" for name in (*_TERMS, *_WATCHED)]
+        line = (
+            f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
+            f"steps/s, {left} left"
+        )
+        lines = [line, *(f"ALARM: {a}" for a in self.monitor.alarms(self.step + self.num_iterations_per_epoch))]
+        for line in lines:
+            on_terminal = bar is not None and not bar.disable
+            if on_terminal:
+                bar.write(line)  # print() would tear the bar
+            self.print_to_log_file(line, also_print_to_console=not on_terminal)
+        self.monitor.clear()
+        self.current_epoch += 1
+        self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
+        self.logger.plot_progress_png(self.output_folder)
+
+    def on_train_end(self) -> None:
+        """Write what fine-tuning takes, then drop the training state."""
+        final = os.path.join(self.output_folder, checkpoint.FINAL)
+        checkpoint.write(final, self.final_content())
+        latest = os.path.join(self.output_folder, checkpoint.LATEST)
+        if os.path.isfile(latest):
+            os.remove(latest)
+        self.print_to_log_file(
+            f"Pretraining done: {final}\nFine-tune it with: nnUNetv2_train {self.plans_manager.dataset_name} "
+            f"{self.configuration_name} FOLD -tr PCRLFinetuneTrainer -p {self.plans_manager.plans_name}"
+        )
+
+    def final_content(self) -> dict[str, Any]:
+        """What ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
+        state = {name: t.detach().cpu().clone() for name, t in self.plan_network.state_dict().items()}
+        encoder = self.plan_network.encoder
+        pretrained = {t.untyped_storage()._cdata for t in encoder.state_dict().values()}
+        random = [k for k, t in self.plan_network.state_dict().items() if t.untyped_storage()._cdata not in pretrained]
+        own = {k: t.detach().cpu().clone() for k, t in self.network.state_dict().items() if not k.startswith("encoder.")}
+        plans, this = self.plans_manager.plans, self.configuration_manager.configuration
+        return {
+            "format": checkpoint.FORMAT,
+            "network_weights": state,
+            "random_keys": random,
+            "method_weights": own,
+            "encoder_hash": checkpoint.encoder_hash(encoder),
+            "method": PCRLv2.name,
+            "citations": list(PCRLv2.citations),
+            "settings": self.settings.as_dict(),
+            "plans": plans,
+            "configuration": self.configuration_name,
+            "architecture_kwargs": this["architecture"]["arch_kwargs"],
+            "num_input_channels": self.num_input_channels,
+            "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
+                plans,
+                self.configuration_name,
+                this,
+                self.settings.views.global_input_size,
+                self.num_input_channels,
+                self.plan_network,
+            ),
+            "datasets": [self.plans_manager.dataset_name],
+            "cases": [{"name": c.name, "path": os.path.relpath(c.path, str(nnUNet_preprocessed)), "sha256": fingerprint(c)} for c in self.cases],
+            "fold": self.fold,
+            "seed": self.settings.seed,
+            "epochs": self.num_epochs,
+            "steps": self.step,
+            "loss": self.last_loss,
+            "versions": {name: version(name) for name in _PACKAGES},
+            "finished": True,
+        }
+
+    def save_checkpoint(self, filename: str) -> None:
+        """The training state, whole or not at all."""
+        state = {
+            "format": checkpoint.FORMAT,
+            "network": self.network.state_dict(),
+            "plan_network": self.plan_network.state_dict(),  # its decoder stays random, but the same after resuming
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "current_epoch": self.current_epoch,
+            "last_loss": self.last_loss,
+            "torch_rng": torch.get_rng_state(),
+            "settings": self.settings.as_dict(),
+            "plans": self.plans_manager.plans,
+            "cases": [case.name for case in self.cases],
+        }
+        checkpoint.write(filename, state)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue from a training state; what it was started with has to be what it continues with."""
+        self.initialize()
+        state = checkpoint.read(filename_or_checkpoint)
+        now = {
+            "settings": self.settings.as_dict(),
+            "plans": self.plans_manager.plans,
+            "cases": [case.name for case in self.cases],
+        }
+        for what, value in now.items():
+            if state[what] != value:
+                differing = [k for k in value if value[k] != state[what].get(k)] if isinstance(value, dict) else []
+                raise UserError(
+                    f"the {what} {differing or ''} differ from those that {filename_or_checkpoint} was trained with; "
+                    f"continue with the same ones, or start anew without --c"
+                )
+        self.plan_network.load_state_dict(state["plan_network"])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.grad_scaler is not None and state["grad_scaler"] is not None:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.logger.load_checkpoint(state["logging"])
+        self.current_epoch, self.last_loss = state["current_epoch"], state["last_loss"]
+        torch.set_rng_state(state["torch_rng"])
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """There is nothing to validate without labels."""
+        raise SystemExit("Error: a pretraining has no validation; fine-tune it with -tr PCRLFinetuneTrainer")
