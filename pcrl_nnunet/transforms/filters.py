@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,8 @@ def radius(sigma: float) -> int:
 def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
     """The image smoothed along its spatial axes, as `scipy.ndimage.gaussian_filter(mode="nearest")` does.
 
-    A product with a banded matrix an axis: three times as fast as scipy at 64x64x32 voxels, on one thread.
+    A sum of shifted images an axis. On one thread it takes half of scipy's time from 64x64x32 voxels on, and less than
+    torch's convolutions; and unlike a matrix product its bits do not depend on how the memory is aligned.
 
     Args:
         image: (C, *spatial) float32.
@@ -29,23 +29,15 @@ def gaussian(image: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
         A new tensor, or `image` itself where there is nothing to smooth.
     """
     for axis, sigma in enumerate(sigmas, start=1):
-        length = image.shape[axis]
-        if radius(sigma) > 0 and length > 1:
-            after = math.prod(image.shape[axis + 1 :])
-            smoothed = torch.matmul(_matrix(length, sigma), image.reshape(-1, length, after))
-            image = smoothed.reshape(image.shape)
+        reach, length = radius(sigma), image.shape[axis]
+        if reach > 0 and length > 1:
+            weights = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
+            weights /= 2 * weights.sum() - weights[0]
+            border = [reach if i == axis else -1 for i in range(image.ndim)]
+            first, last = image.narrow(axis, 0, 1), image.narrow(axis, length - 1, 1)
+            padded = torch.cat([first.expand(border), image, last.expand(border)], axis)
+            image = image * float(weights[0])
+            for shift, weight in enumerate(weights.tolist()[1:], start=1):
+                image.add_(padded.narrow(axis, reach - shift, length), alpha=weight)
+                image.add_(padded.narrow(axis, reach + shift, length), alpha=weight)
     return image
-
-
-def _matrix(length: int, sigma: float) -> torch.Tensor:
-    """(length, length): row i holds the weights of the voxels in smoothed voxel i, the border voxels repeated."""
-    reach = radius(sigma)
-    taps = np.zeros(length + 2 * reach)
-    taps[: 2 * reach + 1] = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    # (length, length + 2 reach): row i is taps, moved by i voxels; a negative index counts from the end
-    rows = taps[np.arange(len(taps)) - np.arange(length)[:, None]]
-    matrix = rows[:, reach : reach + length].astype(np.float32)
-    matrix[:, 0] += rows[:, :reach].sum(axis=1)
-    matrix[:, -1] += rows[:, reach + length :].sum(axis=1)
-    return torch.from_numpy(matrix)
