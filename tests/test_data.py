@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,5 @@ def test_a_worker_that_is_killed_is_said_in_a_sentence(folder: Path) -> None:
     for process in loader._source._processes:  # type: ignore[attr-defined]
         process.kill()
     with pytest.raises(UserError, match="a process that loads data has ended unexpectedly"):
-        for _ in range(20):  # some batches were ready
-            next(loader)
+        list(islice(loader, 20))  # some batches were ready
     loader.close()

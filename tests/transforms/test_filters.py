@@ -10,6 +10,12 @@ from scipy import ndimage
 from pcrl_nnunet.transforms import filters
 
 
+@pytest.fixture(autouse=True, params=["own", "small"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests here hold for the sum of shifted images and for what is done with small ones."""
+    monkeypatch.setattr(filters, "SMALL", {"own": 0, "small": 2**40}[request.param])
+
+
 @pytest.mark.parametrize(
     ("shape", "sigmas"),
     [((2, 13, 9, 11), (0.4, 1.0, 2.3)), ((1, 30, 21), (1.2, 0.7)), ((1, 3, 40, 5), (2.0, 2.0, 2.0))],
