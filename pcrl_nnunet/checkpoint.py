@@ -62,9 +62,9 @@ def read(path: str) -> dict[str, Any]:
             f"checkpoint {path} holds more than tensors and plain values and was not loaded, as it could run code; "
             f"expected a file that pcrl_nnunet_pretrain wrote"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         raise UserError(
-            f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged; "
+            f"checkpoint {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): it is truncated or damaged; "
             f"copy it again or pretrain again"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -20,13 +20,13 @@ class RestorationHead(nn.Module):
         conv_op: nn.Conv2d or nn.Conv3d.
         channels: c of the level.
         image_channels: C; all channels are restored.
-        kernel_size: of the first convolution, an odd number an axis.
+        kernel_size: of the first convolution.
     """
 
-    def __init__(self, conv_op: type[nn.Module], channels: int, image_channels: int, kernel_size: Sequence[int]):
+    def __init__(self, conv_op: type[nn.Module], channels: int, image_channels: int, kernel_size: int | Sequence[int]):
         super().__init__()
         self.layers = nn.Sequential(
-            conv_op(channels, channels, kernel_size, padding=[k // 2 for k in kernel_size], bias=False),
+            conv_op(channels, channels, kernel_size, padding="same", bias=False),
             _BATCH_NORM[conv_op](channels),
             nn.ReLU(inplace=True),
             conv_op(channels, image_channels, 1),

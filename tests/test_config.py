@@ -1,0 +1,150 @@
+import math
+
+import numpy as np
+import pytest
+
+from pcrl_nnunet.boxes import sample_view_boxes
+from pcrl_nnunet.config import (
+    Augmentation,
+    FinetuneSettings,
+    PretrainSettings,
+    Views,
+    check_views,
+    configure_views,
+    pretrain_settings,
+)
+from pcrl_nnunet.errors import UserError
+
+# name: patch, batch, strides, median image; the first four as nnU-Net planned real datasets
+PLANS = {
+    "hippocampus": ((40, 56, 40), 7, [(1, 1, 1)] + [(2, 2, 2)] * 3, (36, 50, 35)),
+    "nodules": ((56, 56, 56), 4, [(1, 1, 1)] + [(2, 2, 2)] * 4, (51, 51, 51)),
+    "liver MR": ((40, 224, 192), 2, [(1, 1, 1)] + [(1, 2, 2)] * 2 + [(2, 2, 2)] * 3, (36, 262, 262)),
+    "hippocampus 2d": ((56, 40), 281, [(1, 1)] + [(2, 2)] * 3, (50, 35)),
+    "128 cubed": ((128, 128, 128), 2, [(1, 1, 1)] + [(2, 2, 2)] * 5, (482, 512, 512)),
+    "thin": ((5, 64, 64), 4, [(1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)], (1, 90, 90)),
+}
+
+
+def views_of(name):
+    patch, batch, strides, median = PLANS[name]
+    views, pairs = configure_views(patch, batch, strides, median, (1.0,) * len(patch))
+    return views, pairs, np.prod(strides, axis=0)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_views_fit_the_plan(name):
+    views, pairs, total = views_of(name)
+    patch, batch, strides, median = PLANS[name]
+    check_views(views, strides)
+    assert pairs >= 8
+    if name != "thin":
+        assert views.voxels_per_pair * pairs <= math.prod(patch) * batch
+    assert not np.any(np.array(views.global_input_size) % total)
+    for crop in views.global_crop_sizes:
+        assert all(c <= max(1, math.floor(m)) for c, m in zip(crop, median, strict=True))
+    for local in views.local_crop_sizes:
+        assert all(c <= g for crop in views.global_crop_sizes for c, g in zip(local, crop, strict=True))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_two_voxels_remain_at_the_bottleneck_of_every_view(name):
+    views, _, total = views_of(name)
+    for size in (views.global_input_size, views.local_input_size):
+        assert np.prod(np.ceil(np.array(size) / total)) > 1
+
+
+def test_a_plan_of_the_papers_budget_gives_the_papers_sizes():
+    views, _, _ = views_of("128 cubed")
+    assert views.global_input_size == (32, 64, 64)
+    assert views.global_crop_sizes[0] == (32, 64, 64)
+    assert views.global_crop_sizes[-1] == (96, 112, 112)
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "nodules", "liver MR", "hippocampus 2d"])
+def test_half_of_the_pairs_differ_where_volumes_are_hardly_larger_than_the_patch(name):
+    views, _, _ = views_of(name)
+    volume = tuple(int(m) for m in PLANS[name][3])
+    rng = np.random.default_rng(0)
+    ious = [a.iou(b) for a, b in (sample_view_boxes(volume, views, rng).pair for _ in range(400))]
+    assert min(ious) >= views.min_iou
+    assert np.mean(np.array(ious) < 0.8) >= 0.5
+
+
+def test_views_shrink_before_the_batch_does():
+    small, pairs, _ = views_of("128 cubed")
+    patch, _, strides, median = PLANS["128 cubed"]
+    large, more_pairs = configure_views(patch, 16, strides, median, (1.0,) * 3)
+    assert pairs >= 8
+    assert more_pairs >= 8
+    assert math.prod(large.global_input_size) > math.prod(small.global_input_size)
+
+
+def test_a_view_of_one_voxel_at_the_bottleneck_is_refused():
+    views = Views(((8, 8),), ((8, 8),), (16, 16), (8, 8), (1.0, 1.0))
+    with pytest.raises(UserError, match=r"views.local_input_size \(8, 8\) leaves one voxel .* raise it above"):
+        check_views(views, [(1, 1), (2, 2), (2, 2), (2, 2)])
+
+
+def test_a_batch_under_four_pairs_is_refused():
+    with pytest.raises(UserError, match=r"batch_size is 3; .* at least 4 pairs: raise -batch_size"):
+        PretrainSettings(views_of("nodules")[0], batch_size=3)
+
+
+def plan_and_configuration(**pcrl):
+    patch, batch, strides, median = PLANS["nodules"]
+    configuration = {
+        "patch_size": list(patch),
+        "batch_size": batch,
+        "spacing": [1.0, 1.0, 1.0],
+        "median_image_size_in_voxels": list(median),
+        "architecture": {"arch_kwargs": {"strides": [list(s) for s in strides]}},
+    }
+    return {"plans_name": "p", "configurations": {"3d_fullres": configuration}, "pcrl": pcrl}, configuration
+
+
+def test_flags_override_the_plan_and_the_plan_the_defaults():
+    plan, configuration = plan_and_configuration(
+        pretrain={"epochs": 7, "seed": 3, "views": {"3d_fullres": {"num_local": 2}, "2d": {"num_local": 9}}}
+    )
+    settings = pretrain_settings(plan, "3d_fullres", configuration, epochs=5, seed=None)
+    assert (settings.epochs, settings.seed, settings.iters_per_epoch) == (5, 3, 250)
+    assert settings.views.num_local == 2
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "message"),
+    [
+        ({"epoch": 3}, r"pcrl.pretrain.epoch is not a setting; expected one of .*epochs"),
+        ({"epochs": "3"}, r"pcrl.pretrain.epochs is '3'; expected a value like 240"),
+        ({"epochs": True}, r"pcrl.pretrain.epochs is True; expected a value like 240"),
+        ({"restoration": "half"}, r"restoration is 'half'; expected 'single' or 'full'"),
+        ({"augmentation": {"noise": 1}}, r"pcrl.pretrain.augmentation.noise is not a setting"),
+        ({"views": {"3d_fullres": {"local_input_size": [4, 4]}}}, r"local_input_size is \(4, 4\); expected 3 positive"),
+        ({"batch_size": 2}, r"batch_size is 2; .* at least 4"),
+    ],
+)
+def test_a_wrong_setting_in_the_plan_is_named(pretrain, message):
+    plan, configuration = plan_and_configuration(pretrain=pretrain)
+    with pytest.raises(UserError, match=message):
+        pretrain_settings(plan, "3d_fullres", configuration)
+
+
+def test_the_plan_is_not_changed():
+    plan, configuration = plan_and_configuration(pretrain={"views": {"3d_fullres": {"num_local": 2}}, "epochs": 3})
+    before = repr(plan)
+    pretrain_settings(plan, "3d_fullres", configuration, epochs=1)
+    assert repr(plan) == before
+
+
+def test_finetuning_takes_the_plans_part_and_names_a_wrong_key():
+    assert FinetuneSettings.from_plan({"pcrl": {"finetune": {"epochs": 9}}}).epochs == 9
+    assert FinetuneSettings.from_plan({}, epochs=4).epochs == 4
+    with pytest.raises(UserError, match=r"pcrl.finetune.lr is not a setting; expected one of .*initial_lr"):
+        FinetuneSettings.from_plan({"pcrl": {"finetune": {"lr": 1.0}}})
+
+
+def test_settings_are_plain_values_for_the_checkpoint():
+    settings = PretrainSettings(views_of("nodules")[0], batch_size=8, augmentation=Augmentation(p_flip=0.0)).as_dict()
+    assert settings["augmentation"]["p_flip"] == 0.0
+    assert settings["views"]["num_local"] == 6

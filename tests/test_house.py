@@ -1,0 +1,44 @@
+"""The architecture of the package: imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [  # each may import from those after it, and from its own
+    {"cli"},
+    {"trainers", "planners"},
+    {"monitor", "memory", "transfer", "unlabelled", "scans", "figures"},
+    {"methods"},
+    {"models", "losses", "transforms", "data", "checkpoint", "plans"},
+    {"boxes", "config"},
+    {"errors"},
+]
+
+
+def modules():
+    for folder in ("pcrl_nnunet", "trainers", "planners"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / ("pcrl_nnunet" if folder == "pcrl_nnunet" else ".")).with_suffix("").parts
+            if parts[0] not in ("__init__", "ext_trainer"):
+                yield pytest.param(parts[0], path, id="/".join(parts))
+
+
+def layer(name):
+    found = [i for i, names in enumerate(LAYERS) if name in names]
+    assert found, f"{name} has no place in the house: add it to LAYERS"
+    return found[0]
+
+
+@pytest.mark.parametrize(("name", "path"), modules())
+def test_imports_point_one_way(name, path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pcrl_nnunet":
+            parts = node.module.split(".")
+            imported |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pcrl_nnunet.")}
+    wrong = {other for other in imported - {"__version__"} if layer(other) < layer(name)}
+    assert not wrong

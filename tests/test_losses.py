@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
+
+
+def test_restoration_is_the_mean_squared_difference():
+    assert restoration_loss(torch.tensor([[[1.0, 4.0]]]), torch.tensor([[[3.0, 4.0]]])) == pytest.approx(2.0)
+
+
+def test_identical_embeddings_give_exactly_minus_one():
+    v = torch.randn(5, 16)
+    assert comparison_loss(v, v, v, v) == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_comparison_agrees_with_cosines_by_hand():
+    # cos(v_u, p_w) = cos 60 degrees, cos(p_u, v_w) = cos 90 degrees
+    v_u, p_w = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 3**0.5 / 2]])
+    p_u, v_w = torch.tensor([[0.0, 7.0]]), torch.tensor([[1.0, 0.0]])
+    assert comparison_loss(v_u, p_u, v_w, p_w) == pytest.approx(-0.25)
+
+
+def test_no_gradient_reaches_v():
+    v_u, p_u, v_w, p_w = (torch.randn(4, 8, requires_grad=True) for _ in range(4))
+    comparison_loss(v_u, p_u, v_w, p_w).backward()
+    assert v_u.grad is None
+    assert v_w.grad is None
+    assert p_u.grad.abs().sum() > 0
+    assert p_w.grad.abs().sum() > 0
+
+
+def test_comparison_is_float32_under_half_precision():
+    v = torch.randn(4, 8).half()
+    assert comparison_loss(v, v, v, v).dtype == torch.float32
+
+
+def test_the_local_term_is_the_mean_over_all_pairs_of_views():
+    v_l, p_l = torch.randn(3, 6, 8), torch.randn(3, 6, 8)
+    v_g, p_g = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
+    pairs = [comparison_loss(v_l[:, k], p_l[:, k], v_g[:, m], p_g[:, m]) for k in range(6) for m in range(2)]
+    assert local_comparison_loss(v_l, p_l, v_g, p_g) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-6)

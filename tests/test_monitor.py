@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+
+from pcrl_nnunet.methods import StepOutput
+from pcrl_nnunet.monitor import Monitor, effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
+
+
+def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():
+    assert sd_ratio(torch.randn(4000, 64)) == pytest.approx(1.0, abs=0.02)
+    assert sd_ratio(torch.ones(100, 64)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_effective_rank_counts_the_directions_that_are_used():
+    directions = torch.linalg.qr(torch.randn(32, 5)).Q
+    assert effective_rank(torch.randn(4000, 5) @ directions.T) == pytest.approx(5, abs=0.1)
+    assert effective_rank(torch.randn(4000, 1) @ directions[:, :1].T) == pytest.approx(1, abs=0.01)
+
+
+def test_matched_minus_shuffled_tells_samples_apart():
+    v = torch.eye(8)
+    assert matched_minus_shuffled(v, v) == pytest.approx(1.0)
+    assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_mean_image_has_a_restoration_ratio_of_one():
+    target = torch.randn(4, 2, 1, 8, 8) * 3 + 1
+    assert restoration_ratio(torch.full_like(target, target.mean()), target) == pytest.approx(1.0)
+    assert restoration_ratio(target, target) == 0
+
+
+def output(level, restored, v, p):
+    return StepOutput(torch.zeros(()), {}, level, restored, v, p)
+
+
+def healthy(level=1):
+    target = torch.randn(16, 2, 1, 4, 4)
+    v = torch.randn(16, 2, 32)
+    return output(level, 0.5 * target, v, v), target
+
+
+def test_a_healthy_training_raises_no_alarm():
+    monitor = Monitor()
+    for _ in range(20):
+        monitor.update(*healthy())
+    assert monitor.alarms(steps_done=1000) == []
+
+
+def test_dead_restoration_is_named_with_its_level():
+    monitor = Monitor()
+    good, target = healthy()
+    monitor.update(output(2, torch.full_like(target, target.mean()), good.v, good.p), target)
+    (alarm,) = monitor.alarms(steps_done=1000)
+    assert alarm.startswith("restoration of level 2 is dead: its error is 1.00")
+
+
+@pytest.mark.parametrize("kind", ["constant", "one direction"])
+def test_collapse_is_named_with_its_level(kind):
+    monitor = Monitor()
+    good, target = healthy()
+    scale = 1.0 if kind == "constant" else torch.randn(16, 2, 1)
+    v = torch.ones(16, 2, 32) * scale
+    monitor.update(output(3, good.restored, v, v), target)
+    (alarm,) = monitor.alarms(steps_done=1000)
+    assert alarm.startswith("features of level 3 have collapsed")
+
+
+def test_there_is_no_alarm_before_anything_can_be_learnt():
+    monitor = Monitor()
+    good, target = healthy()
+    monitor.update(output(1, torch.zeros_like(target), good.v, good.p), target)
+    assert monitor.alarms(steps_done=10) == []
+    assert monitor.alarms(steps_done=1000) != []
+
+
+def test_an_epoch_starts_empty():
+    monitor = Monitor()
+    monitor.update(*healthy())
+    monitor.clear()
+    monitor.update(*healthy(level=2))
+    assert all(list(of_level) == [2] for of_level in monitor.summary().values())
+    assert all(math.isfinite(x) for of_level in monitor.summary().values() for x in of_level.values())
