@@ -98,7 +98,7 @@ def _open(path: str) -> Any:
 
 
 def read_box(case: Case, box: Box) -> np.ndarray:
-    """(C, *box.shape) float32; only the box is read, without its channels' other voxels.
+    """(C, *box.shape) float32; only the box is read (of .npz: all of the image).
 
     Raises:
         UserError: the file is missing, damaged or has voxels in the box that are not finite.

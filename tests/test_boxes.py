@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pcrl_nnunet.boxes import Box, feasible_pairs, sample_inside, sample_pair, sample_view_boxes
@@ -17,7 +17,7 @@ from pcrl_nnunet.config import Views
 PAPER_GLOBAL = ((64, 64, 32), (96, 96, 64), (96, 96, 96), (112, 112, 64))
 PAPER_LOCAL = ((8, 8, 8), (16, 16, 16), (32, 32, 16), (32, 32, 32))
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

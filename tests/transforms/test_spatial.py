@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -86,7 +86,7 @@ def test_flips_mirror_the_crop_on_each_axis_by_itself() -> None:
     assert len(seen) == 8
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(2, 3), st.floats(0, 40), st.floats(0, 0.3), st.lists(st.floats(0.2, 6), min_size=3), st.integers(0, 99)
 )
