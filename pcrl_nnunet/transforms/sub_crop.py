@@ -30,9 +30,9 @@ class SubCropTransform(AbstractTransform):
     """Draw two global and several local crops of ``data`` with their spatial maps, and read what they need.
 
     Only the box around all views is read: the bounding box of the pair, and the voxels that rotated corners and
-    anti-aliasing reach outside it. These are real voxels, where repeated borders would be streaks in the targets. How many
-    depends on the strengths, not on the volume: at the paper's sizes, 10 degrees and scale 0.1, 1.6 times the voxels of
-    the bounding box are read in the median and 2.3 times at most (300 draws).
+    anti-aliasing reach outside it. These are real voxels, where repeated borders would be streaks in the targets. How
+    many depends on the strengths, not on the volume: at the paper's sizes, 10 degrees and scale 0.1, 1.6 times the
+    voxels of the bounding box are read in the median and 2.3 times at most (300 draws).
 
     A pair is drawn again, at most 4 times in all, while over 85 % of its bounding box is background; then the one with
     the least is kept.
