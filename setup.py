@@ -1,6 +1,7 @@
 """Package definition; tool settings are in pyproject.toml."""
 
 import re
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,6 +14,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pcrl_nnunet" / "__init__
 # `trainers/` and `planners/` lie at the top of the repository, but install inside our package: top-level packages of
 # such common names would collide with others.
 INSIDE = ("trainers", "planners")
+
+# A build folder in the repository would be used again by the next build, with modules that are there no more.
+BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 
 setup(
     name="pcrl_nnunet",
@@ -46,6 +50,7 @@ setup(
         "tqdm",  # progress bars
     ],
     extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy"]},
+    options={"build": {"build_base": BUILD_FOLDER.name}},
     entry_points={
         "console_scripts": [
             f"pcrl_nnunet_{command} = pcrl_nnunet.cli.{command}:main_entry"
