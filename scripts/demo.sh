@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# The whole way on phantoms: install, make data, plan, pretrain, fine-tune, train from scratch, predict, compare.
+#
+#   bash scripts/demo.sh [FOLDER]       FOLDER (default: ./pcrl_demo) takes everything, the virtual environment too
+#
+# PCRL_VENV    another virtual environment (default: FOLDER/venv; made if it is not there)
+# PYTHON       the Python it is made with (default: the first from 3.10 on PATH)
+#
+# Run it again to do everything again; only the virtual environment is kept. To clean up, delete FOLDER.
+set -euo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$repo/scripts/venv.sh"
+
+demo=${1:-pcrl_demo}
+[ -e "$demo/made_by_demo.sh" ] || [ -z "$(ls -A "$demo" 2>/dev/null)" ] ||
+    fail "$demo is not empty and was not made by this script: name another folder, bash scripts/demo.sh FOLDER"
+mkdir -p "$demo"
+demo=$(cd "$demo" && pwd)
+touch "$demo/made_by_demo.sh"
+
+install_into "${PCRL_VENV:-$demo/venv}" "$repo"
+
+rm -rf "$demo"/{nnUNet_raw,nnUNet_preprocessed,nnUNet_results,predictions,logs}
+mkdir -p "$demo"/{nnUNet_raw,nnUNet_preprocessed,nnUNet_results,predictions,logs}
+export nnUNet_raw=$demo/nnUNet_raw nnUNet_preprocessed=$demo/nnUNet_preprocessed nnUNet_results=$demo/nnUNet_results
+unset nnUNet_extTrainer
+export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-2} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
+device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+raw=$nnUNet_raw/Dataset901_PhantomOrgan
+plan=$nnUNet_preprocessed/Dataset901_PhantomOrgan
+results=$nnUNet_results/Dataset901_PhantomOrgan
+number=0
+SECONDS=0
+
+run() { # COMMAND...: shown, its output in a log, its end shown if it fails
+    local log start=$SECONDS
+    number=$((number + 1))
+    log=$demo/logs/$(printf '%02d' "$number")_$(basename "$1").log
+    printf '$ %s\n' "$*"
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        fail "this command failed; its whole output is in $log"
+    fi
+    printf '    %d s, log: %s\n' "$((SECONDS - start))" "$log"
+}
+
+say "1 Data: 24 labelled phantoms, 40 without labels, 8 to test on, 32x36x28 voxels"
+run python "$repo/scripts/phantom.py" -o "$nnUNet_raw" -d 901 -kind organ -size 32 36 28 -cases 24 -test 8 \
+    -unlabelled 40
+
+say "2 nnU-Net finds our trainers"
+run pcrl_nnunet_register
+
+say "3 nnU-Net plans and preprocesses; the scans without labels go through the same plan"
+run nnUNetv2_plan_and_preprocess -d 901 -c 3d_fullres -np 2 -npfp 2
+run pcrl_nnunet_preprocess -d 901 -i "$raw/imagesUn" -np 2
+
+say "4 To be quick: half the network's width, short trainings, and labels of 6 cases only"
+printf 'Written into %s and splits_final.json\n' "$plan/nnUNetPlans.json"
+python - "$plan" <<'PYTHON'
+import json, pathlib, sys
+
+folder = pathlib.Path(sys.argv[1])
+plan = json.loads((folder / "nnUNetPlans.json").read_text())
+network = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
+plan["pcrl"] = {
+    "pretrain": {"epochs": 10, "iters_per_epoch": 20},
+    "finetune": {"epochs": 10, "iters_per_epoch": 25, "val_iters_per_epoch": 4},
+}
+(folder / "nnUNetPlans.json").write_text(json.dumps(plan, indent=4))
+cases = [f"case_tr_{i:03d}" for i in range(10)]
+(folder / "splits_final.json").write_text(json.dumps([{"train": cases[:6], "val": cases[6:]}]))
+PYTHON
+
+say "5 Pretraining on all 64 cases, without labels (minutes)"
+run pcrl_nnunet_pretrain -d 901 -device "$device"
+
+say "6 Fine-tuning on 6 labelled cases, and the same training from scratch (minutes each)"
+run nnUNetv2_train 901 3d_fullres 0 -tr PCRLFinetuneTrainer -device "$device"
+run nnUNetv2_train 901 3d_fullres 0 -tr PCRLScratchTrainer -device "$device"
+
+say "7 Prediction and evaluation of the 8 test cases, which no training has seen"
+for trainer in PCRLFinetuneTrainer PCRLScratchTrainer; do
+    out=$demo/predictions/$trainer
+    run nnUNetv2_predict -d 901 -i "$raw/imagesTs" -o "$out" -f 0 -c 3d_fullres -tr "$trainer" -device "$device" \
+        -npp 1 -nps 1
+    run nnUNetv2_evaluate_folder "$raw/labelsTs" "$out" -djfile "$raw/dataset.json" -pfile "$plan/nnUNetPlans.json" -np 2
+done
+
+say "Result after $((SECONDS / 60)) min $((SECONDS % 60)) s"
+python "$repo/scripts/demo_report.py" -raw "$raw" -o "$demo/predictions.png" -predictions \
+    "scratch=$demo/predictions/PCRLScratchTrainer" "pretrained=$demo/predictions/PCRLFinetuneTrainer"
+cat <<TEXT
+
+This shows that the parts work together, not that pretraining helps: phantoms, minutes of training, one fold, one seed.
+
+Pictures
+  pretraining   $results/PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/progress.png
+  fine-tuning   $results/PCRLFinetuneTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
+  scratch       $results/PCRLScratchTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
+  predictions   $demo/predictions.png
+TEXT
