@@ -1,9 +1,15 @@
 import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pcrl_nnunet import transfer
 from pcrl_nnunet.data import Case, fingerprint
@@ -14,7 +20,7 @@ RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 NEEDS_IMPORT = ["conv_op", "norm_op", "dropout_op", "nonlin"]
 
 
-def arch_kwargs(name=PLAIN, dim=3, features=(4, 8, 8), **changes):
+def arch_kwargs(name: str = PLAIN, dim: int = 3, features: Sequence[int] = (4, 8, 8), **changes: Any) -> dict[str, Any]:
     blocks = "n_conv_per_stage" if name == PLAIN else "n_blocks_per_stage"
     n = len(features)
     return {
@@ -36,11 +42,11 @@ def arch_kwargs(name=PLAIN, dim=3, features=(4, 8, 8), **changes):
     }
 
 
-def build(name=PLAIN, channels=1, **changes):
+def build(name: str = PLAIN, channels: int = 1, **changes: Any) -> Any:
     return get_network_from_plans(name, arch_kwargs(name, **changes), NEEDS_IMPORT, channels, 2, deep_supervision=True)
 
 
-def content_of(network, channels=1, name=PLAIN, **changes):
+def content_of(network: Any, channels: int = 1, name: str = PLAIN, **changes: Any) -> dict[str, Any]:
     """What a pretraining writes, as far as transfer reads it; no parameter has its initial value."""
     with torch.no_grad():
         for parameter in network.encoder.parameters():
@@ -61,17 +67,17 @@ def content_of(network, channels=1, name=PLAIN, **changes):
     }
 
 
-def encoder_of(network):
+def encoder_of(network: Any) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in network.encoder.state_dict().items()}
 
 
-def equal(a, b):
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", [PLAIN, RESENC])
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_encoder_becomes_the_checkpoints_and_the_decoder_stays(name, dim):
+def test_the_encoder_becomes_the_checkpoints_and_the_decoder_stays(name: str, dim: int) -> None:
     pretrained, network = build(name, dim=dim), build(name, dim=dim)
     decoder = copy.deepcopy(network.decoder.seg_layers.state_dict())
     report = transfer.load_encoder(network, content_of(pretrained, name=name, dim=dim))
@@ -84,7 +90,7 @@ def test_the_encoder_becomes_the_checkpoints_and_the_decoder_stays(name, dim):
 
 
 @pytest.mark.parametrize("name", [PLAIN, RESENC])
-def test_the_report_counts_every_parameter_once(name):
+def test_the_report_counts_every_parameter_once(name: str) -> None:
     network = build(name)
     report = transfer.load_encoder(network, content_of(build(name), name=name))
     assert sum(report.loaded.values()) == sum(p.numel() for p in network.encoder.parameters())
@@ -96,14 +102,26 @@ def test_the_report_counts_every_parameter_once(name):
     }
 
 
-def test_a_compiled_network_is_loaded_in_place():
+def test_a_compiled_network_is_loaded_in_place() -> None:
     pretrained, network = build(), build()
-    transfer.load_encoder(torch.compile(network, backend="eager"), content_of(pretrained))
+    compiled: Any = torch.compile(network, backend="eager")
+    transfer.load_encoder(compiled, content_of(pretrained))
     assert equal(encoder_of(network), encoder_of(pretrained))
 
 
+def test_a_network_wrapped_by_ddp_is_loaded_in_place(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        pretrained, network = build(), build()
+        wrapped = DistributedDataParallel(torch.compile(network, backend="eager"))
+        transfer.load_encoder(wrapped, content_of(pretrained))
+        assert equal(encoder_of(network), encoder_of(pretrained))
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize(("given", "wanted"), [(1, 4), (4, 1), (2, 3)])
-def test_identical_input_channels_give_the_same_response_after_adapting(given, wanted):
+def test_identical_input_channels_give_the_same_response_after_adapting(given: int, wanted: int) -> None:
     weight, image = torch.randn(5, given, 3, 3), torch.randn(2, 1, 8, 8)
     adapted = transfer.adapt_input_channels(weight, wanted)
     assert adapted.shape == (5, wanted, 3, 3)
@@ -112,13 +130,13 @@ def test_identical_input_channels_give_the_same_response_after_adapting(given, w
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
-def test_one_channel_is_repeated_and_divided():
+def test_one_channel_is_repeated_and_divided() -> None:
     weight = torch.randn(5, 1, 3, 3, 3)
     torch.testing.assert_close(transfer.adapt_input_channels(weight, 4), weight.repeat(1, 4, 1, 1, 1) / 4)
 
 
 @pytest.mark.parametrize("name", [PLAIN, RESENC])
-def test_a_network_of_more_channels_takes_the_encoder(name):
+def test_a_network_of_more_channels_takes_the_encoder(name: str) -> None:
     pretrained, network = build(name, channels=1), build(name, channels=4)
     report = transfer.load_encoder(network, content_of(pretrained, name=name))
     image = torch.randn(1, 1, 16, 16, 16)
@@ -129,7 +147,7 @@ def test_a_network_of_more_channels_takes_the_encoder(name):
 
 
 @pytest.mark.parametrize("given", [1, 3])
-def test_label_channels_of_a_cascade_have_no_effect_at_first(given):
+def test_label_channels_of_a_cascade_have_no_effect_at_first(given: int) -> None:
     """Also where image and label channels together are as many as the checkpoint's image channels."""
     pretrained, network = build(channels=given), build(channels=1 + 2)
     transfer.load_encoder(network, content_of(pretrained, channels=given), label_channels=2)
@@ -139,7 +157,7 @@ def test_label_channels_of_a_cascade_have_no_effect_at_first(given):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_an_encoder_that_is_not_covered_is_refused_and_nothing_is_copied():
+def test_an_encoder_that_is_not_covered_is_refused_and_nothing_is_copied() -> None:
     network = build(features=(4, 8, 8))
     before = encoder_of(network)
     with pytest.raises(UserError, match=r"covers \d+\.\d% of the encoder.*stages\.2.*\(16, .*\(8, .*allow_partial"):
@@ -147,7 +165,7 @@ def test_an_encoder_that_is_not_covered_is_refused_and_nothing_is_copied():
     assert equal(encoder_of(network), before)
 
 
-def test_what_fits_is_loaded_if_asked_for():
+def test_what_fits_is_loaded_if_asked_for() -> None:
     pretrained, network = build(features=(4, 8, 16)), build(features=(4, 8, 8))
     report = transfer.load_encoder(network, content_of(pretrained), allow_partial=True)
     assert equal(network.encoder.stages[0].state_dict(), pretrained.encoder.stages[0].state_dict())
@@ -156,46 +174,46 @@ def test_what_fits_is_loaded_if_asked_for():
     assert f"{report.encoder_share:.1%}" in report.summary()
 
 
-def test_deeper_stages_that_the_network_lacks_are_reported_as_skipped():
+def test_deeper_stages_that_the_network_lacks_are_reported_as_skipped() -> None:
     deeper, network = build(features=(4, 8, 8)), build(features=(4, 8))
     report = transfer.load_encoder(network, content_of(deeper))
     assert report.encoder_share == 1
     assert sum(report.skipped.values()) == sum(p.numel() for p in deeper.encoder.stages[2].parameters())
 
 
-def test_a_checkpoint_of_which_nothing_fits_is_refused_even_if_partial_loading_is_asked_for():
+def test_a_checkpoint_of_which_nothing_fits_is_refused_even_if_partial_loading_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"covers 0\.0%"):
         transfer.load_encoder(build(features=(4, 8)), content_of(build(features=(5, 9))), allow_partial=True)
 
 
-def test_random_weights_of_a_checkpoint_do_not_count_as_pretrained():
+def test_random_weights_of_a_checkpoint_do_not_count_as_pretrained() -> None:
     content = content_of(build())
     content["random_keys"] = [*content["random_keys"], *(k for k in content["network_weights"] if "stages.2" in k)]
     with pytest.raises(UserError, match="not in the checkpoint"):
         transfer.load_encoder(build(), content)
 
 
-def test_other_strides_are_a_difference_although_every_weight_fits():
+def test_other_strides_are_a_difference_although_every_weight_fits() -> None:
     content = content_of(build())
     kwargs = arch_kwargs(strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
     (difference,) = transfer.architecture_differences(content, PLAIN, kwargs)
     assert difference.startswith("strides: [[1, 1, 1], [2, 2, 2]")
 
 
-def test_the_decoder_and_tuples_for_lists_are_no_difference():
+def test_the_decoder_and_tuples_for_lists_are_no_difference() -> None:
     content = content_of(build())
     kwargs = arch_kwargs(n_conv_per_stage_decoder=[3, 3], features_per_stage=(4, 8, 8))
     assert transfer.architecture_differences(content, PLAIN, kwargs) == []
     assert transfer.architecture_differences(content, RESENC, kwargs) != []
 
 
-def test_a_folds_own_pretraining_comes_before_that_on_all_cases_and_no_other_folds_is_taken():
+def test_a_folds_own_pretraining_comes_before_that_on_all_cases_and_no_other_folds_is_taken() -> None:
     folders = [path.split("/")[-2] for path in transfer.candidates("results", "nnUNetPlans", "2d", 1)]
     assert folders == ["fold_1", "fold_all"]
     assert len(transfer.candidates("results", "nnUNetPlans", "2d", "all")) == 1
 
 
-def test_cases_are_recognised_by_name_and_by_voxels(tmp_path):
+def test_cases_are_recognised_by_name_and_by_voxels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cases = []
     for name in ("a", "b", "c"):

@@ -163,8 +163,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             raise UserError(f"{path}: {error}") from error
 
         train, validation = self.do_split()
-        names = set(validation) - set(train)  # none for fold `all`
-        held_out = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in names]
+        unseen = set(validation) - set(train)  # none for fold `all`
+        held_out = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in unseen]
         seen = transfer.cases_seen(checkpoint, self.plans_manager.dataset_name, held_out)
         origin = {key: checkpoint[key] for key in ("method", "datasets", "configuration", "fold", "epochs")}
         described = ", ".join(f"{key} {value}" for key, value in origin.items())

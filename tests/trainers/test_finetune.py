@@ -1,6 +1,9 @@
 import copy
 import json
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.data import find_cases, fingerprint
@@ -40,7 +44,7 @@ SPLITS = [
 FEATURES = [4, 8, 8]
 
 
-def make_plan(features=FEATURES, **pcrl):
+def make_plan(features: Sequence[int] = FEATURES, **pcrl: Any) -> dict[str, Any]:
     """A plan as nnU-Net reads it, of a network that trains in milliseconds."""
     n = len(features)
     conv = "torch.nn.modules.conv.Conv3d"
@@ -94,7 +98,7 @@ def make_plan(features=FEATURES, **pcrl):
 
 
 @pytest.fixture(scope="module")
-def preprocessed(tmp_path_factory):
+def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nnUNet_preprocessed with four cases, as nnU-Net's preprocessing writes them."""
     root = tmp_path_factory.mktemp("preprocessed")
     data = root / DATASET / "nnUNetPlans_3d_fullres"
@@ -114,7 +118,7 @@ def preprocessed(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def folders(preprocessed, tmp_path, monkeypatch):
+def folders(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """nnU-Net's folders; results are this test's own. Data are loaded in this process."""
     monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
@@ -124,12 +128,24 @@ def folders(preprocessed, tmp_path, monkeypatch):
     return tmp_path / "results" / DATASET
 
 
-def make(trainer=PCRLFinetuneTrainer, plan=None, configuration="3d_fullres", fold=0, continue_training=False):
+def make(
+    trainer: type[PCRLScratchTrainer] = PCRLFinetuneTrainer,
+    plan: dict[str, Any] | None = None,
+    configuration: str = "3d_fullres",
+    fold: int | str = 0,
+    continue_training: bool = False,
+) -> Any:
     plan = {**(plan or make_plan()), "continue_training": continue_training}
     return trainer(plan, configuration, fold, DATASET_JSON, device=torch.device("cpu"))
 
 
-def pretrain(results, fold="all", configuration="3d_fullres", plan=None, channels=1, cases=()):
+def pretrain(
+    results: Path,
+    fold: int | str = "all",
+    configuration: str = "3d_fullres",
+    plan: dict[str, Any] | None = None,
+    cases: Sequence[dict[str, str]] = (),
+) -> tuple[str, dict[str, Tensor]]:
     """A finished pretraining's file, of a network whose every parameter is random. Returns its path and encoder."""
     plan = plan or make_plan()
     this = PlansManager(plan).get_configuration("3d_fullres")
@@ -137,7 +153,7 @@ def pretrain(results, fold="all", configuration="3d_fullres", plan=None, channel
         this.network_arch_class_name,
         this.network_arch_init_kwargs,
         this.network_arch_init_kwargs_req_import,
-        channels,
+        1,
         3,
         deep_supervision=True,
     )
@@ -152,10 +168,10 @@ def pretrain(results, fold="all", configuration="3d_fullres", plan=None, channel
         "format": checkpoint.FORMAT,
         "network_weights": state,
         "random_keys": [k for k in state if k.startswith("decoder.") and not k.startswith("decoder.encoder.")],
-        "num_input_channels": channels,
+        "num_input_channels": 1,
         "cases": list(cases),
         "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-            plan, configuration, this.configuration, (8, 8, 8), channels, network
+            plan, configuration, this.configuration, (8, 8, 8), 1, network
         ),
         "method": "pcrlv2",
         "datasets": [DATASET],
@@ -167,35 +183,37 @@ def pretrain(results, fold="all", configuration="3d_fullres", plan=None, channel
     return path, encoder_of(network)
 
 
-def encoder_of(network):
+def encoder_of(network: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.encoder.state_dict().items()}
 
 
-def equal(a, b):
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def run_training(trainer, monkeypatch, **options):
+def run_training(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch, c: bool = False, pretrained_weights: str | None = None
+) -> dict[str, Tensor]:
     """As nnUNetv2_train does it, without the final validation. Returns the encoder at the first step."""
-    at_first_step = []
+    at_first_step: list[dict[str, Tensor]] = []
     step = type(trainer).train_step
 
-    def recording_step(self, batch):
+    def recording_step(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
         at_first_step.append(encoder_of(self.network))
         return step(self, batch)
 
     monkeypatch.setattr(type(trainer), "train_step", recording_step)
-    maybe_load_checkpoint(trainer, options.get("c", False), False, options.get("pretrained_weights"))
+    maybe_load_checkpoint(trainer, c, False, pretrained_weights)
     trainer.run_training()
-    return at_first_step[0] if at_first_step else None
+    return at_first_step[0]
 
 
-def log_of(trainer):
+def log_of(trainer: Any) -> str:
     with open(trainer.log_file) as file:
         return file.read()
 
 
-def test_the_encoder_at_the_first_step_is_the_checkpoints(folders, monkeypatch):
+def test_the_encoder_at_the_first_step_is_the_checkpoints(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, pretrained = pretrain(folders)
     trainer = make()
     assert equal(run_training(trainer, monkeypatch), pretrained)
@@ -207,7 +225,7 @@ def test_the_encoder_at_the_first_step_is_the_checkpoints(folders, monkeypatch):
     assert path in log_of(trainer)
 
 
-def test_scratch_is_the_same_training_without_the_weights(folders, monkeypatch):
+def test_scratch_is_the_same_training_without_the_weights(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, pretrained = pretrain(folders)
     scratch, finetune_trainer = make(PCRLScratchTrainer), make()
     assert not equal(run_training(scratch, monkeypatch), pretrained)
@@ -215,7 +233,7 @@ def test_scratch_is_the_same_training_without_the_weights(folders, monkeypatch):
     assert scratch.settings == finetune_trainer.settings
 
 
-def test_a_continued_training_keeps_its_own_weights(folders, monkeypatch):
+def test_a_continued_training_keeps_its_own_weights(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders)
     longer = make_plan(finetune={"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
     first = make()
@@ -227,12 +245,14 @@ def test_a_continued_training_keeps_its_own_weights(folders, monkeypatch):
     assert "no pretrained encoder is loaded" in log_of(resumed)
 
 
-def test_continuing_without_a_checkpoint_is_a_new_training_that_loads(folders, monkeypatch):
+def test_continuing_without_a_checkpoint_is_a_new_training_that_loads(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, pretrained = pretrain(folders)
     assert equal(run_training(make(continue_training=True), monkeypatch, c=True), pretrained)
 
 
-def test_validation_alone_loads_the_trained_weights_only(folders, monkeypatch):
+def test_validation_alone_loads_the_trained_weights_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders)
     first = make()
     run_training(first, monkeypatch)
@@ -242,7 +262,7 @@ def test_validation_alone_loads_the_trained_weights_only(folders, monkeypatch):
     assert equal(encoder_of(validating.network), encoder_of(first.network))
 
 
-def test_weights_given_to_nnunet_stay(folders, monkeypatch, tmp_path):
+def test_weights_given_to_nnunet_stay(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretrain(folders)
     other, given = pretrain(tmp_path / "elsewhere")
     trainer = make()
@@ -250,7 +270,9 @@ def test_weights_given_to_nnunet_stay(folders, monkeypatch, tmp_path):
     assert "-pretrained_weights were given: they stay" in log_of(trainer)
 
 
-def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_left_behind(folders, monkeypatch):
+def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_left_behind(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make(fold=1)
     monkeypatch.setattr(trainer, "get_dataloaders", None)  # calling it would fail: loaders' processes would be left
     with pytest.raises(SystemExit) as error:
@@ -264,7 +286,7 @@ def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_lef
     assert not folders.exists()
 
 
-def test_earlier_results_survive_a_training_that_cannot_start(folders):
+def test_earlier_results_survive_a_training_that_cannot_start(folders: Path) -> None:
     kept = folders / "PCRLFinetuneTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
     kept.parent.mkdir(parents=True)
     kept.write_text("a result")
@@ -273,39 +295,41 @@ def test_earlier_results_survive_a_training_that_cannot_start(folders):
     assert kept.read_text() == "a result"
 
 
-def test_another_folds_pretraining_is_not_taken(folders):
+def test_another_folds_pretraining_is_not_taken(folders: Path) -> None:
     pretrain(folders, fold=1)
     with pytest.raises(SystemExit, match="no pretrained encoder for fold 0"):
         make(fold=0).on_train_start()
 
 
-def test_the_folds_own_pretraining_comes_before_that_on_all_cases(folders, monkeypatch):
+def test_the_folds_own_pretraining_comes_before_that_on_all_cases(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretrain(folders, fold="all")
     _, own = pretrain(folders, fold=0)
     assert equal(run_training(make(fold=0), monkeypatch), own)
 
 
-def test_an_unfinished_pretraining_is_named(folders):
+def test_an_unfinished_pretraining_is_named(folders: Path) -> None:
     path, _ = pretrain(folders)
     os.rename(path, os.path.join(os.path.dirname(path), checkpoint.LATEST))
     with pytest.raises(SystemExit, match="not finished"):
         make().on_train_start()
 
 
-def test_the_plans_checkpoint_comes_first(folders, monkeypatch, tmp_path):
+def test_the_plans_checkpoint_comes_first(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretrain(folders)
     path, named = pretrain(tmp_path / "elsewhere")
     plan = make_plan(checkpoint=path)
     assert equal(run_training(make(plan=plan), monkeypatch), named)
 
 
-def test_a_checkpoint_that_the_plan_names_and_that_is_missing_is_an_error(folders):
+def test_a_checkpoint_that_the_plan_names_and_that_is_missing_is_an_error(folders: Path) -> None:
     pretrain(folders)
     with pytest.raises(SystemExit, match=r"pcrl\.checkpoint /nowhere/x\.pth does not exist"):
         make(plan=make_plan(checkpoint="/nowhere/x.pth")).on_train_start()
 
 
-def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders):
+def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders: Path) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8, 16]))
     with pytest.raises(
         SystemExit, match=r"features_per_stage: \[4, 8, 16\] in the checkpoint, \[4, 8, 8\] in the plan"
@@ -314,7 +338,7 @@ def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders):
     assert not list(folders.glob("PCRLFinetuneTrainer*"))
 
 
-def test_a_checkpoint_of_another_width_is_used_in_part_if_asked_for(folders):
+def test_a_checkpoint_of_another_width_is_used_in_part_if_asked_for(folders: Path) -> None:
     _, pretrained = pretrain(folders, plan=make_plan(features=[4, 8, 16]))
     trainer = make(plan=make_plan(finetune={"allow_partial_encoder": True}))
     trainer.on_train_start()
@@ -323,7 +347,7 @@ def test_a_checkpoint_of_another_width_is_used_in_part_if_asked_for(folders):
     )
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_sentence(folders):
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(folders: Path) -> None:
     path, _ = pretrain(folders)
     with open(path, "r+b") as file:
         file.truncate(1000)
@@ -331,7 +355,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(folders):
         make().on_train_start()
 
 
-def test_a_cascade_takes_the_full_resolutions_encoder_and_zero_for_its_label_channels(folders):
+def test_a_cascade_takes_the_full_resolutions_encoder_and_zero_for_its_label_channels(folders: Path) -> None:
     _, pretrained = pretrain(folders)
     trainer = make(configuration="3d_cascade_fullres")
     trainer.initialize()
@@ -342,7 +366,7 @@ def test_a_cascade_takes_the_full_resolutions_encoder_and_zero_for_its_label_cha
     assert not first[:, 1:].any()
 
 
-def test_a_cascades_own_pretraining_comes_first(folders):
+def test_a_cascades_own_pretraining_comes_first(folders: Path) -> None:
     pretrain(folders)
     _, own = pretrain(folders, configuration="3d_cascade_fullres")
     trainer = make(configuration="3d_cascade_fullres")
@@ -352,13 +376,15 @@ def test_a_cascades_own_pretraining_comes_first(folders):
     assert torch.equal(first[:, :1], own["stages.0.0.convs.0.conv.weight"])
 
 
-def test_low_resolution_does_not_take_the_full_resolutions(folders):
+def test_low_resolution_does_not_take_the_full_resolutions(folders: Path) -> None:
     pretrain(folders)
     with pytest.raises(SystemExit, match="3d_lowres"):
         make(configuration="3d_lowres").on_train_start()
 
 
-def test_validation_cases_that_pretraining_saw_are_named(folders, preprocessed, monkeypatch):
+def test_validation_cases_that_pretraining_saw_are_named(
+    folders: Path, preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case_3 = find_cases(str(preprocessed / DATASET / "nnUNetPlans_3d_fullres"))[3]
     pretrain(
         folders, cases=[{"name": "renamed", "path": "Dataset001_X/folder/renamed.b2nd", "sha256": fingerprint(case_3)}]
@@ -368,7 +394,7 @@ def test_validation_cases_that_pretraining_saw_are_named(folders, preprocessed, 
     assert "1 of this fold's 1 validation cases: case_3 (as renamed)" in log_of(trainer)
 
 
-def test_checkpoints_are_predicted_from_by_stock_nnunet(folders, monkeypatch):
+def test_checkpoints_are_predicted_from_by_stock_nnunet(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders)
     trainer = make()
     run_training(trainer, monkeypatch)
@@ -386,7 +412,9 @@ def test_checkpoints_are_predicted_from_by_stock_nnunet(folders, monkeypatch):
     assert equal(encoder_of(predictor.network), encoder_of(trainer.network))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(folders, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make(PCRLScratchTrainer)
     trainer.initialize()
     path = os.path.join(trainer.output_folder, "checkpoint_latest.pth")
@@ -394,7 +422,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(folders, m
     with open(path, "rb") as file:
         before = file.read()
 
-    def full_disk(*args):
+    def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
@@ -405,7 +433,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(folders, m
     assert [name for name in os.listdir(trainer.output_folder) if "checkpoint" in name] == ["checkpoint_latest.pth"]
 
 
-def test_disabled_checkpointing_writes_none(folders):
+def test_disabled_checkpointing_writes_none(folders: Path) -> None:
     trainer = make(PCRLScratchTrainer)
     trainer.disable_checkpointing = True
     trainer.initialize()
@@ -424,16 +452,18 @@ def test_disabled_checkpointing_writes_none(folders):
         (PCRLScratchTrainer_250epochs, 250),
     ],
 )
-def test_siblings_differ_in_their_epochs_and_a_warm_up_in_proportion(trainer, epochs):
+def test_siblings_differ_in_their_epochs_and_a_warm_up_in_proportion(
+    trainer: type[PCRLScratchTrainer], epochs: int
+) -> None:
     settings = make(trainer, plan=make_plan(finetune={})).settings
     assert (settings.epochs, settings.warmup_epochs) == (epochs, epochs // 20)
 
 
-def test_a_siblings_epochs_win_over_the_plans():
+def test_a_siblings_epochs_win_over_the_plans() -> None:
     assert make(PCRLFinetuneTrainer_50epochs, plan=make_plan(finetune={"epochs": 7})).num_epochs == 50
 
 
-def test_the_plans_settings_are_used_and_logged(folders):
+def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
     given = {
         "epochs": 9,
         "iters_per_epoch": 3,
@@ -459,32 +489,34 @@ def test_the_plans_settings_are_used_and_logged(folders):
         ({"epochs": 3, "warmup_epochs": 3}, r"warmup_epochs is 3; expected .* less than the 3 epochs"),
     ],
 )
-def test_a_wrong_setting_is_an_error_before_a_folder_is_made(folders, given, message):
+def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
+    folders: Path, given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SystemExit, match=message):
         make(plan=make_plan(finetune=given))
     assert not folders.exists()
 
 
-def test_a_configuration_that_the_plan_lacks_is_an_error(folders):
+def test_a_configuration_that_the_plan_lacks_is_an_error(folders: Path) -> None:
     with pytest.raises(SystemExit, match=r"no configuration '2d'; it has 3d_fullres, 3d_lowres"):
         make(configuration="2d")
     assert not folders.exists()
 
 
-def test_a_missing_gpu_is_an_error(folders, monkeypatch):
+def test_a_missing_gpu_is_an_error(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="add -device cpu"):
         PCRLScratchTrainer(make_plan(), "3d_fullres", 0, DATASET_JSON)
     assert not folders.exists()
 
 
-def test_an_unset_results_folder_is_an_error(monkeypatch):
+def test_an_unset_results_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(SystemExit, match="nnUNet_results is not set"):
         make()
 
 
-def test_the_callers_plan_is_not_changed(folders, monkeypatch):
+def test_the_callers_plan_is_not_changed(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders)
     plan = {**make_plan(), "continue_training": False}
     before = copy.deepcopy(plan)
@@ -493,7 +525,7 @@ def test_the_callers_plan_is_not_changed(folders, monkeypatch):
     assert plan == before
 
 
-def rates(scheduler, optimizer, epochs):
+def rates(scheduler: Any, optimizer: torch.optim.Optimizer, epochs: int) -> list[float]:
     result = []
     for epoch in range(epochs):
         scheduler.step(epoch)
@@ -501,14 +533,14 @@ def rates(scheduler, optimizer, epochs):
     return result
 
 
-def test_the_rate_rises_linearly_and_then_falls_as_nnunets():
+def test_the_rate_rises_linearly_and_then_falls_as_nnunets() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     warmed = rates(finetune.WarmupPolyLR(optimizer, 1.0, 10, 4), optimizer, 10)
     assert warmed[:4] == [0.25, 0.5, 0.75, 1.0]
     assert warmed[4:] == rates(PolyLRScheduler(optimizer, 1.0, 6), optimizer, 6)
 
 
-def test_without_warm_up_the_rate_is_nnunets():
+def test_without_warm_up_the_rate_is_nnunets() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     stock = rates(PolyLRScheduler(optimizer, 0.1, 10), optimizer, 10)
     assert rates(finetune.WarmupPolyLR(optimizer, 0.1, 10, 0), optimizer, 10) == stock
