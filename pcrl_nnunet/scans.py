@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -432,7 +433,7 @@ def read_scan(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any]]:
     """
     for file in scan.files:
         if file.lower().endswith((".nii", ".nii.gz")):
-            _check_nifti_is_complete(file)
+            _check_nifti(file)
     if scan.how == "plan":
         data, properties = target.reader().read_images(list(scan.files))
     else:
@@ -471,11 +472,11 @@ def _read_itk(files: tuple[str, ...], dicom: bool, orientation: str | None) -> s
     return sitk.DICOMOrient(image, orientation) if orientation else image
 
 
-def _check_nifti_is_complete(file: str) -> None:
-    """SimpleITK fills what is missing at the end of a NIfTI file with zeros and says nothing."""
+def _check_nifti(file: str) -> None:
+    """SimpleITK fills what is missing at the end of a NIfTI file with zeros, turns NaN into 0, and says nothing."""
     with open(file, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
-    size = os.path.getsize(file)
+    broken = 0
     with gzip.open(file) if packed else open(file, "rb") as stream:
         start = stream.read(4)
         lengths = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
@@ -484,13 +485,18 @@ def _check_nifti_is_complete(file: str) -> None:
         stream.seek(0)
         header_class = nibabel.Nifti1Header if 348 in lengths else nibabel.Nifti2Header
         header = header_class.from_fileobj(stream, check=False)
-        needed = header.get_data_offset() + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-        if packed:
-            size = stream.tell()
-            while chunk := stream.read(1 << 22):  # to the end: this verifies the checksum, too
-                size += len(chunk)
+        dtype = header.get_data_dtype()
+        size, needed = 0, int(np.prod(header.get_data_shape())) * dtype.itemsize  # bytes of voxels
+        stream.seek(header.get_data_offset())
+        while chunk := stream.read(dtype.itemsize << 20):  # to the end: this verifies the checksum, too
+            size += len(chunk)
+            if dtype.kind == "f":
+                values = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
+                broken += len(values) - np.count_nonzero(np.isfinite(values))
     if size < needed:
-        raise Unusable(f"the file ends too early, at byte {size} of {needed}")
+        raise Unusable(f"the file ends too early, after {size} of {needed} bytes of voxels")
+    if broken:
+        raise Unusable(f"{broken} voxels are NaN or infinite")
 
 
 def _check(data: np.ndarray, spacing: Iterable[float], scan: Scan, target: Target) -> None:
@@ -516,14 +522,22 @@ def _check(data: np.ndarray, spacing: Iterable[float], scan: Scan, target: Targe
 
 
 def short_reason(error: Exception, shouted: str = "") -> str:
-    """The one line of an error that says what is wrong."""
+    """What is wrong with a file, in one line.
+
+    Args:
+        shouted: what was printed before; some of nnU-Net's readers print the reason and raise an empty error.
+    """
     text = str(error)
-    if "Unable to determine ImageIO reader" in text:
-        return "not an image of the type that its name says, or damaged"
-    if isinstance(error, (EOFError, gzip.BadGzipFile)) or type(error).__module__ == "zlib":
+    if isinstance(error, Unusable):
+        return text
+    if isinstance(error, (EOFError, gzip.BadGzipFile, zlib.error)):
         return "the compressed data is damaged or ends too early"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): ", "", text, flags=re.DOTALL)
-    text = re.sub(r"\w+\(0x[0-9a-f]+\): ", "", text).strip() or shouted.strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    if "Unable to determine ImageIO reader" in text:
+        return "not an image of the type that its name says, or damaged"
+    if re.search("cannot be read|Error reading", text):  # ITK's words for its more common formats
+        return "damaged or ends too early"
+    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x[0-9a-f]+\): )?", "", text, flags=re.DOTALL)
+    lines = (text.strip() or shouted.strip()).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -137,7 +137,7 @@ def _save(data: np.ndarray, patch_size: list[int], name: str, folder: str, unfin
         os.replace(f"{truncated}.b2nd", os.path.join(folder, f"{name}.b2nd"))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Writing {name}.b2nd to {folder} failed ({short_reason(error)}): is there space left, and may you write there?"
+            f"cannot write {name}.b2nd to {folder} ({short_reason(error)}): check permissions and free space"
         ) from error
     return size
 
@@ -199,7 +199,7 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
     os._exit(1)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
+def _stop(pool: Executor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in multiprocessing.active_children():
         process.terminate()
@@ -210,7 +210,7 @@ def preprocess(
     found: Found,
     target: Target,
     folder: str,
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     log: Callable[[str], None],
     progress: bool = True,
 ) -> Summary:
@@ -254,7 +254,7 @@ def _preprocess_all(
     todo: list[Scan],
     target: Target,
     folder: str,
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     cases: dict[str, Any],
     summary: Summary,
     total: int,

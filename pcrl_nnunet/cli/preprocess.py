@@ -25,9 +25,11 @@ def _parser() -> argparse.ArgumentParser:
         "-np", type=int, metavar="N", help="processes, each with one scan in memory (default: at most 8)"
     )
     parser.add_argument(
-        "-pl", metavar="PLANNER", help="first plan the dataset with this planner of ours, such as PCRLPlanner: for where "
-        "pcrl_nnunet_register may not write, so that nnUNetv2_plan_experiment cannot find it; -i is optional then"
-    )  # fmt: skip
+        "-pl",
+        metavar="PLANNER",
+        help="first plan the dataset with this planner of ours, such as PCRLPlanner: the way to it where "
+        "pcrl_nnunet_register may not write into nnU-Net's folder; -i is optional then",
+    )
     return parser
 
 
@@ -50,7 +52,7 @@ def _plan(dataset: str, planner_name: str) -> str:
     """Plan a dataset with one of our planners; the name of the plan."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
-    from pcrl_nnunet import planners
+    import pcrl_nnunet.planners as planners
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import dataset_folder
 
@@ -135,14 +137,14 @@ def _describe(found: Any, folder: str, target: Any) -> None:
             f"no scan in {folder}, only {others or 'nothing'}; give a folder with DICOM series or "
             f"{', '.join(dict.fromkeys((target.file_ending, *VOLUME_ENDINGS)))} files"
         )
-    print(f"  {len(found.scans)} scans: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
-    if found.set_aside:
-        print(f"  {len(found.set_aside)} set aside unread, listed below")
+    listed = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    print(f"  {len(found.scans)} scans: {listed or 'none'}")
     if others:
-        print(f"  {found.ignored.total()} files are no scans: {others}")
+        print(f"  {sum(found.ignored.values())} files are no scans: {others}")
+    _list_set_aside(found.set_aside)
     if target.orientation and any(scan.how != "plan" for scan in found.scans):
         print(
-            f"  all but {target.file_ending} files are turned to {target.orientation}, as most of the dataset's images are"
+            f"  all but {target.file_ending} files are turned to {target.orientation}, like most images of the dataset"
         )
     if found.numbered:
         print(
@@ -161,12 +163,17 @@ def _report(summary: Any, folder: str) -> None:
 
     skipped = len(summary.set_aside) - len(summary.bad)
     print(f"{summary.made} made, {summary.already} there already, {skipped} skipped, {len(summary.bad)} bad")
-    listed = [*summary.bad, *(s for s in summary.set_aside if not s.bad)]
-    for s in listed[:LISTED]:
+    _list_set_aside(summary.set_aside)
+    if summary.set_aside:
+        print(f"  (listed in {os.path.join(folder, BAD_LIST)})")
+
+
+def _list_set_aside(set_aside: list[Any]) -> None:
+    """The bad ones first; not more than fit on a screen."""
+    for s in sorted(set_aside, key=lambda s: not s.bad)[:LISTED]:
         print(f"  {'bad' if s.bad else 'skipped'}: {s.where}: {s.reason}")
-    if listed:
-        more = f"... and {len(listed) - LISTED} more; all" if len(listed) > LISTED else "these"
-        print(f"  {more} are in {os.path.join(folder, BAD_LIST)}")
+    if len(set_aside) > LISTED:
+        print(f"  ... and {len(set_aside) - LISTED} more")
 
 
 def main_entry() -> None:
