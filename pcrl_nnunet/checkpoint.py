@@ -4,7 +4,8 @@
 
 - ``network_weights`` is the state dict of the plan's own network with the pretrained encoder in it, so that nnU-Net's
   ``-pretrained_weights`` takes it; ``random_keys`` names what in it is not pretrained;
-- ``nnssl_adaptation_plan``, ``citations`` and ``architecture_kwargs`` are what nnU-Net's loader of nnssl checkpoints reads;
+- ``nnssl_adaptation_plan``, ``citations`` and ``architecture_kwargs`` are what nnU-Net's loader of nnssl checkpoints
+  reads;
 - the rest says what it is: method, settings, plan, cases, versions, epochs, loss.
 
 ``checkpoint_latest.pth`` beside it is the training state, there until the training is finished.
@@ -63,9 +64,9 @@ def read(path: str) -> dict[str, Any]:
             f"expected a file that pcrl_nnunet_pretrain wrote"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"checkpoint {path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): it is truncated or damaged; "
-            f"copy it again or pretrain again"
+            f"checkpoint {path} cannot be read ({reason}): it is truncated or damaged; copy it again or pretrain again"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{FORMAT}' expected)")
@@ -89,7 +90,7 @@ def nnssl_adaptation_plan(
     configuration: Mapping[str, Any],
     patch_size: tuple[int, ...],
     channels: int,
-    network: nn.Module,
+    network: Any,
 ) -> dict[str, Any]:
     """What nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find it in `network_weights`.
 

@@ -101,8 +101,8 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         if self.batch_size < MIN_PAIRS:
             raise UserError(
-                f"batch_size is {self.batch_size}; the comparison heads' batch normalisation needs at least {MIN_PAIRS} "
-                f"pairs: raise -batch_size, or make the views smaller under pcrl.pretrain.views in the plan"
+                f"batch_size is {self.batch_size}; the comparison heads' batch normalisation needs at least "
+                f"{MIN_PAIRS} pairs: raise -batch_size, or make the views smaller under pcrl.pretrain.views in the plan"
             )
         for name in ("epochs", "iters_per_epoch"):
             if getattr(self, name) < 1:
@@ -171,7 +171,12 @@ def pretrain_settings(
         configuration: what nnU-Net's `ConfigurationManager` holds for it (inheritance resolved).
         overrides: fields of `PretrainSettings`; None means not given.
     """
-    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    strides = configuration["architecture"]["arch_kwargs"].get("strides")
+    if strides is None:
+        raise UserError(
+            f"the network {configuration['architecture']['network_class_name']} of {name} has no strided stages; "
+            f"expected a PlainConvUNet or ResidualEncoderUNet: choose another plan with -p"
+        )
     given = dict(plan.get("pcrl", {}).get("pretrain", {}))
     given_views = given.pop("views", {}).get(name, {})
     given_augmentation = given.pop("augmentation", {})

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 _PANELS = (  # title, lower limit, named curves: (key of the log, label)
     ("losses", None, (("restoration", "restoration"), ("comparison_global", "global"), ("comparison_local", "local"))),
-    ("restoration error / variance of the images (1: nothing restored)", 0, (("restoration_ratio", "mean of levels"),)),
-    ("cosine of matched less that of shuffled samples (0: nothing told apart)", None, (("matched_minus_shuffled", "mean of levels"),)),
-    ("spread of the features / even spread, and effective rank / 10", 0, (("sd_ratio", "spread"), ("effective_rank", "rank / 10"))),
+    ("restoration error / variance of the images (1: nothing restored)", 0, (("restoration_ratio", "mean"),)),
+    ("cosine of matched less shuffled samples (0: not told apart)", None, (("matched_minus_shuffled", "mean"),)),
+    ("features: spread / even spread, effective rank / 10", 0, (("sd_ratio", "spread"), ("effective_rank", "rank"))),
     ("learning rate", 0, (("lrs", "rate"),)),
 )
 

@@ -50,7 +50,7 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
             raise UserError(f"{plans_name} has the configurations {', '.join(names)}; choose one with -c")
         configuration = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
     if configuration not in names:
-        raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: give one with -c")
+        raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: use -c")
     resolved = PlansManager(plans).get_configuration(configuration).configuration
     return PlannedConfiguration(folder, plans, configuration, resolved, dataset_json)
 
@@ -70,7 +70,9 @@ def dataset_folder(dataset: str) -> str:
         ) from error
     folder = os.path.join(nnUNet_preprocessed, name)
     if not os.path.isdir(folder):
-        raise UserError(f"dataset {name} is not in {nnUNet_preprocessed}; run nnUNetv2_plan_and_preprocess -d {dataset} first")
+        raise UserError(
+            f"dataset {name} is not in {nnUNet_preprocessed}; run nnUNetv2_plan_and_preprocess -d {dataset} first"
+        )
     return folder
 
 

@@ -30,7 +30,7 @@ class Unwritable:
 def test_a_failed_write_leaves_the_last_good_file(tmp_path):
     path = str(tmp_path / "c.pth")
     checkpoint.write(path, content())
-    with pytest.raises(UserError, match="No space left on device.*last good one"):
+    with pytest.raises(UserError, match=r"No space left on device.*last good one"):
         checkpoint.write(path, content(bad=Unwritable()))
     assert torch.equal(checkpoint.read(path)["tensor"], torch.arange(5.0))
     assert os.listdir(tmp_path) == ["c.pth"]
@@ -57,7 +57,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
         checkpoint.read("c.pth")
     with open("plain.pth", "wb") as file:
         pickle.dump(Malicious(), file, protocol=2)
-    with pytest.raises(UserError, match="was not loaded|cannot be read"):
+    with pytest.raises(UserError, match=r"was not loaded|cannot be read"):
         checkpoint.read("plain.pth")
     assert not os.path.exists("should_not_exist")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from time import time
@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 from tqdm import tqdm
 
@@ -33,9 +34,63 @@ from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 GRADIENT_CLIP = 12  # nnU-Net's
+NUM_FOLDS = 5  # nnU-Net's
 _TERMS = ("restoration", "comparison_global", "comparison_local")
 _WATCHED = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
 _PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
+
+
+@dataclass(frozen=True)
+class PretrainingCases:
+    """The dataset's preprocessed cases, less a fold's validation cases, and its unlabelled ones."""
+
+    labelled: list[Case]
+    unlabelled: list[Case]
+    left_out: list[Case]
+    fold: int | str
+
+    @property
+    def used(self) -> list[Case]:
+        """What the pretraining sees."""
+        return self.labelled + self.unlabelled
+
+    def __str__(self) -> str:
+        return (
+            f"Cases: {len(self.labelled)} of the dataset, {len(self.unlabelled)} unlabelled; "
+            f"{len(self.left_out)} validation cases of fold {self.fold} are left out"
+        )
+
+    @classmethod
+    def find(cls, folder: str, data_identifier: str, fold: int | str) -> PretrainingCases:
+        """Look into the dataset's preprocessed folder.
+
+        Raises:
+            UserError: there are no preprocessed cases, or the fold is none of the split's.
+        """
+        cases = find_cases(os.path.join(folder, data_identifier))
+        unlabelled = unlabelled_folder(folder, data_identifier)
+        out = set() if fold == "all" else cls._validation_cases(folder, fold, [case.name for case in cases])
+        return cls(
+            [case for case in cases if case.name not in out],
+            find_cases(unlabelled) if os.path.isdir(unlabelled) else [],
+            [case for case in cases if case.name in out],
+            fold,
+        )
+
+    @staticmethod
+    def _validation_cases(folder: str, fold: int | str, names: list[str]) -> set[str]:
+        file = os.path.join(folder, "splits_final.json")
+        if os.path.isfile(file):
+            splits = load_json(file)
+        elif len(names) < NUM_FOLDS:
+            raise UserError(f"{len(names)} cases are too few for {NUM_FOLDS} folds; leave -f out to use all of them")
+        else:  # the split that nnU-Net will make of the same cases; the file is its to write
+            splits = generate_crossval_split(sorted(names), seed=12345, n_splits=NUM_FOLDS)
+        if fold not in range(len(splits)):
+            raise UserError(
+                f"fold {fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all"
+            )
+        return set(splits[int(fold)]["val"])
 
 
 class PretrainLogger(LocalLogger):
@@ -64,6 +119,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
+    was_initialized: bool
+
     def __init__(
         self,
         plans: dict,
@@ -78,8 +135,12 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
                 f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
             )
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+        cases = PretrainingCases.find(os.path.join(nnUNet_preprocessed, plans["dataset_name"]), identifier, fold)
+        super().__init__(plans, configuration, fold, dataset_json, device)  # from here on the output folder exists
         self.settings: PretrainSettings = settings
+        self.cases = cases.used
+        self.print_to_log_file(cases)
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         self.logger.local_logger = PretrainLogger()
         self.monitor = Monitor()
@@ -107,34 +168,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         )
         self.network = PCRLv2(encoder_of(self.plan_network), self.num_input_channels, self.settings.restoration)
         self.network.to(self.device)
-        self.cases = self.find_cases()
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
-
-    def find_cases(self) -> list[Case]:
-        """The dataset's preprocessed cases, less the fold's validation cases, and its unlabelled ones."""
-        cases = find_cases(self.preprocessed_dataset_folder)
-        left_out = self._validation_cases([case.name for case in cases])
-        unlabelled = unlabelled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
-        extra = find_cases(unlabelled) if os.path.isdir(unlabelled) else []
-        kept = [case for case in cases if case.name not in left_out]
-        self.print_to_log_file(
-            f"Cases: {len(kept)} of the dataset ({len(cases) - len(kept)} validation cases of fold {self.fold} left "
-            f"out), {len(extra)} unlabelled from {unlabelled}"
-        )
-        return kept + extra
-
-    def _validation_cases(self, names: Sequence[str]) -> set[str]:
-        if self.fold == "all":
-            return set()
-        file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if os.path.isfile(file):
-            splits = load_json(file)
-        else:  # the split that nnU-Net will make from the same cases; the file is its to write
-            splits = generate_crossval_split(sorted(names), seed=12345, n_splits=5)
-        if not 0 <= self.fold < len(splits):
-            raise UserError(f"fold {self.fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all")
-        return set(splits[self.fold]["val"])
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """SGD and a cosine decay to 0 over all steps (method.md 2, "Schedule")."""
@@ -201,7 +236,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             output = self.network(data, level, step / (self.num_epochs * self.num_iterations_per_epoch))
         if not torch.isfinite(output.loss):
             raise UserError(
-                f"the loss of step {step} is {float(output.loss)}; the weights of the last epoch are kept. Look at the "
+                f"the loss of step {step} is {output.loss.item()}; the weights of the last epoch are kept. Look at the "
                 f"images of its cases {', '.join(sorted(set(batch['cases'])))}, or lower pcrl.pretrain.initial_lr and "
                 f"start again"
             )
@@ -241,9 +276,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"steps/s, {left} left"
         )
         lines = [line, *(f"ALARM: {a}" for a in self.monitor.alarms(self.step + self.num_iterations_per_epoch))]
+        on_terminal = bar is not None and not bar.disable
         for line in lines:
-            on_terminal = bar is not None and not bar.disable
-            if on_terminal:
+            if bar is not None and on_terminal:
                 bar.write(line)  # print() would tear the bar
             self.print_to_log_file(line, also_print_to_console=not on_terminal)
         self.monitor.clear()
@@ -268,8 +303,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         state = {name: t.detach().cpu().clone() for name, t in self.plan_network.state_dict().items()}
         encoder = self.plan_network.encoder
         pretrained = {t.untyped_storage()._cdata for t in encoder.state_dict().values()}
-        random = [k for k, t in self.plan_network.state_dict().items() if t.untyped_storage()._cdata not in pretrained]
-        own = {k: t.detach().cpu().clone() for k, t in self.network.state_dict().items() if not k.startswith("encoder.")}
+        storages = {name: t.untyped_storage()._cdata for name, t in self.plan_network.state_dict().items()}
+        random = [name for name, storage in storages.items() if storage not in pretrained]
+        method = self.network.state_dict().items()
+        own = {name: t.detach().cpu().clone() for name, t in method if not name.startswith("encoder.")}
         plans, this = self.plans_manager.plans, self.configuration_manager.configuration
         return {
             "format": checkpoint.FORMAT,
@@ -293,7 +330,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 self.plan_network,
             ),
             "datasets": [self.plans_manager.dataset_name],
-            "cases": [{"name": c.name, "path": os.path.relpath(c.path, str(nnUNet_preprocessed)), "sha256": fingerprint(c)} for c in self.cases],
+            "cases": [
+                {"name": c.name, "path": os.path.relpath(c.path, nnUNet_preprocessed), "sha256": fingerprint(c)}
+                for c in self.cases
+            ],
             "fold": self.fold,
             "seed": self.settings.seed,
             "epochs": self.num_epochs,

@@ -21,14 +21,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument(
-        "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all, leave none out)"
+        "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all: none)"
     )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
     parser.add_argument("-epochs", type=int, help="default: 240, or the plan's")
     parser.add_argument("-iters_per_epoch", type=int, help="steps an epoch (default: 250, or the plan's)")
     parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
     parser.add_argument("-seed", type=int, help="default: 0, or the plan's")
-    parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted pretraining")
+    parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted one")
     parser.add_argument("--dry_run", action="store_true", help="print sizes, memory and hours; write nothing")
     return parser
 
@@ -38,9 +38,14 @@ def main() -> None:
     args = _parser().parse_args()
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.plans import DEFAULT_CONFIGURATION, load_plan
 
     plan = load_plan(args.d, args.p, args.c)
+    if plan.resolved.get("previous_stage"):
+        raise UserError(
+            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; pretrain its "
+            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
+        )
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
@@ -71,12 +76,12 @@ def _run(trainer: Any, continue_training: bool) -> None:
     trainer.run_training()
 
 
-def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], continue_training: bool = False) -> Any:
+def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], continues: bool = False) -> Any:
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 
     settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-    plans = {**deepcopy(plan.plans), "continue_training": continue_training, "pcrl_settings": settings}
+    plans = {**deepcopy(plan.plans), "continue_training": continues, "pcrl_settings": settings}
     return PCRLPretrainTrainer(plans, plan.configuration, fold, plan.dataset_json, device)
 
 
@@ -100,7 +105,7 @@ def _device(name: str | None) -> Any:
     if name not in present:
         raise UserError(f"-device is '{name}'; expected cuda, cpu or mps")
     if not present[name]:
-        raise UserError(f"-device {name} was asked for, but torch finds none here; leave -device out to use what there is")
+        raise UserError(f"-device {name} was asked for, but torch finds none; leave -device out to use what there is")
     return torch.device(name)
 
 
@@ -146,10 +151,11 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     print(f"  batch                 {settings.batch_size} pairs")
     print(f"  levels                {levels}, restoration: {settings.restoration}")
     print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
-    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network, {peak / 2**30:.2f} GB measured "
-          + (f"on {device}" if device.type == "cuda" else "for the process"))
-    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level), "
-          f"{a_step * steps / 3600:.1f} hours in all")
+    measured = f"on {device}" if device.type == "cuda" else "for the process"
+    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network")
+    print(f"                        {peak / 2**30:.2f} GB measured {measured}")
+    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level)")
+    print(f"                        {a_step * steps / 3600:.1f} hours in all")
 
 
 def _x(size: tuple[int, ...]) -> str:

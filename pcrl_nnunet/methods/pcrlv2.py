@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class PCRLv2(nn.Module):
         "for self-supervised pre-training in medical image analysis. IEEE TPAMI, 45(7), 8020-8035.",
     )
 
-    def __init__(self, encoder: nn.Module, image_channels: int, restoration: str = "single"):
+    def __init__(self, encoder: Any, image_channels: int, restoration: str = "single"):
         super().__init__()
         self.encoder = encoder
         self.decoder = NonSkipDecoder(encoder)

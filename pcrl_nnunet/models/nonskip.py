@@ -6,6 +6,7 @@ B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
@@ -17,7 +18,7 @@ CONVS_PER_LEVEL = 2  # "two conv-norm-act blocks"
 _NEEDED = ("output_channels", "strides", "kernel_sizes", "conv_op", "norm_op", "nonlin")
 
 
-def encoder_of(network: nn.Module) -> nn.Module:
+def encoder_of(network: nn.Module) -> Any:
     """The encoder of a plan's network; `UserError` where it has none of nnU-Net's form (stages with strides)."""
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module) or any(not hasattr(encoder, name) for name in _NEEDED):
@@ -32,10 +33,10 @@ class NonSkipDecoder(nn.Module):
     """F_i = two blocks on the up-sampled F_{i-1}, F_0 the bottleneck; each level up-samples by its stage's own stride.
 
     Args:
-        encoder: of the plan's network; the decoder mirrors its channels, kernels, strides, normalisation and activation.
+        encoder: of the plan's network; the decoder mirrors its channels, kernels, strides, norm and activation.
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: Any):  # nnU-Net's encoders have attributes that nn.Module lacks
         super().__init__()
         channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
         upsample = get_matching_convtransp(conv_op=encoder.conv_op)

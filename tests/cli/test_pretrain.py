@@ -1,0 +1,122 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.cli import pretrain, register
+
+SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
+
+
+@pytest.fixture
+def command(tiny, monkeypatch):
+    """Runs the command in this process; returns its exit status."""
+    monkeypatch.setattr(register, "is_registered", lambda: True)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *arguments])
+        try:
+            pretrain.main_entry()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+def results(tiny):
+    return sorted(path.name for path in tiny.results.rglob("*.pth"))
+
+
+@pytest.mark.parametrize("dataset", ["999", "Dataset999_Tiny"])
+def test_it_pretrains_by_id_and_by_name(command, tiny, dataset):
+    assert command("-d", dataset, *SHORT) == 0
+    assert results(tiny) == [checkpoint.FINAL]
+
+
+def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_nothing(command, tiny, capsys):
+    assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
+    out = capsys.readouterr().out
+    sizes = ("global input          4x4x8 voxels", "batch                 4 pairs")
+    for part in (*sizes, "GB estimated", "GB measured", "hours"):
+        assert part in out
+    assert not tiny.results.exists()
+    assert {p.name for p in tiny.folder.iterdir()} == {
+        "dataset.json", "dataset_fingerprint.json", "nnUNetPlans.json", "nnUNetPlans_3d_fullres", "splits_final.json",
+    }  # fmt: skip
+
+
+def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert command("-d", "999", *SHORT) == 0
+    assert "Using device cpu: no GPU was found" in capsys.readouterr().out
+
+
+def test_continuing_a_finished_pretraining_changes_nothing(command, tiny, capsys):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    before = path.read_bytes()
+    assert command("-d", "999", *SHORT, "--c") == 0
+    assert path.read_bytes() == before
+    assert "This pretraining is finished" in capsys.readouterr().out
+
+
+def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
+    monkeypatch.setattr(register, "is_registered", lambda: False)
+    monkeypatch.setattr(register, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
+    assert command("-d", "999", *SHORT) == 0
+    assert "Registered with nnU-Net: wrote bridge.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-d", "998"], "dataset '998' was not found in"),
+        (["-d", "Dataset998_No"], "dataset Dataset998_No is not in"),
+        (["-d", "liver"], "dataset 'liver' was not found in"),
+        (["-d", "999", "-p", "OtherPlans"], "OtherPlans.json does not exist; run nnUNetv2_plan_and_preprocess -d 999"),
+        (["-d", "999", "-c", "2d"], "configuration '2d' is not in nnUNetPlans; it has 3d_fullres, 3d_lowres"),
+        (["-d", "999", "-c", "3d_cascade_fullres"], "3d_cascade_fullres .* pretrain its 3d_fullres"),
+        (["-d", "999", "-f", "x"], "-f is 'x'; expected the number of a fold, or all"),
+        (["-d", "999", "-device", "tpu"], "-device is 'tpu'; expected cuda, cpu or mps"),
+        (["-d", "999", "-batch_size", "2"], "batch_size is 2; .* at least 4 pairs"),
+        (["-d", "999", "-epochs", "0"], "epochs is 0; expected 1 or more"),
+        (["-d", "999", "-f", "9"], "fold 9 is not among the 2 folds"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, arguments, message):
+    import re
+
+    status = command(*arguments, *[a for a in SHORT if a not in arguments] if "-epochs" not in arguments else [])
+    assert isinstance(status, str)
+    assert status.startswith("Error: ")
+    assert "\n" not in status
+    assert re.search(message, status), status
+    assert not tiny.results.exists()
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(command, tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "-device cuda was asked for, but torch finds none here" in command("-d", "999", "-device", "cuda")
+    assert not tiny.results.exists()
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_a_variable_that_is_not_set_is_named(command, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    assert f"the variable {variable} is not set" in command("-d", "999")
+
+
+def test_a_plan_that_is_no_json_is_named(command, tiny):
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(tiny.make_plan())[:-20])
+    assert "nnUNetPlans.json is not valid JSON" in command("-d", "999")
+
+
+def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):
+    for path in tiny.data.iterdir():
+        path.unlink()
+    assert "no preprocessed images in" in command("-d", "999")
+    assert not tiny.results.exists()

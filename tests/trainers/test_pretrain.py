@@ -1,0 +1,225 @@
+import copy
+import json
+import shutil
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+from pcrl_nnunet.unlabelled import unlabelled_folder
+
+
+def make(tiny, fold="all", continue_training=False, plan=None, **overrides):
+    plan = plan or tiny.make_plan()
+    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
+    overrides = {"epochs": 2, "iters_per_epoch": 2, "batch_size": 4, **overrides}
+    settings = pretrain_settings(plan, "3d_fullres", configuration, **overrides)
+    plans = {**copy.deepcopy(plan), "continue_training": continue_training, "pcrl_settings": settings}
+    return PCRLPretrainTrainer(plans, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
+
+
+def folder_of(tiny, fold="all"):
+    return tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / f"fold_{fold}"
+
+
+def final(tiny, fold="all"):
+    return checkpoint.read(str(folder_of(tiny, fold) / checkpoint.FINAL))
+
+
+def run(trainer):
+    trainer.run_training()
+    return trainer.logger.get_value("train_losses", None)
+
+
+def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny):
+    run(make(tiny))
+    names = {path.name for path in folder_of(tiny).iterdir()}
+    assert {checkpoint.FINAL, "progress.png"} <= names
+    assert checkpoint.LATEST not in names
+    (log,) = folder_of(tiny).glob("training_log_*.txt")
+    text = log.read_text()
+    assert "epoch 2/2: restoration" in text
+    assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
+
+
+def test_labels_are_never_read(tiny):
+    before = run(make(tiny, epochs=1))
+    for path in (*tiny.data.glob("*_seg.b2nd"), *tiny.data.glob("*.pkl")):
+        path.unlink()
+    assert run(make(tiny, epochs=1)) == before
+
+
+def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch):
+    torch.set_num_threads(1)
+    whole = run(make(tiny, epochs=3))
+    expected = final(tiny)
+    shutil.rmtree(folder_of(tiny))
+
+    interrupted = make(tiny, epochs=3)
+    steps = []
+
+    def train_step(batch, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        steps.append(step)
+        return PCRLPretrainTrainer.train_step(interrupted, batch, step)
+
+    monkeypatch.setattr(interrupted, "train_step", train_step)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    assert not (folder_of(tiny) / checkpoint.FINAL).exists()
+
+    torch.manual_seed(12345)
+    resumed = make(tiny, continue_training=True, epochs=3)
+    resumed.load_checkpoint(str(folder_of(tiny) / checkpoint.LATEST))
+    assert resumed.step == 2
+    assert run(resumed) == whole
+    actual = final(tiny)
+    assert actual["encoder_hash"] == expected["encoder_hash"]
+    for name, tensor in expected["network_weights"].items():
+        assert torch.equal(tensor, actual["network_weights"][name]), name
+
+
+def test_resuming_with_other_settings_or_another_plan_is_refused(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    latest = str(folder_of(tiny) / checkpoint.LATEST)
+    trainer.save_checkpoint(latest)
+    with pytest.raises(UserError, match=r"the settings \['seed'\] differ from those that .* was trained with"):
+        make(tiny, seed=1).load_checkpoint(latest)
+    plan = tiny.make_plan()
+    plan["configurations"]["3d_fullres"]["batch_size"] = 3
+    with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
+        make(tiny, plan=plan).load_checkpoint(latest)
+
+
+def test_stock_nnunet_loads_the_file_as_pretrained_weights(tiny):
+    trainer = make(tiny)
+    run(trainer)
+    network = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads
+    )
+    load_pretrained_weights(network, str(folder_of(tiny) / checkpoint.FINAL))
+    assert checkpoint.encoder_hash(network.encoder) == final(tiny)["encoder_hash"]
+
+
+def test_the_encoder_learns_and_the_rest_is_listed_as_random(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    start = {name: tensor.clone() for name, tensor in trainer.plan_network.state_dict().items()}
+    run(trainer)
+    content = final(tiny)
+    random = set(content["random_keys"])
+    changed = {name for name, tensor in content["network_weights"].items() if not torch.equal(tensor, start[name])}
+    weights = {name for name, tensor in start.items() if tensor.ndim > 1}
+    assert changed & random == set()
+    assert weights - random <= changed
+    assert not any(name.startswith(("encoder.", "decoder.encoder.")) for name in random)
+    assert any(name.startswith("decoder.seg_layers") for name in random)
+
+
+def test_the_file_says_what_it_is(tiny):
+    run(make(tiny, seed=5))
+    content = final(tiny)
+    assert content["finished"] is True
+    assert (content["method"], content["fold"], content["seed"], content["epochs"]) == ("pcrlv2", "all", 5, 2)
+    assert content["settings"]["batch_size"] == 4
+    assert [case["name"] for case in content["cases"]] == [f"case_{i}" for i in range(4)]
+    assert len({case["sha256"] for case in content["cases"]}) == 4
+    assert np.isfinite(content["loss"])
+    assert {"torch", "nnunetv2", "pcrl_nnunet"} <= set(content["versions"])
+    assert content["nnssl_adaptation_plan"]["key_to_encoder"] == "encoder.stages"
+
+
+def test_a_folds_validation_cases_are_left_out_and_the_split_file_is_not_touched(tiny):
+    split_file = tiny.folder / "splits_final.json"
+    before = split_file.read_bytes()
+    run(make(tiny, fold=0, epochs=1))
+    assert [case["name"] for case in final(tiny, 0)["cases"]] == tiny.splits[0]["train"]
+    assert split_file.read_bytes() == before
+
+
+def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
+    for name in ("case_4", "case_5"):
+        shutil.copy(tiny.data / "case_0.b2nd", tiny.data / f"{name}.b2nd")
+    (tiny.folder / "splits_final.json").unlink()
+    trainer = make(tiny, fold=1)
+    trainer.initialize()
+    assert not (tiny.folder / "splits_final.json").exists()
+    for path in tiny.data.glob("case_[45].b2nd"):
+        shutil.copy(tiny.data / "case_0_seg.b2nd", path.with_name(f"{path.stem}_seg.b2nd"))
+        shutil.copy(tiny.data / "case_0.pkl", path.with_suffix(".pkl"))
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    stock = nnUNetTrainer(
+        {**tiny.make_plan(), "continue_training": False}, "3d_fullres", 1, tiny.dataset_json, torch.device("cpu")
+    )
+    assert [case.name for case in trainer.cases] == sorted(stock.do_split()[0])
+
+
+def test_a_fold_that_does_not_exist_is_named(tiny):
+    with pytest.raises(UserError, match=r"fold 7 is not among the 2 folds of .*splits_final.json; give -f 0 to 1"):
+        make(tiny, fold=7).initialize()
+
+
+def test_unlabelled_cases_are_used_too(tiny):
+    folder = unlabelled_folder(str(tiny.folder), "nnUNetPlans_3d_fullres")
+    shutil.copytree(tiny.data, folder, ignore=shutil.ignore_patterns("*_seg*", "*.pkl", "case_[123]*"))
+    trainer = make(tiny)
+    trainer.initialize()
+    assert len(trainer.cases) == 5
+    assert trainer.cases[-1].path.startswith(folder)
+
+
+def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
+    path = next(case.path for case in find_cases(str(tiny.data)) if case.name == "case_2")
+    array = blosc2.open(path)[:]
+    array[0, 7, 7, 7] = np.nan
+    blosc2.asarray(array, urlpath=path, mode="w")
+    with pytest.raises(UserError, match="case case_2 has voxels that are not finite"):
+        run(make(tiny, epochs=20))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    trainer.dataloader_train = trainer.get_dataloaders()
+    batch = next(trainer.dataloader_train)
+    before = checkpoint.encoder_hash(trainer.network)
+    batch["target"][0, 0, 0, 0, 0, 0] = np.inf
+    with pytest.raises(UserError, match=r"the loss of step 3 is inf; .* cases case_\d"):
+        trainer.train_step(batch, 3)
+    state = {k: v for k, v in trainer.network.state_dict().items() if "running" not in k and "num_batches" not in k}
+    batch["target"][0, 0, 0, 0, 0, 0] = 0
+    trainer.train_step(batch, 3)
+    assert checkpoint.encoder_hash(state) != before
+
+
+def test_the_callers_plan_is_not_changed(tiny):
+    plan = tiny.make_plan(pretrain={"seed": 4})
+    before = json.dumps(plan)
+    run(make(tiny, plan=plan, epochs=1))
+    assert json.dumps(plan) == before
+
+
+def test_nnunets_own_command_is_told_which_command_to_use(tiny):
+    plan = {**tiny.make_plan(), "continue_training": False}
+    with pytest.raises(SystemExit, match="run pcrl_nnunet_pretrain -d Dataset999_Tiny -c 3d_fullres -p nnUNetPlans"):
+        PCRLPretrainTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
+    assert not tiny.results.exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_losses_do_not_depend_on_the_number_of_loading_processes(tiny, monkeypatch, workers):
+    torch.set_num_threads(1)
+    expected = run(make(tiny, epochs=1))
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    assert run(make(tiny, epochs=1)) == expected
