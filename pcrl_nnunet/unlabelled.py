@@ -219,7 +219,7 @@ def preprocess(
     Args:
         folder: see `unlabelled_folder`; made if missing.
         log: gets a line for every bad scan as it turns up.
-        progress: draw a bar on the terminal.
+        progress: draw a bar on the terminal, instead of ten lines to `log`.
 
     Raises:
         UserError: over 10 % bad; no usable scan; a plan that has changed since the folder's cases were made; a worker
@@ -236,6 +236,7 @@ def preprocess(
             scans = [_named_apart(scan, cases) for scan in found.scans]
             todo = [scan for scan in scans if not _is_done(scan, cases.get(scan.name), folder)]
             summary.already = len(scans) - len(todo)
+            _write_manifest(folder, target, cases)  # before any case, so that no case is of unknown origin
             try:
                 _stop_if_too_many_bad(summary, total, folder, done=not todo)
                 _preprocess_all(todo, target, folder, pool, cases, summary, total, log, progress)
@@ -281,6 +282,8 @@ def _preprocess_all(
                     summary.made += 1
                     cases[scan.name] = result
                 bar.update()
+                if not progress and 10 * count // len(todo) > 10 * (count - 1) // len(todo):  # a log wants few lines
+                    log(f"{count} of {len(todo)} done")
                 _stop_if_too_many_bad(summary, total, folder, done=count == len(todo))
                 if time.monotonic() - saved > _FLUSH_SECONDS:
                     _write_manifest(folder, target, cases)
@@ -394,6 +397,12 @@ def _write_bad_list(folder: str, set_aside: list[SetAside]) -> None:
 
 
 def _write_text(path: str, text: str) -> None:
-    with open(f"{path}.new", "w", errors="surrogateescape") as file:
-        file.write(text)
-    os.replace(f"{path}.new", path)
+    new = f"{path}.new"
+    try:
+        with open(new, "w", errors="surrogateescape") as file:
+            file.write(text)
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(new)
+        raise

@@ -287,6 +287,8 @@ def test_a_full_disk_is_not_blamed_on_the_scans(tmp_path: Path, monkeypatch: pyt
         run(write_scans(tmp_path / "in", 12), tmp_path / "out")
     assert not made(tmp_path / "out")
     assert others(tmp_path / "out") == {MANIFEST, BAD_LIST, ".lock"}
+    monkeypatch.undo()
+    assert run(tmp_path / "in", tmp_path / "out").made == 12
 
 
 def test_an_interrupted_run_leaves_finished_cases_only_and_is_continued(

@@ -116,7 +116,7 @@ def test_scans_of_any_type_and_name_become_what_nnunet_would_train_on(
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert {p for p in dataset.rglob("*") if p.is_file() and "_unlabelled" not in str(p)} == set(before)
     printed = capsys.readouterr().out
-    assert "14 scans: 3 DICOM series, 3 .mha, 3 .nii, 3 .nrrd, 2 .nii.gz" in printed
+    assert "14 scans: 3 .mha, 3 .nii, 3 .nrrd, 3 DICOM series, 2 .nii.gz" in printed
     assert "12 made, 0 there already, 1 skipped, 1 bad" in printed
     assert f"bad: {tmp_path}/pat 0/broken.nii.gz: the compressed data is damaged or ends too early" in printed
     assert "a copy.nii.gz: the same file as the dataset's own image ball0_0000.nii.gz" in printed
