@@ -123,7 +123,7 @@ class FinetuneSettings:
     iters_per_epoch: int = 250
     val_iters_per_epoch: int = 50
     initial_lr: float = 1e-2
-    warmup_epochs: int = 50
+    warmup_share: float = 0.05  # of the epochs, so that shorter trainings warm up for less
     weight_decay: float = 3e-5
     allow_partial_encoder: bool = False
 
@@ -131,6 +131,13 @@ class FinetuneSettings:
         for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"pcrl.finetune.{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.warmup_share < 1:
+            raise UserError(f"pcrl.finetune.warmup_share is {self.warmup_share}; expected a number from 0 to below 1")
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs in which the rate rises linearly."""
+        return int(self.epochs * self.warmup_share)
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> FinetuneSettings:

@@ -29,7 +29,7 @@ from pcrl_nnunet.config import FinetuneSettings, PretrainSettings
 
 # The few settings that a user may want to edit; every other one can be added by hand.
 PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "restoration", "seed")
-FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_epochs")
+FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_share")
 
 # What preprocessed voxels depend on, beside the raw data.
 PLAN_KEYS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")

@@ -1,8 +1,11 @@
-"""A tiny preprocessed dataset, as nnU-Net's preprocessing writes it: trainings of milliseconds."""
+"""What several tests need: a tiny preprocessed dataset, real data, and environments that hold other packages."""
 
 import copy
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +24,53 @@ SPLITS = [
     {"train": ["case_0", "case_1", "case_2"], "val": ["case_3"]},
     {"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]},
 ]
+
+OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
+# Runs code in processes forked from one that has imported what is slow to import, and nothing of nnU-Net or of ours.
+# Each takes an environment's site-packages folder as an interpreter does when it starts, .pth files included.
+FORK_SERVER = """
+import importlib, json, os, signal, site, sys, traceback
+sys.path.append(sys.argv[1])
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        signal.alarm(job["timeout"])
+        output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(output, 1), os.dup2(output, 2)
+        os.environ.update(job["environ"])
+        status = 0
+        try:
+            site.addsitedir(job["site_packages"])
+            exec(job["code"], {"__name__": "__main__"})
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os.killpg(child, signal.SIGKILL)  # workers that were left behind
+    except ProcessLookupError:
+        pass
+    print(status, flush=True)
+"""
+SLOW_IMPORTS = (
+    *("torch", "torch._dynamo", "torchvision", "timm", "seaborn", "pandas", "scipy.ndimage", "skimage.morphology"),
+    *("sklearn", "SimpleITK", "nibabel", "blosc2", "imagecodecs", "tifffile", "requests", "batchgeneratorsv2"),
+    *("dynamic_network_architectures.architectures.unet", "dynamic_network_architectures.architectures.primus"),
+    *("acvl_utils", "batchgenerators.dataloading.multi_threaded_augmenter", "torch.nn.parallel", "torch.optim"),
+)
 
 
 def make_plan(features=(4, 8, 8), **pcrl):
@@ -122,3 +172,46 @@ def real_data():
     if not folder or not Path(folder).is_dir():
         pytest.skip("PCRL_TEST_DATA names no folder of raw nnU-Net datasets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to everything that the running environment has installed, but nnU-Net and our package."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    site_packages = (Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))
+    for entry in (entry for path in site_packages if path.is_dir() for entry in path.iterdir()):
+        link = folder / entry.name
+        if not entry.name.startswith(OURS) and entry.suffix != ".pth" and not link.exists():
+            link.symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fork(
+    dependencies: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, Path, Mapping[str, str]], tuple[int, str]]]:
+    """Runs code in a process of its own, with `dependencies` and a site-packages folder, and environment variables.
+
+    The function returns the exit status and all that was printed.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet")}
+    output = tmp_path_factory.mktemp("output") / "output"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-W", "ignore", "-c", FORK_SERVER, str(dependencies), *SLOW_IMPORTS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # no threads: it forks
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        to_server, from_server = server.stdin, server.stdout
+
+        def run(code: str, site_packages: Path, environ: Mapping[str, str], timeout: int = 300) -> tuple[int, str]:
+            job = {"code": code, "environ": dict(environ), "timeout": timeout}
+            paths = {"site_packages": str(site_packages), "output": str(output)}
+            print(json.dumps(job | paths), file=to_server, flush=True)
+            return int(from_server.readline()), output.read_text()
+
+        yield run
+        to_server.close()

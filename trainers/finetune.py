@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +61,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
     ) -> None:
         with exit_on_user_error():  # before nnU-Net creates the output folder
             _check_surroundings(plans, configuration, device)
-            self.settings = _settings(plans, self.epochs)
+            overrides = {} if self.epochs is None else {"epochs": self.epochs}
+            self.settings = FinetuneSettings.from_plan(plans, **overrides)
         # nnU-Net takes an item out of the plan that it is given, and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -260,20 +260,6 @@ class PCRLScratchTrainer_50epochs(PCRLScratchTrainer):
 
 class PCRLScratchTrainer_250epochs(PCRLScratchTrainer):
     epochs = 250
-
-
-def _settings(plan: Mapping[str, Any], epochs: int | None) -> FinetuneSettings:
-    """The plan's settings; a warm-up that it does not name is as long in proportion as the default's, 50 of 1000."""
-    settings = FinetuneSettings.from_plan(plan, **({} if epochs is None else {"epochs": epochs}))
-    if "warmup_epochs" not in plan.get("pcrl", {}).get("finetune", {}):
-        default = FinetuneSettings()
-        settings = replace(settings, warmup_epochs=settings.epochs * default.warmup_epochs // default.epochs)
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        raise UserError(
-            f"pcrl.finetune.warmup_epochs is {settings.warmup_epochs}; expected 0 or more and less than the "
-            f"{settings.epochs} epochs of this training"
-        )
-    return settings
 
 
 def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:

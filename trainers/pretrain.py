@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -300,17 +301,17 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def final_content(self) -> dict[str, Any]:
         """What ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
-        state = {name: t.detach().cpu().clone() for name, t in self.plan_network.state_dict().items()}
-        encoder = self.plan_network.encoder
+        network = copy.deepcopy(self.plan_network).cpu()  # aliases stay aliases, and are stored once
+        encoder = network.encoder
         pretrained = {t.untyped_storage()._cdata for t in encoder.state_dict().values()}
-        storages = {name: t.untyped_storage()._cdata for name, t in self.plan_network.state_dict().items()}
+        storages = {name: t.untyped_storage()._cdata for name, t in network.state_dict().items()}
         random = [name for name, storage in storages.items() if storage not in pretrained]
         method = self.network.state_dict().items()
-        own = {name: t.detach().cpu().clone() for name, t in method if not name.startswith("encoder.")}
+        own = {name: t.cpu() for name, t in method if not name.startswith("encoder.")}
         plans, this = self.plans_manager.plans, self.configuration_manager.configuration
         return {
             "format": checkpoint.FORMAT,
-            "network_weights": state,
+            "network_weights": network.state_dict(),
             "random_keys": random,
             "method_weights": own,
             "encoder_hash": checkpoint.encoder_hash(encoder),
@@ -327,7 +328,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 this,
                 self.settings.views.global_input_size,
                 self.num_input_channels,
-                self.plan_network,
+                network,
             ),
             "datasets": [self.plans_manager.dataset_name],
             "cases": [

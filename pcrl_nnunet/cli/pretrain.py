@@ -55,8 +55,11 @@ def main() -> None:
         _dry_run(plan, fold, device, overrides)
         return
     if not register.is_registered():
-        for line in register.register():
-            print(line)
+        try:
+            for line in register.register():
+                print(line)
+        except UserError as error:  # pretraining needs no registration, fine-tuning does
+            print(f"Warning: {error}")
     trainer = _trainer(plan, fold, device, overrides, args.continue_training)
     _run(trainer, args.continue_training)
 

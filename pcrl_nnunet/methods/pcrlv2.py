@@ -50,6 +50,11 @@ class PCRLv2(nn.Module):
     def __init__(self, encoder: Any, image_channels: int, restoration: str = "single"):
         super().__init__()
         self.encoder = encoder
+        for module in encoder.modules():
+            if isinstance(module, (nn.AvgPool2d, nn.AvgPool3d)):
+                # The shortcut of a residual block: it has to end where the strided convolution beside it ends, also
+                # where a local view's size is no multiple of the stride. There is no other difference.
+                module.ceil_mode = True
         self.decoder = NonSkipDecoder(encoder)
         self.full_resolution = restoration == "full"
         kernels = encoder.kernel_sizes[-2::-1]

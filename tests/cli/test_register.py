@@ -6,7 +6,6 @@ tests, so that no torch is downloaded. Without a network these tests are skipped
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -25,7 +24,6 @@ import pytest
 from pcrl_nnunet.cli import register
 
 REPOSITORY = Path(__file__).parents[2]
-OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
 FIND_TRAINER = "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
 NAME_TRAINER = FIND_TRAINER + "t = find({!r}); print(t.__module__, t.__qualname__)"
 NAME_PLANNER = (
@@ -50,42 +48,6 @@ for part in (("training", "nnUNetTrainer"), ("experiment_planning",)):
 """
 
 
-# Looks up in processes forked from one that has imported what is slow to import, and nothing of nnU-Net or of ours.
-# Each takes the environment's site-packages folder as an interpreter does when it starts, .pth files included.
-LOOK_UP_SERVER = """
-import importlib, json, os, site, sys, traceback
-sys.path.append(sys.argv[1])
-for name in sys.argv[2:]:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        pass
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1), os.dup2(output, 2)
-        os.environ.update(job["environ"])
-        status = 0
-        try:
-            site.addsitedir(job["site_packages"])
-            exec(job["code"], {"__name__": "__main__"})
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-SLOW_IMPORTS = (
-    *("torch", "torch._dynamo", "torchvision", "timm", "seaborn", "pandas", "scipy.ndimage", "skimage.morphology"),
-    *("sklearn", "SimpleITK", "nibabel", "blosc2", "imagecodecs", "tifffile", "requests", "batchgeneratorsv2"),
-    *("dynamic_network_architectures.architectures.unet", "dynamic_network_architectures.architectures.primus"),
-    *("acvl_utils", "batchgenerators.dataloading.multi_threaded_augmenter", "torch.nn.parallel", "torch.optim"),
-)
-
-
 def run(*command: str | Path, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run a command with neither nnU-Net's variables nor ours set; its output becomes part of a failure."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
@@ -106,7 +68,7 @@ class Environment:
     """A virtual environment and the user who works in it."""
 
     folder: Path
-    look_up_server: subprocess.Popen[str]
+    fork: Callable[..., tuple[int, str]]
     as_user: tuple[str, ...] = ()
 
     @property
@@ -131,13 +93,7 @@ class Environment:
 
     def execute(self, code: str, **environ: str) -> str:
         """What the code, run in a process of its own, prints."""
-        assert self.look_up_server.stdin is not None
-        assert self.look_up_server.stdout is not None
-        output = self.folder / "output"
-        job = {"code": code, "environ": environ, "site_packages": str(self.site_packages), "output": str(output)}
-        print(json.dumps(job), file=self.look_up_server.stdin, flush=True)
-        self.look_up_server.stdout.readline()
-        return output.read_text()
+        return self.fork(code, self.site_packages, environ)[1]
 
     def trainer(self, name: str, **environ: str) -> str:
         """Module and name of the trainer that nnU-Net finds, or the last line of its error."""
@@ -181,35 +137,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     return Packages(ours, wheel, source)
 
 
-@pytest.fixture(scope="module")
-def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of links to everything that the running environment has installed, but nnU-Net and our package."""
-    folder = tmp_path_factory.mktemp("dependencies")
-    site_packages = (Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))
-    for entry in (entry for path in site_packages if path.is_dir() for entry in path.iterdir()):
-        link = folder / entry.name
-        if not entry.name.startswith(OURS) and entry.suffix != ".pth" and not link.exists():
-            link.symlink_to(entry)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def look_up_server(dependencies: Path) -> Iterator[subprocess.Popen[str]]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet")}
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-W", "ignore", "-c", LOOK_UP_SERVER, str(dependencies), *SLOW_IMPORTS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # no threads: it forks
-    ) as server:
-        yield server
-        assert server.stdin is not None
-        server.stdin.close()
-
-
 @pytest.fixture
-def environment(dependencies: Path, look_up_server: subprocess.Popen[str]) -> Iterator[Callable[..., Environment]]:
+def environment(dependencies: Path, fork: Callable[..., tuple[int, str]]) -> Iterator[Callable[..., Environment]]:
     """Makes virtual environments with the packages given; any user may read them, unlike pytest's folders."""
     with tempfile.TemporaryDirectory() as parent:
         os.chmod(parent, 0o755)
@@ -217,7 +146,7 @@ def environment(dependencies: Path, look_up_server: subprocess.Popen[str]) -> It
         def make(*installed: Path) -> Environment:
             folder = Path(parent) / f"environment_{len(os.listdir(parent))}"
             venv.create(folder, symlinks=True)
-            made = Environment(folder, look_up_server)
+            made = Environment(folder, fork)
             (made.site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
             made.pip("install", "--no-deps", "--no-compile", *installed)
             return made

@@ -140,7 +140,7 @@ def test_block_of_a_new_plan_changes_no_setting(folder: Path) -> None:
     assert FinetuneSettings.from_plan(plan) == FinetuneSettings()
     assert plan["pcrl"] == {
         "pretrain": {"epochs": 240, "iters_per_epoch": 250, "seed": 0, "restoration": "single"},
-        "finetune": {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_epochs": 50},
+        "finetune": {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_share": 0.05},
     }
 
 

@@ -470,7 +470,7 @@ def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
         "val_iters_per_epoch": 2,
         "initial_lr": 0.5,
         "weight_decay": 0.25,
-        "warmup_epochs": 4,
+        "warmup_share": 0.5,
     }
     trainer = make(PCRLScratchTrainer, plan=make_plan(finetune=given))
     trainer.on_train_start()
@@ -486,7 +486,7 @@ def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
     [
         ({"epoch": 3}, r"pcrl\.finetune\.epoch is not a setting.*epochs"),
         ({"epochs": "3"}, r"pcrl\.finetune\.epochs is '3'"),
-        ({"epochs": 3, "warmup_epochs": 3}, r"warmup_epochs is 3; expected .* less than the 3 epochs"),
+        ({"warmup_share": 1.0}, r"warmup_share is 1.0; expected a number from 0 to below 1"),
     ],
 )
 def test_a_wrong_setting_is_an_error_before_a_folder_is_made(

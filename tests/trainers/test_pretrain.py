@@ -50,6 +50,67 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny):
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
 
 
+def variant(tiny, kind):
+    """Another plan for the tiny dataset, and its data: configuration, number of channels."""
+    plan = tiny.make_plan(features=(4, 8, 8, 8))
+    this = plan["configurations"]["3d_fullres"]
+    kwargs = this["architecture"]["arch_kwargs"]
+    shape = [1, 14, 14, 14]
+    if kind == "residual encoder":
+        this["architecture"]["network_class_name"] = this["architecture"]["network_class_name"].replace(
+            "PlainConvUNet", "ResidualEncoderUNet"
+        )
+        kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+    elif kind == "anisotropic, thin volumes":
+        shape = [1, 3, 20, 17]
+        this.update(patch_size=[4, 24, 24], median_image_size_in_voxels=[3.0, 20.0, 17.0], spacing=[6.0, 1.0, 1.0])
+        kwargs["strides"] = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]]
+        kwargs["kernel_sizes"] = [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+    elif kind == "four channels":
+        shape[0] = 4
+        tiny.dataset_json["channel_names"] = {str(i): "MRI" for i in range(4)}
+    elif kind == "volumes smaller than every view":
+        shape = [1, 2, 3, 2]
+    elif kind == "2d":
+        this.update(patch_size=[16, 16], batch_size=20, median_image_size_in_voxels=[14.0, 14.0], spacing=[1.0, 1.0])
+        kwargs.update(strides=[[1, 1], [2, 2], [2, 2], [2, 2]], kernel_sizes=[[3, 3]] * 4)
+        kwargs["conv_op"] = kwargs["conv_op"].replace("3d", "2d")
+        kwargs["norm_op"] = kwargs["norm_op"].replace("3d", "2d")
+    elif kind == "six stages":
+        kwargs.update(n_stages=6, features_per_stage=[4, 8, 8, 8, 8, 8], kernel_sizes=[[3, 3, 3]] * 6)
+        kwargs.update(n_conv_per_stage=[1] * 6, n_conv_per_stage_decoder=[1] * 5)
+        kwargs["strides"] = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 1]]
+        this.update(patch_size=[16, 32, 16])
+    rng = np.random.default_rng(1)
+    for path in tiny.data.glob("case_?.b2nd"):
+        blosc2.asarray(rng.normal(size=shape).astype(np.float32), urlpath=str(path), mode="w")
+    return plan, shape[0]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "residual encoder",
+        "anisotropic, thin volumes",
+        "four channels",
+        "volumes smaller than every view",
+        "2d",
+        "six stages",
+    ],
+)
+@pytest.mark.parametrize("restoration", ["single", "full"])
+def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, kind, restoration):
+    plan, channels = variant(tiny, kind)
+    plan["pcrl"] = {"pretrain": {"restoration": restoration}}
+    trainer = make(tiny, plan=plan, epochs=1, iters_per_epoch=6)
+    assert np.isfinite(run(trainer)).all()
+    content = final(tiny)
+    assert content["num_input_channels"] == channels
+    assert {trainer.network.draw_level(0, step) for step in range(200)} == set(
+        range(1, trainer.network.decoder.num_levels + 1)
+    )
+
+
 def test_labels_are_never_read(tiny):
     before = run(make(tiny, epochs=1))
     for path in (*tiny.data.glob("*_seg.b2nd"), *tiny.data.glob("*.pkl")):
