@@ -24,7 +24,7 @@ rm -rf "$demo"/{nnUNet_raw,nnUNet_preprocessed,nnUNet_results,predictions,logs}
 mkdir -p "$demo"/{nnUNet_raw,nnUNet_preprocessed,nnUNet_results,predictions,logs}
 export nnUNet_raw=$demo/nnUNet_raw nnUNet_preprocessed=$demo/nnUNet_preprocessed nnUNet_results=$demo/nnUNet_results
 unset nnUNet_extTrainer
-export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-2} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
+export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-1} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
 device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 raw=$nnUNet_raw/Dataset901_PhantomOrgan
 plan=$nnUNet_preprocessed/Dataset901_PhantomOrgan
@@ -55,7 +55,7 @@ say "3 nnU-Net plans and preprocesses; the scans without labels go through the s
 run nnUNetv2_plan_and_preprocess -d 901 -c 3d_fullres -np 2 -npfp 2
 run pcrl_nnunet_preprocess -d 901 -i "$raw/imagesUn" -np 2
 
-say "4 To be quick: half the network's width, short trainings, and labels of 6 cases only"
+say "4 To be quick: a quarter of the network's width, short trainings, and labels of 6 cases only"
 printf 'Written into %s and splits_final.json\n' "$plan/nnUNetPlans.json"
 python - "$plan" <<'PYTHON'
 import json, pathlib, sys
@@ -63,10 +63,10 @@ import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 plan = json.loads((folder / "nnUNetPlans.json").read_text())
 network = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
+network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
 plan["pcrl"] = {
-    "pretrain": {"epochs": 10, "iters_per_epoch": 20},
-    "finetune": {"epochs": 10, "iters_per_epoch": 25, "val_iters_per_epoch": 4},
+    "pretrain": {"epochs": 10, "iters_per_epoch": 25},
+    "finetune": {"epochs": 10, "iters_per_epoch": 40, "val_iters_per_epoch": 4},
 }
 (folder / "nnUNetPlans.json").write_text(json.dumps(plan, indent=4))
 cases = [f"case_tr_{i:03d}" for i in range(10)]

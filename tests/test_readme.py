@@ -1,0 +1,197 @@
+"""The README's commands, run word for word on a tiny dataset, and its other claims that can be checked by machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from time import time
+from typing import Any
+
+import pytest
+import torch
+
+from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = Path(sys.executable).parent
+
+# Commands that install, or that are whole runs of their own: where they are run instead.
+RUN_ELSEWHERE = {
+    "bash scripts/demo.sh": "by hand before a release: it installs PyTorch into an environment of its own",
+    "bash scripts/test.sh": "this test is a part of it",
+    "pip install .": "scripts/test.sh installs the package so",
+}
+# nnU-Net's commands ask for a GPU by default; the README says to add this where there is none.
+NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
+SHORT = {
+    "pretrain": {"epochs": 1, "iters_per_epoch": 1},
+    "finetune": {"epochs": 1, "iters_per_epoch": 1, "val_iters_per_epoch": 1},
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines of the bash blocks, in order."""
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A user's home folder with what the README takes for granted: dataset 4, new scans and scans without labels."""
+    phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(tmp_path / "nnUNet_raw"), "-d", "4"]
+    size = ["-size", "20", "20", "16", "-cases", "6", "-test", "1", "-unlabelled", "2", "-np", "1"]
+    subprocess.run([*phantom, *size], check=True, capture_output=True)
+    raw = tmp_path / "nnUNet_raw" / "Dataset004_PhantomOrgan"
+    shutil.move(raw / "imagesTs", tmp_path / "new_scans")
+    shutil.move(raw / "imagesUn", tmp_path / "unlabelled_scans")
+    return tmp_path
+
+
+@pytest.fixture
+def environment(home: Path) -> dict[str, str]:
+    """A user's environment on a small machine."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    return {
+        **kept,
+        "HOME": str(home),
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_compile": "f",
+        "MPLBACKEND": "Agg",
+    }
+
+
+def run(command: str, environment: dict[str, str], exports: list[str], folder: Path) -> str:
+    """Run one line in bash as a user would; its output."""
+    if command.startswith(NEEDS_DEVICE) and not torch.cuda.is_available():
+        command += " -device cpu"
+    if "_plan_" in command:
+        environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
+    script = "\n".join(["set -euo pipefail", *exports, command])
+    start = time()
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+    )
+    print(f"{time() - start:5.1f} s  {command}")  # noqa: T201  (shown by pytest -rP)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def shorten(preprocessed: Path) -> None:
+    """Write a `pcrl` block into every plan, as the README says a user may."""
+    for file in preprocessed.glob("Dataset004_*/*Plans.json"):
+        plan = json.loads(file.read_text())
+        plan["pcrl"] = SHORT
+        file.write_text(json.dumps(plan))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs_as_it_stands(home: Path, environment: dict[str, str]) -> None:
+    check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], env=environment, check=False)
+    exports: list[str] = []
+    unlabelled_done = False
+    try:
+        for command in ordered(commands()):
+            if command.startswith("export "):
+                exports.append(command)
+            elif command not in RUN_ELSEWHERE:
+                output = run(command, environment, exports, home)
+                unlabelled_done = unlabelled_done or "2 made" in output
+                shorten(home / "nnUNet_preprocessed")
+    finally:
+        if check.returncode != 0:  # leave the environment as it was
+            subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--undo"], env=environment, check=True)
+
+    assert unlabelled_done
+    assert len(list((home / "predictions").glob("case_ts_*.nii.gz"))) == 1
+    check_where_files_land(home)
+
+
+def ordered(lines: list[str]) -> list[str]:
+    """The README explains scans without labels after the main way, and says to do them between steps 4 and 5."""
+    extra = next(line for line in lines if line.startswith("pcrl_nnunet_preprocess"))
+    rest = [line for line in lines if line != extra]
+    planned = next(i for i, line in enumerate(rest) if line.startswith("nnUNetv2_plan_and_preprocess"))
+    return [*rest[: planned + 1], extra, *rest[planned + 1 :]]
+
+
+def check_where_files_land(home: Path) -> None:
+    """Every folder and file that the table names is there."""
+    section = README.split("## Where files land")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(nnUNet_\S+)` \| (.*) \|$", section, re.MULTILINE)
+    assert len(rows) == 4
+    for folder, what in rows:
+        (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
+        for name in re.findall(r"`(\S+\.(?:json|png|pth|txt))`", what):
+            while_it_runs_or_if_any = name in ("checkpoint_latest.pth", "bad_cases.txt")
+            assert while_it_runs_or_if_any or (place / name).is_file(), (folder, name)
+
+
+def test_commands_that_are_run_elsewhere_are_still_in_the_readme() -> None:
+    assert set(RUN_ELSEWHERE) <= set(commands())
+    assert all((ROOT / line.split()[1]).is_file() for line in RUN_ELSEWHERE if line.startswith("bash "))
+
+
+def test_the_settings_that_the_readme_shows_are_settings() -> None:
+    (block,) = blocks("json")
+    plan = json.loads(block)
+    configuration: dict[str, Any] = {
+        "patch_size": [32, 32, 32],
+        "batch_size": 4,
+        "median_image_size_in_voxels": [32, 32, 32],
+        "spacing": [1, 1, 1],
+        "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}},
+    }
+    assert pretrain_settings(plan, "3d_fullres", configuration).augmentation.rotation_degrees == 15
+    assert FinetuneSettings.from_plan(plan).epochs == 500
+    assert set(plan["pcrl"]) == {"pretrain", "finetune", "checkpoint"}
+
+
+def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
+    stated = re.search(
+        r"pretraining (\d+) epochs of (\d+) steps;\s+fine-tuning (\d+) epochs of (\d+) steps .* over the first (\d+)\.",
+        README,
+        re.DOTALL,
+    )
+    assert stated is not None
+    from pcrl_nnunet.config import PretrainSettings
+
+    finetune = FinetuneSettings()
+    assert [int(number) for number in stated.groups()] == [
+        PretrainSettings.__dataclass_fields__["epochs"].default,
+        PretrainSettings.__dataclass_fields__["iters_per_epoch"].default,
+        finetune.epochs,
+        finetune.iters_per_epoch,
+        finetune.warmup_epochs,
+    ]
+
+
+def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
+    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    messages = [m.removesuffix(" PCRL...") for m in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)]
+    assert len(messages) >= 8
+    not_in_sources = {"'NoneType' object is not callable", "CUDA out of memory"}  # Python's and torch's own
+    import nnunetv2
+
+    folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", Path(nnunetv2.__file__).parent / "utilities"]
+    source = " ".join(file.read_text() for folder in folders for file in folder.rglob("*.py"))
+    joined = re.sub(r'"\s*f?"', "", source)  # sentences that are broken over lines
+    assert [m for m in messages if m not in joined and m not in not_in_sources] == []
+
+
+def test_the_files_that_the_readme_links_are_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
