@@ -80,11 +80,11 @@ say "6 Fine-tuning on 6 labelled cases, and the same training from scratch (minu
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLFinetuneTrainer -device "$device"
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLScratchTrainer -device "$device"
 
-say "7 Prediction and evaluation of the 8 test cases, which no training has seen"
+say "7 Prediction (without mirroring, to be quick) and evaluation of the 8 test cases, which no training has seen"
 for trainer in PCRLFinetuneTrainer PCRLScratchTrainer; do
     out=$demo/predictions/$trainer
     run nnUNetv2_predict -d 901 -i "$raw/imagesTs" -o "$out" -f 0 -c 3d_fullres -tr "$trainer" -device "$device" \
-        -npp 1 -nps 1
+        -npp 1 -nps 1 --disable_tta
     run nnUNetv2_evaluate_folder "$raw/labelsTs" "$out" -djfile "$raw/dataset.json" -pfile "$plan/nnUNetPlans.json" -np 2
 done
 
