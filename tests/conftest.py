@@ -9,21 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
-NAME = "Dataset999_Tiny"
-DATASET_JSON = {
-    "channel_names": {"0": "MRI"},
-    "labels": {"background": 0, "a": 1, "b": 2},
-    "numTraining": 4,
-    "file_ending": ".nii.gz",
-}
-SPLITS = [
-    {"train": ["case_0", "case_1", "case_2"], "val": ["case_3"]},
-    {"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]},
-]
+from tiny_dataset import DATASET, DATASET_JSON, SPLITS, write_preprocessed
 
 OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
 # Runs code in processes forked from one that has imported what is slow to import, and nothing of nnU-Net or of ours.
@@ -73,95 +60,23 @@ SLOW_IMPORTS = (
 )
 
 
-def make_plan(features=(4, 8, 8), **pcrl):
-    """A plan as nnU-Net reads it, of a network that trains in milliseconds."""
-    n = len(features)
-    fullres = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [12, 12, 12],
-        "median_image_size_in_voxels": [14.0, 14.0, 14.0],
-        "spacing": [1.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": n,
-                "features_per_stage": list(features),
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": [[3, 3, 3]] * n,
-                "strides": [[1, 1, 1]] + [[2, 2, 2]] * (n - 1),
-                "n_conv_per_stage": [1] * n,
-                "n_conv_per_stage_decoder": [1] * (n - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-    return {
-        "dataset_name": NAME,
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "configurations": {
-            "3d_fullres": fullres,
-            "3d_lowres": {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"},
-            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-        },
-        "pcrl": pcrl,
-    }
-
-
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """nnU-Net's folders with a preprocessed dataset of four cases; data are loaded in this process.
 
-    Its attributes: ``folder`` (preprocessed), ``data``, ``results``, ``name``, ``dataset_json``, ``splits``,
-    ``make_plan(features, **pcrl)``, ``write_plan(plan)``.
+    Its attributes: ``folder`` (preprocessed), ``data``, ``results``, ``dataset_json`` and ``splits``.
     """
-    folder = tmp_path / "preprocessed" / NAME
-    data = folder / "nnUNetPlans_3d_fullres"
-    data.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        image = rng.normal(size=(1, 14, 14, 14)).astype(np.float32)
-        seg = np.zeros((1, 14, 14, 14), np.int8)
-        seg[:, 4:8, 4:8, 4:8], seg[:, 8:11, 4:8, 4:8] = 1, 2
-        locations = {label: np.argwhere(seg == label) for label in (1, 2)}
-        chunks = {name: image.shape for name in ("chunks", "blocks", "chunks_seg", "blocks_seg")}
-        nnUNetDatasetBlosc2.save_case(image, seg, {"class_locations": locations}, str(data / f"case_{i}"), **chunks)
-
-    def write_plan(plan):
-        (folder / f"{plan['plans_name']}.json").write_text(json.dumps(plan))
-
-    files = {"dataset.json": DATASET_JSON, "splits_final.json": SPLITS, "dataset_fingerprint.json": {}}
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    write_plan(make_plan())
+    folder = write_preprocessed(tmp_path / "preprocessed")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     return SimpleNamespace(
         folder=folder,
-        data=data,
-        results=tmp_path / "results" / NAME,
-        name=NAME,
+        data=folder / "nnUNetPlans_3d_fullres",
+        results=tmp_path / "results" / DATASET,
         dataset_json=copy.deepcopy(DATASET_JSON),
         splits=copy.deepcopy(SPLITS),
-        make_plan=make_plan,
-        write_plan=write_plan,
     )
 
 

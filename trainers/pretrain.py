@@ -73,7 +73,7 @@ class PretrainingCases:
         out = set() if fold == "all" else cls._validation_cases(folder, fold, [case.name for case in cases])
         return cls(
             [case for case in cases if case.name not in out],
-            find_cases(unlabelled) if os.path.isdir(unlabelled) else [],
+            find_cases(unlabelled) if _has_files(unlabelled, ".b2nd") else [],
             [case for case in cases if case.name in out],
             fold,
         )
@@ -92,6 +92,10 @@ class PretrainingCases:
                 f"fold {fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all"
             )
         return set(splits[int(fold)]["val"])
+
+
+def _has_files(folder: str, suffix: str) -> bool:
+    return os.path.isdir(folder) and any(name.endswith(suffix) for name in os.listdir(folder))
 
 
 class PretrainLogger(LocalLogger):

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
@@ -111,7 +112,7 @@ def test_a_variable_that_is_not_set_is_named(command, monkeypatch, variable):
 
 
 def test_a_plan_that_is_no_json_is_named(command, tiny):
-    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(tiny.make_plan())[:-20])
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(make_plan())[:-20])
     assert "nnUNetPlans.json is not valid JSON" in command("-d", "999")
 
 

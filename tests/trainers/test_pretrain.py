@@ -8,6 +8,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
@@ -18,7 +19,7 @@ from pcrl_nnunet.unlabelled import unlabelled_folder
 
 
 def make(tiny, fold="all", continue_training=False, plan=None, **overrides):
-    plan = plan or tiny.make_plan()
+    plan = plan or make_plan()
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
     overrides = {"epochs": 2, "iters_per_epoch": 2, "batch_size": 4, **overrides}
     settings = pretrain_settings(plan, "3d_fullres", configuration, **overrides)
@@ -52,7 +53,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny):
 
 def variant(tiny, kind):
     """Another plan for the tiny dataset, and its data: configuration, number of channels."""
-    plan = tiny.make_plan(features=(4, 8, 8, 8))
+    plan = make_plan(features=(4, 8, 8, 8))
     this = plan["configurations"]["3d_fullres"]
     kwargs = this["architecture"]["arch_kwargs"]
     shape = [1, 14, 14, 14]
@@ -156,7 +157,7 @@ def test_resuming_with_other_settings_or_another_plan_is_refused(tiny):
     trainer.save_checkpoint(latest)
     with pytest.raises(UserError, match=r"the settings \['seed'\] differ from those that .* was trained with"):
         make(tiny, seed=1).load_checkpoint(latest)
-    plan = tiny.make_plan()
+    plan = make_plan()
     plan["configurations"]["3d_fullres"]["batch_size"] = 3
     with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
@@ -221,7 +222,7 @@ def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     stock = nnUNetTrainer(
-        {**tiny.make_plan(), "continue_training": False}, "3d_fullres", 1, tiny.dataset_json, torch.device("cpu")
+        {**make_plan(), "continue_training": False}, "3d_fullres", 1, tiny.dataset_json, torch.device("cpu")
     )
     assert [case.name for case in trainer.cases] == sorted(stock.do_split()[0])
 
@@ -238,6 +239,13 @@ def test_unlabelled_cases_are_used_too(tiny):
     trainer.initialize()
     assert len(trainer.cases) == 5
     assert trainer.cases[-1].path.startswith(folder)
+
+
+def test_a_folder_without_a_usable_unlabelled_case_is_no_obstacle(tiny):
+    folder = tiny.folder / "nnUNetPlans_3d_fullres_unlabelled"
+    folder.mkdir()
+    (folder / "bad_cases.txt").write_text("all of them")
+    assert len(make(tiny).cases) == 4
 
 
 def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
@@ -265,14 +273,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
 
 
 def test_the_callers_plan_is_not_changed(tiny):
-    plan = tiny.make_plan(pretrain={"seed": 4})
+    plan = make_plan(pretrain={"seed": 4})
     before = json.dumps(plan)
     run(make(tiny, plan=plan, epochs=1))
     assert json.dumps(plan) == before
 
 
 def test_nnunets_own_command_is_told_which_command_to_use(tiny):
-    plan = {**tiny.make_plan(), "continue_training": False}
+    plan = {**make_plan(), "continue_training": False}
     with pytest.raises(SystemExit, match="run pcrl_nnunet_pretrain -d Dataset999_Tiny -c 3d_fullres -p nnUNetPlans"):
         PCRLPretrainTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
     assert not tiny.results.exists()
