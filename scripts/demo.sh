@@ -25,6 +25,8 @@ mkdir -p "$demo"/{nnUNet_raw,nnUNet_preprocessed,nnUNet_results,predictions,logs
 export nnUNet_raw=$demo/nnUNet_raw nnUNet_preprocessed=$demo/nnUNet_preprocessed nnUNet_results=$demo/nnUNet_results
 unset nnUNet_extTrainer
 export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-1} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
+# Threads that wait without spinning: where something else wants the two cores, too, a step is ten times faster.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 raw=$nnUNet_raw/Dataset901_PhantomOrgan
 plan=$nnUNet_preprocessed/Dataset901_PhantomOrgan

@@ -43,6 +43,8 @@ def draw(images: Path, segmentations: dict[str, Path], path: Path, cases: int = 
     names = sorted(p.name for p in next(iter(segmentations.values())).glob("*.nii.gz"))[:cases]
     figure = Figure(figsize=(2.6 * (1 + len(segmentations)), 2.6 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1 + len(segmentations), squeeze=False)
+    for axis, title in zip(axes[0], ["image", *segmentations], strict=True):
+        axis.set_title(title)
     for row, name in zip(axes, names, strict=True):
         image = _read(images / name.replace(".nii.gz", "_0000.nii.gz"))
         labels = {title: _read(folder / name) for title, folder in segmentations.items()}
@@ -52,8 +54,6 @@ def draw(images: Path, segmentations: dict[str, Path], path: Path, cases: int = 
         for axis, title in zip(row, ["image", *labels], strict=True):
             axis.imshow(image[z], cmap="gray")
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title(title)
             if title in labels:
                 shown = np.ma.masked_equal(labels[title][z], 0)
                 axis.imshow(shown, cmap=COLOURS, vmin=1, vmax=COLOURS.N, alpha=0.55, interpolation="nearest")

@@ -65,7 +65,7 @@ def environment(home: Path) -> dict[str, str]:
         **kept,
         "HOME": str(home),
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
