@@ -154,6 +154,7 @@ def test_the_settings_that_the_readme_shows_are_settings() -> None:
         "spacing": [1, 1, 1],
         "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}},
     }
+    plan["configurations"] = {"3d_fullres": configuration}
     assert pretrain_settings(plan, "3d_fullres", configuration).augmentation.rotation_degrees == 15
     assert FinetuneSettings.from_plan(plan).epochs == 500
     assert set(plan["pcrl"]) == {"pretrain", "finetune", "checkpoint"}
