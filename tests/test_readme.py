@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -167,8 +167,6 @@ def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
         re.DOTALL,
     )
     assert stated is not None
-    from pcrl_nnunet.config import PretrainSettings
-
     finetune = FinetuneSettings()
     assert [int(number) for number in stated.groups()] == [
         PretrainSettings.__dataclass_fields__["epochs"].default,
@@ -177,6 +175,7 @@ def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
         finetune.iters_per_epoch,
         finetune.warmup_epochs,
     ]
+    assert f"| {PretrainSettings.__dataclass_fields__['initial_lr'].default:g}, cosine decay" in README
 
 
 def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
