@@ -9,7 +9,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 # The version has one home, pcrl_nnunet/__init__.py, which cannot be imported here: a build has no torch.
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pcrl_nnunet" / "__init__.py").read_text(), re.MULTILINE)[1]
+INIT = (HERE / "pcrl_nnunet" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 
 # `trainers/` and `planners/` lie at the top of the repository, but install inside our package: top-level packages of
 # such common names would collide with others.
@@ -22,7 +23,7 @@ setup(
     name="pcrl_nnunet",
     version=VERSION,
     description="PCRLv2 self-supervised pretraining of nnU-Net v2 networks, inside nnU-Net",
-    long_description=README.read_text() if README.exists() else "",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -48,6 +49,7 @@ setup(
         "scipy",  # Gaussian filters
         "matplotlib",  # figures
         "tqdm",  # progress bars
+        "nibabel",  # the orientation of images, as nnU-Net reads it
     ],
     extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy"]},
     options={"build": {"build_base": BUILD_FOLDER.name}},

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,14 +25,15 @@ from torch import Tensor, nn
 
 from pcrl_nnunet.errors import UserError
 
-FORMAT = "pcrl_nnunet/1"
+FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
+STATE_FORMAT = "pcrl_nnunet/state/1"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 
 
 def write(path: str, content: Mapping[str, Any]) -> None:
     """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile."""
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             torch.save(dict(content), file)
@@ -48,7 +50,7 @@ def write(path: str, content: Mapping[str, Any]) -> None:
             os.remove(temporary)
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
     """A file that `write` wrote, on the CPU.
 
     Raises:
@@ -57,7 +59,11 @@ def read(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
     try:
+        if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
+            raise ValueError("not a whole file of torch.save")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} may not be read ({error.strerror}); correct its permissions") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint {path} holds more than tensors and plain values and was not loaded, as it could run code; "
@@ -68,8 +74,10 @@ def read(path: str) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}): it is truncated or damaged; copy it again or pretrain again"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{FORMAT}' expected)")
+    if not isinstance(content, dict) or content.get("format") != expected_format:
+        if isinstance(content, dict) and content.get("format") == STATE_FORMAT:
+            raise UserError(f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}")
+        raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{expected_format}' expected)")
     return content
 
 

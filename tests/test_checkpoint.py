@@ -69,6 +69,21 @@ def test_another_programs_file_is_refused(tmp_path):
         checkpoint.read(path)
 
 
+def test_the_state_of_an_unfinished_pretraining_is_not_taken_for_a_finished_one(tmp_path):
+    path = str(tmp_path / checkpoint.LATEST)
+    checkpoint.write(path, {**content(), "format": checkpoint.STATE_FORMAT})
+    assert torch.equal(checkpoint.read(path, checkpoint.STATE_FORMAT)["tensor"], torch.arange(5.0))
+    with pytest.raises(UserError, match=r"is of an unfinished pretraining; finish it with --c"):
+        checkpoint.read(path)
+
+
+def test_a_file_that_is_no_checkpoint_is_not_called_dangerous(tmp_path):
+    path = tmp_path / "c.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match=r"cannot be read \(not a whole file of torch.save\)"):
+        checkpoint.read(str(path))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing.pth does not exist; run pcrl_nnunet_pretrain"):
         checkpoint.read(str(tmp_path / "nothing.pth"))

@@ -100,7 +100,7 @@ def plan_and_configuration(**pcrl):
         "median_image_size_in_voxels": list(median),
         "architecture": {"arch_kwargs": {"strides": [list(s) for s in strides]}},
     }
-    return {"plans_name": "p", "configurations": {"3d_fullres": configuration}, "pcrl": pcrl}, configuration
+    return {"plans_name": "p", "configurations": {"3d_fullres": configuration, "2d": {}}, "pcrl": pcrl}, configuration
 
 
 def test_flags_override_the_plan_and_the_plan_the_defaults():
@@ -120,7 +120,22 @@ def test_flags_override_the_plan_and_the_plan_the_defaults():
         ({"epochs": True}, r"pcrl.pretrain.epochs is True; expected a value like 240"),
         ({"restoration": "half"}, r"restoration is 'half'; expected 'single' or 'full'"),
         ({"augmentation": {"noise": 1}}, r"pcrl.pretrain.augmentation.noise is not a setting"),
-        ({"views": {"3d_fullres": {"local_input_size": [4, 4]}}}, r"local_input_size is \(4, 4\); expected 3 positive"),
+        ({"views": {"3d_fullres": {"local_input_size": [4, 4]}}}, r"local_input_size is \[4, 4\]; expected 3 positive"),
+        (
+            {"views": {"3d_fullres": {"global_crop_sizes": [8, 8, 8]}}},
+            r"global_crop_sizes is \[8, 8, 8\]; expected",
+        ),
+        (
+            {"views": {"3d_fullres": {"global_input_size": ["a", 8, 8]}}},
+            r"global_input_size is \['a', 8, 8\]; exp",
+        ),
+        ({"views": {"num_local": 2}}, r"views.num_local is for no configuration of the plan; expected one of 3d_full"),
+        ({"views": [1]}, r"pcrl.pretrain.views is \[1\]; expected a block of settings"),
+        ({"augmentation": None}, r"pcrl.pretrain.augmentation is None; expected a block of settings"),
+        ({"augmentation": {"scale": 1.5}}, r"pcrl.pretrain.augmentation.scale is 1.5; it is out of its range"),
+        ({"augmentation": {"p_flip": 2}}, r"pcrl.pretrain.augmentation.p_flip is 2; it is out of its range"),
+        ({"initial_lr": -1.0}, r"initial_lr -1.0, .*: expected a rate above 0"),
+        ({"seed": -1}, r"seed -1: expected a rate above 0, .* and no negative number"),
         ({"batch_size": 2}, r"batch_size is 2; .* at least 4"),
     ],
 )

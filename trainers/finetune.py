@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.paths import nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -91,6 +92,11 @@ class PCRLScratchTrainer(nnUNetTrainer):
         try:
             super().save_checkpoint(draft)
             content = torch.load(draft, map_location="cpu", weights_only=False)  # the file of a line ago
+        except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
+            raise SystemExit(
+                f"Error: could not write {filename} ({error}); the file of that name, if any, is the last good one: "
+                f"make room or the folder writable and continue with --c"
+            ) from None
         finally:
             if os.path.exists(draft):
                 os.remove(draft)
@@ -273,3 +279,7 @@ def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: tor
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU was found, and nnU-Net trains on one by default; add -device cpu to train without")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("-device mps was asked for, but torch finds none; add -device cpu to train without")
+    identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
+    find_cases(os.path.join(nnUNet_preprocessed, plan["dataset_name"], identifier))  # or says that there are none

@@ -82,7 +82,10 @@ class PretrainingCases:
     def _validation_cases(folder: str, fold: int | str, names: list[str]) -> set[str]:
         file = os.path.join(folder, "splits_final.json")
         if os.path.isfile(file):
-            splits = load_json(file)
+            try:
+                splits = load_json(file)
+            except ValueError as error:
+                raise UserError(f"{file} is not valid JSON ({error}); mend it, or leave -f out") from error
         elif len(names) < NUM_FOLDS:
             raise UserError(f"{len(names)} cases are too few for {NUM_FOLDS} folds; leave -f out to use all of them")
         else:  # the split that nnU-Net will make of the same cases; the file is its to write
@@ -336,7 +339,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             ),
             "datasets": [self.plans_manager.dataset_name],
             "cases": [
-                {"name": c.name, "path": os.path.relpath(c.path, nnUNet_preprocessed), "sha256": fingerprint(c)}
+                {"name": c.name, "path": os.path.relpath(c.path, nnUNet_preprocessed), "sha256": self._fingerprint(c)}
                 for c in self.cases
             ],
             "fold": self.fold,
@@ -348,10 +351,18 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "finished": True,
         }
 
+    def _fingerprint(self, case: Case) -> str | None:
+        """A case that has gone bad since it was seen must not cost the finished training."""
+        try:
+            return fingerprint(case)
+        except UserError as error:
+            self.print_to_log_file(f"WARNING: the checkpoint knows a case by its name only: {error}")
+            return None
+
     def save_checkpoint(self, filename: str) -> None:
         """The training state, whole or not at all."""
         state = {
-            "format": checkpoint.FORMAT,
+            "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
             "plan_network": self.plan_network.state_dict(),  # its decoder stays random, but the same after resuming
             "optimizer": self.optimizer.state_dict(),
@@ -370,7 +381,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
         self.initialize()
-        state = checkpoint.read(filename_or_checkpoint)
+        state = checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT)
         now = {
             "settings": self.settings.as_dict(),
             "plans": self.plans_manager.plans,
@@ -378,9 +389,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         }
         for what, value in now.items():
             if state[what] != value:
-                differing = [k for k in value if value[k] != state[what].get(k)] if isinstance(value, dict) else []
+                then = state[what]
+                differing = (
+                    [k for k in value if value[k] != then.get(k)]
+                    if isinstance(value, dict)
+                    else sorted(set(value) ^ set(then))[:5]
+                )
                 raise UserError(
-                    f"the {what} {differing or ''} differ from those that {filename_or_checkpoint} was trained with; "
+                    f"the {what} {differing} differ from those that {filename_or_checkpoint} was trained with; "
                     f"continue with the same ones, or start anew without --c"
                 )
         self.plan_network.load_state_dict(state["plan_network"])

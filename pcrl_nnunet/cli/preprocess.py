@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from functools import partial
 from typing import Any
 
 DESCRIPTION = """Preprocess scans without labels for pcrl_nnunet_pretrain: NIfTI, MHA, NRRD and DICOM series with any
@@ -108,7 +109,7 @@ def _preprocess(dataset: str, scan_folder: str, configurations: list[str | None]
     bar = sys.stderr.isatty()
     with worker_pool(num) as pool:
         print(f"Looking through {scan_folder}", flush=True)
-        found = find_scans(scan_folder, target, pool.map)
+        found = find_scans(scan_folder, target, partial(pool.map, chunksize=64))  # headers take a millisecond each
         _describe(found, scan_folder, target)
         for folder, target in targets.items():
             print(f"\n{target.configuration}: into {folder}, {num} at a time", flush=True)

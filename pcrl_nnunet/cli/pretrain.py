@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 from copy import deepcopy
@@ -115,7 +114,9 @@ def _device(name: str | None) -> Any:
 def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any]) -> None:
     """Sizes, estimated memory, and a few real steps on the device, in a results folder that is thrown away."""
     import torch
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+    from pcrl_nnunet.data import ViewLoader
     from pcrl_nnunet.memory import estimated_peak
 
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +126,11 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         settings, levels = trainer.settings, trainer.network.decoder.num_levels
         views = settings.views
         estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
+        workers = get_allowed_n_proc_DA()
+        loader = ViewLoader(trainer.cases, views, settings.augmentation, settings.batch_size, settings.seed)
+        start = time()
+        next(loader)
+        loading = time() - start
         trainer.dataloader_train = trainer.get_dataloaders()
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
@@ -137,12 +143,9 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
                 seconds.append(time() - start)
         finally:
             trainer.dataloader_train.close()
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    a_step = sum(seconds) / len(seconds)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
+    # the queues of the workers were full: in the long run a step takes no less than its batch
+    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers)) + (loading if workers == 0 else 0)
     steps = settings.epochs * settings.iters_per_epoch
     print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
     print(f"  cases                 {len(trainer.cases)}")
@@ -155,10 +158,20 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     print(f"  levels                {levels}, restoration: {settings.restoration}")
     print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
     measured = f"on {device}" if device.type == "cuda" else "for the process"
-    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network")
+    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network in float32")
     print(f"                        {peak / 2**30:.2f} GB measured {measured}")
-    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level)")
+    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level; one batch of views")
+    print(f"                        takes {loading:.2f} s, with {workers} loading processes)")
     print(f"                        {a_step * steps / 3600:.1f} hours in all")
+
+
+def _peak_of_process() -> float:
+    """Bytes; not a number where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _x(size: tuple[int, ...]) -> str:

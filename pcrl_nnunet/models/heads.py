@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,5 +60,7 @@ class ComparisonHead(nn.Module):
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(B, c, *) to v and p, each (B, c)."""
-        v = self.norm(feature.flatten(2).mean(2))
-        return v, self.predictor(v)
+        # float32 also under autocast: after InstanceNorm samples differ little, and BN would enlarge rounding errors
+        with nullcontext() if feature.is_meta else torch.autocast(feature.device.type, enabled=False):
+            v = self.norm(feature.float().flatten(2).mean(2))
+            return v, self.predictor(v)

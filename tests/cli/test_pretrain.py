@@ -101,7 +101,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, argu
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(command, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "-device cuda was asked for, but torch finds none here" in command("-d", "999", "-device", "cuda")
+    assert "-device cuda was asked for, but torch finds none" in command("-d", "999", "-device", "cuda")
     assert not tiny.results.exists()
 
 

@@ -89,6 +89,13 @@ def test_v_is_normalised_over_the_batch_and_p_has_its_width():
     assert torch.allclose(v, expected, atol=1e-4)
 
 
+def test_comparison_is_float32_under_autocast():
+    head = ComparisonHead(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        v, p = head(torch.randn(4, 8, 3, 3).bfloat16())
+    assert (v.dtype, p.dtype) == (torch.float32, torch.float32)
+
+
 def test_the_predictor_doubles_the_width_between():
     shapes = [tuple(layer.weight.shape) for layer in ComparisonHead(8).predictor if isinstance(layer, nn.Linear)]
     assert shapes == [(16, 8), (8, 16)]

@@ -257,6 +257,14 @@ def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
         run(make(tiny, epochs=20))
 
 
+def test_a_case_that_vanishes_at_the_end_does_not_cost_the_training(tiny):
+    trainer = make(tiny, epochs=1)
+    on_epoch_end = trainer.on_epoch_end
+    trainer.on_epoch_end = lambda bar: (on_epoch_end(bar), (tiny.data / "case_1.b2nd").unlink())
+    run(trainer)
+    assert [case["sha256"] is None for case in final(tiny)["cases"]] == [False, True, False, False]
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
     trainer = make(tiny)
     trainer.initialize()

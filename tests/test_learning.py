@@ -1,0 +1,102 @@
+"""It learns: a short pretraining on real images, judged on cases that it has not seen.
+
+Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), half the plan's
+width, a few hundred steps of 32 pairs; about two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.data import find_cases, make_loader
+from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.models import encoder_of
+from pcrl_nnunet.monitor import Monitor
+
+NAME = "Dataset004_Hippocampus"
+NUM_CASES = 60
+EPOCHS, STEPS, PAIRS = 6, 100, 32
+MARGIN = 0.1  # matched minus shuffled cosine; 0 is chance
+
+
+@pytest.fixture
+def hippocampus(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """60 real cases, planned and preprocessed with nnU-Net's commands; the network's width is halved."""
+    for folder in ("raw", "preprocessed", "results"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    source, target = real_data / NAME, tmp_path / "raw" / NAME
+    description = json.loads((source / "dataset.json").read_text())
+    for folder in ("imagesTr", "labelsTr"):
+        (target / folder).mkdir(parents=True)
+        for path in sorted((source / folder).iterdir())[:NUM_CASES]:
+            (target / folder / path.name).symlink_to(path)
+    (target / "dataset.json").write_text(json.dumps({**description, "numTraining": NUM_CASES}))
+    run("nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "2d", "-np", "2", "-npfp", "2")
+    plan_file = tmp_path / "preprocessed" / NAME / "nnUNetPlans.json"
+    plan = json.loads(plan_file.read_text())
+    network = plan["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
+    plan_file.write_text(json.dumps(plan))
+    return tmp_path
+
+
+def run(*command: str) -> None:
+    program = Path(sys.executable).with_name(command[0])
+    subprocess.run([str(program), *command[1:]], check=True, timeout=600, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hippocampus: Path) -> None:
+    lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(PAIRS))
+    run("pcrl_nnunet_pretrain", "-d", "4", "-c", "2d", "-f", "0", "-device", "cpu", *lengths)
+    folder = hippocampus / "results" / NAME / "PCRLPretrainTrainer__nnUNetPlans__2d" / "fold_0"
+    (log,) = folder.glob("training_log_*.txt")
+    assert "ALARM" not in log.read_text()
+
+    content = checkpoint.read(str(folder / checkpoint.FINAL))
+    seen = {case["name"] for case in content["cases"]}
+    cases = find_cases(os.path.join(hippocampus, "preprocessed", NAME, "nnUNetPlans_2d"))
+    unseen = [case for case in cases if case.name not in seen]
+    assert len(unseen) == NUM_CASES // 5
+
+    this = PlansManager(content["plans"]).get_configuration("2d")
+    network = get_network_from_plans(
+        this.network_arch_class_name,
+        this.network_arch_init_kwargs,
+        this.network_arch_init_kwargs_req_import,
+        1,
+        3,
+        deep_supervision=True,
+    )
+    network.load_state_dict(content["network_weights"])
+    method = PCRLv2(encoder_of(network), 1)
+    missing, unexpected = method.load_state_dict(content["method_weights"], strict=False)
+    assert not unexpected
+    assert all(name.startswith("encoder.") for name in missing)
+
+    settings = pretrain_settings(content["plans"], "2d", this.configuration)
+    loader = make_loader(unseen, settings.views, settings.augmentation, PAIRS, seed=1)
+    levels = range(1, method.decoder.num_levels + 1)
+    monitor = Monitor()
+    with torch.no_grad():
+        for _ in range(8):
+            batch = {k: torch.as_tensor(v) for k, v in next(loader).items() if k != "cases"}
+            for level in levels:
+                monitor.update(method(batch, level), batch["target"])
+    summary = monitor.summary()
+    assert monitor.alarms(EPOCHS * STEPS) == []
+    assert summary["restoration_ratio"][levels[-1]] < 0.5
+    assert sum(summary["matched_minus_shuffled"].values()) / len(levels) > MARGIN
