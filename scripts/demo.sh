@@ -46,9 +46,9 @@ run() { # COMMAND...: shown, its output in a log, its end shown if it fails
     printf '    %d s, log: %s\n' "$((SECONDS - start))" "$log"
 }
 
-say "1 Data: 24 labelled phantoms, 40 without labels, 8 to test on, 32x36x28 voxels"
-run python "$repo/scripts/phantom.py" -o "$nnUNet_raw" -d 901 -kind organ -size 32 36 28 -cases 24 -test 8 \
-    -unlabelled 40
+say "1 Data: 24 labelled phantoms, 24 without labels, 4 to test on, 32x36x28 voxels"
+run python "$repo/scripts/phantom.py" -o "$nnUNet_raw" -d 901 -kind organ -size 32 36 28 -cases 24 -test 4 \
+    -unlabelled 24
 
 say "2 nnU-Net finds our trainers"
 run pcrl_nnunet_register
@@ -68,21 +68,21 @@ network = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
 network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
 plan["pcrl"] = {
     "pretrain": {"epochs": 10, "iters_per_epoch": 25},
-    "finetune": {"epochs": 10, "iters_per_epoch": 40, "val_iters_per_epoch": 4},
+    "finetune": {"epochs": 5, "iters_per_epoch": 50, "val_iters_per_epoch": 2},
 }
 (folder / "nnUNetPlans.json").write_text(json.dumps(plan, indent=4))
-cases = [f"case_tr_{i:03d}" for i in range(10)]
+cases = [f"case_tr_{i:03d}" for i in range(8)]
 (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:6], "val": cases[6:]}]))
 PYTHON
 
-say "5 Pretraining on all 64 cases, without labels (minutes)"
+say "5 Pretraining on all 48 cases, without labels (minutes)"
 run pcrl_nnunet_pretrain -d 901 -device "$device"
 
 say "6 Fine-tuning on 6 labelled cases, and the same training from scratch (minutes each)"
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLFinetuneTrainer -device "$device"
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLScratchTrainer -device "$device"
 
-say "7 Prediction (without mirroring, to be quick) and evaluation of the 8 test cases, which no training has seen"
+say "7 Prediction (without mirroring, to be quick) and evaluation of the 4 test cases, which no training has seen"
 for trainer in PCRLFinetuneTrainer PCRLScratchTrainer; do
     out=$demo/predictions/$trainer
     run nnUNetv2_predict -d 901 -i "$raw/imagesTs" -o "$out" -f 0 -c 3d_fullres -tr "$trainer" -device "$device" \

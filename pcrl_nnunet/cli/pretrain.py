@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, check, pretrain."""
     args = _parser().parse_args()
+    # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
+    # something else, the loading processes above all, wants the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import DEFAULT_CONFIGURATION, load_plan
