@@ -1,7 +1,8 @@
 """It learns: a short pretraining on real images, judged on cases that it has not seen.
 
 Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), half the plan's
-width, a few hundred steps of 32 pairs; about two minutes on two cores.
+width, 400 steps of 24 pairs; about three minutes on two cores. Measured: error 0.42 to 0.45 of the variance, margin
+0.77 to 0.87, by level.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pcrl_nnunet.monitor import Monitor
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
 EPOCHS, STEPS, PAIRS = 4, 100, 24
-MARGIN = 0.1  # matched minus shuffled cosine; 0 is chance
+MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 
 @pytest.fixture
@@ -97,7 +98,6 @@ def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hipp
             for level in levels:
                 monitor.update(method(batch, level), batch["target"])
     summary = monitor.summary()
-    print(summary)
     assert monitor.alarms(EPOCHS * STEPS) == []
     assert summary["restoration_ratio"][levels[-1]] < 0.5
     assert sum(summary["matched_minus_shuffled"].values()) / len(levels) > MARGIN
