@@ -78,7 +78,7 @@ def dataset_folder(dataset: str) -> str:
 
 def _load(path: str, remedy: str) -> dict[str, Any]:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {remedy}") from None

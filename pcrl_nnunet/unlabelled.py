@@ -362,7 +362,7 @@ def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
     path = os.path.join(folder, MANIFEST)
     remedy = f"delete the folder {folder} and run again"
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
         then, cases = manifest["settings"], manifest["cases"]
     except FileNotFoundError:
@@ -399,7 +399,7 @@ def _write_bad_list(folder: str, set_aside: list[SetAside]) -> None:
 def _write_text(path: str, text: str) -> None:
     new = f"{path}.new"
     try:
-        with open(new, "w", errors="surrogateescape") as file:
+        with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         os.replace(new, path)
     except OSError:

@@ -115,7 +115,7 @@ def fork(
         [sys.executable, "-I", "-S", "-W", "ignore", "-c", FORK_SERVER, str(dependencies), *SLOW_IMPORTS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # no threads: it forks
     ) as server:
         assert server.stdin is not None
@@ -126,7 +126,7 @@ def fork(
             job = {"code": code, "environ": dict(environ), "timeout": timeout}
             paths = {"site_packages": str(site_packages), "output": str(output)}
             print(json.dumps(job | paths), file=to_server, flush=True)
-            return int(from_server.readline()), output.read_text()
+            return int(from_server.readline()), output.read_text(encoding="utf-8")
 
         yield run
         to_server.close()

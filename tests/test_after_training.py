@@ -271,7 +271,7 @@ def test_a_model_that_was_exported_and_installed_elsewhere_predicts_the_same(
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
     environ |= other.variables | {"OMP_NUM_THREADS": "1"}
     command = [str(python), "-W", "ignore", "-c", code, *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=240)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environ, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(segmentations(tmp_path / "out"), segmentations(predicted["3d_fullres"]))
 

@@ -18,7 +18,7 @@ import torch
 from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = Path(sys.executable).parent
 
 # Commands that install, or that are whole runs of their own: where they are run instead.
@@ -81,9 +81,8 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])
     start = time()
-    done = subprocess.run(
-        ["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=600
-    )
+    options = {"env": environment, "cwd": folder, "capture_output": True, "check": False, "timeout": 600}
+    done = subprocess.run(["bash", "-c", script], encoding="utf-8", **options)
     print(f"{time() - start:5.1f} s  {command}")  # noqa: T201  (shown by pytest -rP)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -186,7 +185,7 @@ def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
     import nnunetv2
 
     folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", Path(nnunetv2.__file__).parent / "utilities"]
-    source = " ".join(file.read_text() for folder in folders for file in folder.rglob("*.py"))
+    source = " ".join(file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.py"))
     joined = re.sub(r'"\s*f?"', "", source)  # sentences that are broken over lines
     assert [m for m in messages if m not in joined and m not in not_in_sources] == []
 

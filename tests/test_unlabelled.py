@@ -249,7 +249,7 @@ def test_one_bad_scan_in_ten_is_listed_and_the_others_are_made(tmp_path: Path) -
     write_bad(scans, 1)
     summary = run(scans, tmp_path / "out")
     assert (summary.made, len(summary.bad)) == (9, 1)
-    listed = (tmp_path / "out" / BAD_LIST).read_text()
+    listed = (tmp_path / "out" / BAD_LIST).read_text(encoding="utf-8")
     assert listed == f"bad\t{scans / 'bad00_0000.nii.gz'}\tnot a NIfTI file, whatever its name says, or damaged\n"
 
 

@@ -130,7 +130,7 @@ def test_too_many_bad_scans_end_with_status_1_and_one_sentence(nnunet: Path, tmp
     for k in range(3):
         (tmp_path / f"{k}.mha").write_text("nothing")
     command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "321", "-i", str(tmp_path), "-np", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: 3 of 3 scans are bad, over 10%")
     assert "Traceback" not in done.stderr + done.stdout

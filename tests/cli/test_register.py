@@ -53,7 +53,7 @@ def run(*command: str | Path, check: bool = True, **kwargs: Any) -> subprocess.C
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
     environment |= {"OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kwargs.pop("env", {})}
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300, **kwargs
+        [str(part) for part in command], capture_output=True, encoding="utf-8", env=environment, timeout=300, **kwargs
     )
     assert not check or done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done

@@ -33,7 +33,7 @@ def test_the_command_writes_a_dataset_that_nnunet_accepts(tmp_path: Path) -> Non
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     command = [sys.executable, str(SCRIPT), "-o", str(tmp_path), "-d", "7", "-cases", "3", "-test", "1"]
-    done = subprocess.run([*command, "-unlabelled", "2"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "-unlabelled", "2"], capture_output=True, encoding="utf-8", check=True)
     folder = tmp_path / "Dataset007_PhantomOrgan"
     assert done.stdout.strip() == str(folder)
     verify_dataset_integrity(str(folder), num_processes=1)
