@@ -22,53 +22,6 @@ SPLITS = [
     {"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]},
 ]
 
-OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
-# Runs code in processes forked from one that has imported what is slow to import, and nothing of nnU-Net or of ours.
-# Each takes an environment's site-packages folder as an interpreter does when it starts, .pth files included.
-FORK_SERVER = """
-import importlib, json, os, signal, site, sys, traceback
-sys.path.append(sys.argv[1])
-for name in sys.argv[2:]:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        pass
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        signal.alarm(job["timeout"])
-        output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(output, 1), os.dup2(output, 2)
-        os.environ.update(job["environ"])
-        status = 0
-        try:
-            site.addsitedir(job["site_packages"])
-            exec(job["code"], {"__name__": "__main__"})
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code)
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        os.killpg(child, signal.SIGKILL)  # workers that were left behind
-    except ProcessLookupError:
-        pass
-    print(status, flush=True)
-"""
-SLOW_IMPORTS = (
-    *("torch", "torch._dynamo", "torchvision", "timm", "seaborn", "pandas", "scipy.ndimage", "skimage.morphology"),
-    *("sklearn", "SimpleITK", "nibabel", "blosc2", "imagecodecs", "tifffile", "requests", "batchgeneratorsv2"),
-    *("dynamic_network_architectures.architectures.unet", "dynamic_network_architectures.architectures.primus"),
-    *("acvl_utils", "batchgenerators.dataloading.multi_threaded_augmenter", "torch.nn.parallel", "torch.optim"),
-)
-
 
 def make_plan(features: Sequence[int] = (4, 8, 8), **pcrl: Any) -> dict[str, Any]:
     """A plan as nnU-Net reads it, of a network that trains in milliseconds."""
