@@ -50,8 +50,14 @@ setup(
         "matplotlib",  # figures
         "tqdm",  # progress bars
         "nibabel",  # the orientation of images, as nnU-Net reads it
+        # Not nnU-Net's: the inner loops of the views, several times as fast as with torch or scipy. A new Python is
+        # supported some months late; until then scipy computes the same.
+        "numba; python_version < '3.15'",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy"]},
+    extras_require={
+        "test": ["pytest", "hypothesis", "ruff", "mypy"],
+        "benchmark": ["torchio"],  # scripts/benchmark_views.py compares with it
+    },
     options={"build": {"build_base": BUILD_FOLDER.name}},
     entry_points={
         "console_scripts": [

@@ -22,7 +22,7 @@ from batchgenerators.transforms.abstract_transforms import Compose
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform
+from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
 
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
@@ -208,6 +208,7 @@ class Batches:
         if num_workers == 0:
             self._source = SingleThreadedAugmenter(loader, None)
         else:
+            kernels.compile_all()  # once, before the processes are forked
             # given seeds make batchgenerators deliver in order; nothing draws from them
             self._source = MultiThreadedAugmenter(_Reporting(loader), None, num_workers, seeds=list(range(num_workers)))
 

@@ -79,14 +79,13 @@ def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
     Returns:
         (C, *size) float32, a new array.
     """
-    image = torch.from_numpy(view.copy())
+    augmented = view.copy()
     if parameters.noise is not None:
-        image += torch.from_numpy(parameters.noise)
+        augmented += parameters.noise
     if parameters.blur is not None:
-        image = filters.gaussian(image, parameters.blur)
+        augmented = filters.gaussian(augmented, parameters.blur)
     if parameters.gamma is not None:
-        image = _gamma(image, parameters.gamma)
-    augmented = image.numpy()
+        augmented = _gamma(torch.from_numpy(augmented), parameters.gamma).numpy()
     if parameters.swap is not None:
         ends = parameters.swap + parameters.block
         for (a, b), (a_end, b_end) in zip(parameters.swap.tolist(), ends.tolist(), strict=True):

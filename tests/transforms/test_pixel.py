@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from pcrl_nnunet.config import Augmentation
+from pcrl_nnunet.transforms import filters
 from pcrl_nnunet.transforms.pixel import PixelParameters, PixelTransform, apply_pixel, sample_pixel
 
 ALWAYS: dict[str, Any] = {"p_noise": 1.0, "p_blur": 1.0, "p_gamma": 1.0, "p_swap": 1.0}
@@ -74,7 +75,7 @@ def test_blur_is_given_in_voxels_of_the_image() -> None:
 
 def test_blur_smooths_each_channel_by_itself() -> None:
     view = views(2, 10, 12, 9)
-    expected = ndimage.gaussian_filter(view, (0, 0.8, 1.5, 2.0), mode="nearest")
+    expected = ndimage.gaussian_filter(view, (0, 0.8, 1.5, 2.0), mode="nearest", truncate=filters.TRUNCATE)
     np.testing.assert_allclose(apply_pixel(view, PixelParameters(blur=(0.8, 1.5, 2.0))), expected, atol=1e-6)
 
 

@@ -1,0 +1,382 @@
+"""How long one sample's views take: ours, torchio as in the authors' code, batchgenerators, and the loader from disk.
+
+    pip install .[benchmark]
+    python scripts/benchmark_views.py [--json FILE]
+
+One process and one thread. All ways get the same crops of the same volume, in turn, round after round; what is stated
+are medians, and the median of the ratios within a round, since a machine's speed changes over a run.
+
+- torchio: the transforms of the authors' LUNA pretraining (flip, affine, blur, noise, gamma, swap, z-norm) on crops
+  that were cut and resized beforehand, as theirs are.
+- batchgenerators: crop, then rotation, scaling and resizing in a single interpolation, mirroring, noise, blur, gamma.
+- ours: `SubCropTransform`, `SpatialViewTransform`, `PixelTransform`, from the volume to the batch's arrays.
+- limit: crop and trilinear resize in torch, no augmentation.
+- loader: `make_loader` on blosc2 files written as nnU-Net writes them, with 1 and 2 processes, against ours alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"  # read when the libraries are imported
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from batchgenerators.transforms.color_transforms import GammaTransform  # noqa: E402
+from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform  # noqa: E402
+from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform  # noqa: E402
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from scipy.ndimage import gaussian_filter  # noqa: E402
+from torch.nn.functional import interpolate  # noqa: E402
+
+from pcrl_nnunet.boxes import Box, sample_view_boxes  # noqa: E402
+from pcrl_nnunet.config import Augmentation, Views  # noqa: E402
+from pcrl_nnunet.data import ViewLoader, find_cases, make_loader  # noqa: E402
+from pcrl_nnunet.transforms import filters, kernels, pixel, sub_crop  # noqa: E402
+
+Volume = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: sizes of the views, shape of the volume they come from, and how often."""
+
+    name: str
+    views: Views
+    volume: tuple[int, int, int]
+    rounds: int
+
+
+SETTINGS = (
+    Setting(
+        "paper",
+        Views(
+            global_crop_sizes=((64, 64, 32), (96, 96, 64), (96, 96, 96), (112, 112, 64)),
+            local_crop_sizes=((8, 8, 8), (16, 16, 16), (32, 32, 16), (32, 32, 32)),
+            global_input_size=(64, 64, 32),
+            local_input_size=(16, 16, 16),
+            spacing=(1.0, 1.0, 1.0),
+        ),
+        (224, 224, 160),
+        60,
+    ),
+    Setting(  # patches of 128 from crops of up to 180, as nnssl cuts them
+        "large",
+        Views(
+            global_crop_sizes=((128, 128, 128), (144, 144, 144), (162, 162, 162), (180, 180, 180)),
+            local_crop_sizes=((32, 32, 32), (48, 48, 48), (64, 64, 64)),
+            global_input_size=(128, 128, 128),
+            local_input_size=(64, 64, 64),
+            spacing=(1.0, 1.0, 1.0),
+        ),
+        (240, 240, 240),
+        8,
+    ),
+)
+AUGMENTATION = Augmentation()
+LOADER_CASES, LOADER_SHAPE, LOADER_PATCH, LOADER_PAIRS, LOADER_BATCHES = 6, (224, 224, 160), (128, 128, 128), 8, 8
+
+
+def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
+    """(1, *shape) float32, z-scored, smooth structure with noise on it, as preprocessed scans have."""
+    smooth = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 4)
+    image = smooth / smooth.std() + 0.2 * rng.standard_normal(shape, dtype=np.float32)
+    z_scored: Volume = ((image - image.mean()) / image.std()).astype(np.float32)[None]
+    return z_scored
+
+
+def crops(boxes: Any) -> tuple[list[Box], list[Box]]:
+    """The global and the local crops of a sample."""
+    return list(boxes.pair), list(boxes.local)
+
+
+def resized(volume: Volume, box: Box, size: tuple[int, ...]) -> torch.Tensor:
+    """(C, *size): a crop and a trilinear resize."""
+    return interpolate(torch.from_numpy(volume[box.index()])[None], size, mode="trilinear")[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ the ways
+
+
+def by_torchio(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+    """The online part of the authors' loader; cutting and resizing is done before the clock starts, as theirs is."""
+    try:
+        import torchio.transforms as tio
+    except ImportError as error:
+        raise SystemExit("Error: torchio is not installed; run pip install .[benchmark]") from error
+    spatial = tio.Compose([tio.RandomFlip(), tio.RandomAffine()])
+    local = tio.Compose([tio.RandomBlur(), tio.RandomNoise(), tio.RandomGamma(), tio.ZNormalization()])
+    swap = tio.RandomSwap(patch_size=(8, 4, 4))
+    whole = tio.Compose([tio.RandomBlur(), tio.RandomNoise(), tio.RandomGamma(), swap, tio.ZNormalization()])
+
+    def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
+        pair, locals_ = crops(boxes)
+        # to 0..1, as theirs: their gamma refuses negative intensities
+        scaled = (volume - volume.min()) / np.ptp(volume)
+        big = [resized(scaled, box, views.global_input_size) for box in pair]
+        small = [resized(scaled, box, views.local_input_size) for box in locals_]
+
+        def run() -> object:
+            targets = [spatial(view) for view in big]
+            return targets, [whole(view.clone()) for view in targets], [local(spatial(view)) for view in small]
+
+        return run
+
+    return prepare
+
+
+def by_batchgenerators(views: Views, order: int) -> Callable[[Volume, Any], Callable[[], object]]:
+    """One interpolation a view; its noise, blur and gamma with the strengths of ours."""
+    a = AUGMENTATION
+    angle = np.deg2rad(a.rotation_degrees)
+    colours = [
+        GaussianNoiseTransform((0, a.noise_sd**2), p_per_sample=a.p_noise),  # its noise has this variance
+        GaussianBlurTransform((0.5, a.blur_sigma), p_per_sample=a.p_blur),
+        GammaTransform((np.exp(-a.gamma), np.exp(a.gamma)), per_channel=True, p_per_sample=a.p_gamma),
+    ]
+
+    def one(crop: Volume, size: tuple[int, ...]) -> object:
+        zoom = float(np.prod(np.divide(crop.shape[1:], size)) ** (1 / len(size)))
+        spatial = SpatialTransform(
+            size, do_elastic_deform=False, angle_x=(-angle, angle), angle_y=(-angle, angle), angle_z=(-angle, angle),
+            scale=((1 - a.scale) * zoom, (1 + a.scale) * zoom), border_mode_data="nearest", order_data=order,
+            random_crop=False,
+        )  # fmt: skip
+        data = {"data": crop[None]}
+        for transform in (spatial, MirrorTransform()):
+            data = transform(**data)
+        target = data["data"].copy()
+        for transform in colours:
+            data = transform(**data)
+        return target, data["data"]
+
+    def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
+        pair, locals_ = crops(boxes)
+
+        def run() -> object:
+            big = [one(volume[box.index()], views.global_input_size) for box in pair]
+            return big, [one(volume[box.index()], views.local_input_size) for box in locals_]
+
+        return run
+
+    return prepare
+
+
+def by_limit(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+    def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
+        pair, locals_ = crops(boxes)
+
+        def run() -> object:
+            big = [resized(volume, box, views.global_input_size) for box in pair]
+            return big, [resized(volume, box, views.local_input_size) for box in locals_]
+
+        return run
+
+    return prepare
+
+
+def by_us(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+    """The loader's own transforms; only the crops are given, so that all ways have the same."""
+    transform = ViewLoader([], views, AUGMENTATION, 1, 0).transform
+
+    def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
+        rng = np.random.default_rng(int(boxes.bounds.lower[0]))
+
+        def run() -> object:
+            with replaced(sub_crop, "sample_view_boxes", lambda *_: boxes):
+                return transform(data=volume, rng=rng)
+
+        return run
+
+    return prepare
+
+
+@contextmanager
+def replaced(module: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
+    """A function of a module replaced for a while."""
+    kept = getattr(module, name)
+    setattr(module, name, by)
+    try:
+        yield
+    finally:
+        setattr(module, name, kept)
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def interleaved(ways: dict[str, Any], setting: Setting, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Seconds a sample, by way, one entry a round."""
+    volume = volume_of(setting.volume, rng)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number in range(-1, setting.rounds):
+        boxes = sample_view_boxes(setting.volume, setting.views, rng)
+        for name in rng.permutation(sorted(ways)):
+            run = ways[name](volume, boxes)
+            start = perf_counter()
+            run()
+            if number >= 0:  # the first round warms up
+                seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
+    """Median of the ratios within the rounds."""
+    return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
+    """Milliseconds a sample by stage of ours: the median over rounds."""
+    transform = ViewLoader([], setting.views, AUGMENTATION, 1, 0).transform
+    volume = volume_of(setting.volume, rng)
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            start = perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                spent[stage] += perf_counter() - start
+
+        return wrapper
+
+    of_rounds: dict[str, list[float]] = defaultdict(list)
+    watched = [
+        ("read", sub_crop, "read_views"),
+        ("background", sub_crop, "background"),
+        ("interpolation", kernels, "interpolate"),
+        ("smoothing (anti-aliasing and blur)", filters, "gaussian"),
+        ("drawing pixel parameters, noise", pixel, "sample_pixel"),
+        ("gamma", pixel, "_gamma"),
+    ]
+    for number in range(setting.rounds):
+        spent.clear()
+        start = perf_counter()
+        with ExitStack() as stack:
+            for stage, module, function in watched:
+                stack.enter_context(replaced(module, function, timed(stage, getattr(module, function))))
+            transform(data=volume, rng=np.random.default_rng((number, 1)))
+        whole = perf_counter() - start
+        for stage, _, _ in watched:
+            of_rounds[stage].append(spent[stage])
+        of_rounds["other (geometry, swaps, copies)"].append(whole - sum(spent.values()))
+        of_rounds["all"].append(whole)
+    return {stage: 1e3 * median(values) for stage, values in of_rounds.items()}
+
+
+def loader_against_transform(views: Views, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
+    """By number of processes: views a second and process of the loader, and its share of the bare transform's.
+
+    The bare transform makes the same samples from volumes in memory, before and after the loader's turn.
+    """
+    views_a_sample = 2 + views.num_local
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(LOADER_CASES):
+            data = volume_of(LOADER_SHAPE, rng)
+            blocks, chunks = comp_blosc2_params(data.shape, LOADER_PATCH, data.itemsize)
+            seg = np.zeros((1, 1, 1, 1), np.int8)
+            nnUNetDatasetBlosc2.save_case(
+                data, seg, {}, str(Path(folder) / f"case_{i}"), chunks, blocks, seg.shape, seg.shape
+            )
+        cases = find_cases(folder)
+        volume = volume_of(LOADER_SHAPE, rng)
+        transform = ViewLoader(cases, views, AUGMENTATION, LOADER_PAIRS, 0).transform
+
+        def bare() -> float:
+            start = perf_counter()
+            for i in range(2 * LOADER_PAIRS):
+                transform(data=volume, rng=np.random.default_rng((i, 2)))
+            return 2 * LOADER_PAIRS * views_a_sample / (perf_counter() - start)
+
+        found: dict[int, tuple[float, float]] = {}
+        bare()
+        for processes in (1, 2):
+            loader = make_loader(cases, views, AUGMENTATION, LOADER_PAIRS, 0, num_workers=processes)
+            speeds, shares = [], []
+            # the queues are full whenever we were away: a turn begins when all of what they hold is taken
+            held = 4 * processes
+            for _ in range(LOADER_BATCHES):
+                before = bare()
+                for _ in range(held):
+                    next(loader)
+                start = perf_counter()
+                for _ in range(2 * processes):
+                    next(loader)
+                speed = 2 * processes * LOADER_PAIRS * views_a_sample / (perf_counter() - start) / processes
+                speeds.append(speed)
+                shares.append(speed / before)
+            loader.close()
+            found[processes] = median(speeds), median(shares)
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write JSON where asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    np.random.seed(0)  # batchgenerators draws from it
+    kernels.compile_all()
+    print(f"ours is computed by {'numba' if kernels.compiled else 'scipy: numba is not installed'}\n")
+
+    results: dict[str, float] = {}
+    for setting in SETTINGS:
+        ways = {
+            "ours": by_us(setting.views),
+            "limit": by_limit(setting.views),
+            "batchgenerators linear": by_batchgenerators(setting.views, 1),
+            "batchgenerators cubic": by_batchgenerators(setting.views, 3),
+        }
+        if setting.name == "paper":
+            ways["torchio"] = by_torchio(setting.views)
+        seconds = interleaved(ways, setting, rng)
+        print(f"{setting.name}: 2 views of {setting.views.global_input_size}, {setting.views.num_local} of "
+              f"{setting.views.local_input_size}; {setting.rounds} rounds")  # fmt: skip
+        for name in sorted(seconds, key=lambda name: median(seconds[name])):
+            of_ours = ratio(seconds, name, "ours")
+            print(f"  {name:24} {1e3 * median(seconds[name]):8.2f} ms a sample, {of_ours:6.2f} times ours")
+        print("  ours by stage, ms (medians)")
+        for stage, milliseconds in stages(setting, rng).items():
+            print(f"    {stage:36} {milliseconds:8.2f}")
+        print()
+        for way, kind in (("torchio", "torchio"), ("batchgenerators linear", "batchgenerators_linear"),
+                          ("batchgenerators cubic", "batchgenerators_cubic")):  # fmt: skip
+            if way in seconds:
+                results[f"{setting.name}_vs_{kind}"] = ratio(seconds, way, "ours")
+        if setting.name == "paper":
+            results["vs_limit"] = ratio(seconds, "ours", "limit")
+
+    print(f"loader, {LOADER_PAIRS} pairs a batch of the paper's sizes from {LOADER_SHAPE} blosc2 files")
+    found = loader_against_transform(SETTINGS[0].views, rng)
+    for processes, (speed, share) in found.items():
+        print(f"  {processes} processes: {speed:7.1f} views a second and process, {share:.2f} of the bare transform")
+    results["loader_vs_transform"] = min(share for _, share in found.values())
+
+    wanted = ("paper_vs_torchio", "paper_vs_batchgenerators_linear", "large_vs_batchgenerators_cubic",
+              "large_vs_batchgenerators_linear", "loader_vs_transform", "vs_limit")  # fmt: skip
+    results = {name: round(results[name], 3) for name in wanted}
+    print(f"\n{json.dumps(results, indent=2)}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
