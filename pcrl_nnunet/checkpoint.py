@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pcrl_nnunet.config import without_settings
 from pcrl_nnunet.errors import UserError
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
@@ -90,6 +92,11 @@ def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def plans_hash(plans: Mapping[str, Any]) -> str:
+    """sha256 of a plan less our settings, which change without changing data or network."""
+    return hashlib.sha256(json.dumps(without_settings(plans), sort_keys=True).encode()).hexdigest()
 
 
 def nnssl_adaptation_plan(

@@ -19,13 +19,15 @@ from typing import Any, Literal, TypeVar
 from pcrl_nnunet.errors import UserError
 
 MAX_CROP_TO_INPUT = 1.75  # paper, 3D: crops of up to 112 voxels are resized to 64
-MAX_CROP_TO_INPUT_SHORT_AXIS = 3.0  # and of up to 96 slices to 32
+MAX_CROP_TO_INPUT_THROUGH_PLANE = 3.0  # and of up to 96 slices to 32
 LOCAL_CROP_TO_GLOBAL_INPUT = (1 / 8, 1 / 4, 3 / 8, 1 / 2)  # paper, 3D: 8 to 32 voxels against 64
 LOCAL_INPUT_TO_GLOBAL_INPUT = 1 / 4  # 16 against 64
 NUM_GLOBAL_CROP_SIZES = 4
 DEFAULT_MIN_PAIRS = 8
+MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0, and two into +-1
 MIN_PAIRS = 4  # BatchNorm of the comparison heads on 2 samples maps every feature to +-1
 MAX_PAIRS = {2: 256, 3: 32}  # the paper's batches
+PARTS = ("pretrain", "finetune", "checkpoint")  # of a plan's block
 
 Size = tuple[int, ...]
 
@@ -44,6 +46,8 @@ class Views:
 
     def __post_init__(self) -> None:
         dim = len(self.spacing)
+        if not all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.spacing):
+            raise UserError(f"views.spacing is {self.spacing}; expected a number of mm above 0 for each axis")
         for name in ("global_crop_sizes", "local_crop_sizes"):
             given = getattr(self, name)
             if not given or not all(_is_size(size, dim) for size in given):
@@ -149,6 +153,11 @@ class FinetuneSettings:
         for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"pcrl.finetune.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.initial_lr <= 0 or self.weight_decay < 0:
+            raise UserError(
+                f"pcrl.finetune has initial_lr {self.initial_lr} and weight_decay {self.weight_decay}; expected a rate "
+                f"above 0 and no negative decay"
+            )
         if not 0 <= self.warmup_share < 1:
             raise UserError(f"pcrl.finetune.warmup_share is {self.warmup_share}; expected a number from 0 to below 1")
 
@@ -160,12 +169,28 @@ class FinetuneSettings:
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> FinetuneSettings:
         """The plan's ``pcrl.finetune`` part over the defaults, and overrides over both."""
-        given = _part(_part(plan, "pcrl"), "finetune", "pcrl.")
+        given = _part(pcrl_block(plan), "finetune", "pcrl.")
         return _with(cls(), "pcrl.finetune", {**given, **overrides})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the checkpoint."""
         return asdict(self)
+
+
+def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's ``pcrl`` block, empty where there is none; `UserError` for a part that it does not have."""
+    block = _part(plan, "pcrl")
+    for name in block.keys() - {*PARTS}:
+        raise UserError(f"pcrl.{name} is no part of the plan's settings; expected {', '.join(PARTS)}: correct its name")
+    named = block.get("checkpoint")
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"pcrl.checkpoint is {named!r}; expected the path of a checkpoint_final.pth")
+    return block
+
+
+def without_settings(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan less our block: what preprocessing and network depend on."""
+    return {key: value for key, value in plan.items() if key != "pcrl"}
 
 
 def _part(settings: Mapping[str, Any], name: str, where: str = "") -> dict[str, Any]:
@@ -190,6 +215,8 @@ def _with(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Setting
         sequence = isinstance(default, tuple) and isinstance(value, (list, tuple))
         if not sequence and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
             raise UserError(f"{where}.{name} is {value!r}; expected a value like {default!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}.{name} is {value}; expected a finite number")
     return replace(settings, **given)
 
 
@@ -210,7 +237,7 @@ def pretrain_settings(
             f"the network {configuration['architecture']['network_class_name']} of {name} has no strided stages; "
             f"expected a PlainConvUNet or ResidualEncoderUNet: choose another plan with -p"
         )
-    given = _part(_part(plan, "pcrl"), "pretrain", "pcrl.")
+    given = _part(pcrl_block(plan), "pretrain", "pcrl.")
     views_by_configuration = _part(given, "views", "pcrl.pretrain.")
     for other in views_by_configuration.keys() - plan["configurations"].keys():
         raise UserError(
@@ -251,12 +278,15 @@ def configure_views(
 
     1. The largest global crop an axis is 1.75 times the patch, but no more than the median image.
     2. The global input is that over 1.75, rounded to a multiple of the encoder's total stride.
-    3. While fewer than 8 pairs fit into the plan's own voxel budget (patch x batch), the longest axis of the input
-       shrinks by one total stride: views shrink before the batch does.
-    4. Crops reach from 1 to 1.75 times the input, to 3 times on an axis of half the length, within the median image.
-    5. Local crops are 1/8 to 1/2 of the global input, the local input 1/4 (twice these on a short axis), and the
-       input at least one voxel more than the total stride: two voxels remain for InstanceNorm at the bottleneck.
-       That can make the input larger than 1/4; no crop is magnified more than the paper's smallest, 2 times.
+    3. While fewer than 8 pairs fit into the plan's own voxel budget (patch x batch), the axis of the input that stays
+       the largest in relation to the patch shrinks by one total stride: views shrink before the batch does, and keep
+       the patch's proportions.
+    4. Crops reach from 1 to 1.75 times the input within the median image; through the planes (the first axis in 3D),
+       where that is the shorter one, to 3 times.
+    5. Local crops are 1/8 to 1/2 of the global input, the local input 1/4 (through the planes up to twice these), and
+       the input at least one voxel more than the total stride: at least 3 voxels remain for InstanceNorm at the
+       bottleneck, of which 2 would be +1 and -1 whatever they were. That can make the input larger than 1/4; no crop
+       is magnified more than the paper's smallest, 2 times.
 
     Returns:
         views, and the number of pairs that fit, 8 to 32 (2D: to 256).
@@ -264,26 +294,31 @@ def configure_views(
     total = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
     reach = [max(1, math.floor(min(MAX_CROP_TO_INPUT * p, m))) for p, m in zip(patch_size, median_size, strict=True)]
     size = [max(1, math.floor(r / MAX_CROP_TO_INPUT / t + 0.5)) * t for r, t in zip(reach, total, strict=True)]
-    if _bottleneck_voxels(size, total) == 1:
-        longest = max(range(len(size)), key=lambda axis: reach[axis] / total[axis])
-        size[longest] = 2 * total[longest]
+    while _bottleneck_voxels(_views(size, reach, total, spacing).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
+        smallest = min((a for a, t in enumerate(total) if t > 1), key=lambda a: size[a] / patch_size[a])
+        size = _changed(size, smallest, total[smallest])
     views = _views(size, reach, total, spacing)
     while _fitting_pairs(patch_size, batch_size, views) < DEFAULT_MIN_PAIRS:
-        shrinkable = [axis for axis in range(len(size)) if size[axis] > total[axis]]
-        shrinkable = [a for a in shrinkable if _bottleneck_voxels(_shrunk(size, a, total), total) > 1]
-        if not shrinkable:
+        smaller = {a: _changed(size, a, -t) for a, t in enumerate(total) if size[a] > t}
+        fine = [
+            a
+            for a, s in smaller.items()
+            if _bottleneck_voxels(_views(s, reach, total, spacing).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
+        ]
+        if not fine:
             break
         # max() takes the first of equals: nnU-Net's first axis is the one with the largest spacing
-        size = _shrunk(size, max(shrinkable, key=lambda axis: size[axis]), total)
+        size = smaller[max(fine, key=lambda a: smaller[a][a] / patch_size[a])]
         views = _views(size, reach, total, spacing)
     return views, max(DEFAULT_MIN_PAIRS, _fitting_pairs(patch_size, batch_size, views))
 
 
 def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float]) -> Views:
-    longest = max(size)
+    # how much longer the longest axis is, of the axis through the planes; in the plane shapes keep their proportions
+    longer = [max(size) / s if axis == 0 and len(size) == 3 else 1.0 for axis, s in enumerate(size)]
     largest = [
-        min(r, round(s * min(MAX_CROP_TO_INPUT_SHORT_AXIS, MAX_CROP_TO_INPUT * longest / s)))
-        for r, s in zip(reach, size, strict=True)
+        min(r, round(s * min(MAX_CROP_TO_INPUT_THROUGH_PLANE, MAX_CROP_TO_INPUT * k)))
+        for r, s, k in zip(reach, size, longer, strict=True)
     ]
     # where the images end below 1.75 x the input, smaller crops keep the pairs from being one and the same box
     smallest = [max(1, min(s, round(big / MAX_CROP_TO_INPUT))) for s, big in zip(size, largest, strict=True)]
@@ -291,7 +326,7 @@ def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spac
     global_crops = [
         tuple(round(lo * (hi / lo) ** share) for lo, hi in zip(smallest, largest, strict=True)) for share in shares
     ]
-    longer = [min(2.0, longest / s) for s in size]
+    longer = [min(2.0, k) for k in longer]
     local_input = tuple(
         min(s, max(t + 1 if t > 1 else 1, round(s * min(1.0, LOCAL_INPUT_TO_GLOBAL_INPUT * k))))
         for s, t, k in zip(size, total, longer, strict=True)
@@ -313,19 +348,24 @@ def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spac
 
 
 def check_views(views: Views, strides: Sequence[Sequence[int]]) -> None:
-    """Raises `UserError` where InstanceNorm would see a single voxel at the bottleneck (it maps it to 0)."""
+    """Raises `UserError` where InstanceNorm would see fewer than three voxels at the bottleneck.
+
+    It turns one into 0, and two into +-1 times a constant, whatever they were.
+    """
     total = [math.prod(stride[axis] for stride in strides) for axis in range(len(views.spacing))]
     for name in ("global_input_size", "local_input_size"):
         size = getattr(views, name)
-        if _bottleneck_voxels(size, total) == 1:
+        left = _bottleneck_voxels(size, total)
+        if left < MIN_BOTTLENECK_VOXELS:
             raise UserError(
-                f"views.{name} {size} leaves one voxel at the bottleneck of an encoder with total stride "
-                f"{tuple(total)}, which normalisation maps to 0: raise it above the total stride on an axis"
+                f"views.{name} {size} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
+                f"stride {tuple(total)}, of which normalisation leaves nothing; at least {MIN_BOTTLENECK_VOXELS} are "
+                f"needed: raise it above the total stride on more axes"
             )
 
 
-def _shrunk(size: Sequence[int], axis: int, total: Sequence[int]) -> list[int]:
-    return [s - t if i == axis else s for i, (s, t) in enumerate(zip(size, total, strict=True))]
+def _changed(size: Sequence[int], axis: int, by: int) -> list[int]:
+    return [s + by if i == axis else s for i, s in enumerate(size)]
 
 
 def _bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:

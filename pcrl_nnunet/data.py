@@ -35,8 +35,12 @@ class Case:
     path: str
 
 
-def find_cases(folder: str) -> list[Case]:
-    """The images in a folder of preprocessed data, by name; segmentations and properties are not looked at.
+def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
+    """The images in a folder of preprocessed data, by name; properties are not looked at.
+
+    Args:
+        folder: of one configuration's data.
+        segmentations: give these as well, with their ending _seg as a part of the name.
 
     Raises:
         UserError: there are none.
@@ -45,7 +49,7 @@ def find_cases(folder: str) -> list[Case]:
     found: dict[str, Case] = {}
     for suffix in SUFFIXES:
         for name in (file.removesuffix(suffix) for file in files if file.endswith(suffix)):
-            if not name.endswith("_seg"):
+            if segmentations or not name.endswith("_seg"):
                 found.setdefault(name, Case(name, os.path.join(folder, name + suffix)))
     if not found:
         raise UserError(f"no preprocessed images in {folder}: run nnUNetv2_preprocess (or _plan_and_preprocess) first")

@@ -15,8 +15,10 @@ from pcrl_nnunet.methods.pcrlv2 import StepOutput
 
 COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the sphere
 COLLAPSED_RANK = 2.0
-DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean image reaches
-GRACE_STEPS = 200  # before that neither loss can be expected to have moved
+NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
+DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
+GRACE_STEPS = 200  # before that the restoration cannot be expected to have moved,
+COMPARISON_GRACE_STEPS = 2000  # and before that the comparison, which starts where there is nothing to compare
 KEPT_VECTORS = 512  # a level and epoch, for the effective rank
 
 
@@ -62,6 +64,12 @@ class Monitor:
                     f"restoration of level {level} is dead: its error is {ratio:.2f} of the images' variance, "
                     f"where a constant image reaches 1.00; lower initial_lr or check the images (--dry_run)"
                 )
+        for level, margin in summary["matched_minus_shuffled"].items():
+            if steps_done >= COMPARISON_GRACE_STEPS and margin < NOT_TOLD_APART:
+                found.append(
+                    f"features of level {level} do not tell scans apart: two views of the same scan are as alike as "
+                    f"views of two scans (cosine {margin:+.3f} more); train longer, or raise batch_size"
+                )
         for level, ratio in summary["sd_ratio"].items():
             if ratio < COLLAPSED_SD or summary["effective_rank"][level] < COLLAPSED_RANK:
                 found.append(
@@ -80,12 +88,20 @@ def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
 
 
 def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the target's variance, both over all elements: 1 for the mean image, 0 for the target."""
-    return F.mse_loss(restored.float(), target.float()) / target.float().var(correction=0).clamp_min(1e-12)
+    """Mean squared error over the target's variance, both (B, 2, C, *): 1 for the mean of each view, 0 for the target.
+
+    The variance is that within a view and channel, mean over these: views differ in their mean, channels differ more,
+    and restoring no more than means must not look like a success.
+    """
+    variance = target.float().flatten(3).var(3, correction=0).mean()
+    return F.mse_loss(restored.float(), target.float()) / variance.clamp_min(1e-12)
 
 
 def sd_ratio(v: Tensor) -> Tensor:
-    """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1)."""
+    """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1).
+
+    The BatchNorm before v hides most collapses from it: `effective_rank` and `matched_minus_shuffled` see more.
+    """
     return F.normalize(v.float(), dim=1).std(0).mean() * v.shape[1] ** 0.5
 
 

@@ -14,6 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pcrl_nnunet.errors import UserError
 
 DEFAULT_CONFIGURATION = "3d_fullres"
+NEEDED_OF_CONFIGURATION = (
+    *("architecture", "batch_size", "data_identifier", "median_image_size_in_voxels", "normalization_schemes"),
+    *("patch_size", "preprocessor_name", "spacing"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
         f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name one of its plans with -p",
     )
     dataset_json = _load(os.path.join(folder, "dataset.json"), f"run nnUNetv2_plan_and_preprocess -d {dataset} again")
+    missing = sorted({"configurations", "dataset_name", "plans_name"} - plans.keys())
+    if missing:
+        raise UserError(f"{plans_name}.json in {folder} has no {', '.join(missing)}; plan the dataset again")
     names = list(plans["configurations"])
     if configuration is None:
         if DEFAULT_CONFIGURATION not in names and len(names) > 1:
@@ -52,6 +59,12 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
     if configuration not in names:
         raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: use -c")
     resolved = PlansManager(plans).get_configuration(configuration).configuration
+    missing = sorted({*NEEDED_OF_CONFIGURATION} - resolved.keys())
+    if missing:
+        raise UserError(
+            f"configuration {configuration} of {plans_name}.json in {folder} has no {', '.join(missing)}; put it back, "
+            f"or plan the dataset again"
+        )
     return PlannedConfiguration(folder, plans, configuration, resolved, dataset_json)
 
 
@@ -82,6 +95,10 @@ def _load(path: str, remedy: str) -> dict[str, Any]:
             content = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {remedy}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); correct its permissions") from error
+    except ValueError as error:  # also what is no UTF-8
+        raise UserError(f"{path} is not valid JSON ({error}); mend it, or {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no block of names and values; {remedy}")
     return content

@@ -224,7 +224,11 @@ def find_scans(folder: str, target: Target, map_: Callable[..., Iterable[Any]] =
 
 def _walk(folder: str, found: Found) -> Iterator[tuple[str, list[str]]]:
     visited = set()  # links are followed, as people link to their data, but never in a circle
-    for directory, folders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        found.set_aside.append(SetAside(str(error.filename), f"a folder that may not be read ({error.strerror})"))
+
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(directory)
         if real in visited:
             folders.clear()

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -89,6 +90,29 @@ def architecture_differences(
     return [f"{name}: {a} in the checkpoint, {b} in the plan" for name, (a, b) in differing.items()]
 
 
+def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> list[str]:
+    """What differs between the data that a checkpoint was pretrained on and a plan's, one sentence part each.
+
+    Weights of the same shapes load all the same, but were trained on images of other voxels or other intensities.
+    """
+    pairs: dict[str, tuple[Any, Any]] = {}
+    theirs, ours = checkpoint["plans"], dict(plans)
+    for name in ("transpose_forward", "foreground_intensity_properties_per_channel"):
+        pairs[name] = (theirs.get(name), ours.get(name))
+    of_theirs, of_ours = (
+        PlansManager(dict(plan)).get_configuration(name).configuration
+        for plan, name in ((theirs, checkpoint["configuration"]), (ours, configuration))
+    )
+    for name in ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm"):
+        pairs[name] = (of_theirs.get(name), of_ours.get(name))
+    long = "foreground_intensity_properties_per_channel"
+    return [
+        f"{name}: different" if name == long else f"{name}: {a} in the checkpoint's plan, {b} in this one"
+        for name, (a, b) in pairs.items()
+        if _plain(a) != _plain(b)
+    ]
+
+
 def load_encoder(
     network: nn.Module, checkpoint: Mapping[str, Any], label_channels: int = 0, allow_partial: bool = False
 ) -> TransferReport:
@@ -101,7 +125,7 @@ def load_encoder(
         allow_partial: load what fits, where the checkpoint does not cover the encoder.
 
     Raises:
-        UserError: the encoder is not covered in full, or not at all.
+        UserError: the encoder is not covered in full, or not at all, or its weights are not finite.
     """
     plain_network: Any = unwrap(network)  # nnU-Net's networks have attributes that nn.Module lacks
     if not hasattr(plain_network, "key_to_encoder"):
@@ -154,6 +178,8 @@ def load_encoder(
             f"the checkpoint covers {report.encoder_share:.1%} of the encoder, the first difference being {first} "
             f"({report.notes[first]}); pretrain for this plan and configuration{way_out}"
         )
+    if not all(torch.isfinite(value).all() for _, value in new_values):
+        raise UserError("the checkpoint has weights that are not finite numbers; pretrain again")
     with torch.no_grad():
         for tensor, value in new_values:
             tensor.copy_(value)

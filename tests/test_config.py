@@ -22,6 +22,12 @@ PLANS = {
     "liver MR": ((40, 224, 192), 2, [(1, 1, 1)] + [(1, 2, 2)] * 2 + [(2, 2, 2)] * 3, (36, 262, 262)),
     "hippocampus 2d": ((56, 40), 281, [(1, 1)] + [(2, 2)] * 3, (50, 35)),
     "128 cubed": ((128, 128, 128), 2, [(1, 1, 1)] + [(2, 2, 2)] * 5, (482, 512, 512)),
+    # as nnU-Net's default and ResEncL planners plan the shapes and spacings of MSD colon, prostate and lung, and AMOS
+    "colon": ((56, 192, 192), 2, [(1, 1, 1), (1, 2, 2), (1, 2, 2)] + [(2, 2, 2)] * 3, (150, 512, 512)),
+    "prostate": ((20, 320, 256), 2, [(1, 1, 1)] + [(1, 2, 2)] * 4 + [(2, 2, 2)] * 2, (20, 320, 319)),
+    "lung, large": ((112, 256, 256), 2, [(1, 1, 1)] + [(1, 2, 2)] * 2 + [(2, 2, 2)] * 4, (252, 512, 512)),
+    "AMOS, large": ((48, 320, 256), 2, [(1, 1, 1)] + [(1, 2, 2)] * 3 + [(2, 2, 2)] * 3, (90, 600, 600)),
+    "prostate 2d": ((320, 320), 32, [(1, 1)] + [(2, 2)] * 6, (320, 319)),
     "thin": ((5, 64, 64), 4, [(1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)], (1, 90, 90)),
 }
 
@@ -48,10 +54,26 @@ def test_views_fit_the_plan(name):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_two_voxels_remain_at_the_bottleneck_of_every_view(name):
+def test_three_voxels_remain_at_the_bottleneck_of_every_view(name):
     views, _, total = views_of(name)
     for size in (views.global_input_size, views.local_input_size):
-        assert np.prod(np.ceil(np.array(size) / total)) > 1
+        assert np.prod(np.ceil(np.array(size) / total)) > 2
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_crops_exceed_the_input_by_the_papers_ratios(name):
+    views, _, _ = views_of(name)
+    ratios = np.max(views.global_crop_sizes, axis=0) / views.global_input_size
+    limits = [1.75] * len(ratios) if len(ratios) == 2 else [3, 1.75, 1.75]
+    assert np.all(ratios <= limits)
+    assert np.all(np.array(views.local_input_size) / np.min(views.local_crop_sizes, axis=0) <= 2)
+
+
+@pytest.mark.parametrize("name", ["colon", "prostate", "AMOS, large", "128 cubed"])
+def test_inputs_keep_about_the_shape_of_the_patch_in_the_plane(name):
+    views, _, _ = views_of(name)
+    shares = np.array(views.global_input_size)[1:] / PLANS[name][0][1:]
+    assert shares.max() <= 1.5 * shares.min()
 
 
 def test_a_plan_of_the_papers_budget_gives_the_papers_sizes():
@@ -80,9 +102,9 @@ def test_views_shrink_before_the_batch_does():
     assert math.prod(large.global_input_size) > math.prod(small.global_input_size)
 
 
-def test_a_view_of_one_voxel_at_the_bottleneck_is_refused():
+def test_a_view_of_few_voxels_at_the_bottleneck_is_refused():
     views = Views(((8, 8),), ((8, 8),), (16, 16), (8, 8), (1.0, 1.0))
-    with pytest.raises(UserError, match=r"views.local_input_size \(8, 8\) leaves one voxel .* raise it above"):
+    with pytest.raises(UserError, match=r"views.local_input_size \(8, 8\) leaves 1 voxel .* raise it above"):
         check_views(views, [(1, 1), (2, 2), (2, 2), (2, 2)])
 
 

@@ -24,9 +24,9 @@ def test_matched_minus_shuffled_tells_samples_apart():
     assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_mean_image_has_a_restoration_ratio_of_one():
-    target = torch.randn(4, 2, 1, 8, 8) * 3 + 1
-    assert restoration_ratio(torch.full_like(target, target.mean()), target) == pytest.approx(1.0)
+def test_the_mean_of_each_view_and_channel_has_a_restoration_ratio_of_one():
+    target = torch.randn(4, 2, 3, 8, 8) * 3 + 5 * torch.randn(4, 2, 3, 1, 1)
+    assert restoration_ratio(target.mean((3, 4), keepdim=True).expand_as(target), target) == pytest.approx(1.0)
     assert restoration_ratio(target, target) == 0
 
 
@@ -50,7 +50,7 @@ def test_a_healthy_training_raises_no_alarm():
 def test_dead_restoration_is_named_with_its_level():
     monitor = Monitor()
     good, target = healthy()
-    monitor.update(output(2, torch.full_like(target, target.mean()), good.v, good.p), target)
+    monitor.update(output(2, target.mean((3, 4), keepdim=True).expand_as(target), good.v, good.p), target)
     (alarm,) = monitor.alarms(steps_done=1000)
     assert alarm.startswith("restoration of level 2 is dead: its error is 1.00")
 
@@ -64,6 +64,16 @@ def test_collapse_is_named_with_its_level(kind):
     monitor.update(output(3, good.restored, v, v), target)
     (alarm,) = monitor.alarms(steps_done=1000)
     assert alarm.startswith("features of level 3 have collapsed")
+
+
+def test_features_that_tell_nothing_apart_are_named_with_their_level():
+    monitor = Monitor()
+    good, target = healthy()
+    for _ in range(100):  # spread evenly, of full rank, and unrelated to the sample, as BatchNorm makes of noise
+        monitor.update(output(2, good.restored, torch.randn(64, 2, 32), torch.randn(64, 2, 32)), target)
+    assert monitor.alarms(steps_done=1000) == []  # too early to tell
+    (alarm,) = monitor.alarms(steps_done=5000)
+    assert alarm.startswith("features of level 2 do not tell scans apart")
 
 
 def test_there_is_no_alarm_before_anything_can_be_learnt():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -19,9 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import transfer
-from pcrl_nnunet.config import FinetuneSettings
-from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.config import FinetuneSettings, pcrl_block
+from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.trainers import output_folder
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 
@@ -47,7 +51,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its checkpoints name
     the stock trainer, so that predicting, ensembling and exporting need none of our code.
-    Overrides: __init__, configure_optimizers, on_train_start, save_checkpoint.
+    Overrides: __init__, configure_optimizers, on_train_start, get_tr_and_val_datasets, train_step,
+    on_train_epoch_end, save_checkpoint, load_checkpoint.
     """
 
     epochs: int | None = None  # of a sibling class; wins over the plan's
@@ -66,7 +71,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
             self.settings = FinetuneSettings.from_plan(plans, **overrides)
         # nnU-Net takes an item out of the plan that it is given, and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with exit_on_user_error(), output_folder.creating():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         self.num_iterations_per_epoch = self.settings.iters_per_epoch
         self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
@@ -81,7 +87,63 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net's; the effective settings go to the log."""
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
+        self._not_finite: set[str] = set()
         super().on_train_start()
+
+    def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
+        """As nnU-Net's; opens every case, since of one that cannot be read the loaders' processes just die."""
+        datasets: tuple[nnUNetBaseDataset, nnUNetBaseDataset] = super().get_tr_and_val_datasets()
+        used = {*datasets[0].identifiers, *datasets[1].identifiers}
+        with self._or_nothing_left_behind():
+            for case in find_cases(self.preprocessed_dataset_folder, segmentations=True):
+                if case.name.removesuffix("_seg") in used and not case.path.endswith(".npz"):  # to open is to read it
+                    CaseVolume(case)
+        return datasets
+
+    @contextmanager
+    def _or_nothing_left_behind(self) -> Iterator[None]:
+        """A `UserError` ends the process with its sentence, and without the output folder if that is unused."""
+        with exit_on_user_error():
+            try:
+                yield
+            except UserError:
+                output_folder.remove_if_unused(self)
+                raise
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As nnU-Net's; remembers the cases of a loss that is not finite."""
+        result: dict[str, Any] = super().train_step(batch)
+        if not np.isfinite(result["loss"]):
+            self._not_finite |= set(map(str, batch["keys"]))
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """As nnU-Net's; stops before weights that are not finite are saved or validated.
+
+        With mixed precision nnU-Net leaves out a step that is not finite, and the training goes on: a warning.
+        """
+        if self._not_finite:
+            cases = f"with the cases {', '.join(sorted(self._not_finite))}"
+            with self._or_nothing_left_behind():
+                if not all(torch.isfinite(p).all() for p in self.network.parameters()):
+                    raise UserError(
+                        f"the loss was not finite in a step {cases}, and the weights are lost; look for NaN in these "
+                        f"images, or lower pcrl.finetune.initial_lr, and go on from the last checkpoint with --c"
+                    )
+            self.print_to_log_file(f"WARNING: the loss was not finite in steps {cases}: look for NaN in these images")
+            self._not_finite.clear()
+        super().on_train_epoch_end(train_outputs)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As nnU-Net's; a file that cannot be read is said in a sentence."""
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SystemExit(
+                f"Error: checkpoint {filename_or_checkpoint} cannot be used ({reason}); it is damaged or of another "
+                f"network: remove it, to go on from an older one in its folder or to start again"
+            ) from None
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net's, but whole or not at all, and with the stock trainer's name for those who load it."""
@@ -111,7 +173,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
     The encoder is loaded when a training starts: not when one continues (``--c``), not for ``--val``, not where
     nnU-Net has loaded other weights (``-pretrained_weights``). It is that of the plan's ``pcrl.checkpoint`` or of this
     dataset's own finished pretraining for the same plan and configuration. None found is an error.
-    Overrides, besides `PCRLScratchTrainer`'s: initialize, load_checkpoint, on_train_start.
+    Overrides, besides `PCRLScratchTrainer`'s: initialize.
     """
 
     _continues = False
@@ -131,12 +193,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         """Load the pretrained encoder before nnU-Net starts the loaders' processes."""
         if not self.was_initialized:
             self.initialize()
-        with exit_on_user_error():
-            try:
-                self._load_pretrained_encoder()
-            except UserError:
-                self._remove_unused_output_folder()
-                raise
+        with self._or_nothing_left_behind():
+            self._load_pretrained_encoder()
         super().on_train_start()
 
     def _load_pretrained_encoder(self) -> None:
@@ -174,14 +232,17 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         seen = transfer.cases_seen(checkpoint, self.plans_manager.dataset_name, held_out)
         origin = {key: checkpoint[key] for key in ("method", "datasets", "configuration", "fold", "epochs")}
         described = ", ".join(f"{key} {value}" for key, value in origin.items())
+        data_differences = transfer.data_differences(checkpoint, self.plans_manager.plans, self.configuration_name)
         content = {
             "checkpoint": path,
             **origin,
             "architecture_differences": differences,
+            "data_differences": data_differences,
             "validation_cases_seen": seen,
             **report.as_dict(),
         }
-        self._report(content, f"Pretrained encoder {path}\n  {described}\n{report.summary()}")
+        notes = "".join(f"\nNote, pretrained on other data: {difference}" for difference in data_differences)
+        self._report(content, f"Pretrained encoder {path}\n  {described}\n{report.summary()}{notes}")
         for kind in ("loaded", "random"):
             names = "\n  ".join(getattr(report, kind))
             self.print_to_log_file(f"{kind}:\n  {names}", also_print_to_console=False, add_timestamp=False)
@@ -197,8 +258,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             UserError: neither is there; names every place and the command to run.
         """
         plan = self.plans_manager.plans
-        named = plan.get("pcrl", {}).get("checkpoint")
-        if named:
+        named = pcrl_block(plan).get("checkpoint")
+        if named is not None:
             path = os.path.join(self.preprocessed_dataset_folder_base, os.path.expanduser(named))
             if not os.path.isfile(path):
                 raise UserError(
@@ -214,6 +275,11 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         ]
         for path in tried:
             if os.path.isfile(path):
+                newer = os.path.join(os.path.dirname(path), checkpoint_file.LATEST)
+                if os.path.isfile(newer) and os.path.getmtime(newer) > os.path.getmtime(path):
+                    self.print_to_log_file(
+                        f"WARNING: {path} is of an earlier pretraining; a newer one is not finished: {newer}"
+                    )
                 return path
         latest = [os.path.join(os.path.dirname(path), checkpoint_file.LATEST) for path in tried]
         unfinished = "".join(f" (that pretraining is not finished: {p})" for p in latest if os.path.isfile(p))
@@ -241,15 +307,6 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         self.print_to_log_file(text)
         if self.local_rank == 0:
             save_json(content, os.path.join(self.output_folder, "transfer.json"), sort_keys=False)
-
-    def _remove_unused_output_folder(self) -> None:
-        """A training that never started leaves no folder behind that looks like one."""
-        if self.local_rank == 0 and os.listdir(self.output_folder) == [os.path.basename(self.log_file)]:
-            os.remove(self.log_file)
-            with suppress(OSError):  # not empty: other folds lie there
-                os.rmdir(self.output_folder)
-                os.rmdir(self.output_folder_base)
-                os.rmdir(os.path.dirname(self.output_folder_base))
 
 
 class PCRLFinetuneTrainer_50epochs(PCRLFinetuneTrainer):

@@ -25,13 +25,14 @@ from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.config import PretrainSettings
+from pcrl_nnunet.config import PretrainSettings, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 GRADIENT_CLIP = 12  # nnU-Net's
@@ -83,9 +84,12 @@ class PretrainingCases:
         file = os.path.join(folder, "splits_final.json")
         if os.path.isfile(file):
             try:
-                splits = load_json(file)
-            except ValueError as error:
-                raise UserError(f"{file} is not valid JSON ({error}); mend it, or leave -f out") from error
+                splits = [{"val": list(split["val"])} for split in load_json(file)]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{file} is no list of folds with 'train' and 'val' ({type(error).__name__}: {error}); mend it, or "
+                    f"leave -f out"
+                ) from error
         elif len(names) < NUM_FOLDS:
             raise UserError(f"{len(names)} cases are too few for {NUM_FOLDS} folds; leave -f out to use all of them")
         else:  # the split that nnU-Net will make of the same cases; the file is its to write
@@ -118,7 +122,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     """Pretrains the encoder of a plan's network with PCRLv2, without labels; `pcrl_nnunet_pretrain` runs it.
 
     Replaced of nnUNetTrainer: __init__, initialize, configure_optimizers, get_dataloaders, run_training,
-    on_train_start, train_step, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
+    on_train_start, train_step, on_train_epoch_end, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
     perform_actual_validation. There is no validation: the monitor says whether it learns.
 
     Args:
@@ -145,7 +149,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             )
         identifier = PlansManager(plans).get_configuration(configuration).data_identifier
         cases = PretrainingCases.find(os.path.join(nnUNet_preprocessed, plans["dataset_name"]), identifier, fold)
-        super().__init__(plans, configuration, fold, dataset_json, device)  # from here on the output folder exists
+        with output_folder.creating():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: PretrainSettings = settings
         self.cases = cases.used
         self.print_to_log_file(cases)
@@ -231,7 +236,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """One step; the losses by name.
 
         Raises:
-            UserError: the loss is not finite, before the weights are touched.
+            UserError: the loss or the gradient is not finite, before the weights are touched.
         """
         data = {
             name: torch.as_tensor(batch[name]).to(self.device, non_blocking=True)
@@ -242,12 +247,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
             output = self.network(data, level, step / (self.num_epochs * self.num_iterations_per_epoch))
-        if not torch.isfinite(output.loss):
-            raise UserError(
-                f"the loss of step {step} is {output.loss.item()}; the weights of the last epoch are kept. Look at the "
-                f"images of its cases {', '.join(sorted(set(batch['cases'])))}, or lower pcrl.pretrain.initial_lr and "
-                f"start again"
-            )
+        self._stop_unless_finite("loss", output.loss, batch, step)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(output.loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -256,11 +256,21 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.grad_scaler.update()
         else:
             output.loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+            self._stop_unless_finite("gradient", norm, batch, step)  # clipping makes NaN of an infinite one
             self.optimizer.step()
         self.lr_scheduler.step()
         self.monitor.update(output, data["target"])
         return {"loss": float(output.loss.detach()), **{name: float(term) for name, term in output.terms.items()}}
+
+    @staticmethod
+    def _stop_unless_finite(what: str, value: torch.Tensor, batch: dict[str, Any], step: int) -> None:
+        if not torch.isfinite(value):
+            raise UserError(
+                f"the {what} of step {step} is {value.item()}; the weights of the last epoch are kept. Look at the "
+                f"images of its cases {', '.join(sorted(set(batch['cases'])))}, or lower pcrl.pretrain.initial_lr and "
+                f"start again"
+            )
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
         """Means of the epoch into the log."""
@@ -323,9 +333,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "method_weights": own,
             "encoder_hash": checkpoint.encoder_hash(encoder),
             "method": PCRLv2.name,
-            "citations": list(PCRLv2.citations),
+            "citations": [{"type": "Pretraining method", "name": "PCRLv2", "apa_citations": list(PCRLv2.citations)}],
             "settings": self.settings.as_dict(),
             "plans": plans,
+            "plans_hash": checkpoint.plans_hash(plans),
             "configuration": self.configuration_name,
             "architecture_kwargs": this["architecture"]["arch_kwargs"],
             "num_input_channels": self.num_input_channels,
@@ -384,9 +395,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         state = checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT)
         now = {
             "settings": self.settings.as_dict(),
-            "plans": self.plans_manager.plans,
+            "plans": without_settings(self.plans_manager.plans),
             "cases": [case.name for case in self.cases],
         }
+        state["plans"] = without_settings(state["plans"])  # what of them matters here is in `settings`
         for what, value in now.items():
             if state[what] != value:
                 then = state[what]

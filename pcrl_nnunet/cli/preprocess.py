@@ -69,7 +69,10 @@ def _plan(dataset: str, planner_name: str) -> str:
         )
     if not os.path.isdir(_raw_folder(folder)):
         raise UserError("planning needs the dataset's raw images; set nnUNet_raw to the folder that has them")
-    _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
+    try:
+        _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error
     print(f"Wrote the plan {os.path.join(folder, name)}.json; use it with -p {name}")
     return str(name)
 
@@ -135,8 +138,8 @@ def _describe(found: Any, folder: str, target: Any) -> None:
     others = ", ".join(f"{n} {ending}" for ending, n in found.ignored.most_common(8))
     if not found.scans and not found.set_aside:
         raise UserError(
-            f"no scan in {folder}, only {others or 'nothing'}; give a folder with DICOM series or "
-            f"{', '.join(dict.fromkeys((target.file_ending, *VOLUME_ENDINGS)))} files"
+            f"no scan in {folder}, {f'only {others}' if others else 'which is empty'}; give a folder with DICOM series "
+            f"or {', '.join(dict.fromkeys((target.file_ending, *VOLUME_ENDINGS)))} files"
         )
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
     print(f"  {len(found.scans)} scans: {listed or 'none'}")

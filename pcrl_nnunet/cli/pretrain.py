@@ -67,18 +67,43 @@ def main() -> None:
 
 
 def _run(trainer: Any, continue_training: bool) -> None:
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.trainers import output_folder
+
+    try:
+        if not continue_training or _load(trainer):
+            trainer.run_training()
+    except UserError:
+        output_folder.remove_if_unused(trainer)
+        raise
+
+
+def _load(trainer: Any) -> bool:
+    """Load the training state, if there is one; whether there is anything left to train."""
     from pcrl_nnunet import checkpoint
 
     latest, final = (os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.FINAL))
-    if continue_training and os.path.isfile(latest):
+    if os.path.isfile(latest):
         trainer.load_checkpoint(latest)
         trainer.print_to_log_file(f"Continuing after epoch {trainer.current_epoch} from {latest}")
-    elif continue_training and os.path.isfile(final):
+    elif os.path.isfile(final):
+        _check_settings_of_finished(checkpoint.read(final)["settings"], trainer.settings.as_dict(), final)
         trainer.print_to_log_file(f"This pretraining is finished: {final}")
-        return
-    elif continue_training:
+        return False
+    else:
         trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
-    trainer.run_training()
+    return True
+
+
+def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    from pcrl_nnunet.errors import UserError
+
+    differing = [f"{name} {then.get(name)}, now {value}" for name, value in now.items() if then.get(name) != value]
+    if differing:
+        raise UserError(
+            f"{path} is finished, with other settings ({'; '.join(differing)}): leave --c out to pretrain anew with "
+            f"the present ones, which replaces it when it is finished"
+        )
 
 
 def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], continues: bool = False) -> Any:
@@ -93,7 +118,7 @@ def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any],
 def _fold(text: str) -> int | str:
     from pcrl_nnunet.errors import UserError
 
-    if text != "all" and not text.isdigit():
+    if text != "all" and not (text.isascii() and text.isdecimal()):
         raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
     return text if text == "all" else int(text)
 
@@ -124,6 +149,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
+        os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
         trainer = _trainer(plan, fold, device, overrides)
         trainer.initialize()
         settings, levels = trainer.settings, trainer.network.decoder.num_levels
@@ -148,7 +174,8 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
             trainer.dataloader_train.close()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
     # the queues of the workers were full: in the long run a step takes no less than its batch
-    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers)) + (loading if workers == 0 else 0)
+    # (without workers the batch was made within the step)
+    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
     steps = settings.epochs * settings.iters_per_epoch
     print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
     print(f"  cases                 {len(trainer.cases)}")

@@ -1,6 +1,10 @@
 import json
+import os
+import re
 import sys
 
+import blosc2
+import numpy as np
 import pytest
 import torch
 from tiny_dataset import make_plan
@@ -40,7 +44,7 @@ def test_it_pretrains_by_id_and_by_name(command, tiny, dataset):
 def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_nothing(command, tiny, capsys):
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
     out = capsys.readouterr().out
-    sizes = ("global input          4x4x8 voxels", "batch                 4 pairs")
+    sizes = ("global input          4x8x8 voxels", "batch                 4 pairs")
     for part in (*sizes, "GB estimated", "GB measured", "hours"):
         assert part in out
     assert not tiny.results.exists()
@@ -63,6 +67,10 @@ def test_continuing_a_finished_pretraining_changes_nothing(command, tiny, capsys
     assert command("-d", "999", *SHORT, "--c") == 0
     assert path.read_bytes() == before
     assert "This pretraining is finished" in capsys.readouterr().out
+    assert "is finished, with other settings (seed 0, now 1): leave --c out" in command(
+        "-d", "999", *SHORT, "--c", "-seed", "1"
+    )
+    assert path.read_bytes() == before
 
 
 def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
@@ -86,11 +94,10 @@ def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypa
         (["-d", "999", "-batch_size", "2"], "batch_size is 2; .* at least 4 pairs"),
         (["-d", "999", "-epochs", "0"], "epochs is 0; expected 1 or more"),
         (["-d", "999", "-f", "9"], "fold 9 is not among the 2 folds"),
+        (["-d", "999", "-f", "²"], "-f is '²'; expected the number of a fold, or all"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, arguments, message):
-    import re
-
     status = command(*arguments, *[a for a in SHORT if a not in arguments] if "-epochs" not in arguments else [])
     assert isinstance(status, str)
     assert status.startswith("Error: ")
@@ -111,9 +118,50 @@ def test_a_variable_that_is_not_set_is_named(command, monkeypatch, variable):
     assert f"the variable {variable} is not set" in command("-d", "999")
 
 
-def test_a_plan_that_is_no_json_is_named(command, tiny):
-    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(make_plan())[:-20])
-    assert "nnUNetPlans.json is not valid JSON" in command("-d", "999")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(make_plan())[:-20].encode(), "is not valid JSON .*: mend it"),
+        (json.dumps(make_plan()).encode("utf-16"), "is not valid JSON"),
+        (b"[]", "holds no block of names and values"),
+        (b"{}", "has no configurations, dataset_name, plans_name"),
+        (json.dumps(make_plan()).replace("patch_size", "path_size").encode(), "has no patch_size; put it back"),
+    ],
+)
+def test_a_damaged_plan_is_named(command, tiny, content, message):
+    (tiny.folder / "nnUNetPlans.json").write_bytes(content)
+    assert re.search(f"nnUNetPlans.json .*{message.replace(': mend', '; mend')}", command("-d", "999"))
+    assert not tiny.results.exists()
+
+
+@pytest.mark.parametrize("content", ["[{'train': []}]", '[{"train": ["case_0"]}]', '{"0": 1}', "[1, 2]"])
+def test_a_damaged_split_file_is_named(command, tiny, content):
+    (tiny.folder / "splits_final.json").write_text(content)
+    assert "splits_final.json is no list of folds" in command("-d", "999", "-f", "0")
+    assert not tiny.results.exists()
+
+
+def test_a_results_folder_that_is_none_is_named(command, tiny, monkeypatch):
+    file = tiny.folder / "a_file"
+    file.touch()
+    monkeypatch.setenv("nnUNet_results", str(file))
+    assert re.search("a_file.* cannot be written to .*nnUNet_results.* has to be a folder", command("-d", "999"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nan"])
+def test_a_pretraining_that_cannot_start_leaves_nothing_behind(command, tiny, damage):
+    for path in tiny.data.glob("case_?.b2nd"):
+        if damage == "truncated":
+            os.truncate(path, 100)
+        else:
+            blosc2.asarray(np.full((1, 14, 14, 14), np.nan, np.float32), urlpath=str(path), mode="w")
+    assert re.search(r"case case_\d (cannot be read|has voxels that are not finite)", command("-d", "999", *SHORT))
+    assert not tiny.results.exists()
+
+
+def test_a_dry_run_is_no_run_of_weights_and_biases(command, monkeypatch):
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0  # wandb is not installed, or would ask
 
 
 def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):

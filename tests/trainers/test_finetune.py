@@ -1,10 +1,13 @@
 import copy
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import blosc2
+import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -47,6 +50,14 @@ def folders(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # seconds, and none of ours
     return tmp_path / "results" / DATASET
+
+
+@pytest.fixture
+def own_data(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the cases in a copy of nnUNet_preprocessed that the test may damage."""
+    shutil.copytree(preprocessed, tmp_path / "preprocessed")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return tmp_path / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres"
 
 
 def make(
@@ -94,6 +105,7 @@ def pretrain(
         "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
             plan, configuration, this.configuration, (8, 8, 8), 1, network
         ),
+        "plans": plan,
         "method": "pcrlv2",
         "datasets": [DATASET],
         "configuration": configuration,
@@ -408,6 +420,8 @@ def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
         ({"epoch": 3}, r"pcrl\.finetune\.epoch is not a setting.*epochs"),
         ({"epochs": "3"}, r"pcrl\.finetune\.epochs is '3'"),
         ({"warmup_share": 1.0}, r"warmup_share is 1.0; expected a number from 0 to below 1"),
+        ({"initial_lr": -1.0}, r"initial_lr -1.0 .* expected a rate above 0"),
+        ({"initial_lr": float("nan")}, r"pcrl\.finetune\.initial_lr is nan; expected a finite number"),
     ],
 )
 def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
@@ -416,6 +430,86 @@ def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
     with pytest.raises(SystemExit, match=message):
         make(plan=make_plan(finetune=given))
     assert not folders.exists()
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"finetun": {}}, r"pcrl\.finetun is no part of the plan's settings; expected pretrain, finetune, checkpoint"),
+        ({"checkpoint": 5}, r"pcrl\.checkpoint is 5; expected the path"),
+    ],
+)
+def test_a_wrong_part_of_the_block_is_an_error_before_a_folder_is_made(
+    folders: Path, block: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        make(plan=make_plan(**block))
+    assert not folders.exists()
+
+
+def test_a_results_folder_that_is_none_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.parent.mkdir()
+    folders.write_text("")
+    with pytest.raises(SystemExit, match="cannot be written to"):
+        make(PCRLScratchTrainer)
+
+
+@pytest.mark.parametrize("name", ["case_1.b2nd", "case_1_seg.b2nd"])
+def test_a_case_that_cannot_be_read_is_named_and_nothing_is_left_behind(
+    folders: Path, own_data: Path, name: str
+) -> None:
+    path = own_data / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit, match=f"case {path.stem} cannot be read"):
+        make(PCRLScratchTrainer).on_train_start()
+    assert not list(folders.glob("PCRLScratch*"))
+
+
+def test_a_case_that_is_not_finite_stops_the_training_before_a_checkpoint(
+    folders: Path, own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in own_data.glob("case_?.b2nd"):
+        blosc2.asarray(np.full((1, 14, 14, 14), np.nan, np.float32), urlpath=str(path), mode="w")
+    with pytest.raises(SystemExit, match=r"not finite in a step with the cases case_\d.*the weights are lost"):
+        run_training(make(PCRLScratchTrainer), monkeypatch)
+    assert not list(folders.rglob("*.pth"))
+
+
+def test_a_damaged_checkpoint_of_its_own_is_said_in_a_sentence(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_latest.pth").write_text("x")
+    with pytest.raises(SystemExit, match=r"checkpoint_latest\.pth cannot be used .* remove it"):
+        make(PCRLScratchTrainer).load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+
+
+def test_weights_that_are_not_finite_are_refused(folders: Path) -> None:
+    path, _ = pretrain(folders)
+    content = checkpoint.read(path)
+    next(t for n, t in content["network_weights"].items() if n.startswith("encoder."))[0] = np.nan
+    checkpoint.write(path, content)
+    with pytest.raises(SystemExit, match="weights that are not finite numbers; pretrain again"):
+        make().on_train_start()
+
+
+def test_an_older_pretraining_beside_an_unfinished_one_is_said(folders: Path) -> None:
+    path, _ = pretrain(folders)
+    newer = Path(path).with_name(checkpoint.LATEST)
+    newer.touch()
+    os.utime(newer, (os.path.getmtime(path) + 5,) * 2)
+    trainer = make()
+    trainer.on_train_start()
+    assert "is of an earlier pretraining; a newer one is not finished" in log_of(trainer)
+
+
+def test_other_voxels_than_those_of_the_pretraining_are_said(folders: Path) -> None:
+    pretrain(folders)
+    plan = make_plan()
+    plan["configurations"]["3d_fullres"].update(spacing=[5.0, 1.0, 1.0], normalization_schemes=["CTNormalization"])
+    trainer = make(plan=plan)
+    trainer.on_train_start()
+    report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    assert [line.split(":")[0] for line in report["data_differences"]] == ["spacing", "normalization_schemes"]
+    assert "pretrained on other data: spacing" in log_of(trainer)
 
 
 def test_a_configuration_that_the_plan_lacks_is_an_error(folders: Path) -> None:

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 
 import blosc2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
@@ -197,6 +199,14 @@ def test_the_file_says_what_it_is(tiny):
     assert [case["name"] for case in content["cases"]] == [f"case_{i}" for i in range(4)]
     assert len({case["sha256"] for case in content["cases"]}) == 4
     assert np.isfinite(content["loss"])
+    assert content["plans_hash"] == checkpoint.plans_hash(make_plan(finetune={"epochs": 3}))
+    other = make_plan()
+    other["configurations"]["3d_fullres"]["spacing"] = [5, 1, 1]
+    assert content["plans_hash"] != checkpoint.plans_hash(other)
+    for citation in content["citations"]:  # what nnU-Net prints of them
+        assert citation["type"]
+        assert citation["name"]
+        assert all("PCRL" in text or "Zhou" in text for text in citation["apa_citations"])
     assert {"torch", "nnunetv2", "pcrl_nnunet"} <= set(content["versions"])
     assert content["nnssl_adaptation_plan"]["key_to_encoder"] == "encoder.stages"
 
@@ -278,6 +288,33 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
     batch["target"][0, 0, 0, 0, 0, 0] = 0
     trainer.train_step(batch, 3)
     assert checkpoint.encoder_hash(state) != before
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    trainer.dataloader_train = trainer.get_dataloaders()
+    before = checkpoint.encoder_hash(trainer.network.encoder)
+    next(trainer.network.encoder.parameters()).register_hook(lambda gradient: gradient * np.inf)
+    with pytest.raises(UserError, match=r"the gradient of step 3 is (inf|nan); .* cases case_\d"):
+        trainer.train_step(next(trainer.dataloader_train), 3)
+    assert checkpoint.encoder_hash(trainer.network.encoder) == before
+
+
+def test_settings_of_fine_tuning_may_change_while_a_pretraining_is_interrupted(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    latest = str(folder_of(tiny) / checkpoint.LATEST)
+    trainer.save_checkpoint(latest)
+    make(tiny, plan=make_plan(finetune={"epochs": 7})).load_checkpoint(latest)
+
+
+def test_its_docstring_lists_what_it_replaces():
+    own = {
+        name for name, value in vars(PCRLPretrainTrainer).items() if callable(value) and hasattr(nnUNetTrainer, name)
+    }
+    listed = PCRLPretrainTrainer.__doc__.split("Replaced of nnUNetTrainer: ")[1].split(". ")[0]
+    assert own - {"__doc__"} == set(re.findall(r"\w+", listed))
 
 
 def test_the_callers_plan_is_not_changed(tiny):
