@@ -55,7 +55,7 @@ setup(
         "numba; python_version < '3.15'",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "torchio"],
         "benchmark": ["torchio"],  # scripts/benchmark_views.py compares with it
     },
     options={"build": {"build_base": BUILD_FOLDER.name}},

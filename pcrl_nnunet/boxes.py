@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Size = tuple[int, ...]
 
+MULTI_CROP_GLOBAL = (0.3, 1.0)  # shares of the area; the paper and the authors' code for 2D
+MULTI_CROP_LOCAL = (0.05, 0.3)
+MULTI_CROP_ASPECT = 4 / 3  # of the largest to the smallest axis, beyond the area's own
+
 
 @dataclass(frozen=True)
 class Box:
@@ -141,7 +145,7 @@ class ViewBoxes:
 
     Attributes:
         pair: the two global crops.
-        bounds: the smallest box around both.
+        bounds: the smallest box around both; with multi-crop around all crops.
         local: the local crops, all inside `bounds`.
     """
 
@@ -149,9 +153,18 @@ class ViewBoxes:
     bounds: Box
     local: tuple[Box, ...]
 
+    def shifted(self, origin: Sequence[int]) -> ViewBoxes:
+        """The same voxels, counted from `origin`."""
+        first, second = self.pair
+        return ViewBoxes(
+            (first.shifted(origin), second.shifted(origin)),
+            self.bounds.shifted(origin),
+            tuple(box.shifted(origin) for box in self.local),
+        )
+
 
 def sample_view_boxes(volume_shape: Size, views: Views, rng: np.random.Generator) -> ViewBoxes:
-    """Draw the two global and the local crops of a volume (sub-crop).
+    """Draw the two global and the local crops of a volume: sub-crop, or multi-crop where the views say so.
 
     The authors draw local corners in the box +-3 voxels, so that most of their local crops leave it; the paper and we
     keep them inside.
@@ -161,8 +174,38 @@ def sample_view_boxes(volume_shape: Size, views: Views, rng: np.random.Generator
         views: sizes and numbers of the crops.
         rng: the only source of randomness.
     """
+    if views.crops == "multi_crop":
+        return sample_multi_crop(volume_shape, views, rng)
     pair = sample_pair(volume_shape, views.global_crop_sizes, views.min_iou, rng)
     bounds = pair[0].union_bounds(pair[1])
     sizes = views.local_crop_sizes
     local = tuple(sample_inside(bounds, sizes[rng.integers(len(sizes))], rng) for _ in range(views.num_local))
+    return ViewBoxes(pair, bounds, local)
+
+
+def sample_multi_crop(volume_shape: Size, views: Views, rng: np.random.Generator) -> ViewBoxes:
+    """Draw crops that have nothing to do with each other but the area they lie in.
+
+    The area has the largest global crop size (all of the image, where that is no larger) and lies anywhere. A global
+    crop is 0.3 to 1 of it, a local one 0.05 to 0.3, with the area's proportions changed by up to 4/3.
+
+    Args:
+        volume_shape: spatial shape in voxels.
+        views: sizes and numbers of the crops.
+        rng: the only source of randomness.
+    """
+    largest = tuple(max(lengths) for lengths in zip(*views.global_crop_sizes, strict=True))
+    area = sample_inside(Box.of_size([0] * len(volume_shape), volume_shape), largest, rng)
+
+    def crop(shares: tuple[float, float]) -> Box:
+        stretch = rng.uniform(-0.5, 0.5, len(largest)) * math.log(MULTI_CROP_ASPECT)
+        side = rng.uniform(*shares) ** (1 / len(largest)) * np.exp(stretch - stretch.mean())
+        size = np.clip(np.rint(np.array(area.shape) * side), 1, area.shape)
+        return sample_inside(area, tuple(size.astype(int).tolist()), rng)
+
+    pair = crop(MULTI_CROP_GLOBAL), crop(MULTI_CROP_GLOBAL)
+    local = tuple(crop(MULTI_CROP_LOCAL) for _ in range(views.num_local))
+    bounds = pair[0]
+    for box in (pair[1], *local):
+        bounds = bounds.union_bounds(box)
     return ViewBoxes(pair, bounds, local)

@@ -43,6 +43,8 @@ class Views:
     spacing: tuple[float, ...]
     num_local: int = 6
     min_iou: float = 0.3
+    crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's other way, in 2D and Table 3
+    pairs_per_read: int = 1  # more save reading on slow disks, and make a batch's pairs come from fewer places
 
     def __post_init__(self) -> None:
         dim = len(self.spacing)
@@ -62,6 +64,10 @@ class Views:
             raise UserError(f"views.num_local is {self.num_local}; at least one local view is needed")
         if not 0 <= self.min_iou < 1:
             raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
+        if self.crops not in ("sub_crop", "multi_crop"):
+            raise UserError(f"views.crops is '{self.crops}'; expected 'sub_crop' or 'multi_crop'")
+        if self.pairs_per_read < 1:
+            raise UserError(f"views.pairs_per_read is {self.pairs_per_read}; expected 1 or more")
 
     @property
     def voxels_per_pair(self) -> int:
@@ -93,10 +99,16 @@ class Augmentation:
     p_swap: float = 0.5  # global views only
     swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
     swap_size: float = 0.1  # of the global input an axis: about the authors' share of the volume
+    p_grey: float = 0.5  # 2D only
+    grey: float = 0.4  # brightness and contrast factors 1 +- this; the authors' ColorJitter
+    p_cutout: float = 0.5  # 2D only, global views only
+    cutout_holes: int = 3
+    cutout_size: float = 1 / 7  # of the global input an axis: the authors' 32 of 224
 
     def __post_init__(self) -> None:
+        below_1 = ("scale", "swap_size", "grey", "cutout_size")
         for name, value in asdict(self).items():
-            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in ("scale", "swap_size")):
+            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in below_1):
                 raise UserError(f"pcrl.pretrain.augmentation.{name} is {value}; it is out of its range")
 
 

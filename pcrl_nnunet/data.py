@@ -23,6 +23,7 @@ from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
+from pcrl_nnunet.transforms.sub_crop import read_window
 
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
@@ -101,15 +102,6 @@ def _open(path: str) -> Any:
         return archive["data"]
 
 
-def read_box(case: Case, box: Box) -> np.ndarray:
-    """(C, *box.shape) float32; only the box is read (of .npz: all of the image).
-
-    Raises:
-        UserError: the file is missing, damaged or has voxels in the box that are not finite.
-    """
-    return CaseVolume(case)[box.index()]
-
-
 def fingerprint(case: Case) -> str:
     """sha256 of the shape and of the central 64 voxels an axis: tells cases apart without reading whole volumes."""
     volume = CaseVolume(case)
@@ -153,11 +145,14 @@ class ViewLoader(SlimDataLoaderBase):
         self.rank = rank
         self.first_step = first_step
         self.batches_done = 0
+        self.views = views
+        self.pairs_per_read = views.pairs_per_read
+        self._last_read: tuple[tuple[int, int], Case, np.ndarray] | None = None
         self.transform = Compose(
             [
                 SubCropTransform(views, augmentation),
                 SpatialViewTransform(),
-                PixelTransform(augmentation, "target", "input", swap=True),
+                PixelTransform(augmentation, "target", "input", whole=True),
                 PixelTransform(augmentation, "local", "local"),
             ]
         )
@@ -182,8 +177,43 @@ class ViewLoader(SlimDataLoaderBase):
     def sample(self, step: int, index: int) -> dict[str, Any]:
         """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
         rng = np.random.default_rng((self.seed, self.rank, step, index))
+        case, volume = self._draw(rng) if self.pairs_per_read == 1 else self._shared_read(step, index)
+        return self.transform(data=volume, rng=rng, case=case.name)
+
+    def sample_in_steps(self, case: Case, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The views of a case with ``boxes`` in voxels of its image, and the views before pixel augmentation.
+
+        For 2D views, ``slice`` has the index of the slice that they come from; it is empty in 3D.
+        """
+        sample: dict[str, Any] = {"data": CaseVolume(case), "rng": rng}
+        for transform in self.transform.transforms[:2]:  # where and what; the rest is pixels
+            sample = transform(**sample)
+        before = [*sample["target"].copy(), *sample["local"].copy()]
+        for transform in self.transform.transforms[2:]:
+            sample = transform(**sample)
+        extra = len(sample["origin"]) - len(self.views.spacing)
+        sample["boxes"] = sample["boxes"].shifted([-first for first in sample["origin"][extra:]])
+        sample["slice"] = sample["origin"][:extra]
+        return sample, before
+
+    @property
+    def cases(self) -> list[Case]:
+        """What it draws from."""
+        return list(self._data)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Case, CaseVolume]:
         case = self._data[rng.integers(len(self._data))]
-        return self.transform(data=CaseVolume(case), rng=rng, case=case.name)
+        return case, CaseVolume(case)
+
+    def _shared_read(self, step: int, index: int) -> tuple[Case, np.ndarray]:
+        """The part of a case that `pairs_per_read` samples are drawn from; the last one is kept."""
+        group = (step, index // self.pairs_per_read)
+        if self._last_read is None or self._last_read[0] != group:
+            # a number more than a sample's generator has; not 0, which would be the same as none
+            rng = np.random.default_rng((self.seed, self.rank, *group, 1))
+            case, volume = self._draw(rng)
+            self._last_read = group, case, read_window(volume, self.views, rng)
+        return self._last_read[1:]
 
 
 class _Reporting(SlimDataLoaderBase):

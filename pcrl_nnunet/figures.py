@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.transforms.sub_crop import Volume
 
 _PANELS = (  # title, lower limit, named curves: (key of the log, label)
     ("losses", None, (("restoration", "restoration"), ("comparison_global", "global"), ("comparison_local", "local"))),
@@ -28,3 +35,87 @@ def pretraining_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
         axis.legend(loc="upper right")
     axis.set_xlabel("epoch")
     figure.savefig(path, dpi=100)
+
+
+_PAIR_COLOURS = ("tab:cyan", "tab:orange")
+_LOCAL_COLOUR = "tab:green"
+
+
+def views_of_a_case(
+    case: str,
+    volume: Volume,
+    sample: Mapping[str, Any],
+    before: Sequence[np.ndarray],
+    spacing: Sequence[float],
+    path: str,
+) -> None:
+    """Where the views of one sample lie, and each view before and after pixel augmentation, as a PNG.
+
+    Above: slices through the middle of the pair's bounding box, with all boxes projected onto them, in mm. Below: the
+    middle slices of the views, first channel.
+
+    Args:
+        case: name, for the title.
+        volume: (C, *spatial); only the slices shown are read.
+        sample: ``boxes`` in voxels of the volume, with ``slice``, the volume's first spatial index for 2D views; and
+            the views after augmentation, ``input`` (2, C, *G) and ``local`` (N, C, *L).
+        before: the views before it, the pair first.
+        spacing: mm, an axis of the views each.
+    """
+    boxes, after = sample["boxes"], [*sample["input"], *sample["local"]]
+    crops = [*boxes.pair, *boxes.local]
+    planes = [(0, 1)] if len(spacing) == 2 else [(1, 2), (0, 2), (0, 1)]
+    slices = [_slice(volume, sample["slice"], boxes.bounds, plane) for plane in planes]
+    low, high = np.percentile(np.concatenate([image.ravel() for image in slices]), (0.5, 99.5))
+    grey = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
+    figure = Figure(figsize=(2.1 * len(crops), 9), layout="constrained")
+    where = "".join(f", slice {index} of {volume.shape[1]}" for index in sample["slice"])
+    figure.suptitle(f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel")
+    grid = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    for axis, plane, image in zip(upper.subplots(1, len(planes), squeeze=False)[0], planes, slices, strict=True):
+        row, column = plane
+        extent = (0, image.shape[1] * spacing[column], image.shape[0] * spacing[row], 0)
+        axis.imshow(image, extent=extent, **grey)
+        axis.set(xlabel=f"axis {column}, mm", ylabel=f"axis {row}, mm")
+        _draw(axis, boxes.bounds, plane, spacing, "white", "box around them", 1)
+        for box, colour, label in zip(boxes.pair, _PAIR_COLOURS, ("global 1", "global 2"), strict=True):
+            _draw(axis, box, plane, spacing, colour, label, 2)
+        for box in boxes.local:
+            _draw(axis, box, plane, spacing, _LOCAL_COLOUR, "local", 1)
+    handles = {str(artist.get_label()): artist for artist in upper.axes[0].patches}
+    upper.legend(list(handles.values()), list(handles), loc="outside right upper", facecolor="lightgrey")
+    rows = lower.subplots(2, len(crops), squeeze=False)
+    for number, (box, plain, augmented) in enumerate(zip(crops, before, after, strict=True)):
+        kind = f"global {number + 1}" if number < 2 else f"local {number - 1}"
+        mm = [n * s for n, s in zip(box.shape, spacing, strict=True)]
+        title = f"{kind}\n{_x(box.shape)} voxels\n{_x(mm)} mm\nto {_x(plain.shape[1:])} voxels"
+        rows[0, number].set_title(title, fontsize=8)
+        aspect = (mm[-2] / plain.shape[-2]) / (mm[-1] / plain.shape[-1])  # as in the body: a view's voxels are no cubes
+        for axis, view in zip(rows[:, number], (plain, augmented), strict=True):
+            axis.imshow(view[0][view.shape[1] // 2] if view.ndim == 4 else view[0], aspect=aspect, **grey)
+            axis.set(xticks=[], yticks=[])
+    rows[0, 0].set_ylabel("before")
+    rows[1, 0].set_ylabel("after pixel\naugmentation")
+    figure.savefig(path, dpi=90)
+
+
+def _slice(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:
+    """The slice through the middle of `bounds` that `plane` spans, of the first channel."""
+    middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
+    through = [slice(None) if axis in plane else slice(m, m + 1) for axis, m in enumerate(middle)]
+    index = (slice(0, 1), *(slice(i, i + 1) for i in first), *through)
+    image = volume[index]
+    return image.reshape([n for n, s in zip(image.shape[-len(through) :], through, strict=True) if s == slice(None)])
+
+
+def _draw(
+    axis: Axes, box: Box, plane: tuple[int, int], spacing: Sequence[float], colour: str, label: str, width: float
+) -> None:
+    row, column = (box.lower[i] * spacing[i] for i in plane)
+    rows, columns = (box.shape[i] * spacing[i] for i in plane)
+    axis.add_patch(Rectangle((column, row), columns, rows, fill=False, ec=colour, lw=width, label=label))
+
+
+def _x(numbers: Sequence[float]) -> str:
+    return "x".join(f"{number:.3g}" for number in numbers)

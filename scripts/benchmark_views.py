@@ -88,7 +88,7 @@ SETTINGS = (
     ),
 )
 AUGMENTATION = Augmentation()
-LOADER_CASES, LOADER_SHAPE, LOADER_PATCH, LOADER_PAIRS, LOADER_BATCHES = 6, (224, 224, 160), (128, 128, 128), 8, 8
+LOADER_CASES, LOADER_SHAPE, LOADER_PATCH, LOADER_PAIRS, LOADER_TURNS = 6, (224, 224, 160), (128, 128, 128), 8, 8
 
 
 def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
@@ -311,7 +311,7 @@ def loader_against_transform(views: Views, rng: np.random.Generator) -> dict[int
             speeds, shares = [], []
             # the queues are full whenever we were away: a turn begins when all of what they hold is taken
             held = 4 * processes
-            for _ in range(LOADER_BATCHES):
+            for _ in range(LOADER_TURNS):
                 before = bare()
                 for _ in range(held):
                     next(loader)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcrl_nnunet.boxes import Box, feasible_pairs, sample_inside, sample_pair, sample_view_boxes
+from pcrl_nnunet.boxes import (
+    MULTI_CROP_ASPECT,
+    MULTI_CROP_GLOBAL,
+    MULTI_CROP_LOCAL,
+    Box,
+    feasible_pairs,
+    sample_inside,
+    sample_pair,
+    sample_view_boxes,
+)
 from pcrl_nnunet.config import Views
 
 PAPER_GLOBAL = ((64, 64, 32), (96, 96, 64), (96, 96, 96), (112, 112, 64))
@@ -190,3 +201,35 @@ def test_paper_sizes_fit_into_small_volumes_with_a_spread_of_overlaps() -> None:
     ious = [(boxes := sample_view_boxes((256, 256, 40), views, rng)).pair[0].iou(boxes.pair[1]) for _ in range(300)]
     assert min(ious) >= 0.3
     assert np.mean(np.array(ious) < 0.8) > 0.5
+
+
+@few
+@given(volumes_and_sizes(), st.integers(0, 2**32))
+def test_multi_crops_lie_in_one_area_of_the_largest_size(
+    volume: tuple[tuple[int, ...], list[tuple[int, ...]]], seed: int
+) -> None:
+    shape, sizes = volume
+    views = replace(views_of(sizes, sizes), crops="multi_crop")
+    boxes = sample_view_boxes(shape, views, np.random.default_rng(seed))
+    assert len(boxes.local) == views.num_local
+    assert Box.of_size([0] * len(shape), shape).contains(boxes.bounds)
+    assert all(boxes.bounds.contains(box) for box in (*boxes.pair, *boxes.local))
+    largest = np.minimum(np.max(sizes, axis=0), shape)
+    assert np.all(boxes.bounds.shape <= largest)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (150, 200, 180)])
+def test_multi_crops_have_the_papers_shares_of_the_area_and_little_distortion(shape: tuple[int, ...]) -> None:
+    views = replace(views_of([shape], [(4,) * len(shape)]), crops="multi_crop")
+    rng = np.random.default_rng(0)
+    drawn = [sample_view_boxes(shape, views, rng) for _ in range(300)]
+    for crops, (low, high) in (
+        ([box for boxes in drawn for box in boxes.pair], MULTI_CROP_GLOBAL),
+        ([box for boxes in drawn for box in boxes.local], MULTI_CROP_LOCAL),
+    ):
+        shares = np.array([box.volume for box in crops]) / math.prod(shape)
+        assert 0.9 * low < shares.min() < low + 0.1 * (high - low)
+        assert high - 0.2 * (high - low) < shares.max() < 1.05 * high
+        small = [np.divide(box.shape, shape) for box in crops if max(np.divide(box.shape, shape)) < 1]
+        assert max(sides.max() / sides.min() for sides in small) < MULTI_CROP_ASPECT * 1.1
+    assert min(boxes.pair[0].iou(boxes.pair[1]) for boxes in drawn) < 0.3  # unlike sub-crop's

@@ -13,10 +13,13 @@ import blosc2
 import numpy as np
 import pytest
 
+from pcrl_nnunet import data
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
-from pcrl_nnunet.data import Case, CaseVolume, ViewLoader, find_cases, make_loader, read_box
+from pcrl_nnunet.data import Case, CaseVolume, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.transforms.spatial import AffineMap, resample
+from pcrl_nnunet.transforms.sub_crop import read_window
 
 VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3)
 VIEWS_2D = Views(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
@@ -45,6 +48,10 @@ def batches(folder: Path, steps: int, **arguments: Any) -> list[dict[str, Any]]:
         return [next(loader) for _ in range(steps)]
     finally:
         loader.close()
+
+
+def read_box(case: Case, box: Box) -> np.ndarray:
+    return CaseVolume(case)[box.index()]
 
 
 def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -235,3 +242,56 @@ def test_a_worker_that_is_killed_is_said_in_a_sentence(folder: Path) -> None:
     with pytest.raises(UserError, match="a process that loads data has ended unexpectedly"):
         list(islice(loader, 20))  # some batches were ready
     loader.close()
+
+
+@pytest.mark.parametrize("views", [VIEWS, VIEWS_2D])
+def test_pairs_that_share_a_read_open_one_case_and_are_the_same_with_any_number_of_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, views: Views
+) -> None:
+    shared = replace(views, pairs_per_read=2)
+    expected = batches(folder, 3, views=shared, batch_size=5)
+    for num_workers in (1, 3):
+        for first, second in zip(
+            expected, batches(folder, 3, views=shared, batch_size=5, num_workers=num_workers), strict=True
+        ):
+            assert_equal(first, second)
+    for batch in expected:
+        assert batch["cases"][0] == batch["cases"][1]
+        assert batch["cases"][2] == batch["cases"][3]
+        assert np.any(batch["target"][0] != batch["target"][1])
+    assert len({tuple(batch["cases"]) for batch in expected}) > 1
+
+    opened: list[str] = []
+    monkeypatch.setattr(data, "CaseVolume", lambda case: opened.append(case.name) or CaseVolume(case))
+    batches(folder, 1, views=shared, batch_size=5)
+    assert len(opened) == 3  # for 2 + 2 + 1 pairs
+
+
+def test_a_shared_read_is_a_window_of_bounded_size(tmp_path: Path) -> None:
+    write(tmp_path / "x.b2nd", np.random.default_rng(0).standard_normal((1, 80, 80, 80)).astype(np.float32))
+    volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
+    window = read_window(volume, replace(VIEWS, pairs_per_read=4), np.random.default_rng(0))
+    assert window.shape == (1, 15, 18, 12)  # 1.5 times 10x12x8
+    assert read_window(volume, replace(VIEWS_2D, pairs_per_read=4), np.random.default_rng(0)).shape == (1, 4, 18, 12)
+
+
+@pytest.mark.parametrize("views", [VIEWS, VIEWS_2D])
+def test_a_sample_in_steps_is_where_it_says(folder: Path, views: Views) -> None:
+    none = Augmentation(
+        **dict.fromkeys(("p_noise", "p_blur", "p_gamma", "p_swap", "p_grey", "p_cutout", "p_flip"), 0.0)
+    )
+    loader = ViewLoader(find_cases(str(folder)), views, replace(none, rotation_degrees=0, scale=0), 1, 0)
+    case = loader.cases[0]
+    sample, before = loader.sample_in_steps(case, np.random.default_rng(3))
+    assert len(before) == 2 + views.num_local
+    image = read_box(case, Box((0, 0, 0), CaseVolume(case).shape[1:]))
+    for index in sample["slice"]:
+        image = image[:, index]
+    for box, view in zip([*sample["boxes"].pair, *sample["boxes"].local], before, strict=True):
+        affine = AffineMap(
+            np.diag(np.divide(box.shape, view.shape[1:])),
+            (np.array(box.lower) + box.upper - 1) / 2,
+            view.shape[1:],
+            tuple(np.divide(box.shape, view.shape[1:]).tolist()),
+        )
+        np.testing.assert_allclose(view, resample(image, affine), atol=1e-5)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -205,6 +206,17 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             pin_memory=self.device.type == "cuda",
         )
 
+    def unpack(self) -> None:
+        """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
+        if any(case.path.endswith(".npz") for case in self.cases):
+            self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
+            unpack_dataset(self.preprocessed_dataset_folder, unpack_segmentation=False)
+            names = [case.path.removesuffix(".npz") for case in self.cases]
+            self.cases = [
+                Case(case.name, f"{name}.npy" if case.path.endswith(".npz") else case.path)
+                for case, name in zip(self.cases, names, strict=True)
+            ]
+
     def run_training(self) -> None:
         """All epochs; the bar is for terminals, the lines are for the log."""
         self.on_train_start()
@@ -230,6 +242,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.initialize()
         self.print_to_log_file(f"Device: {self.device}, output: {self.output_folder}")
         self.print_to_log_file(f"Settings: {self.settings}")
+        self.unpack()
         self.dataloader_train = self.get_dataloaders()
 
     def train_step(self, batch: dict[str, Any], step: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from copy import deepcopy
 from time import time
 from typing import Any
 
+NUM_PICTURES = 3
 DESCRIPTION = """Pretrain the encoder of an nnU-Net plan's network without labels (PCRLv2), on the preprocessed cases of
 the dataset and on those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train ... -tr PCRLFinetuneTrainer."""
 
@@ -28,7 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
     parser.add_argument("-seed", type=int, help="default: 0, or the plan's")
     parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted one")
-    parser.add_argument("--dry_run", action="store_true", help="print sizes, memory and hours; write nothing")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print sizes, memory and hours, and draw the views of a few cases into a folder here; train nothing",
+    )
     return parser
 
 
@@ -147,6 +152,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     from pcrl_nnunet.data import ViewLoader
     from pcrl_nnunet.memory import estimated_peak
 
+    pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
@@ -160,6 +166,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         start = time()
         next(loader)
         loading = time() - start
+        _draw_views(loader, pictures)
         trainer.dataloader_train = trainer.get_dataloaders()
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
@@ -193,6 +200,29 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level; one batch of views")
     print(f"                        takes {loading:.2f} s, with {workers} loading processes)")
     print(f"                        {a_step * steps / 3600:.1f} hours in all")
+    print(f"  pictures of views     {pictures}")
+
+
+def _draw_views(loader: Any, folder: str) -> None:
+    """One picture a case, for a few cases, evenly from first to last."""
+    import numpy as np
+
+    from pcrl_nnunet.data import CaseVolume
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.figures import views_of_a_case
+
+    last = len(loader.cases) - 1
+    for number in sorted({round(i * last / (NUM_PICTURES - 1)) for i in range(NUM_PICTURES)}):
+        case = loader.cases[number]
+        sample, before = loader.sample_in_steps(case, np.random.default_rng((loader.seed, number)))
+        path = os.path.join(folder, f"{case.name}.png")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, path)
+        except OSError as error:
+            raise UserError(
+                f"the picture {path} cannot be written ({error.strerror}); run this in a folder that you may write to"
+            ) from error
 
 
 def _peak_of_process() -> float:

@@ -1,4 +1,4 @@
-"""Pixel augmentation: noise, blur, gamma and swap, from a view that stays as it is to a new one."""
+"""Pixel augmentation: noise, blur, gamma, grey, swap, cutout, from a view that stays as it is to a new one."""
 
 from __future__ import annotations
 
@@ -23,21 +23,27 @@ class PixelParameters:
         noise: (C, *size), added.
         blur: sd in voxels of the view, an axis each.
         gamma: exponent on each channel's own range.
+        grey: factors of brightness and of contrast.
         swap: (swaps, 2, d), first voxels of the two blocks of each swap.
         block: size of the blocks, in voxels.
+        holes: (holes, d), first voxels of the parts that are cut out.
+        hole: size of the holes, in voxels.
     """
 
     noise: np.ndarray | None = None
     blur: tuple[float, ...] | None = None
     gamma: float | None = None
+    grey: tuple[float, float] | None = None
     swap: np.ndarray | None = None
     block: tuple[int, ...] = ()
+    holes: np.ndarray | None = None
+    hole: tuple[int, ...] = ()
 
 
 def sample_pixel(
-    shape: Sequence[int], zoom: Sequence[float], augmentation: Augmentation, rng: np.random.Generator, swap: bool
+    shape: Sequence[int], zoom: Sequence[float], augmentation: Augmentation, rng: np.random.Generator, whole: bool
 ) -> PixelParameters:
-    """Draw the augmentation of one view.
+    """Draw the augmentation of one view. Grey and cutout are for 2D views (method.md 2).
 
     Args:
         shape: (C, *size) of the view.
@@ -45,9 +51,9 @@ def sample_pixel(
             means the same in a view that was enlarged.
         augmentation: strengths and probabilities.
         rng: the only source of randomness.
-        swap: whether blocks may be swapped.
+        whole: a global view: blocks may be swapped and cut out.
     """
-    noise = blur = gamma = corners = None
+    noise = blur = gamma = grey = corners = holes = None
     size = tuple(shape[1:])
     block = tuple(max(1, round(length * augmentation.swap_size)) for length in size)
     if rng.random() < augmentation.p_noise and augmentation.noise_sd > 0:
@@ -58,19 +64,26 @@ def sample_pixel(
         blur = tuple(sigma / z for z in zoom)
     if rng.random() < augmentation.p_gamma and augmentation.gamma > 0:
         gamma = math.exp(rng.uniform(-augmentation.gamma, augmentation.gamma))
-    if swap and rng.random() < augmentation.p_swap and augmentation.swap_blocks > 0:
+    if len(size) == 2 and rng.random() < augmentation.p_grey and augmentation.grey > 0:
+        brightness, contrast = rng.uniform(1 - augmentation.grey, 1 + augmentation.grey, 2).tolist()
+        grey = brightness, contrast
+    if whole and rng.random() < augmentation.p_swap and augmentation.swap_blocks > 0:
         # as large a part of the view as in 3D, where a block is swap_size on all three axes
         share = augmentation.swap_size**3 * math.prod(size) / math.prod(block)
         free = np.subtract(size, block)
         corners = rng.integers(0, free + 1, (max(1, round(augmentation.swap_blocks * share)), 2, len(size)))
-    return PixelParameters(noise, blur, gamma, corners, block)
+    hole = tuple(max(1, round(length * augmentation.cutout_size)) for length in size)
+    cutout = augmentation.cutout_holes > 0 and augmentation.cutout_size > 0
+    if whole and len(size) == 2 and rng.random() < augmentation.p_cutout and cutout:
+        holes = rng.integers(0, np.subtract(size, hole) + 1, (augmentation.cutout_holes, 2))
+    return PixelParameters(noise, blur, gamma, grey, corners, block, holes, hole)
 
 
 def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
-    """Noise, blur, gamma, swap, in this order.
+    """Noise, blur, gamma, grey, swap, cutout, in this order.
 
-    Noise is drawn for each channel; blur and gamma act on each channel with the same strength; blocks are swapped in
-    all channels together, so that they stay registered.
+    Noise is drawn for each channel; blur, gamma and grey act on each channel with the same strength; blocks are swapped
+    and cut out in all channels together, so that they stay registered. What is cut out gets the channel's mean.
 
     Args:
         view: (C, *size) float32; left as it is.
@@ -86,6 +99,8 @@ def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
         augmented = filters.gaussian(augmented, parameters.blur)
     if parameters.gamma is not None:
         augmented = _gamma(torch.from_numpy(augmented), parameters.gamma).numpy()
+    if parameters.grey is not None:
+        augmented = _grey(augmented, *parameters.grey)
     if parameters.swap is not None:
         ends = parameters.swap + parameters.block
         for (a, b), (a_end, b_end) in zip(parameters.swap.tolist(), ends.tolist(), strict=True):
@@ -93,7 +108,22 @@ def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
             kept = augmented[first].copy()
             augmented[first] = augmented[second]
             augmented[second] = kept
+    if parameters.holes is not None:
+        filling = augmented.mean(tuple(range(1, augmented.ndim)), keepdims=True)
+        for corner in parameters.holes:
+            ends = corner + parameters.hole
+            inside = (slice(None), *map(slice, corner.tolist(), ends.tolist()))
+            augmented[inside] = filling
     return augmented
+
+
+def _grey(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Each channel's distance from its minimum times the brightness, then from its mean times the contrast."""
+    axes = tuple(range(1, image.ndim))
+    image = (image - image.min(axes, keepdims=True)) * np.float32(brightness) + image.min(axes, keepdims=True)
+    mean = image.mean(axes, keepdims=True)
+    grey: np.ndarray = (image - mean) * np.float32(contrast) + mean
+    return grey
 
 
 def _gamma(image: torch.Tensor, exponent: float) -> torch.Tensor:
@@ -111,17 +141,17 @@ class PixelTransform(AbstractTransform):
     replaced by a new array.
     """
 
-    def __init__(self, augmentation: Augmentation, source: str, destination: str, swap: bool = False) -> None:
+    def __init__(self, augmentation: Augmentation, source: str, destination: str, whole: bool = False) -> None:
         self.augmentation = augmentation
         self.source = source
         self.destination = destination
-        self.swap = swap
+        self.whole = whole
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
         views, zooms, rng = data_dict[self.source], data_dict[f"{self.source}_zoom"], data_dict["rng"]
         data_dict[self.destination] = np.stack(
             [
-                apply_pixel(view, sample_pixel(view.shape, zoom, self.augmentation, rng, self.swap))
+                apply_pixel(view, sample_pixel(view.shape, zoom, self.augmentation, rng, self.whole))
                 for view, zoom in zip(views, zooms, strict=True)
             ]
         )

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-from pcrl_nnunet.boxes import Box, ViewBoxes, sample_view_boxes
+from pcrl_nnunet.boxes import Box, ViewBoxes, sample_inside, sample_view_boxes
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.transforms.spatial import AffineMap, sample_map
 
@@ -15,6 +15,7 @@ MAX_TRIES = 4
 MAX_BACKGROUND = 0.85  # the paper's share for CT (-150 HU and less); the authors' code has the filter inverted
 BACKGROUND_WIDTH = 0.2  # in sd of z-scored data
 PROBES = 32  # voxels an axis that `background` looks at
+WINDOW = 1.5  # largest global crops that a shared read has an axis
 
 
 class Volume(Protocol):
@@ -99,13 +100,25 @@ def read_views(
     return {
         "data": data,
         "origin": (*plane, *origin),
-        "boxes": ViewBoxes(
-            (boxes.pair[0].shifted(origin), boxes.pair[1].shifted(origin)),
-            boxes.bounds.shifted(origin),
-            tuple(box.shifted(origin) for box in boxes.local),
-        ),
+        "boxes": boxes.shifted(origin),
         "maps": {name: [affine.shifted(origin) for affine in group] for name, group in maps.items()},
     }
+
+
+def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> np.ndarray:
+    """Read a part of the volume that several pairs are then drawn from, anywhere in it.
+
+    It is 1.5 times as long as the largest global crop on each axis; for views with one axis less than the volume it has
+    as many slices as there are pairs.
+
+    Returns:
+        (C, *spatial) float32
+    """
+    shape = volume.shape[1:]
+    largest = [round(WINDOW * max(lengths)) for lengths in zip(*views.global_crop_sizes, strict=True)]
+    slices = [views.pairs_per_read] * (len(shape) - len(largest))
+    window = sample_inside(Box.of_size([0] * len(shape), shape), (*slices, *largest), rng)
+    return np.ascontiguousarray(volume[window.index()], dtype=np.float32)
 
 
 def background(data: np.ndarray) -> float:

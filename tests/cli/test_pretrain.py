@@ -19,6 +19,9 @@ SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
 def command(tiny, monkeypatch):
     """Runs the command in this process; returns its exit status."""
     monkeypatch.setattr(register, "is_registered", lambda: True)
+    tiny.cwd = tiny.folder.parents[1] / "here"
+    tiny.cwd.mkdir()
+    monkeypatch.chdir(tiny.cwd)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *arguments])
@@ -41,13 +44,17 @@ def test_it_pretrains_by_id_and_by_name(command, tiny, dataset):
     assert results(tiny) == [checkpoint.FINAL]
 
 
-def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_nothing(command, tiny, capsys):
+def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(command, tiny, capsys):
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
     out = capsys.readouterr().out
     sizes = ("global input          4x8x8 voxels", "batch                 4 pairs")
     for part in (*sizes, "GB estimated", "GB measured", "hours"):
         assert part in out
     assert not tiny.results.exists()
+    pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_3d_fullres"
+    assert {p.name for p in pictures.iterdir()} == {"case_0.png", "case_2.png", "case_3.png"}
+    assert str(pictures) in out
+    assert list(tiny.cwd.iterdir()) == [pictures]
     assert {p.name for p in tiny.folder.iterdir()} == {
         "dataset.json", "dataset_fingerprint.json", "nnUNetPlans.json", "nnUNetPlans_3d_fullres", "splits_final.json",
     }  # fmt: skip

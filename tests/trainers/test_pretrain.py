@@ -2,12 +2,14 @@ import copy
 import json
 import re
 import shutil
+from functools import partial
 
 import blosc2
 import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
@@ -16,7 +18,7 @@ from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.trainers import PCRLPretrainTrainer
+from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 
@@ -112,6 +114,19 @@ def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, kind, restoration):
     assert {trainer.network.draw_level(0, step) for step in range(200)} == set(
         range(1, trainer.network.decoder.num_levels + 1)
     )
+
+
+def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny, monkeypatch):
+    monkeypatch.setattr(pretrain, "unpack_dataset", partial(unpack_dataset, num_processes=1))
+    expected = run(make(tiny, epochs=1))
+    shutil.rmtree(tiny.results)
+    for path in tiny.data.glob("case_?.b2nd"):
+        np.savez_compressed(path.with_suffix(".npz"), data=blosc2.open(str(path))[:])  # no labels in it
+        path.unlink()
+    for path in tiny.data.glob("*_seg.b2nd"):
+        path.unlink()
+    assert run(make(tiny, epochs=1)) == expected
+    assert {case["path"].rsplit(".")[-1] for case in final(tiny)["cases"]} == {"npy"}
 
 
 def test_labels_are_never_read(tiny):
@@ -229,8 +244,6 @@ def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
     for path in tiny.data.glob("case_[45].b2nd"):
         shutil.copy(tiny.data / "case_0_seg.b2nd", path.with_name(f"{path.stem}_seg.b2nd"))
         shutil.copy(tiny.data / "case_0.pkl", path.with_suffix(".pkl"))
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     stock = nnUNetTrainer(
         {**make_plan(), "continue_training": False}, "3d_fullres", 1, tiny.dataset_json, torch.device("cpu")
     )

@@ -12,16 +12,18 @@ from pcrl_nnunet.config import Augmentation
 from pcrl_nnunet.transforms import filters
 from pcrl_nnunet.transforms.pixel import PixelParameters, PixelTransform, apply_pixel, sample_pixel
 
-ALWAYS: dict[str, Any] = {"p_noise": 1.0, "p_blur": 1.0, "p_gamma": 1.0, "p_swap": 1.0}
-ZERO: dict[str, Any] = {"noise_sd": 0.0, "blur_sigma": 0.0, "gamma": 0.0, "swap_blocks": 0}
+ALWAYS: dict[str, Any] = dict.fromkeys(("p_noise", "p_blur", "p_gamma", "p_swap", "p_grey", "p_cutout"), 1.0)
+ZERO: dict[str, Any] = {
+    "noise_sd": 0.0, "blur_sigma": 0.0, "gamma": 0.0, "swap_blocks": 0, "grey": 0.0, "cutout_holes": 0,
+}  # fmt: skip
 
 
 def views(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def augment(images: np.ndarray, swap: bool = True, **strengths: Any) -> dict[str, Any]:
-    transform = PixelTransform(Augmentation(**{**ALWAYS, **strengths}), "target", "input", swap)
+def augment(images: np.ndarray, whole: bool = True, **strengths: Any) -> dict[str, Any]:
+    transform = PixelTransform(Augmentation(**{**ALWAYS, **strengths}), "target", "input", whole)
     zoom = [(1.0,) * (images.ndim - 2)] * len(images)
     return transform(target=images, target_zoom=zoom, rng=np.random.default_rng(0))
 
@@ -123,8 +125,8 @@ def test_swaps_cover_about_the_same_part_of_a_view_of_any_shape(size: tuple[int,
 def test_only_views_that_ask_for_it_are_swapped() -> None:
     images = views(1, 1, 16, 16, 16)
     strengths = {**ZERO, "swap_blocks": 100}
-    np.testing.assert_array_equal(augment(images, swap=False, **strengths)["input"], images)
-    assert not np.array_equal(augment(images, swap=True, **strengths)["input"], images)
+    np.testing.assert_array_equal(augment(images, whole=False, **strengths)["input"], images)
+    assert not np.array_equal(augment(images, whole=True, **strengths)["input"], images)
 
 
 def test_views_may_be_replaced_by_their_augmented_ones() -> None:
@@ -133,3 +135,53 @@ def test_views_may_be_replaced_by_their_augmented_ones() -> None:
     replaced = transform(local=images, local_zoom=[(1.0, 1.0)] * 3, rng=np.random.default_rng(0))["local"]
     assert replaced.shape == images.shape
     assert not np.shares_memory(replaced, images)
+
+
+def test_each_augmentation_of_2d_views_changes_the_input_and_never_the_target() -> None:
+    images = views(2, 2, 28, 21)
+    before = images.copy()
+    for strength in ({"grey": 0.4}, {"cutout_holes": 3}):
+        augmented = augment(images, **{**ZERO, **strength})
+        np.testing.assert_array_equal(images, before)
+        assert not np.array_equal(augmented["input"], images)
+
+
+def test_grey_and_cutout_are_for_2d_views_and_cutout_for_whole_ones() -> None:
+    rng = np.random.default_rng(0)
+    flat, thick, local = (
+        sample_pixel(shape, (1.0,) * (len(shape) - 1), Augmentation(**ALWAYS), rng, whole)
+        for shape, whole in (((1, 28, 28), True), ((1, 28, 28, 28), True), ((1, 28, 28), False))
+    )
+    assert flat.grey is not None
+    assert flat.holes is not None
+    assert (thick.grey, thick.holes, local.holes) == (None, None, None)
+    assert local.grey is not None
+
+
+def test_grey_scales_distances_from_the_darkest_and_then_from_the_mean_of_each_channel() -> None:
+    view = views(2, 9, 8)
+    view[1] = 5 * view[1] + 3
+    grey = apply_pixel(view, PixelParameters(grey=(1.2, 0.7)))
+    for channel, image in zip(grey, view, strict=True):
+        low, mean = image.min(), 1.2 * (image.mean() - image.min()) + image.min()
+        np.testing.assert_allclose(channel, 0.7 * (1.2 * (image - low) + low - mean) + mean, rtol=1e-4, atol=1e-4)
+
+
+def test_cutout_fills_its_holes_with_each_channels_mean_and_leaves_the_rest() -> None:
+    view = views(2, 10, 12)
+    cut = apply_pixel(view, PixelParameters(holes=np.array([[0, 1], [8, 9]]), hole=(2, 3)))
+    hole = np.zeros((10, 12), bool)
+    hole[0:2, 1:4] = hole[8:10, 9:12] = True
+    np.testing.assert_array_equal(cut[:, ~hole], view[:, ~hole])
+    for channel, image in zip(cut, view, strict=True):
+        np.testing.assert_allclose(channel[hole], image.mean(), rtol=1e-5)
+
+
+def test_holes_have_the_authors_size_and_reach_every_corner() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [sample_pixel((1, 224, 112), (1.0, 1.0), Augmentation(**ALWAYS), rng, True) for _ in range(400)]
+    assert {parameters.hole for parameters in drawn} == {(32, 16)}
+    corners = np.concatenate([p.holes for p in drawn if p.holes is not None])
+    assert len(corners) == 3 * 400
+    assert corners.min() == 0
+    assert np.all(corners.max(0) == (192, 96))
