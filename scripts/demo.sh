@@ -5,6 +5,7 @@
 #
 # PCRL_VENV    another virtual environment (default: FOLDER/venv; made if it is not there)
 # PYTHON       the Python it is made with (default: the first from 3.10 on PATH)
+# PCRL_DEMO_QUICK=1  a few steps of each training: for tests of this script, the Dice scores are then meaningless
 #
 # Run it again to do everything again; only the virtual environment is kept. To clean up, delete FOLDER.
 set -euo pipefail
@@ -60,15 +61,18 @@ run pcrl_nnunet_preprocess -d 901 -i "$raw/imagesUn" -np 2
 say "4 To be quick: a quarter of the network's width, short trainings, and labels of 6 cases only"
 printf 'Written into %s and splits_final.json\n' "$plan/nnUNetPlans.json"
 python - "$plan" <<'PYTHON'
-import json, pathlib, sys
+import json, os, pathlib, sys
 
+quick = bool(os.environ.get("PCRL_DEMO_QUICK"))
 folder = pathlib.Path(sys.argv[1])
 plan = json.loads((folder / "nnUNetPlans.json").read_text())
 network = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
 network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
 plan["pcrl"] = {
-    "pretrain": {"epochs": 10, "iters_per_epoch": 25},
-    "finetune": {"epochs": 5, "iters_per_epoch": 50, "val_iters_per_epoch": 2},
+    "pretrain": {"epochs": 2, "iters_per_epoch": 2} if quick else {"epochs": 10, "iters_per_epoch": 25},
+    "finetune": {
+        "epochs": 1 if quick else 10, "iters_per_epoch": 2 if quick else 50, "val_iters_per_epoch": 2
+    },
 }
 (folder / "nnUNetPlans.json").write_text(json.dumps(plan, indent=4))
 cases = [f"case_tr_{i:03d}" for i in range(8)]

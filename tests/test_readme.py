@@ -23,7 +23,7 @@ SCRIPTS = Path(sys.executable).parent
 
 # Commands that install, or that are whole runs of their own: where they are run instead.
 RUN_ELSEWHERE = {
-    "bash scripts/demo.sh": "by hand before a release: it installs PyTorch into an environment of its own",
+    "bash scripts/demo.sh": "tests/scripts/test_demo.py runs it, shortened",
     "bash scripts/test.sh": "this test is a part of it",
     "pip install .": "scripts/test.sh installs the package so",
 }

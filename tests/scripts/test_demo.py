@@ -1,0 +1,42 @@
+"""`bash scripts/demo.sh`, the README's first command, shortened."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.mark.slow
+def test_the_demo_runs_twice_and_ends_with_a_table_of_dice_and_pictures(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    environment |= {"PCRL_VENV": str(SCRIPTS.parent), "PCRL_DEMO_QUICK": "1", "MPLBACKEND": "Agg"}
+    check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], check=False)
+    demo = ["bash", str(ROOT / "scripts" / "demo.sh"), str(tmp_path / "a folder")]
+    try:
+        for _ in range(2):
+            done = subprocess.run(demo, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=900)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    finally:
+        if check.returncode != 0:  # leave the environment as it was
+            subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--undo"], check=True)
+    table = done.stdout.split("Dice on the test cases")[1]
+    assert re.search(r"^organ +\d\.\d{3} +\d\.\d{3}$", table, re.MULTILINE)
+    pictures = [Path(line.split(maxsplit=1)[1]) for line in table.splitlines() if line.endswith(".png")]
+    assert len(pictures) == 4
+    assert all(picture.is_file() for picture in pictures)
+
+
+def test_the_demo_leaves_a_folder_that_it_did_not_make_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    done = subprocess.run(["bash", ROOT / "scripts" / "demo.sh", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not empty and was not made by this script" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
