@@ -151,6 +151,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
 
     from pcrl_nnunet.data import ViewLoader
     from pcrl_nnunet.memory import estimated_peak
+    from pcrl_nnunet.transforms import kernels
 
     pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
     with tempfile.TemporaryDirectory() as folder:
@@ -163,6 +164,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
         workers = get_allowed_n_proc_DA()
         loader = ViewLoader(trainer.cases, views, settings.augmentation, settings.batch_size, settings.seed)
+        kernels.compile_all()  # once a training, not once a batch
         start = time()
         next(loader)
         loading = time() - start
