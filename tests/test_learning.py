@@ -27,7 +27,7 @@ from pcrl_nnunet.monitor import Monitor
 
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
-EPOCHS, STEPS, PAIRS = 4, 100, 24
+EPOCHS, STEPS, PAIRS = 6, 100, 24
 MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 
