@@ -1,8 +1,8 @@
 """It learns: a short pretraining on real images, judged on cases that it has not seen.
 
 Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), half the plan's
-width, 400 steps of 24 pairs; about three minutes on two cores. Measured: error 0.42 to 0.45 of the variance, margin
-0.77 to 0.87, by level.
+width, 600 steps of 24 pairs; about three minutes on two cores. Measured by level: error 0.46 to 0.47 of the variance
+within a view, margin 0.82 to 0.93, effective rank of the features 26, 6.6 and 2.5.
 """
 
 from __future__ import annotations
