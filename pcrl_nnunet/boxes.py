@@ -112,7 +112,8 @@ def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: 
     The first size is drawn uniformly, so that none starves, the second among those feasible with it. The first box lies
     anywhere; the second is placed an axis at a time, uniformly among the positions that still allow the IoU when all
     axes to come overlap as far as they can. The order of the axes is random, so that none is preferred. Every position
-    with the IoU can be drawn.
+    with the IoU can be drawn. Overlaps near the threshold are somewhat more frequent than among all positions that have
+    it: at the paper's sizes the median IoU is 0.35, where drawing and rejecting gives 0.39.
 
     Args:
         volume_shape: of the image, in voxels.

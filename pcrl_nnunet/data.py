@@ -23,7 +23,7 @@ from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
-from pcrl_nnunet.transforms.sub_crop import read_window
+from pcrl_nnunet.transforms.sub_crop import Volume, Window, read_window
 
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
@@ -69,11 +69,15 @@ class CaseVolume:
         try:
             self._array = _open(case.path)
             self.shape: tuple[int, ...] = tuple(self._array.shape)
+            self._bytes = os.path.getsize(case.path)
         except Exception as error:  # blosc2 raises RuntimeError, numpy ValueError, OSError, EOFError, BadZipFile
             raise self._unreadable(error) from error
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         try:
+            # a memory map of a file that has been cut since would end the process with a bus error
+            if isinstance(self._array, np.memmap) and os.path.getsize(self.case.path) < self._bytes:
+                raise OSError("the file has become shorter")
             data = np.asarray(self._array[index], dtype=np.float32)
         except Exception as error:
             raise self._unreadable(error) from error
@@ -147,7 +151,7 @@ class ViewLoader(SlimDataLoaderBase):
         self.batches_done = 0
         self.views = views
         self.pairs_per_read = views.pairs_per_read
-        self._last_read: tuple[tuple[int, int], Case, np.ndarray] | None = None
+        self._last_read: tuple[tuple[int, int], Case, Window] | None = None
         self.transform = Compose(
             [
                 SubCropTransform(views, augmentation),
@@ -177,6 +181,8 @@ class ViewLoader(SlimDataLoaderBase):
     def sample(self, step: int, index: int) -> dict[str, Any]:
         """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
         rng = np.random.default_rng((self.seed, self.rank, step, index))
+        case: Case
+        volume: Volume
         case, volume = self._draw(rng) if self.pairs_per_read == 1 else self._shared_read(step, index)
         return self.transform(data=volume, rng=rng, case=case.name)
 
@@ -205,7 +211,7 @@ class ViewLoader(SlimDataLoaderBase):
         case = self._data[rng.integers(len(self._data))]
         return case, CaseVolume(case)
 
-    def _shared_read(self, step: int, index: int) -> tuple[Case, np.ndarray]:
+    def _shared_read(self, step: int, index: int) -> tuple[Case, Window]:
         """The part of a case that `pairs_per_read` samples are drawn from; the last one is kept."""
         group = (step, index // self.pairs_per_read)
         if self._last_read is None or self._last_read[0] != group:

@@ -43,9 +43,10 @@ from numpy.typing import NDArray  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 from torch.nn.functional import interpolate  # noqa: E402
 
+from pcrl_nnunet import data as data_module  # noqa: E402
 from pcrl_nnunet.boxes import Box, sample_view_boxes  # noqa: E402
 from pcrl_nnunet.config import Augmentation, Views  # noqa: E402
-from pcrl_nnunet.data import ViewLoader, find_cases, make_loader  # noqa: E402
+from pcrl_nnunet.data import CaseVolume, ViewLoader, find_cases, make_loader  # noqa: E402
 from pcrl_nnunet.transforms import filters, kernels, pixel, sub_crop  # noqa: E402
 
 Volume = NDArray[np.float32]
@@ -88,7 +89,8 @@ SETTINGS = (
     ),
 )
 AUGMENTATION = Augmentation()
-LOADER_CASES, LOADER_SHAPE, LOADER_PATCH, LOADER_PAIRS, LOADER_TURNS = 6, (224, 224, 160), (128, 128, 128), 8, 8
+LOADER_CASES, LOADER_SHAPE, LOADER_PATCH = 6, (224, 224, 160), (128, 128, 128)
+LOADER_PAIRS, LOADER_BATCHES, LOADER_TURNS = 8, 6, 4  # pairs a batch; batches a turn
 
 
 def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
@@ -283,9 +285,10 @@ def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
 def loader_against_transform(views: Views, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
     """By number of processes: views a second and process of the loader, and its share of the bare transform's.
 
-    The bare transform makes the same samples from volumes in memory, before and after the loader's turn.
+    A turn: the bare transform makes the first samples from cases in memory, with nothing else running; then a loader is
+    started, and after as many batches as its queues hold, its next ones are timed.
     """
-    views_a_sample = 2 + views.num_local
+    views_a_batch = LOADER_PAIRS * (2 + views.num_local)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(LOADER_CASES):
             data = volume_of(LOADER_SHAPE, rng)
@@ -295,33 +298,35 @@ def loader_against_transform(views: Views, rng: np.random.Generator) -> dict[int
                 data, seg, {}, str(Path(folder) / f"case_{i}"), chunks, blocks, seg.shape, seg.shape
             )
         cases = find_cases(folder)
-        volume = volume_of(LOADER_SHAPE, rng)
-        transform = ViewLoader(cases, views, AUGMENTATION, LOADER_PAIRS, 0).transform
+        in_memory = {case.name: CaseVolume(case)[(slice(None),) * 4] for case in cases}
+        bare_loader = ViewLoader(cases, views, AUGMENTATION, LOADER_PAIRS, 0)
 
         def bare() -> float:
-            start = perf_counter()
-            for i in range(2 * LOADER_PAIRS):
-                transform(data=volume, rng=np.random.default_rng((i, 2)))
-            return 2 * LOADER_PAIRS * views_a_sample / (perf_counter() - start)
+            bare_loader.batches_done = 0
+            with replaced(data_module, "CaseVolume", lambda case: in_memory[case.name]):
+                start = perf_counter()
+                for _ in range(LOADER_BATCHES):
+                    bare_loader.generate_train_batch()
+            return LOADER_BATCHES * views_a_batch / (perf_counter() - start)
 
         found: dict[int, tuple[float, float]] = {}
         bare()
         for processes in (1, 2):
-            loader = make_loader(cases, views, AUGMENTATION, LOADER_PAIRS, 0, num_workers=processes)
+            # batchgenerators: 2 a worker, one in each one's hands, and its own queue with one more in hand
+            held = 3 * processes + max(3, processes) + 1
+            timed = 2 * LOADER_BATCHES * processes
             speeds, shares = [], []
-            # the queues are full whenever we were away: a turn begins when all of what they hold is taken
-            held = 4 * processes
             for _ in range(LOADER_TURNS):
-                before = bare()
+                alone = bare()
+                loader = make_loader(cases, views, AUGMENTATION, LOADER_PAIRS, 0, num_workers=processes)
                 for _ in range(held):
                     next(loader)
                 start = perf_counter()
-                for _ in range(2 * processes):
+                for _ in range(timed):
                     next(loader)
-                speed = 2 * processes * LOADER_PAIRS * views_a_sample / (perf_counter() - start) / processes
-                speeds.append(speed)
-                shares.append(speed / before)
-            loader.close()
+                speeds.append(timed * views_a_batch / (perf_counter() - start) / processes)
+                loader.close()
+                shares.append(speeds[-1] / alone)
             found[processes] = median(speeds), median(shares)
     return found
 

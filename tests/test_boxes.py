@@ -233,3 +233,16 @@ def test_multi_crops_have_the_papers_shares_of_the_area_and_little_distortion(sh
         small = [np.divide(box.shape, shape) for box in crops if max(np.divide(box.shape, shape)) < 1]
         assert max(sides.max() / sides.min() for sides in small) < MULTI_CROP_ASPECT * 1.1
     assert min(boxes.pair[0].iou(boxes.pair[1]) for boxes in drawn) < 0.3  # unlike sub-crop's
+
+
+def test_no_axis_is_preferred_and_overlaps_are_about_those_of_rejection_sampling() -> None:
+    rng, shape, size = np.random.default_rng(0), (90, 90, 90), (40, 40, 40)
+    pairs = [sample_pair(shape, [size], 0.3, rng) for _ in range(1500)]
+    shifts = np.mean([np.abs(np.subtract(a.lower, b.lower)) for a, b in pairs], axis=0)
+    assert shifts.max() < 1.12 * shifts.min()
+    rejected: list[float] = []
+    while len(rejected) < 800:
+        a, b = (sample_inside(Box.of_size((0, 0, 0), shape), size, rng) for _ in range(2))
+        if a.iou(b) >= 0.3:
+            rejected.append(a.iou(b))
+    assert np.median([a.iou(b) for a, b in pairs]) == pytest.approx(np.median(rejected), abs=0.08)

@@ -12,6 +12,7 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+import torch
 
 from pcrl_nnunet import data
 from pcrl_nnunet.boxes import Box
@@ -19,7 +20,7 @@ from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.data import Case, CaseVolume, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transforms.spatial import AffineMap, resample
-from pcrl_nnunet.transforms.sub_crop import read_window
+from pcrl_nnunet.transforms.sub_crop import SubCropTransform, background, read_window
 
 VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3)
 VIEWS_2D = Views(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
@@ -132,11 +133,15 @@ def test_a_truncated_case_is_named(tmp_path: Path, suffix: str, left: float) -> 
         read_box(Case("case_7", str(path)), Box((0, 0, 0), (30, 30, 30)))
 
 
-def test_a_case_truncated_while_it_is_open_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".b2nd", ".npy"])
+def test_a_case_truncated_while_it_is_open_is_named(tmp_path: Path, suffix: str) -> None:
     array = np.random.default_rng(0).standard_normal((1, 64, 64, 64)).astype(np.float32)
-    write(tmp_path / "x.b2nd", array)
-    volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
-    os.truncate(tmp_path / "x.b2nd", 2000)
+    if suffix == ".npy":
+        np.save(tmp_path / "x.npy", array)
+    else:
+        write(tmp_path / "x.b2nd", array)
+    volume = CaseVolume(Case("x", str(tmp_path / f"x{suffix}")))
+    os.truncate(tmp_path / f"x{suffix}", 2000)
     with pytest.raises(UserError, match="case x cannot be read"):
         volume[Box((0, 0, 0), (64, 64, 64)).index()]
 
@@ -203,15 +208,75 @@ def test_a_loader_that_starts_later_continues_the_sequence(folder: Path, num_wor
         assert_equal(first, second)
 
 
-def test_a_sample_is_a_function_of_seed_rank_step_and_index(folder: Path) -> None:
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_sample_is_a_function_of_seed_rank_step_and_index(folder: Path, pairs: int) -> None:
     cases = find_cases(str(folder))
 
     def targets(seed: int = 0, rank: int = 0, step: int = 0, index: int = 0) -> bytes:
-        loader = ViewLoader(cases, VIEWS, Augmentation(), 2, seed, rank)
+        loader = ViewLoader(cases, replace(VIEWS, pairs_per_read=pairs), Augmentation(), 2, seed, rank)
         return loader.sample(step, index)["target"].tobytes()
 
     assert targets(1, 2, 3, 4) == targets(1, 2, 3, 4)
     assert len({targets(), targets(seed=1), targets(rank=1), targets(step=1), targets(index=1)}) == 5
+
+
+def test_cases_of_shared_reads_depend_on_seed_rank_and_step(folder: Path) -> None:
+    def names(seed: int = 0, rank: int = 0, first_step: int = 0) -> tuple[str, ...]:
+        views = replace(VIEWS, pairs_per_read=2)
+        loader = ViewLoader(find_cases(str(folder)), views, Augmentation(), 40, seed, rank, first_step)
+        return tuple(loader.generate_train_batch()["cases"])
+
+    assert len({names(), names(seed=1), names(rank=1), names(first_step=1)}) == 4
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("suffix", [".b2nd", ".npy"])
+def test_transforms_that_write_into_the_data_change_neither_source_nor_other_samples(
+    tmp_path: Path, suffix: str, pairs: int
+) -> None:
+    image = np.random.default_rng(0).standard_normal((1, 9, 9, 9)).astype(np.float32)  # read in one piece
+    if suffix == ".npy":
+        np.save(tmp_path / "x.npy", image)
+    else:
+        write(tmp_path / "x.b2nd", image)
+    loader = ViewLoader(find_cases(str(tmp_path)), replace(VIEWS, pairs_per_read=pairs), Augmentation(), 2, 0)
+
+    def zero(**data_dict: Any) -> dict[str, Any]:
+        data_dict["data"][:] = 0
+        return data_dict
+
+    plain = loader.sample(0, 1)["target"]
+    loader.transform.transforms.insert(1, zero)
+    assert not loader.sample(0, 0)["target"].any()
+    del loader.transform.transforms[1]
+    np.testing.assert_array_equal(loader.sample(0, 1)["target"], plain)
+
+
+def test_local_views_are_not_swapped(folder: Path) -> None:
+    swap = replace(Augmentation(), p_noise=0, p_blur=0, p_gamma=0, p_swap=1.0)
+    loader = ViewLoader(find_cases(str(folder)), VIEWS, swap, 1, 0)
+    sample, before = loader.sample_in_steps(loader.cases[0], np.random.default_rng(0))
+    np.testing.assert_array_equal(sample["local"], before[2:])
+    assert np.any(sample["input"] != before[:2])
+
+
+def test_a_batch_is_made_by_one_thread(folder: Path) -> None:
+    loader = ViewLoader(find_cases(str(folder)), VIEWS, Augmentation(), 1, 0)
+    seen = []
+
+    def count(**data_dict: Any) -> dict[str, Any]:
+        seen.append(torch.get_num_threads())
+        return data_dict
+
+    loader.transform.transforms.append(count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        next(loader)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_every_case_is_drawn(folder: Path) -> None:
@@ -270,9 +335,40 @@ def test_pairs_that_share_a_read_open_one_case_and_are_the_same_with_any_number_
 def test_a_shared_read_is_a_window_of_bounded_size(tmp_path: Path) -> None:
     write(tmp_path / "x.b2nd", np.random.default_rng(0).standard_normal((1, 80, 80, 80)).astype(np.float32))
     volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
-    window = read_window(volume, replace(VIEWS, pairs_per_read=4), np.random.default_rng(0))
-    assert window.shape == (1, 15, 18, 12)  # 1.5 times 10x12x8
-    assert read_window(volume, replace(VIEWS_2D, pairs_per_read=4), np.random.default_rng(0)).shape == (1, 4, 18, 12)
+    windows = [read_window(volume, replace(VIEWS, pairs_per_read=4), np.random.default_rng(seed)) for seed in range(40)]
+    assert {window.within.shape for window in windows} == {(15, 18, 12)}  # 1.5 times 10x12x8
+    assert np.max([window.shape for window in windows], axis=0).tolist() == [1, 21, 24, 16]  # and a quarter around it
+    corners = {window.array[0, 0, 0, 0] for window in windows}
+    assert len(corners) > 35  # they lie anywhere
+    flat = read_window(volume, replace(VIEWS_2D, pairs_per_read=4), np.random.default_rng(0))
+    assert flat.within.shape == (4, 18, 12)
+
+
+def test_a_shared_read_shows_something_where_it_can(tmp_path: Path) -> None:
+    image = np.zeros((1, 80, 80, 80), dtype=np.float32)
+    image[:, :40] = np.random.default_rng(0).standard_normal((1, 40, 80, 80))
+    write(tmp_path / "x.b2nd", image)
+    volume, views = CaseVolume(Case("x", str(tmp_path / "x.b2nd"))), replace(VIEWS, pairs_per_read=4)
+    shares = []
+    for seed in range(40):
+        window = read_window(volume, views, np.random.default_rng(seed))
+        shares.append(background(window.array[window.within.index()]))
+    assert np.mean(np.array(shares) > 0.85) < 0.15  # of one draw it would be four of ten
+
+
+def test_pairs_of_a_shared_read_do_not_reach_beyond_it_inside_a_large_volume(tmp_path: Path) -> None:
+    write(tmp_path / "x.b2nd", np.random.default_rng(0).standard_normal((1, 80, 80, 80)).astype(np.float32))
+    volume, views = CaseVolume(Case("x", str(tmp_path / "x.b2nd"))), replace(VIEWS, pairs_per_read=4)
+    transform, outside = SubCropTransform(views, Augmentation()), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        window = read_window(volume, views, rng)
+        if window.shape == (1, 21, 24, 16):  # not at the volume's border
+            _, _, maps = transform.sample(window.within, rng)
+            whole = Box.of_size((0, 0, 0), window.shape[1:])
+            outside += [not whole.contains(affine.footprint()) for affine in maps["target"]]
+    assert len(outside) > 20
+    assert np.mean(outside) < 0.1
 
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D])

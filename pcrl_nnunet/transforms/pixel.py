@@ -67,7 +67,8 @@ def sample_pixel(
     if len(size) == 2 and rng.random() < augmentation.p_grey and augmentation.grey > 0:
         brightness, contrast = rng.uniform(1 - augmentation.grey, 1 + augmentation.grey, 2).tolist()
         grey = brightness, contrast
-    if whole and rng.random() < augmentation.p_swap and augmentation.swap_blocks > 0:
+    swaps = augmentation.swap_blocks > 0 and augmentation.swap_size > 0
+    if whole and rng.random() < augmentation.p_swap and swaps:
         # as large a part of the view as in 3D, where a block is swap_size on all three axes
         share = augmentation.swap_size**3 * math.prod(size) / math.prod(block)
         free = np.subtract(size, block)

@@ -106,12 +106,13 @@ def resample(image: np.ndarray, affine: AffineMap) -> np.ndarray:
     Reads the map's footprint only.
 
     Args:
-        image: (C, *spatial) float32.
+        image: (C, *spatial), computed with as float32.
         affine: from the view to `image`.
 
     Returns:
         (C, *affine.size) float32, never memory of `image`.
     """
+    image = np.asarray(image, dtype=np.float32)
     if any(affine.anti_alias):
         region = affine.footprint().clamp(Box.of_size([0] * len(affine.size), image.shape[1:]))
         image, affine = filters.gaussian(image[region.index()], affine.anti_alias), affine.shifted(region.lower)

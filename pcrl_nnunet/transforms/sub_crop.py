@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,8 @@ MAX_TRIES = 4
 MAX_BACKGROUND = 0.85  # the paper's share for CT (-150 HU and less); the authors' code has the filter inverted
 BACKGROUND_WIDTH = 0.2  # in sd of z-scored data
 PROBES = 32  # voxels an axis that `background` looks at
-WINDOW = 1.5  # largest global crops that a shared read has an axis
+WINDOW = 1.5  # largest global crops an axis, in which pairs that share a read are drawn,
+WINDOW_MARGIN = 0.25  # and as much is read around it, which is what 10 degrees and scale 0.1 reach
 
 
 class Volume(Protocol):
@@ -27,6 +30,19 @@ class Volume(Protocol):
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
+class Window:
+    """A part of an image in memory, a `Volume` itself: pairs are drawn inside `within`, and read from all of it."""
+
+    def __init__(self, array: np.ndarray, within: Box) -> None:
+        self.array = array
+        self.within = within
+        self.shape: tuple[int, ...] = array.shape
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        part: np.ndarray = self.array[index]
+        return part
+
+
 class SubCropTransform(AbstractTransform):
     """Draw two global and several local crops of ``data`` with their spatial maps, and read what they need.
 
@@ -35,13 +51,13 @@ class SubCropTransform(AbstractTransform):
     many depends on the strengths, not on the volume: at the paper's sizes, 10 degrees and scale 0.1, 1.6 times the
     voxels of the bounding box are read in the median and 2.3 times at most (300 draws).
 
-    A pair is drawn again, at most 4 times in all, while over 85 % of its bounding box is background; then the one with
-    the least is kept.
+    While over 85 % of its bounding box is background another pair is drawn, up to 4 in all; then the one with the least
+    is kept.
 
-    Reads ``data``, a `Volume` (C, *spatial), and ``rng``. Replaces ``data`` by the float32 array read and adds
-    ``maps`` {"target": 2 maps, "local": N maps} and ``boxes``, both counted from that array's first voxel, and
-    ``origin``, the index of that voxel in the volume. For views with one axis less than the volume, a slice of its
-    first spatial axis is drawn, and ``data`` is (C, Y, X).
+    Reads ``data``, a `Volume` (C, *spatial) of one sample, and ``rng``. Replaces ``data`` by the float32 array read,
+    which has memory of its own, and adds ``maps`` {"target": 2 maps, "local": N maps} and ``boxes``, both counted from
+    that array's first voxel, and ``origin``, the index of that voxel in the volume. For views with one axis less than
+    the volume, a slice of its first spatial axis is drawn, and ``data`` is (C, Y, X).
     """
 
     def __init__(self, views: Views, augmentation: Augmentation) -> None:
@@ -50,30 +66,33 @@ class SubCropTransform(AbstractTransform):
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
         volume, rng = data_dict["data"], data_dict["rng"]
-        best: tuple[float, dict[str, Any]] | None = None
-        for _ in range(MAX_TRIES):
-            plane, boxes, maps = self.sample(volume.shape[1:], rng)
+        whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
+        within = volume.within if isinstance(volume, Window) else whole
+
+        def draw() -> tuple[float, dict[str, Any]]:
+            plane, boxes, maps = self.sample(within, rng)
             drawn = read_views(volume, plane, boxes, maps)
-            share = background(drawn["data"][drawn["boxes"].bounds.index()])
-            if best is None or share < best[0]:
-                best = share, drawn
-            if share <= MAX_BACKGROUND:
-                break
-        assert best is not None
-        return {**data_dict, **best[1]}
+            return background(drawn["data"][drawn["boxes"].bounds.index()]), drawn
+
+        return {**data_dict, **_least_background(draw)}
 
     def sample(
-        self, shape: tuple[int, ...], rng: np.random.Generator
+        self, within: Box, rng: np.random.Generator
     ) -> tuple[tuple[int, ...], ViewBoxes, dict[str, list[AffineMap]]]:
-        """Draw the views of a volume with spatial `shape`.
+        """Draw views whose crops lie in a box of a volume.
 
         Returns:
             the index of the slice, empty in 3D; the boxes; the maps, under the names of the arrays they are for.
         """
         views = self.views
-        extra = len(shape) - len(views.spacing)
-        plane = tuple(int(rng.integers(length)) for length in shape[:extra])
-        boxes = sample_view_boxes(shape[extra:], views, rng)
+        extra = len(within.lower) - len(views.spacing)
+        if extra not in (0, 1) or (extra == 1 and len(views.spacing) != 2):
+            raise ValueError(
+                f"data has {len(within.lower)} spatial axes and the views have {len(views.spacing)}; expected one "
+                f"sample (C, *spatial), 3D for 3D views, 2D or 3D for 2D ones"
+            )
+        plane = tuple(int(rng.integers(*ends)) for ends in zip(within.lower[:extra], within.upper[:extra], strict=True))
+        boxes = sample_view_boxes(within.shape[extra:], views, rng).shifted([-low for low in within.lower[extra:]])
         maps = {
             name: [sample_map(box, size, views.spacing, self.augmentation, rng) for box in group]
             for name, group, size in (
@@ -94,7 +113,7 @@ def read_views(
         region = region.union_bounds(affine.footprint())
     region = region.clamp(whole)
     in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
-    data = np.ascontiguousarray(volume[in_volume.index()], dtype=np.float32)
+    data = _owned(volume[in_volume.index()])
     data = data.reshape(data.shape[0], *region.shape)
     origin = region.lower
     return {
@@ -105,20 +124,50 @@ def read_views(
     }
 
 
-def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> np.ndarray:
-    """Read a part of the volume that several pairs are then drawn from, anywhere in it.
+def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> Window:
+    """Read a part of the volume that several pairs are then drawn from.
 
-    It is 1.5 times as long as the largest global crop on each axis; for views with one axis less than the volume it has
-    as many slices as there are pairs.
-
-    Returns:
-        (C, *spatial) float32
+    They are drawn in a box that is 1.5 times as long as the largest global crop on each axis and lies anywhere; a
+    quarter of that crop is read around it. For views with one axis less than the volume it has as many slices as there
+    are pairs. Boxes of background are drawn again, as pairs are.
     """
-    shape = volume.shape[1:]
-    largest = [round(WINDOW * max(lengths)) for lengths in zip(*views.global_crop_sizes, strict=True)]
-    slices = [views.pairs_per_read] * (len(shape) - len(largest))
-    window = sample_inside(Box.of_size([0] * len(shape), shape), (*slices, *largest), rng)
-    return np.ascontiguousarray(volume[window.index()], dtype=np.float32)
+    whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
+    largest = [max(lengths) for lengths in zip(*views.global_crop_sizes, strict=True)]
+    extra = len(whole.lower) - len(largest)
+    size = (*[views.pairs_per_read] * extra, *(round(WINDOW * length) for length in largest))
+    margin = (*[0] * extra, *(math.ceil(WINDOW_MARGIN * length) for length in largest))
+
+    def draw() -> tuple[float, dict[str, Any]]:
+        box = sample_inside(whole, size, rng)
+        region = Box(
+            tuple(low - m for low, m in zip(box.lower, margin, strict=True)),
+            tuple(high + m for high, m in zip(box.upper, margin, strict=True)),
+        ).clamp(whole)
+        array, within = _owned(volume[region.index()]), box.shifted(region.lower)
+        return background(array[within.index()]), {"window": Window(array, within)}
+
+    window: Window = _least_background(draw)["window"]
+    return window
+
+
+def _least_background(draw: Callable[[], tuple[float, dict[str, Any]]]) -> dict[str, Any]:
+    """The first of up to `MAX_TRIES` draws with no more background than `MAX_BACKGROUND`, else that with the least.
+
+    Args:
+        draw: gives the share of background and what was drawn.
+    """
+    best = draw()
+    for _ in range(MAX_TRIES - 1):
+        if best[0] <= MAX_BACKGROUND:
+            break
+        best = min(best, draw(), key=lambda drawn: drawn[0])
+    return best[1]
+
+
+def _owned(part: np.ndarray) -> np.ndarray:
+    """The part as float32 with memory of its own: whatever comes after may write into it."""
+    array = np.ascontiguousarray(part, dtype=np.float32)
+    return array if array.base is None else array.copy()
 
 
 def background(data: np.ndarray) -> float:

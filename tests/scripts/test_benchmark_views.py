@@ -36,7 +36,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     )
     settings = [replace(setting, views=small, volume=(40, 40, 40), rounds=2) for setting in module.SETTINGS]
     monkeypatch.setattr(module, "SETTINGS", settings)
-    for name, value in (("CASES", 2), ("SHAPE", (40, 40, 40)), ("PATCH", (24, 24, 24)), ("PAIRS", 2), ("TURNS", 1)):
+    sizes = {"CASES": 2, "SHAPE": (40, 40, 40), "PATCH": (24, 24, 24), "PAIRS": 2, "TURNS": 1, "BATCHES": 1}
+    for name, value in sizes.items():
         monkeypatch.setattr(module, f"LOADER_{name}", value)
     return module
 

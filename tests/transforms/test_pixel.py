@@ -185,3 +185,33 @@ def test_holes_have_the_authors_size_and_reach_every_corner() -> None:
     assert len(corners) == 3 * 400
     assert corners.min() == 0
     assert np.all(corners.max(0) == (192, 96))
+
+
+def test_noise_comes_before_blur() -> None:
+    view, noise = views(1, 12, 12, 12), views(1, 12, 12, 12)[..., ::-1].copy()
+    both = apply_pixel(view, PixelParameters(noise=noise, blur=(1.0, 1.0, 1.0)))
+    np.testing.assert_allclose(both, filters.gaussian(view + noise, (1.0, 1.0, 1.0)), atol=1e-6)
+
+
+def test_brightness_and_contrast_reach_their_limits_on_both_sides() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [sample_pixel((1, 8, 8), (1.0, 1.0), Augmentation(**ALWAYS), rng, True).grey for _ in range(300)]
+    factors = np.array(drawn, dtype=float)
+    assert np.all(factors.min(0) < 0.62)
+    assert np.all(factors.max(0) > 1.38)
+    assert abs(np.corrcoef(factors.T)[0, 1]) < 0.2
+
+
+def test_swapped_blocks_reach_every_corner() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [sample_pixel((1, 20, 30, 10), (1.0,) * 3, Augmentation(**ALWAYS), rng, True) for _ in range(30)]
+    corners = np.concatenate([p.swap.reshape(-1, 3) for p in drawn if p.swap is not None])
+    assert corners.min() == 0
+    assert np.all(corners.max(0) == np.subtract((20, 30, 10), drawn[0].block))
+
+
+@pytest.mark.parametrize("name", ["swap_size", "cutout_size"])
+def test_blocks_and_holes_of_no_size_are_none(name: str) -> None:
+    images = views(2, 1, 14, 14)
+    strengths = {**ZERO, "swap_blocks": 100 * (name == "swap_size"), "cutout_holes": 3 * (name == "cutout_size")}
+    np.testing.assert_array_equal(augment(images, **{**strengths, name: 0.0})["input"], images)

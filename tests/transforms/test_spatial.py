@@ -159,3 +159,31 @@ def test_transform_gives_each_name_its_views_in_order() -> None:
     assert views["target"].shape == (2, 2, 4, 4)
     for view, affine in zip([*views["target"], *views["local"]], maps, strict=True):
         np.testing.assert_array_equal(view, resample(image, affine))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_angles_and_scales_reach_their_limits_on_both_sides(dim: int) -> None:
+    augmentation, rng = Augmentation(p_flip=0, rotation_degrees=10, scale=0.2), np.random.default_rng(0)
+    box, ones = Box((0,) * dim, (10,) * dim), (1.0,) * dim
+    maps = [sample_map(box, (10,) * dim, ones, augmentation, rng) for _ in range(400)]
+    zooms = np.array([affine.zoom for affine in maps])
+    assert np.all(zooms.min(0) < 0.82)
+    assert np.all(zooms.max(0) > 1.18)
+    turns = np.array([affine.matrix / affine.zoom for affine in maps])
+    for i, j in [(1, 0)] if dim == 2 else [(1, 0), (2, 0), (2, 1)]:  # the sine about the third axis, to first order
+        assert turns[:, i, j].min() < -0.9 * math.sin(math.radians(10))
+        assert turns[:, i, j].max() > 0.9 * math.sin(math.radians(10))
+
+
+def test_views_are_anti_aliased_from_one_and_a_half_image_voxels_on() -> None:
+    affine = AffineMap(np.eye(2), np.zeros(2), (4, 4), (1.49, 1.51))
+    assert affine.anti_alias == (0.0, pytest.approx(0.255))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int16])
+@pytest.mark.parametrize("crop", [(9, 9, 9), (20, 20, 20)])  # enlarged, and anti-aliased
+@pytest.mark.usefixtures("with_and_without_numba")
+def test_images_of_any_type_give_what_they_give_as_float32(dtype: type, crop: tuple[int, int, int]) -> None:
+    image = (10 * noise_image((1, 20, 20, 20))).astype(dtype)
+    affine = sample_map(Box((0, 0, 0), crop), (10, 10, 10), (1.0,) * 3, Augmentation(), np.random.default_rng(0))
+    np.testing.assert_array_equal(resample(image, affine), resample(image.astype(np.float32), affine))

@@ -10,6 +10,7 @@ import pytest
 
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
+from pcrl_nnunet.transforms import sub_crop
 from pcrl_nnunet.transforms.spatial import resample
 from pcrl_nnunet.transforms.sub_crop import MAX_TRIES, SubCropTransform, background
 
@@ -121,3 +122,32 @@ def test_2d_views_come_from_a_slice_and_every_slice_is_drawn() -> None:
         np.testing.assert_array_equal(sample["data"], volume[:, z][box.index()])
         slices.add(z)
     assert slices == set(range(5))
+
+
+@pytest.mark.parametrize(("share", "tries"), [(0.8, 1), (0.9, MAX_TRIES)])
+def test_a_pair_is_drawn_again_from_85_percent_of_background_on(share: float, tries: int) -> None:
+    rng = np.random.default_rng(0)
+    volume = RecordedVolume(np.where(rng.random((1, 60, 60, 60)) < share, 0, 3).astype(np.float32))
+    draw(volume)
+    assert len(volume.reads) == tries
+
+
+def test_background_is_judged_on_the_first_channel_of_the_box_around_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = noise_volume(2, 60, 60, 60)
+    volume[1] = 0
+    judged: list[np.ndarray] = []
+
+    def recording(data: np.ndarray) -> float:
+        judged.append(data)
+        return background(data)
+
+    monkeypatch.setattr(sub_crop, "background", recording)
+    sample = draw(volume)
+    assert [data.shape[1:] for data in judged] == [sample["boxes"].bounds.shape]
+    assert background(volume) < 0.5 < background(volume[1:])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 20, 20, 20), (1, 20, 20)])
+def test_data_that_is_no_single_sample_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"data has {len(shape) - 1} spatial axes and the views have 3; expected one"):
+        draw(np.zeros(shape, dtype=np.float32))

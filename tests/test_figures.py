@@ -1,0 +1,57 @@
+"""Pictures show what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pcrl_nnunet import figures
+from pcrl_nnunet.boxes import Box, ViewBoxes
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, instead of files."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: saved.append(figure))
+    return saved
+
+
+def test_boxes_are_drawn_in_mm_on_the_slices_through_the_middle_of_the_pair(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    volume, spacing = np.random.default_rng(0).standard_normal((1, 8, 20, 30)).astype(np.float32), (5.0, 1.0, 0.5)
+    first, second, local = Box((0, 2, 4), (4, 12, 19)), Box((2, 4, 5), (6, 14, 25)), Box((3, 5, 6), (4, 7, 9))
+    bounds = first.union_bounds(second)
+    big, small = np.zeros((2, 1, 4, 6, 6), np.float32), np.ones((1, 1, 2, 3, 3), np.float32)
+    sample = {"boxes": ViewBoxes((first, second), bounds, (local,)), "slice": (), "input": big, "local": small}
+    figures.views_of_a_case("case_7", volume, sample, [*big, *small], spacing, str(tmp_path / "x.png"))
+    upper, lower = drawn[0].subfigs
+    middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
+    expected = [volume[0, middle[0]], volume[0, :, middle[1]], volume[0, :, :, middle[2]]]
+    named = {"global 1": first, "global 2": second, "local": local, "box around them": bounds}
+    for axis, image, (row, column) in zip(upper.axes, expected, [(1, 2), (0, 2), (0, 1)], strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+        shown = {patch.get_label(): patch for patch in axis.patches}
+        for label, box in named.items():
+            assert shown[label].get_xy() == (box.lower[column] * spacing[column], box.lower[row] * spacing[row])
+            assert shown[label].get_width() == box.shape[column] * spacing[column]
+            assert shown[label].get_height() == box.shape[row] * spacing[row]
+    assert "8x20x30 voxels" in drawn[0].get_suptitle()
+    titles = [axis.get_title() for axis in lower.axes[:3]]
+    assert titles[0] == "global 1\n4x10x15 voxels\n20x10x7.5 mm\nto 4x6x6 voxels"
+    assert titles[2] == "local 1\n1x2x3 voxels\n5x2x1.5 mm\nto 2x3x3 voxels"
+
+
+def test_2d_views_are_drawn_on_their_slice(drawn: list[Figure], tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).standard_normal((2, 5, 20, 30)).astype(np.float32)
+    box = Box((2, 4), (12, 19))
+    big, small = np.zeros((2, 2, 6, 6), np.float32), np.ones((1, 2, 3, 3), np.float32)
+    sample = {"boxes": ViewBoxes((box, box), box, (box,)), "slice": (3,), "input": big, "local": small}
+    figures.views_of_a_case("case_7", volume, sample, [*big, *small], (1.0, 0.5), str(tmp_path / "x.png"))
+    (axis,) = drawn[0].subfigs[0].axes
+    np.testing.assert_array_equal(axis.images[0].get_array(), volume[0, 3])
+    assert "slice 3 of 5" in drawn[0].get_suptitle()
