@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,12 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
 from pcrl_nnunet.transforms.sub_crop import Volume, Window, read_window
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PIPE_BYTES = 2**20  # what Linux allows everyone
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
 
@@ -76,7 +83,7 @@ class CaseVolume:
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         try:
             # a memory map of a file that has been cut since would end the process with a bus error
-            if isinstance(self._array, np.memmap) and os.path.getsize(self.case.path) < self._bytes:
+            if os.path.getsize(self.case.path) < self._bytes:
                 raise OSError("the file has become shorter")
             data = np.asarray(self._array[index], dtype=np.float32)
         except Exception as error:
@@ -98,8 +105,9 @@ class CaseVolume:
 
 def _open(path: str) -> Any:
     if path.endswith(".b2nd"):
-        # not memory-mapped: a file that is truncated while open would end the process with a bus error
-        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1})
+        # memory-mapped, as nnU-Net does, a box is read in half of the time
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
+        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mapped)
     if path.endswith(".npy"):
         return np.load(path, mmap_mode="r")
     with open(path, "rb") as file, np.load(file) as archive:  # numpy leaves a damaged file open
@@ -250,7 +258,11 @@ class Batches:
         else:
             kernels.compile_all()  # once, before the processes are forked
             # given seeds make batchgenerators deliver in order; nothing draws from them
-            self._source = MultiThreadedAugmenter(_Reporting(loader), None, num_workers, seeds=list(range(num_workers)))
+            workers = MultiThreadedAugmenter(_Reporting(loader), None, num_workers, seeds=list(range(num_workers)))
+            workers._start()
+            for queue in workers._queues:
+                _widen_pipe(queue)
+            self._source = workers
 
     def __iter__(self) -> Batches:
         return self
@@ -279,6 +291,13 @@ class Batches:
         """End the workers, if there are any."""
         if isinstance(self._source, MultiThreadedAugmenter):
             self._source._finish()
+
+
+def _widen_pipe(queue: Any) -> None:
+    """A batch of many megabytes through Linux's 64 kB a time takes 1.6 times as long as through 1 MB."""
+    if fcntl is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # the system may allow less, or this user no more
+            fcntl.fcntl(queue._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def make_loader(
