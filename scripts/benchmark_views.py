@@ -374,10 +374,8 @@ def main() -> None:
     cores = os.cpu_count() or 1
     found = loader_against_transform(SETTINGS[0].views, rng)
     for processes, (speed, share) in found.items():
-        shared = "" if processes < cores else ", which share their cores with the one that takes the batches"
-        print(
-            f"  {processes} processes: {speed:7.1f} views a second and process, {share:.2f} of the bare transform{shared}"
-        )
+        shared = "" if processes < cores else ", sharing cores with the one that takes the batches"
+        print(f"  {processes} processes: {speed:7.1f} views a second and process, {share:.2f} of the transform{shared}")
     # where there are no more cores than processes they share theirs with this one, which takes the batches
     results["loader_vs_transform"] = min(share for processes, (_, share) in found.items() if processes < max(2, cores))
 
