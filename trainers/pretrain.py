@@ -34,6 +34,7 @@ from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.trainers import output_folder
+from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 GRADIENT_CLIP = 12  # nnU-Net's
@@ -242,6 +243,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.initialize()
         self.print_to_log_file(f"Device: {self.device}, output: {self.output_folder}")
         self.print_to_log_file(f"Settings: {self.settings}")
+        by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
+        self.print_to_log_file(f"Views are computed by {by}")
         self.unpack()
         self.dataloader_train = self.get_dataloaders()
 

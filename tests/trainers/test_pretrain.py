@@ -19,6 +19,7 @@ from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
+from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 
@@ -44,7 +45,11 @@ def run(trainer):
     return trainer.logger.get_value("train_losses", None)
 
 
-def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny):
+@pytest.mark.parametrize(("compiled", "by"), [(True, "numba"), (False, "scipy, several times slower than numba")])
+def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, monkeypatch, compiled, by):
+    if compiled and not kernels.compiled:
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(kernels, "compiled", compiled)
     run(make(tiny))
     names = {path.name for path in folder_of(tiny).iterdir()}
     assert {checkpoint.FINAL, "progress.png"} <= names
@@ -52,6 +57,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny):
     (log,) = folder_of(tiny).glob("training_log_*.txt")
     text = log.read_text()
     assert "epoch 2/2: restoration" in text
+    assert f"Views are computed by {by}" in text
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
 
 
