@@ -184,8 +184,10 @@ def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
     not_in_sources = {"'NoneType' object is not callable", "CUDA out of memory"}  # Python's and torch's own
     import nnunetv2
 
-    folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", Path(nnunetv2.__file__).parent / "utilities"]
-    source = " ".join(file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.py"))
+    nnunet = Path(nnunetv2.__file__).parent
+    folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", nnunet / "utilities"]
+    files = [nnunet / "paths.py", *(file for folder in folders for file in folder.rglob("*.py"))]
+    source = " ".join(file.read_text(encoding="utf-8") for file in files)
     joined = re.sub(r'"\s*f?"', "", source)  # sentences that are broken over lines
     assert [m for m in messages if m not in joined and m not in not_in_sources] == []
 
