@@ -158,7 +158,6 @@ class ViewLoader(SlimDataLoaderBase):
         self.first_step = first_step
         self.batches_done = 0
         self.views = views
-        self.pairs_per_read = views.pairs_per_read
         self._last_read: tuple[tuple[int, int], Case, Window] | None = None
         self.transform = Compose(
             [
@@ -191,7 +190,7 @@ class ViewLoader(SlimDataLoaderBase):
         rng = np.random.default_rng((self.seed, self.rank, step, index))
         case: Case
         volume: Volume
-        case, volume = self._draw(rng) if self.pairs_per_read == 1 else self._shared_read(step, index)
+        case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
         return self.transform(data=volume, rng=rng, case=case.name)
 
     def sample_in_steps(self, case: Case, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -220,8 +219,8 @@ class ViewLoader(SlimDataLoaderBase):
         return case, CaseVolume(case)
 
     def _shared_read(self, step: int, index: int) -> tuple[Case, Window]:
-        """The part of a case that `pairs_per_read` samples are drawn from; the last one is kept."""
-        group = (step, index // self.pairs_per_read)
+        """The part of a case that `views.pairs_per_read` samples are drawn from; the last one is kept."""
+        group = (step, index // self.views.pairs_per_read)
         if self._last_read is None or self._last_read[0] != group:
             # a number more than a sample's generator has; not 0, which would be the same as none
             rng = np.random.default_rng((self.seed, self.rank, *group, 1))
