@@ -6,10 +6,12 @@ B batch, N local views, C channels, G global and L local input size.
 from __future__ import annotations
 
 import hashlib
+import math
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 import blosc2
@@ -26,12 +28,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
 from pcrl_nnunet.transforms.sub_crop import Volume, Window, read_window
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-PIPE_BYTES = 2**20  # what Linux allows everyone
+CACHED = 2  # batches that wait in each worker's queue
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
 
@@ -168,8 +165,18 @@ class ViewLoader(SlimDataLoaderBase):
             ]
         )
 
-    def generate_train_batch(self) -> dict[str, Any]:
-        """The batch of this worker's next step."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a batch's arrays."""
+        views, channels = self.views, CaseVolume(self.cases[0]).shape[0]
+        pair = (self.batch_size, 2, channels, *views.global_input_size)
+        return {
+            "target": pair,
+            "input": pair,
+            "local": (self.batch_size, views.num_local, channels, *views.local_input_size),
+        }
+
+    def generate_train_batch(self, memory: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """The batch of this worker's next step, in arrays of these `shapes` where they are given."""
         step = self.first_step + self.thread_id + self.batches_done * self.number_of_threads_in_multithreaded
         self.batches_done += 1
         # One thread: batchgenerators' workers would each use all cores, and results must not depend on the number.
@@ -180,7 +187,8 @@ class ViewLoader(SlimDataLoaderBase):
         finally:
             torch.set_num_threads(threads)
         batch: dict[str, Any] = {
-            name: np.stack([sample[name] for sample in samples]) for name in ("target", "input", "local")
+            name: np.stack([sample[name] for sample in samples], out=memory[name] if memory else None)
+            for name in ("target", "input", "local")
         }
         batch["cases"] = [sample["case"] for sample in samples]
         return batch
@@ -229,44 +237,80 @@ class ViewLoader(SlimDataLoaderBase):
         return self._last_read[1:]
 
 
-class _Reporting(SlimDataLoaderBase):
-    """Gives a worker's `UserError` back as an item: batchgenerators would only say that a worker is gone."""
+class _Worker(SlimDataLoaderBase):
+    """A `ViewLoader` in another process, which writes its batches into memory of both, a slot each, one after another.
 
-    def __init__(self, loader: ViewLoader) -> None:
-        super().__init__(None, loader.batch_size, loader.number_of_threads_in_multithreaded)
+    Through batchgenerators' queue goes the slot's number. A batch of the paper's sizes has 17 MB: they would be copied
+    four times on their way, most of it into memory that the system has to find first. And a `UserError` goes through
+    it: batchgenerators would only say that a worker is gone.
+
+    A slot is written again when its batch has been released. There are as many as batchgenerators holds at a time, so
+    that nobody waits for one.
+    """
+
+    def __init__(self, loader: ViewLoader, num_workers: int) -> None:
+        super().__init__(None, loader.batch_size, num_workers)
         self.loader = loader
+        in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, and before and after it
+        self.slots = CACHED + 1 + math.ceil(in_hand / num_workers)
+        self._shapes = {name: (num_workers, self.slots, *shape) for name, shape in loader.shapes().items()}
+        self._shared = {name: multiprocessing.RawArray("f", math.prod(shape)) for name, shape in self._shapes.items()}
+        self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
 
     def set_thread_id(self, thread_id: int) -> None:
+        super().set_thread_id(thread_id)
         self.loader.set_thread_id(thread_id)
 
     def generate_train_batch(self) -> dict[str, Any]:
+        """``slot``, its number, and ``cases``; or ``error``."""
+        number = self.loader.batches_done
+        last = self.thread_id + (number - self.slots) * self.number_of_threads_in_multithreaded
+        while self._released.value <= last:
+            sleep(0.001)
+        slot = self.thread_id, number % self.slots
         try:
-            return self.loader.generate_train_batch()
+            return {"slot": slot, "cases": self.loader.generate_train_batch(self.memory(slot))["cases"]}
         except UserError as error:
             return {"error": str(error)}
 
+    def memory(self, slot: tuple[int, int]) -> dict[str, np.ndarray]:
+        """A slot's arrays."""
+        shared = self._shared.items()
+        return {name: np.frombuffer(m, np.float32).reshape(self._shapes[name])[slot] for name, m in shared}
+
+    def release(self, batches: int) -> None:
+        """The next ones after those released before are not looked at any more."""
+        self._released.value += batches
+
 
 class Batches:
-    """Iterator over a loader's batches in order, from this process or from workers. `close` ends the workers."""
+    """Iterator over a loader's batches in order, from this process or from workers. `close` ends the workers.
+
+    Workers write into memory that is used again: a batch is valid until the next one is asked for.
+    """
 
     def __init__(self, loader: ViewLoader, num_workers: int, pin_memory: bool) -> None:
+        self._worker: _Worker | None = None
+        self._given = False
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._source: Iterator[dict[str, Any]]
         if num_workers == 0:
             self._source = SingleThreadedAugmenter(loader, None)
         else:
             kernels.compile_all()  # once, before the processes are forked
+            self._worker = _Worker(loader, num_workers)
             # given seeds make batchgenerators deliver in order; nothing draws from them
-            workers = MultiThreadedAugmenter(_Reporting(loader), None, num_workers, seeds=list(range(num_workers)))
-            workers._start()
-            for queue in workers._queues:
-                _widen_pipe(queue)
-            self._source = workers
+            self._source = MultiThreadedAugmenter(
+                self._worker, None, num_workers, CACHED, seeds=list(range(num_workers))
+            )
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self._worker and self._given:
+            self._worker.release(1)
+        self._given = False
         try:
             batch = next(self._source)
         except RuntimeError as error:
@@ -279,6 +323,9 @@ class Batches:
         if "error" in batch:
             self.close()
             raise UserError(batch["error"])
+        if self._worker:
+            batch = {**self._worker.memory(batch["slot"]), "cases": batch["cases"]}
+        self._given = True
         if self._pin_memory:
             return {
                 key: torch.from_numpy(value).pin_memory() if isinstance(value, np.ndarray) else value
@@ -287,16 +334,11 @@ class Batches:
         return batch
 
     def close(self) -> None:
-        """End the workers, if there are any."""
-        if isinstance(self._source, MultiThreadedAugmenter):
+        """End the workers, if there are any, and give no more batches."""
+        if self._worker and isinstance(self._source, MultiThreadedAugmenter):
+            self._worker.release(2**32)  # one that waits for a slot would not hear that it is over
             self._source._finish()
-
-
-def _widen_pipe(queue: Any) -> None:
-    """A batch of many megabytes through Linux's 64 kB a time takes 1.6 times as long as through 1 MB."""
-    if fcntl is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(OSError):  # the system may allow less, or this user no more
-            fcntl.fcntl(queue._writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._source = iter(())
 
 
 def make_loader(

@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import blosc2
@@ -46,9 +47,14 @@ def batches(folder: Path, steps: int, **arguments: Any) -> list[dict[str, Any]]:
     given = {"views": VIEWS, "augmentation": Augmentation(), "batch_size": 2, "seed": 5}
     loader = make_loader(find_cases(str(folder)), **{**given, **arguments})
     try:
-        return [next(loader) for _ in range(steps)]
+        return [kept(next(loader)) for _ in range(steps)]
     finally:
         loader.close()
+
+
+def kept(batch: dict[str, Any]) -> dict[str, Any]:
+    """A copy: workers write into a batch's memory again."""
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
 
 def read_box(case: Case, box: Box) -> np.ndarray:
@@ -198,6 +204,42 @@ def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -
     for num_workers in (1, 3):
         for first, second in zip(expected, batches(folder, 5, num_workers=num_workers), strict=True):
             assert_equal(first, second)
+
+
+@pytest.mark.parametrize("slots", [None, 1])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, slots: int | None
+) -> None:
+    """Workers run ahead as far as they can, and use all their memory again; with less of it they wait."""
+    if slots:
+        monkeypatch.setattr(data.math, "ceil", lambda _: slots - 1 - data.CACHED)
+    loader = make_loader(find_cases(str(folder)), VIEWS, Augmentation(), 2, 5, num_workers=num_workers)
+    assert loader._worker is not None
+    assert loader._worker.slots == (slots or {1: 8, 3: 5}[num_workers])
+    try:
+        for expected in batches(folder, 30):
+            batch = next(loader)
+            sleep(0.05)
+            assert_equal(expected, batch)
+    finally:
+        loader.close()
+    assert list(loader) == []
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_do_not_wait_for_memory(folder: Path, num_workers: int) -> None:
+    """They make as many batches ahead as batchgenerators holds: 2 a queue, 1 in each hand, its own queue."""
+    loader = make_loader(find_cases(str(folder)), VIEWS, Augmentation(), 2, 5, num_workers=num_workers)
+    worker = loader._worker
+    assert worker is not None
+    try:
+        next(loader)
+        sleep(2)
+        filled = sum(worker.memory((i, j))["target"].any() for i in range(num_workers) for j in range(worker.slots))
+    finally:
+        loader.close()
+    assert filled >= 1 + 3 * num_workers + max(3, num_workers) + 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
