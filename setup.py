@@ -49,6 +49,7 @@ setup(
         "scipy",  # Gaussian filters
         "matplotlib",  # figures
         "tqdm",  # progress bars
+        "pandas",  # tables of a comparison
         "nibabel",  # the orientation of images, as nnU-Net reads it
         # Not nnU-Net's: the inner loops of the views, several times as fast as with torch or scipy. A new Python is
         # supported some months late; until then scipy computes the same.
@@ -62,7 +63,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"pcrl_nnunet_{command} = pcrl_nnunet.cli.{command}:main_entry"
-            for command in ("register", "preprocess", "pretrain")
+            for command in ("register", "preprocess", "pretrain", "compare")
         ]
     },
 )

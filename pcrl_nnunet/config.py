@@ -60,8 +60,8 @@ class Views:
             if not _is_size(given, dim):
                 raise UserError(f"views.{name} is {given}; expected {dim} positive numbers of voxels")
             object.__setattr__(self, name, tuple(given))
-        if self.num_local < 1:
-            raise UserError(f"views.num_local is {self.num_local}; at least one local view is needed")
+        if self.num_local < 0:
+            raise UserError(f"views.num_local is {self.num_local}; expected 0 or more")
         if not 0 <= self.min_iou < 1:
             raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
         if self.crops not in ("sub_crop", "multi_crop"):
@@ -73,6 +73,16 @@ class Views:
     def voxels_per_pair(self) -> int:
         """Voxels that the network sees for one sample: two global and all local views."""
         return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
+
+
+def _are_levels(given: Any) -> bool:
+    """Whether it is [restored from, compared], each a level or None, and not both of them None."""
+    return (
+        isinstance(given, (list, tuple))
+        and len(given) == 2
+        and all(level is None or (type(level) is int and level >= 0) for level in given)
+        and any(level is not None for level in given)
+    )
 
 
 def _is_size(given: Any, dim: int) -> bool:
@@ -122,6 +132,10 @@ class PretrainSettings:
     iters_per_epoch: int = 250
     seed: int = 0
     restoration: Literal["single", "full"] = "single"
+    levels: tuple[tuple[int | None, int | None], ...] = ()  # drawn ones: [restored from, compared]; empty: all, alike
+    comparison: Literal["pairwise", "cross_scale"] = "pairwise"
+    skip_connections: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = 0.03  # hippocampus in 2D, 200 steps: error 0.58 of the variance; 0.65 and less rank at 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -141,8 +155,17 @@ class PretrainSettings:
                 f"initial_lr {self.initial_lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, seed "
                 f"{self.seed}: expected a rate above 0, a momentum from 0 to below 1, and no negative number"
             )
-        if self.restoration not in ("single", "full"):
-            raise UserError(f"pcrl.pretrain.restoration is '{self.restoration}'; expected 'single' or 'full'")
+        choices = {"restoration": ("single", "full"), "comparison": ("pairwise", "cross_scale")}
+        for name, known in {**choices, "optimizer": ("sgd", "adamw")}.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"pcrl.pretrain.{name} is '{getattr(self, name)}'; expected '{known[0]}' or '{known[1]}'")
+        for drawn in self.levels:
+            if not _are_levels(drawn):
+                raise UserError(
+                    f"pcrl.pretrain.levels has {drawn!r}; expected pairs of the level to restore from and that to "
+                    f"compare, such as [1, 1], with null for none"
+                )
+        object.__setattr__(self, "levels", tuple(tuple(drawn) for drawn in self.levels))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the checkpoint."""
@@ -159,16 +182,18 @@ class FinetuneSettings:
     initial_lr: float = 1e-2
     warmup_share: float = 0.05  # of the epochs, so that shorter trainings warm up for less
     weight_decay: float = 3e-5
+    encoder_lr_factor: float = 1.0  # of the rate, for the encoder
+    load_decoder: bool = False  # also what fits of the pretraining's decoder
     allow_partial_encoder: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"pcrl.finetune.{name} is {getattr(self, name)}; expected 1 or more")
-        if self.initial_lr <= 0 or self.weight_decay < 0:
+        if self.initial_lr <= 0 or self.weight_decay < 0 or self.encoder_lr_factor < 0:
             raise UserError(
-                f"pcrl.finetune has initial_lr {self.initial_lr} and weight_decay {self.weight_decay}; expected a rate "
-                f"above 0 and no negative decay"
+                f"pcrl.finetune has initial_lr {self.initial_lr}, weight_decay {self.weight_decay}, encoder_lr_factor "
+                f"{self.encoder_lr_factor}; expected a rate above 0, and no negative decay or factor"
             )
         if not 0 <= self.warmup_share < 1:
             raise UserError(f"pcrl.finetune.warmup_share is {self.warmup_share}; expected a number from 0 to below 1")

@@ -32,7 +32,7 @@ def estimated_peak(method: PCRLv2, views: Views, batch_size: int, channels: int)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        method(batch, method.decoder.num_levels)
+        method(batch, method.all_levels()[-1])
     weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in method.state_dict().values()}
     kept = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
     return kept + COPIES_OF_WEIGHTS * sum(weights.values())

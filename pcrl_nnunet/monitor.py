@@ -36,11 +36,13 @@ class Monitor:
 
     def update(self, output: StepOutput, target: Tensor) -> None:
         """One step; target (B, 2, C, *)."""
-        level = output.level
-        if sum(len(v) for v in self._vectors[level]) < KEPT_VECTORS:
-            self._vectors[level].append(output.v.flatten(0, 1).float().cpu())
-        self._margins[level].append(float(matched_minus_shuffled(output.p[:, 0], output.v[:, 1])))
-        self._restorations[level].append(float(restoration_ratio(output.restored, target)))
+        restoration, comparison, _ = output.levels
+        if restoration is not None and output.restored is not None:
+            self._restorations[restoration].append(float(restoration_ratio(output.restored, target)))
+        if comparison is not None and output.v is not None and output.p is not None:
+            if sum(len(v) for v in self._vectors[comparison]) < KEPT_VECTORS:
+                self._vectors[comparison].append(output.v.flatten(0, 1).float().cpu())
+            self._margins[comparison].append(float(matched_minus_shuffled(output.p[:, 0], output.v[:, 1])))
 
     def summary(self) -> dict[str, dict[int, float]]:
         """Per quantity and level; levels that no step of the epoch drew are absent."""

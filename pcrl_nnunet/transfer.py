@@ -186,6 +186,31 @@ def load_encoder(
     return report
 
 
+def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: TransferReport) -> None:
+    """Copy what fits of the pretraining's decoder into a network's, in place, and say so in the report.
+
+    The pretraining's has no skip connections: of the first convolution of a stage, the part that sees the up-sampled
+    features gets its weights, the part that sees the skip connection stays random.
+    """
+    plain_network: Any = unwrap(network)
+    source = checkpoint["method_weights"]
+    for names, tensor in _tensors(plain_network.decoder.state_dict(keep_vars=True)):
+        name = f"decoder.{names[0]}"
+        given = source.get(name.replace(".stages.", ".blocks.").replace(".transpconvs.", ".upsample."))
+        if given is None or given.shape[:1] + given.shape[2:] != tensor.shape[:1] + tensor.shape[2:]:
+            continue
+        if given.shape[1:2] > tensor.shape[1:2]:
+            continue
+        with torch.no_grad():
+            (tensor if given.ndim == 1 else tensor[:, : given.shape[1]]).copy_(given)
+        size = report.random.pop(name)
+        if given.shape == tensor.shape:
+            report.loaded[name] = size
+        else:
+            report.adapted[name] = size
+            report.notes[name] = f"{given.shape[1]} of {tensor.shape[1]} input channels, the up-sampled features'"
+
+
 def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0) -> Tensor:
     """The first convolution's weight for another number of input channels.
 

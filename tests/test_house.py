@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
+    {"comparison"},
     {"monitor", "memory", "transfer", "unlabelled", "scans", "figures"},
     {"methods"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},

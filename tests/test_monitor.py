@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pcrl_nnunet.methods import StepOutput
+from pcrl_nnunet.methods import Levels, StepOutput
 from pcrl_nnunet.monitor import Monitor, effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
 
 
@@ -31,7 +31,7 @@ def test_the_mean_of_each_view_and_channel_has_a_restoration_ratio_of_one():
 
 
 def output(level, restored, v, p):
-    return StepOutput(torch.zeros(()), {}, level, restored, v, p)
+    return StepOutput(torch.zeros(()), {}, Levels(level, level, level), restored, v, p)
 
 
 def healthy(level=1):

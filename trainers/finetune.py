@@ -25,13 +25,17 @@ from pcrl_nnunet import transfer
 from pcrl_nnunet.config import FinetuneSettings, pcrl_block
 from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.trainers import output_folder
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 
 
 class WarmupPolyLR(PolyLRScheduler):
-    """nnU-Net's schedule after a linear warm-up; steps are epochs, given by nnU-Net at the start of each."""
+    """nnU-Net's schedule after a linear warm-up; steps are epochs, given by nnU-Net at the start of each.
+
+    A parameter group may have a ``factor`` of its rate.
+    """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float, max_steps: int, warmup_steps: int) -> None:
         self.warmup_steps = warmup_steps
@@ -42,7 +46,7 @@ class WarmupPolyLR(PolyLRScheduler):
         step = current_step or 0
         super().step(max(0, step - self.warmup_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] *= min(1.0, (step + 1) / max(1, self.warmup_steps))
+            group["lr"] *= min(1.0, (step + 1) / max(1, self.warmup_steps)) * group.get("factor", 1.0)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
@@ -80,8 +84,16 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.weight_decay = self.settings.weight_decay
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
-        """nnU-Net's optimiser, with the warm-up in the schedule."""
+        """nnU-Net's optimiser, with the warm-up in the schedule, and the encoder's rate."""
         optimizer, _ = super().configure_optimizers()
+        if self.settings.encoder_lr_factor != 1:
+            (group,) = optimizer.param_groups
+            of_encoder = {id(p) for p in encoder_of(transfer.unwrap(self.network)).parameters()}
+            parts = ([p for p in group["params"] if (id(p) in of_encoder) is inside] for inside in (False, True))
+            factors = (1.0, self.settings.encoder_lr_factor)
+            optimizer.param_groups[:] = [
+                {**group, "params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True)
+            ]
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
     def on_train_start(self) -> None:
@@ -225,6 +237,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+        if self.settings.load_decoder:
+            transfer.load_decoder(self.network, checkpoint, report)
 
         train, validation = self.do_split()
         unseen = set(validation) - set(train)  # none for fold `all`

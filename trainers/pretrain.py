@@ -30,7 +30,7 @@ from pcrl_nnunet.config import PretrainSettings, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
-from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.methods import Levels, PCRLv2
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.trainers import output_folder
@@ -101,6 +101,11 @@ class PretrainingCases:
                 f"fold {fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all"
             )
         return set(splits[int(fold)]["val"])
+
+
+def _mean(values: list[float]) -> float:
+    """Not a number where there are none."""
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _has_files(folder: str, suffix: str) -> bool:
@@ -181,17 +186,22 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         )
-        self.network = PCRLv2(encoder_of(self.plan_network), self.num_input_channels, self.settings.restoration)
+        self.network = PCRLv2.from_settings(
+            encoder_of(self.plan_network), self.num_input_channels, self.settings
+        )
         self.network.to(self.device)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """SGD and a cosine decay to 0 over all steps (method.md 2, "Schedule")."""
+        """The optimiser, and a cosine decay to 0 over all steps (method.md 2, "Schedule")."""
         s = self.settings
-        optimizer = torch.optim.SGD(
-            self.network.parameters(), s.initial_lr, momentum=s.momentum, weight_decay=s.weight_decay
-        )
+        parameters = self.network.parameters()
+        optimizer: torch.optim.Optimizer
+        if s.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(parameters, s.initial_lr, weight_decay=s.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(parameters, s.initial_lr, momentum=s.momentum, weight_decay=s.weight_decay)
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * s.iters_per_epoch)
 
     def get_dataloaders(self) -> Batches:
@@ -248,8 +258,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.unpack()
         self.dataloader_train = self.get_dataloaders()
 
-    def train_step(self, batch: dict[str, Any], step: int) -> dict[str, float]:
-        """One step; the losses by name.
+    def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
+        """One step, at the drawn levels unless others are given; the losses by name.
 
         Raises:
             UserError: the loss or the gradient is not finite, before the weights are touched.
@@ -258,11 +268,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             name: torch.as_tensor(batch[name]).to(self.device, non_blocking=True)
             for name in ("input", "target", "local")
         }
-        level = self.network.draw_level(self.settings.seed, step)
+        levels = levels or self.network.draw_levels(self.settings.seed, step)
         self.optimizer.zero_grad(set_to_none=True)
         # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            output = self.network(data, level, step / (self.num_epochs * self.num_iterations_per_epoch))
+            output = self.network(data, levels, step / (self.num_epochs * self.num_iterations_per_epoch))
         self._stop_unless_finite("loss", output.loss, batch, step)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(output.loss).backward()
@@ -293,10 +303,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         epoch = self.current_epoch
         self.last_loss = float(np.mean([o["loss"] for o in train_outputs]))
         self.logger.log("train_losses", self.last_loss, epoch)
-        for name in _TERMS:
-            self.logger.log(name, float(np.mean([o[name] for o in train_outputs])), epoch)
+        for name in _TERMS:  # of which some settings lack one
+            self.logger.log(name, _mean([o[name] for o in train_outputs if name in o]), epoch)
         for name, of_level in self.monitor.summary().items():
-            self.logger.log(name, float(np.mean(list(of_level.values()))), epoch)
+            self.logger.log(name, _mean(list(of_level.values())), epoch)
 
     def on_epoch_end(self, bar: tqdm | None = None) -> None:
         """One line, the alarms, the training state, progress.png."""
@@ -304,7 +314,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
         left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
-        parts = [f"{name} {value(name, epoch):.4f}" for name in (*_TERMS, *_WATCHED)]
+        values = {name: value(name, epoch) for name in (*_TERMS, *_WATCHED)}
+        parts = [f"{name} {number:.4f}" for name, number in values.items() if not np.isnan(number)]
         line = (
             f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
             f"steps/s, {left} left"

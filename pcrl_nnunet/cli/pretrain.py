@@ -159,7 +159,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
         trainer = _trainer(plan, fold, device, overrides)
         trainer.initialize()
-        settings, levels = trainer.settings, trainer.network.decoder.num_levels
+        settings, by_depth = trainer.settings, trainer.network.all_levels()
         views = settings.views
         estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
         workers = get_allowed_n_proc_DA()
@@ -172,12 +172,11 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         trainer.dataloader_train = trainer.get_dataloaders()
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
-            by_level = {trainer.network.draw_level(settings.seed, step): step for step in range(100 * levels)}
-            trainer.train_step(next(trainer.dataloader_train), by_level[levels])
+            trainer.train_step(next(trainer.dataloader_train), 0, by_depth[-1])
             seconds = []
-            for level in range(1, levels + 1):
+            for levels in by_depth:
                 start = time()
-                trainer.train_step(next(trainer.dataloader_train), by_level[level])
+                trainer.train_step(next(trainer.dataloader_train), 0, levels)
                 seconds.append(time() - start)
         finally:
             trainer.dataloader_train.close()
@@ -194,7 +193,7 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     print(f"  local input           {_x(views.local_input_size)} voxels, {views.num_local} a pair")
     print(f"  spacing               {' x '.join(f'{s:g}' for s in views.spacing)} mm")
     print(f"  batch                 {settings.batch_size} pairs")
-    print(f"  levels                {levels}, restoration: {settings.restoration}")
+    print(f"  levels                {len(by_depth)}, restoration: {settings.restoration}")
     print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
     measured = f"on {device}" if device.type == "cuda" else "for the process"
     print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network in float32")

@@ -1,21 +1,37 @@
 """PCRLv2 (Zhou et al., TPAMI 2023), one training step: method.md 1 in code.
 
-B pairs, N local views, C image channels, c channels of the drawn level, G global and L local input sizes.
+B pairs, N local views, C image channels, c channels of a level, G global and L local input sizes. Level i = 1..n-1 is
+the decoder's, from coarse to full resolution; level 0 is the encoder's last output.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pcrl_nnunet.config import PretrainSettings
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
-from pcrl_nnunet.models import ComparisonHead, NonSkipDecoder, RestorationHead
+from pcrl_nnunet.models import ComparisonHead, Decoder, RestorationHead
+
+
+class Levels(NamedTuple):
+    """What a step restores from, and compares; None: it does not."""
+
+    restoration: int | None
+    comparison: int | None
+    comparison_of_second: int | None  # of the second global view: another level only in a cross-scale comparison
+
+    @property
+    def deepest(self) -> int:
+        """The level where the decoder can stop."""
+        return max(level for level in self if level is not None)
 
 
 @dataclass(frozen=True)
@@ -24,14 +40,14 @@ class StepOutput:
 
     loss: Tensor
     terms: dict[str, Tensor]
-    level: int
-    restored: Tensor  # (B, 2, C, *G), of the drawn level
-    v: Tensor  # (B, 2, c)
-    p: Tensor  # (B, 2, c)
+    levels: Levels
+    restored: Tensor | None  # (B, 2, C, *G), of the drawn level
+    v: Tensor | None  # (B, 2, c)
+    p: Tensor | None  # (B, 2, c)
 
 
 class PCRLv2(nn.Module):
-    """The encoder of a plan, a decoder without skip connections, and two heads a level.
+    """The encoder of a plan, a decoder without skip connections, and the heads of every level.
 
     Args:
         encoder: of the plan's network, shared with it: training this module trains that network's encoder.
@@ -39,6 +55,10 @@ class PCRLv2(nn.Module):
         restoration: ``single``: both losses on one level drawn a step, where the decoder stops (the paper);
             ``full``: also restoration at full resolution in every step, with the drawn level's restoration
             fading out by a cosine (the authors' code).
+        levels: of which a step draws one: [restoration, comparison], None for none of it (Table 3); empty: every level
+            of the decoder for both.
+        comparison: ``pairwise``: of the same level (the paper's choice); ``cross_scale``: of two drawn ones (Table 2).
+        skip_connections: of the decoder (Table 1).
     """
 
     name = "pcrlv2"
@@ -47,7 +67,15 @@ class PCRLv2(nn.Module):
         "for self-supervised pre-training in medical image analysis. IEEE TPAMI, 45(7), 8020-8035.",
     )
 
-    def __init__(self, encoder: Any, image_channels: int, restoration: str = "single"):
+    def __init__(
+        self,
+        encoder: Any,
+        image_channels: int,
+        restoration: str = "single",
+        levels: Sequence[Sequence[int | None]] = (),
+        comparison: str = "pairwise",
+        skip_connections: bool = False,
+    ):
         super().__init__()
         self.encoder = encoder
         for module in encoder.modules():
@@ -55,55 +83,103 @@ class PCRLv2(nn.Module):
                 # The shortcut of a residual block: it has to end where the strided convolution beside it ends, also
                 # where a local view's size is no multiple of the stride. There is no other difference.
                 module.ceil_mode = True
-        self.decoder = NonSkipDecoder(encoder)
+        self.decoder = Decoder(encoder, skip_connections)
         self.full_resolution = restoration == "full"
-        kernels = encoder.kernel_sizes[-2::-1]
-        self.restoration_heads = nn.ModuleList(
-            RestorationHead(encoder.conv_op, c, image_channels, kernel)
-            for c, kernel in zip(self.decoder.channels, kernels, strict=True)
+        n = self.decoder.num_levels
+        self.levels = [tuple(drawn) for drawn in levels] or [(i, i) for i in range(1, n + 1)]
+        for drawn in self.levels:
+            restored, compared = drawn
+            if restored not in (None, *range(1, n + 1)) or compared not in (None, *range(n + 1)) or drawn == (None, None):
+                raise UserError(
+                    f"pcrl.pretrain.levels has {list(drawn)}; expected the level to restore from, 1 to {n} or null, and "
+                    f"that to compare, 0 to {n} or null"
+                )
+        self.compared = sorted({level for _, level in self.levels if level is not None})
+        self.crosses_scales = comparison == "cross_scale"
+        channels, kernels = [encoder.output_channels[-1], *self.decoder.channels], encoder.kernel_sizes[::-1]
+        restored_levels = {n} if self.full_resolution else set()
+        restored_levels |= {level for level, _ in self.levels if level is not None}
+        self.restoration_heads = nn.ModuleDict(
+            {
+                str(i): RestorationHead(encoder.conv_op, channels[i], image_channels, kernels[i])
+                for i in sorted(restored_levels)
+            }
         )
-        self.comparison_heads = nn.ModuleList(ComparisonHead(c) for c in self.decoder.channels)
+        width = max((channels[i] for i in self.compared), default=0) if self.crosses_scales else None
+        self.comparison_heads = nn.ModuleDict({str(i): ComparisonHead(channels[i], width) for i in self.compared})
 
-    def draw_level(self, seed: int, step: int) -> int:
+    @classmethod
+    def from_settings(cls, encoder: Any, image_channels: int, settings: PretrainSettings) -> PCRLv2:
+        """With the settings of a pretraining."""
+        s = settings
+        return cls(encoder, image_channels, s.restoration, s.levels, s.comparison, s.skip_connections)
+
+    def draw_levels(self, seed: int, step: int) -> Levels:
         """i ~ U{1..n-1}, a function of (seed, step) alone: equal on all ranks and after resuming."""
-        return int(np.random.default_rng((seed, step)).integers(1, self.decoder.num_levels + 1))
+        rng = np.random.default_rng((seed, step))
+        restoration, comparison = self.levels[rng.integers(len(self.levels))]
+        other = self.compared[rng.integers(len(self.compared))] if self.crosses_scales else comparison
+        return Levels(restoration, comparison, None if comparison is None else other)
 
-    def forward(self, batch: Mapping[str, Tensor], level: int, progress: float = 0.0) -> StepOutput:
+    def all_levels(self) -> list[Levels]:
+        """One step each touches all that a training can touch, the deepest last."""
+        each = [Levels(restored, compared, compared) for restored, compared in self.levels]
+        return sorted(each, key=lambda levels: levels.deepest)
+
+    def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
         """Losses of one batch.
 
         Args:
             batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L).
-            level: the drawn level i.
+            levels: the drawn ones.
             progress: share of the training that is done, 0 to 1.
         """
         target, local = batch["target"], batch["local"]
-        num_pairs, space = target.shape[0], target.shape[3:]
-        deepest = self.decoder.num_levels if self.full_resolution else level
-
+        deepest = self.decoder.num_levels if self.full_resolution else levels.deepest
         features = self._features(batch["input"].flatten(0, 1), deepest)
-        v, p = (x.unflatten(0, (num_pairs, 2)) for x in self.comparison_heads[level - 1](features[level - 1]))
-        local_features = self._features(local.flatten(0, 1), level)[-1]
-        v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in self.comparison_heads[level - 1](local_features))
-
-        restored = self._restored(features, level, space).unflatten(0, (num_pairs, 2))
-        terms = {
-            "restoration": _both_views(restored, target),
-            "comparison_global": comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1]),
-            "comparison_local": local_comparison_loss(v_l, p_l, v, p),
-        }
+        terms: dict[str, Tensor] = {}
+        restored = v = p = None
+        if levels.restoration is not None:
+            restored = self._restored(features, levels.restoration, target)
+            terms["restoration"] = _both_views(restored, target)
         if self.full_resolution:
-            whole = self._restored(features, deepest, space).unflatten(0, (num_pairs, 2))
+            whole = _both_views(self._restored(features, self.decoder.num_levels, target), target)
             fading = 0.5 * (1 + math.cos(math.pi * progress))
-            terms["restoration"] = _both_views(whole, target) + fading * terms["restoration"]
+            terms["restoration"] = whole + fading * terms.get("restoration", torch.zeros_like(whole))
+        if levels.comparison is not None:
+            v, p = self._compared_global(features, levels)
+            terms["comparison_global"] = comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
+            if local.shape[1]:
+                of_local = self._features(local.flatten(0, 1), levels.comparison)
+                both = self.comparison_heads[str(levels.comparison)](of_local[-1])
+                v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in both)
+                terms["comparison_local"] = local_comparison_loss(v_l, p_l, v, p)
         loss = torch.stack(list(terms.values())).sum()
         detached = {name: term.detach() for name, term in terms.items()}
-        return StepOutput(loss, detached, level, restored.detach(), v.detach(), p.detach())
+        return StepOutput(loss, detached, levels, *(None if x is None else x.detach() for x in (restored, v, p)))
 
     def _features(self, x: Tensor, level: int) -> list[Tensor]:
-        return self.decoder(self.encoder(x), level)
+        features: list[Tensor] = self.decoder(self.encoder(x), level)
+        return features
 
-    def _restored(self, features: list[Tensor], level: int, space: tuple[int, ...]) -> Tensor:
-        return self.restoration_heads[level - 1](features[level - 1], space)
+    def _compared_global(self, features: list[Tensor], levels: Levels) -> tuple[Tensor, Tensor]:
+        """v and p (B, 2, c) of both global views."""
+        first, second = levels.comparison, levels.comparison_of_second
+        if first == second:
+            both = self.comparison_heads[str(first)](features[first])
+            v, p = (x.unflatten(0, (-1, 2)) for x in both)
+            return v, p
+        of_views = [
+            self.comparison_heads[str(level)](features[level].unflatten(0, (-1, 2))[:, view])
+            for view, level in enumerate((first, second))
+        ]
+        v, p = (torch.stack(x, 1) for x in zip(*of_views, strict=True))
+        return v, p
+
+    def _restored(self, features: list[Tensor], level: int, target: Tensor) -> Tensor:
+        """(B, 2, C, *G)"""
+        restored: Tensor = self.restoration_heads[str(level)](features[level], target.shape[3:])
+        return restored.unflatten(0, target.shape[:2])
 
 
 def _both_views(restored: Tensor, target: Tensor) -> Tensor:

@@ -46,10 +46,16 @@ class ComparisonHead(nn.Module):
     """v = BN(GAP(F_i)), p = FC(ReLU(BN(FC(v)))), widths c -> 2c -> c (PCRLv2, Eq. 5-6).
 
     BatchNorm1d also where the backbone uses InstanceNorm: over one vector a sample InstanceNorm would give zeros.
+
+    Args:
+        channels: c of the level.
+        width: that the pooled features are projected to first, so that levels can be compared with each other.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int | None = None):
         super().__init__()
+        self.project = nn.Identity() if width is None else nn.Linear(channels, width, bias=False)
+        channels = width or channels
         self.norm = nn.BatchNorm1d(channels)
         self.predictor = nn.Sequential(
             nn.Linear(channels, 2 * channels, bias=False),  # the BN after it has the bias
@@ -59,8 +65,8 @@ class ComparisonHead(nn.Module):
         )
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, c, *) to v and p, each (B, c)."""
+        """(B, c, *) to v and p, each (B, c), or (B, width)."""
         # float32 also under autocast: after InstanceNorm samples differ little, and BN would enlarge rounding errors
         with nullcontext() if feature.is_meta else torch.autocast(feature.device.type, enabled=False):
-            v = self.norm(feature.float().flatten(2).mean(2))
+            v = self.norm(self.project(feature.float().flatten(2).mean(2)))
             return v, self.predictor(v)

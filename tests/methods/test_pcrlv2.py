@@ -4,18 +4,22 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from pcrl_nnunet.losses import restoration_loss
-from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.methods import Levels, PCRLv2
 
 B, N, CHANNELS = 4, 6, 2
 
 
-def method(restoration="single"):
+def at(level):
+    return Levels(level, level, level)
+
+
+def method(restoration="single", **settings):
     torch.manual_seed(0)
     network = PlainConvUNet(
         CHANNELS, 3, [4, 8, 8], nn.Conv3d, 3, [1, 2, 2], 1, 2, 1, True, nn.InstanceNorm3d,
         {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True},
     )  # fmt: skip
-    return PCRLv2(network.encoder, CHANNELS, restoration)
+    return PCRLv2(network.encoder, CHANNELS, restoration, **settings)
 
 
 def batch():
@@ -33,59 +37,59 @@ def test_every_view_receives_gradient(level, restoration):
     views = batch()
     for name in ("input", "local"):
         views[name].requires_grad_()
-    method(restoration)(views, level).loss.backward()
+    method(restoration)(views, at(level)).loss.backward()
     assert (views["input"].grad.flatten(2).abs().sum(2) > 0).all()
     assert (views["local"].grad.flatten(2).abs().sum(2) > 0).all()
 
 
 def test_the_loss_is_the_sum_of_its_terms():
-    output = method()(batch(), 1)
+    output = method()(batch(), at(1))
     assert output.loss.item() == pytest.approx(sum(float(term) for term in output.terms.values()), abs=1e-5)
 
 
 def test_both_views_are_restored_against_their_own_targets():
     views = batch()
-    output = method()(views, 2)
+    output = method()(views, at(2))
     by_view = [restoration_loss(output.restored[:, k], views["target"][:, k]) for k in range(2)]
     assert output.terms["restoration"].item() == pytest.approx(float(sum(by_view)), abs=1e-5)
     swapped = {**views, "target": views["target"].flip(1)}
-    assert method()(swapped, 2).terms["restoration"].item() != pytest.approx(float(sum(by_view)), abs=1e-4)
+    assert method()(swapped, at(2)).terms["restoration"].item() != pytest.approx(float(sum(by_view)), abs=1e-4)
 
 
 def test_single_trains_the_drawn_level_and_those_below_only():
     model = method()
-    model(batch(), 1).loss.backward()
+    model(batch(), at(1)).loss.backward()
     assert model.decoder.blocks[0].convs[0].conv.weight.grad is not None
     assert all(p.grad is None for p in model.decoder.blocks[1].parameters())
-    assert all(p.grad is None for p in model.comparison_heads[1].parameters())
+    assert all(p.grad is None for p in model.comparison_heads["2"].parameters())
 
 
 def test_full_restores_at_full_resolution_in_every_step_and_the_drawn_level_fades():
     views = batch()
     model = method("full")
     model.eval()
-    start, end = (model(views, 1, progress).terms["restoration"].item() for progress in (0.0, 1.0))
+    start, end = (model(views, at(1), progress).terms["restoration"].item() for progress in (0.0, 1.0))
     single = method()
     single.load_state_dict(model.state_dict())
     single.eval()
-    drawn, whole = (single(views, level).terms["restoration"].item() for level in (1, 2))
+    drawn, whole = (single(views, at(level)).terms["restoration"].item() for level in (1, 2))
     assert end == pytest.approx(whole, abs=1e-5)
     assert start == pytest.approx(whole + drawn, abs=1e-5)
 
 
 def test_the_level_is_a_function_of_seed_and_step_and_reaches_all():
     model = method()
-    levels = [model.draw_level(3, step) for step in range(200)]
-    assert levels == [model.draw_level(3, step) for step in range(200)]
-    assert levels != [model.draw_level(4, step) for step in range(200)]
-    assert 70 < levels.count(1) < 130
-    assert set(levels) == {1, 2}
+    levels = [model.draw_levels(3, step) for step in range(200)]
+    assert levels == [model.draw_levels(3, step) for step in range(200)]
+    assert levels != [model.draw_levels(4, step) for step in range(200)]
+    assert 70 < levels.count(at(1)) < 130
+    assert set(levels) == {at(1), at(2)}
 
 
 def test_training_moves_the_encoder_of_the_plans_network():
     model = method()
     before = [p.detach().clone() for p in model.encoder.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model(batch(), 2).loss.backward()
+    model(batch(), at(2)).loss.backward()
     optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True) if b.ndim > 1)

@@ -117,9 +117,8 @@ def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, kind, restoration):
     assert np.isfinite(run(trainer)).all()
     content = final(tiny)
     assert content["num_input_channels"] == channels
-    assert {trainer.network.draw_level(0, step) for step in range(200)} == set(
-        range(1, trainer.network.decoder.num_levels + 1)
-    )
+    drawn = {trainer.network.draw_levels(0, step).restoration for step in range(200)}
+    assert drawn == set(range(1, trainer.network.decoder.num_levels + 1))
 
 
 def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny, monkeypatch):

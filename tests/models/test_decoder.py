@@ -6,7 +6,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.models import ComparisonHead, NonSkipDecoder, RestorationHead, encoder_of
+from pcrl_nnunet.models import ComparisonHead, Decoder, RestorationHead, encoder_of
 
 ANISOTROPIC = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 2, 2)]
 
@@ -30,34 +30,34 @@ def network(strides, channels=1, residual=False):
 )
 def test_levels_go_from_coarse_to_full_resolution_by_the_stages_own_strides(strides, size, residual):
     encoder = encoder_of(network(strides, residual=residual))
-    decoder = NonSkipDecoder(encoder)
+    decoder = Decoder(encoder)
     assert decoder.num_levels == len(strides) - 1
     stages = encoder(torch.randn(2, 1, *size))
     features = decoder(stages, decoder.num_levels)
-    assert [f.shape for f in features] == [s.shape for s in stages[-2::-1]]
+    assert [f.shape for f in features] == [s.shape for s in stages[::-1]]
     assert features[-1].shape[2:] == size
 
 
 def test_sizes_that_are_no_multiple_of_the_stride_keep_the_encoders_sizes():
     encoder = encoder_of(network(ANISOTROPIC))
-    decoder = NonSkipDecoder(encoder)
+    decoder = Decoder(encoder)
     features = decoder(encoder(torch.randn(2, 1, 3, 9, 11)), decoder.num_levels)
     assert features[-1].shape[2:] == (3, 9, 11)
 
 
 def test_levels_above_the_drawn_one_are_not_computed():
     encoder = encoder_of(network(ANISOTROPIC))
-    decoder = NonSkipDecoder(encoder)
+    decoder = Decoder(encoder)
     called = []
     for i, block in enumerate(decoder.blocks):
         block.register_forward_hook(lambda *_, i=i: called.append(i))
-    assert len(decoder(encoder(torch.randn(2, 1, 4, 16, 16)), 2)) == 2
+    assert len(decoder(encoder(torch.randn(2, 1, 4, 16, 16)), 2)) == 3
     assert called == [0, 1]
 
 
 def test_nothing_but_the_bottleneck_reaches_the_decoder():
     encoder = encoder_of(network(ANISOTROPIC))
-    decoder = NonSkipDecoder(encoder)
+    decoder = Decoder(encoder)
     stages = [s.detach().requires_grad_() for s in encoder(torch.randn(2, 1, 4, 16, 16))]
     decoder(stages, decoder.num_levels)[-1].sum().backward()
     assert [s.grad is not None for s in stages] == [False, False, False, True]

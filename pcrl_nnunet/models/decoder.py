@@ -1,6 +1,7 @@
 """The U-Net without skip connections (nsUNet; PCRLv2, Eq. 1) on the encoder of any nnU-Net plan.
 
-B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from coarse to full resolution.
+B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from coarse to full resolution, level 0 is
+the bottleneck.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
+import torch
 from torch import Tensor, nn
 
 from pcrl_nnunet.errors import UserError
@@ -29,15 +31,17 @@ def encoder_of(network: nn.Module) -> Any:
     return encoder
 
 
-class NonSkipDecoder(nn.Module):
+class Decoder(nn.Module):
     """F_i = two blocks on the up-sampled F_{i-1}, F_0 the bottleneck; each level up-samples by its stage's own stride.
 
     Args:
         encoder: of the plan's network; the decoder mirrors its channels, kernels, strides, norm and activation.
+        skip_connections: also give each level its stage's features, as in a U-Net (Table 1 has both; the paper none).
     """
 
-    def __init__(self, encoder: Any):  # nnU-Net's encoders have attributes that nn.Module lacks
+    def __init__(self, encoder: Any, skip_connections: bool = False):  # nn.Module lacks attributes of nnU-Net's encoders
         super().__init__()
+        self.skip_connections = skip_connections
         channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
         upsample = get_matching_convtransp(conv_op=encoder.conv_op)
         self.channels: list[int] = channels[-2::-1]  # of level 1..n-1
@@ -50,7 +54,7 @@ class NonSkipDecoder(nn.Module):
                 StackedConvBlocks(
                     CONVS_PER_LEVEL,
                     encoder.conv_op,
-                    here,
+                    2 * here if skip_connections else here,
                     here,
                     kernels[stage - 1],
                     1,
@@ -70,22 +74,24 @@ class NonSkipDecoder(nn.Module):
         return len(self.channels)
 
     def forward(self, stages: Sequence[Tensor], level: int) -> list[Tensor]:
-        """F_1..F_level; the levels above are not computed.
+        """F_0..F_level; the levels above are not computed.
 
-        Only the bottleneck of the encoder's outputs is decoded; of the others the size is taken. Where it is not a
-        multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k of a stage is voxel
+        Without skip connections only the bottleneck of the encoder's outputs is decoded; of the others the size is
+        taken. Where it is not a multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k of a stage is voxel
         k * stride of the stage above, and a local view of 9 voxels is not decoded as one of 16.
 
         Args:
             stages: the encoder's outputs (B, C, *), from full resolution to the bottleneck.
-            level: 1 to `num_levels`.
+            level: 0 to `num_levels`.
         """
         x = stages[-1]
-        features = []
+        features = [x]
         for i in range(level):
             x = self.upsample[i](x)
             for axis, size in enumerate(stages[-2 - i].shape[2:], start=2):
                 x = x.narrow(axis, 0, size)
+            if self.skip_connections:
+                x = torch.cat((x, stages[-2 - i]), 1)
             x = self.blocks[i](x)
             features.append(x)
         return features
