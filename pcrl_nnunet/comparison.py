@@ -1,7 +1,7 @@
 """Does pretraining help? The runs of a comparison with few labels, and what their results say.
 
-A comparison has a folder of its own that is laid out as nnU-Net's: preprocessed data (links to the dataset's), plans (one
-a run), a split of its own, results. Every training in it is nnU-Net's own, of a fold of that split.
+A comparison has a folder of its own that is laid out as nnU-Net's: preprocessed data (links to the dataset's), plans
+(one a run), a split of its own, results. Every training in it is nnU-Net's own, of a fold of that split.
 
 A run is one fine-tuning: a method, a number of labelled cases, and a seed, which draws them. S seeds, K cases.
 """
@@ -46,14 +46,12 @@ class Method:
         pretrain: settings over the plan's ``pcrl.pretrain``; None: it does not pretrain.
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the method whose pretraining it takes; None: its own.
-        pseudo_labels: train on what the control's network of the same labelled cases says of the others, too.
     """
 
     trainer: str = "PCRLFinetuneTrainer"
     pretrain: Mapping[str, Any] | None = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
-    pseudo_labels: bool = False
 
 
 _SCRATCH = "PCRLScratchTrainer"
@@ -61,7 +59,6 @@ METHODS: dict[str, Method] = {
     CONTROL: Method(_SCRATCH, None),
     # nnUNetTrainer's schedule, in as many iterations as the others have
     "stock": Method(_SCRATCH, None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
-    "pseudo": Method(_SCRATCH, None, pseudo_labels=True),
     "pcrlv2": Method(),
 }
 
@@ -141,7 +138,7 @@ def number_of(labelled: str, available: int) -> int:
     if match:
         number = max(1, round(float(match[1]) / 100 * available)) if match[2] else int(match[1])
     if not 1 <= number <= available:
-        raise UserError(f"-labelled has '{labelled}', but there are {available} training cases in the comparison's split")
+        raise UserError(f"-labelled has '{labelled}', but the comparison's split has {available} training cases")
     return number
 
 
@@ -253,10 +250,11 @@ class Comparison:
         for folder in (target, self.results, os.path.join(self.folder, "logs")):
             os.makedirs(folder, exist_ok=True)
         data = os.path.join(self.plan.folder, self.identifier)
-        for source in (data, unlabelled_folder(self.plan.folder, self.identifier), "gt_segmentations"):
-            source = os.path.join(self.plan.folder, source)
+        unlabelled = unlabelled_folder(self.plan.folder, self.identifier)
+        for name in (data, unlabelled, "gt_segmentations", "dataset_fingerprint.json"):
+            source = os.path.join(self.plan.folder, name)
             link = os.path.join(target, os.path.basename(source))
-            if os.path.isdir(source) and not os.path.islink(link):
+            if os.path.exists(source) and not os.path.islink(link):
                 os.symlink(os.path.abspath(source), link)
         splits = self._splits(runs)
         self.folds += [name for name in splits if name not in self.folds]
@@ -278,8 +276,8 @@ class Comparison:
             with open(path, encoding="utf-8") as file:
                 if json.load(file) != json.loads(json.dumps(plan)):
                     raise UserError(
-                        f"{self.folder} holds runs of method {run.method} with other settings; give another folder with "
-                        f"-o, or the method another name"
+                        f"{self.folder} holds runs of method {run.method} with other settings; give another folder "
+                        f"with -o, or the method another name"
                     )
         _write_json(path, plan)
 
@@ -430,14 +428,20 @@ def interval(differences: np.ndarray, rng: np.random.Generator, share: float = 0
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """One row a method and number of labelled cases, in points (100 Dice).
 
-    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), difference (to `CONTROL` on the same
-    subsets and cases), low, high (of its 95 % interval).
+    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), difference (to `CONTROL` on the
+    same subsets and cases), low, high (of its 95 % interval).
     """
     cases = per_case(scores)
     rows = []
     for (labelled, method), group in cases.groupby(["labelled", "method"], sort=False):
         by_seed = group.groupby("seed")["dice"].mean() * 100
-        row = {"method": method, "labelled": labelled, "seeds": len(by_seed), "mean": by_seed.mean(), "sd": by_seed.std()}
+        row = {
+            "method": method,
+            "labelled": labelled,
+            "seeds": len(by_seed),
+            "mean": by_seed.mean(),
+            "sd": by_seed.std(),
+        }
         control = cases[(cases["labelled"] == labelled) & (cases["method"] == CONTROL)]
         paired = group.merge(control, on=["seed", "case"], suffixes=("", "_control"))
         if method != CONTROL and len(paired):
@@ -459,7 +463,10 @@ def verdict(rows: pd.DataFrame, method: str) -> str:
     if surely.empty:
         told = "; ".join(f"{_gain(row)} with {row.labelled} labels" for row in own.itertuples())
         return f"{method} does not pay here, as far as can be told: {told}."
-    return "; ".join(f"With {row.labelled} labels expect {_gain(row)} Dice of {method}" for row in surely.itertuples()) + "."
+    return (
+        "; ".join(f"With {row.labelled} labels expect {_gain(row)} Dice of {method}" for row in surely.itertuples())
+        + "."
+    )
 
 
 def _gain(row: Any) -> str:

@@ -158,7 +158,8 @@ class PretrainSettings:
         choices = {"restoration": ("single", "full"), "comparison": ("pairwise", "cross_scale")}
         for name, known in {**choices, "optimizer": ("sgd", "adamw")}.items():
             if getattr(self, name) not in known:
-                raise UserError(f"pcrl.pretrain.{name} is '{getattr(self, name)}'; expected '{known[0]}' or '{known[1]}'")
+                given = getattr(self, name)
+                raise UserError(f"pcrl.pretrain.{name} is '{given}'; expected '{known[0]}' or '{known[1]}'")
         for drawn in self.levels:
             if not _are_levels(drawn):
                 raise UserError(

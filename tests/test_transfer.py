@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pcrl_nnunet import transfer
 from pcrl_nnunet.data import Case, fingerprint
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods import PCRLv2
 
 PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
@@ -227,3 +228,29 @@ def test_cases_are_recognised_by_name_and_by_voxels(tmp_path: Path) -> None:
         ]
     }
     assert transfer.cases_seen(checkpoint, "Dataset001_X", cases) == ["a", "b (as copy)"]
+
+
+@pytest.mark.parametrize("skip_connections", [False, True])
+def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_connections: bool) -> None:
+    pretrained, network = build(), build()
+    method = PCRLv2(pretrained.encoder, 1, skip_connections=skip_connections)
+    with torch.no_grad():
+        for parameter in method.decoder.parameters():
+            parameter.copy_(torch.rand_like(parameter))
+    content = content_of(pretrained)
+    content["method_weights"] = method.state_dict()
+    before = copy.deepcopy(network.decoder.state_dict())
+    report = transfer.load_encoder(network, content)
+    transfer.load_decoder(network, content, report)
+
+    for ours, theirs in zip(network.decoder.transpconvs, method.decoder.upsample, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+    for i, (ours, theirs) in enumerate(zip(network.decoder.stages, method.decoder.blocks, strict=True)):
+        weight, given = ours.convs[0].conv.weight, theirs.convs[0].conv.weight
+        assert torch.equal(weight[:, : given.shape[1]], given)
+        name = f"stages.{i}.convs.0.conv.weight"
+        assert torch.equal(weight[:, given.shape[1] :], before[name][:, given.shape[1] :])
+        assert f"decoder.{name}" in (report.loaded if skip_connections else report.adapted)
+    assert set(report.random) == {f"decoder.seg_layers.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    assert not any(name.startswith("decoder.seg_layers") for name in report.notes)

@@ -186,9 +186,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.label_manager.num_segmentation_heads,
             self.enable_deep_supervision,
         )
-        self.network = PCRLv2.from_settings(
-            encoder_of(self.plan_network), self.num_input_channels, self.settings
-        )
+        self.network = PCRLv2.from_settings(encoder_of(self.plan_network), self.num_input_channels, self.settings)
         self.network.to(self.device)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True

@@ -43,26 +43,41 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument(
-        "-labelled", nargs="+", default=["10%", "20%", "40%", "all"], help="numbers or shares (default: 10%% 20%% 40%% all)"
+        "-labelled",
+        nargs="+",
+        default=["10%", "20%", "40%", "all"],
+        help="numbers or shares (default: 10%% 20%% 40%% all)",
     )
-    parser.add_argument("-methods", nargs="+", default=["stock", "pcrlv2"], help="beside scratch (default: stock pcrlv2)")
-    parser.add_argument("-own_methods", metavar="JSON", help='file of further methods: {"NAME": {"pretrain": {...}, ...}}')
-    parser.add_argument("-settings", metavar="JSON", help='file with settings for all: {"pretrain": {}, "finetune": {}}')
+    parser.add_argument(
+        "-methods", nargs="+", default=["stock", "pcrlv2"], help="beside scratch (default: stock pcrlv2)"
+    )
+    parser.add_argument(
+        "-own_methods", metavar="JSON", help='file of further methods: {"NAME": {"pretrain": {...}, ...}}'
+    )
+    parser.add_argument(
+        "-settings", metavar="JSON", help='file with settings for all: {"pretrain": {}, "finetune": {}}'
+    )
     parser.add_argument("-seeds", type=int, default=5, help="labelled subsets a number (default: 5)")
     parser.add_argument("-protocol", choices=("all", "semi", "transfer"), default="all", help="what is pretrained on")
     parser.add_argument("-checkpoint", help="-protocol transfer: a pretraining of other data")
     parser.add_argument("-patients", metavar="CSV", help="columns case, patient; default: each case is a patient")
-    parser.add_argument("-scored", choices=("val", "test"), default="test", help="cases that are scored (default: test)")
+    parser.add_argument(
+        "-scored", choices=("val", "test"), default="test", help="cases that are scored (default: test)"
+    )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
     parser.add_argument("-np", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("-o", metavar="FOLDER", help="default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION")
-    parser.add_argument("--dry_run", action="store_true", help="print the runs and the estimated time")
+    parser.add_argument(
+        "-o", metavar="FOLDER", help="default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the trainings, done or to do; train nothing")
     return parser
 
 
 def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
+    from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
+
     comparison, runs = _comparison(args)
     comparison.prepare(runs)
     jobs = _jobs(comparison, runs, args)
@@ -71,12 +86,18 @@ def main() -> None:
         for job in jobs:
             print(f"  {'done' if os.path.isfile(job.result) else 'to do':6} {job.name}")
         return
+    if not register.is_registered():
+        for line in register.register():
+            print(line)
     failed = _run(jobs, args.np, comparison, lambda: _report(comparison, runs))
     print(_report(comparison, runs))
     if failed:
         from pcrl_nnunet.errors import UserError
 
-        raise UserError(f"{len(failed)} trainings failed ({', '.join(failed)}); see their logs in {comparison.folder}/logs")
+        raise UserError(
+            f"{len(failed)} trainings failed ({', '.join(failed)}); look into their logs in {comparison.folder}/logs, "
+            f"and run the same command again"
+        )
 
 
 def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
@@ -93,7 +114,14 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     folder = os.path.abspath(args.o or os.path.join(nnUNet_results, "pcrl_compare", name))
     methods = methods_of(args.methods, _json(args.own_methods))
     comparison = Comparison(
-        folder, plan, methods, _patients(args.patients), args.protocol, args.scored, _json(args.settings), args.checkpoint
+        folder,
+        plan,
+        methods,
+        _patients(args.patients),
+        args.protocol,
+        args.scored,
+        _json(args.settings),
+        args.checkpoint,
     )
     numbers = sorted({number_of(text, len(comparison.split.train)) for text in args.labelled})
     named = [name for name in methods if name in (*args.methods, "scratch")]
@@ -125,7 +153,9 @@ def _patients(path: str | None) -> dict[str, str]:
     try:
         content = pd.read_csv(path, dtype=str)[["case", "patient"]]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be used ({error}); expected a CSV file with the columns case and patient") from error
+        raise UserError(
+            f"{path} cannot be used ({error}); expected a CSV file with the columns case and patient"
+        ) from error
     return dict(zip(content["case"], content["patient"], strict=True))
 
 
@@ -136,11 +166,11 @@ def _jobs(comparison: Any, runs: list[Any], args: argparse.Namespace) -> list[Jo
     for run in runs:
         after: tuple[str, ...] = ()
         if comparison.pretrains(run):
-            result, plans, fold = comparison.pretrained(run), comparison.pretraining_plans_name(run), comparison.pretraining_fold(run)
-            command = (sys.executable, "-m", "pcrl_nnunet.cli.pretrain", "-d", comparison.dataset, "-device", device, "--c")
-            command += ("-c", comparison.plan.configuration, "-p", plans, "-f", str(fold))
+            result, plans = comparison.pretrained(run), comparison.pretraining_plans_name(run)
+            command: tuple[str, ...] = (sys.executable, "-m", "pcrl_nnunet.cli.pretrain", "-d", comparison.dataset)
+            command += ("-c", comparison.plan.configuration, "-p", plans, "-f", str(comparison.pretraining_fold(run)))
+            jobs.setdefault(result, Job(plans, (*command, "-device", device, "--c"), result))
             after = (result,)
-            jobs.setdefault(result, Job(plans, command, result))
         command = (sys.executable, "-c", TRAIN, threads, device, comparison.dataset, comparison.plan.configuration)
         command += (str(comparison.fold(run)), comparison.methods[run.method].trainer, comparison.plans_name(run))
         jobs[comparison.summary(run)] = Job(str(run), command, comparison.summary(run), after)
@@ -169,7 +199,12 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, report: Callable[[], 
     def run(job: Job) -> bool:
         with open(os.path.join(comparison.folder, "logs", f"{job.name}.log"), "a", encoding="utf-8") as log:
             status = subprocess.run(
-                job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
             )
         return status.returncode == 0 and os.path.isfile(job.result)
 

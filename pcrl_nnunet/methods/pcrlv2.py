@@ -89,10 +89,14 @@ class PCRLv2(nn.Module):
         self.levels = [tuple(drawn) for drawn in levels] or [(i, i) for i in range(1, n + 1)]
         for drawn in self.levels:
             restored, compared = drawn
-            if restored not in (None, *range(1, n + 1)) or compared not in (None, *range(n + 1)) or drawn == (None, None):
+            if (
+                restored not in (None, *range(1, n + 1))
+                or compared not in (None, *range(n + 1))
+                or drawn == (None, None)
+            ):
                 raise UserError(
-                    f"pcrl.pretrain.levels has {list(drawn)}; expected the level to restore from, 1 to {n} or null, and "
-                    f"that to compare, 0 to {n} or null"
+                    f"pcrl.pretrain.levels has {list(drawn)}; expected the level to restore from, 1 to {n} or null, "
+                    f"and that to compare, 0 to {n} or null"
                 )
         self.compared = sorted({level for _, level in self.levels if level is not None})
         self.crosses_scales = comparison == "cross_scale"
@@ -146,8 +150,8 @@ class PCRLv2(nn.Module):
             whole = _both_views(self._restored(features, self.decoder.num_levels, target), target)
             fading = 0.5 * (1 + math.cos(math.pi * progress))
             terms["restoration"] = whole + fading * terms.get("restoration", torch.zeros_like(whole))
-        if levels.comparison is not None:
-            v, p = self._compared_global(features, levels)
+        if levels.comparison is not None and levels.comparison_of_second is not None:
+            v, p = self._compared_global(features, levels.comparison, levels.comparison_of_second)
             terms["comparison_global"] = comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
             if local.shape[1]:
                 of_local = self._features(local.flatten(0, 1), levels.comparison)
@@ -162,9 +166,8 @@ class PCRLv2(nn.Module):
         features: list[Tensor] = self.decoder(self.encoder(x), level)
         return features
 
-    def _compared_global(self, features: list[Tensor], levels: Levels) -> tuple[Tensor, Tensor]:
-        """v and p (B, 2, c) of both global views."""
-        first, second = levels.comparison, levels.comparison_of_second
+    def _compared_global(self, features: list[Tensor], first: int, second: int) -> tuple[Tensor, Tensor]:
+        """v and p (B, 2, c) of the global views, the first one of one level, the second of another or the same."""
         if first == second:
             both = self.comparison_heads[str(first)](features[first])
             v, p = (x.unflatten(0, (-1, 2)) for x in both)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
-import torch
 from torch import Tensor, nn
 
 from pcrl_nnunet.errors import UserError
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
         skip_connections: also give each level its stage's features, as in a U-Net (Table 1 has both; the paper none).
     """
 
-    def __init__(self, encoder: Any, skip_connections: bool = False):  # nn.Module lacks attributes of nnU-Net's encoders
+    def __init__(self, encoder: Any, skip_connections: bool = False):  # of nnU-Net, with attributes nn.Module lacks
         super().__init__()
         self.skip_connections = skip_connections
         channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
@@ -77,8 +77,8 @@ class Decoder(nn.Module):
         """F_0..F_level; the levels above are not computed.
 
         Without skip connections only the bottleneck of the encoder's outputs is decoded; of the others the size is
-        taken. Where it is not a multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k of a stage is voxel
-        k * stride of the stage above, and a local view of 9 voxels is not decoded as one of 16.
+        taken. Where it is not a multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k
+        of a stage is voxel k * stride of the stage above, and a local view of 9 voxels is not decoded as one of 16.
 
         Args:
             stages: the encoder's outputs (B, C, *), from full resolution to the bottleneck.

@@ -3,6 +3,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import restoration_loss
 from pcrl_nnunet.methods import Levels, PCRLv2
 
@@ -93,3 +94,55 @@ def test_training_moves_the_encoder_of_the_plans_network():
     model(batch(), at(2)).loss.backward()
     optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True) if b.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "terms"),
+    [
+        ((2, None), {"restoration"}),
+        ((None, 0), {"comparison_global", "comparison_local"}),
+        ((2, 0), {"restoration", "comparison_global", "comparison_local"}),
+    ],
+)
+def test_a_level_setting_leaves_out_what_it_does_not_name(drawn, terms):
+    model = method(levels=[drawn])
+    levels = model.draw_levels(0, 0)
+    output = model(batch(), levels)
+    assert set(output.terms) == terms
+    output.loss.backward()
+    assert all(p.grad is not None for p in model.encoder.stages[0].parameters())
+    decoded = model.decoder.blocks[1].convs[0].conv.weight.grad is not None
+    assert decoded is (drawn[0] is not None)
+
+
+def test_without_local_views_the_global_ones_are_compared():
+    views = batch()
+    views["local"] = views["local"][:, :0]
+    assert set(method()(views, at(1)).terms) == {"restoration", "comparison_global"}
+
+
+def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
+    model = method(comparison="cross_scale")
+    drawn = [model.draw_levels(0, step) for step in range(100)]
+    assert {(d.comparison, d.comparison_of_second) for d in drawn} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    output = model(batch(), next(d for d in drawn if d.comparison != d.comparison_of_second))
+    assert output.v.shape == (B, 2, 8)
+    output.loss.backward()
+    assert all(head.project.weight.grad is not None for head in model.comparison_heads.values())
+
+
+def test_with_skip_connections_every_stage_reaches_the_restoration_directly():
+    def direct(skip):
+        model = method(skip_connections=skip)
+        stages = [s.detach().requires_grad_() for s in model.encoder(torch.randn(2, CHANNELS, 8, 8, 8))]
+        model.decoder(stages, 2)[-1].sum().backward()
+        return [s.grad is not None for s in stages]
+
+    assert direct(True) == [True, True, True]
+    assert direct(False) == [False, False, True]
+
+
+@pytest.mark.parametrize("levels", [[[3, 1]], [[1, 3]], [[0, 1]]])
+def test_a_level_that_the_network_lacks_is_named(levels):
+    with pytest.raises(UserError, match=r"levels has \[\d, \d\]; expected the level to restore from, 1 to 2 or null"):
+        method(levels=levels)

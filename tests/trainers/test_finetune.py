@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.data import find_cases, fingerprint
+from pcrl_nnunet.models import Decoder
 from pcrl_nnunet.trainers import finetune
 from pcrl_nnunet.trainers.finetune import (
     PCRLFinetuneTrainer,
@@ -559,3 +560,43 @@ def test_without_warm_up_the_rate_is_nnunets() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     stock = rates(PolyLRScheduler(optimizer, 0.1, 10), optimizer, 10)
     assert rates(finetune.WarmupPolyLR(optimizer, 0.1, 10, 0), optimizer, 10) == stock
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float) -> None:
+    plan = make_plan(finetune={"epochs": 20, "encoder_lr_factor": factor})
+    trainer = make(PCRLScratchTrainer, plan)
+    trainer.initialize()
+    encoder = {id(p) for p in trainer.network.encoder.parameters()}
+    for epoch in (0, 7, 19):
+        trainer.lr_scheduler.step(epoch)
+        rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert rates.keys() == {id(p) for p in trainer.network.parameters()}
+        (of_encoder,) = {rate for p, rate in rates.items() if p in encoder}
+        (of_others,) = {rate for p, rate in rates.items() if p not in encoder}
+        assert of_encoder == pytest.approx(factor * of_others)
+        assert of_others > 0
+
+
+def test_an_encoder_at_rate_0_does_not_move(folders: Path) -> None:
+    plan = make_plan(finetune={"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1, "encoder_lr_factor": 0.0})
+    trainer = make(PCRLScratchTrainer, plan)
+    trainer.initialize()
+    before = copy.deepcopy(trainer.network.state_dict())
+    trainer.run_training()
+    after = trainer.network.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved
+    assert not any(name.startswith(("encoder.", "decoder.encoder.")) for name in moved)
+
+
+def test_the_pretrainings_decoder_is_loaded_if_asked_for(folders: Path) -> None:
+    path, _ = pretrain(folders)
+    trainer = make(plan=make_plan(finetune={"load_decoder": True}))
+    trainer.initialize()
+    decoder = Decoder(trainer.network.encoder)
+    checkpoint.write(path, {**checkpoint.read(path), "method_weights": decoder.state_dict(prefix="decoder.")})
+    trainer._load_pretrained_encoder()
+    assert torch.equal(trainer.network.decoder.transpconvs[0].weight, decoder.upsample[0].weight)
+    report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    assert "decoder.transpconvs.0.weight" in report["loaded"]
