@@ -471,4 +471,4 @@ def verdict(rows: pd.DataFrame, method: str) -> str:
 
 def _gain(row: Any) -> str:
     half = (row.high - row.low) / 2
-    return f"{row.difference:+.1f} ± {half:.1f}"
+    return f"{row.difference:+.1f} \N{PLUS-MINUS SIGN} {half:.1f}"

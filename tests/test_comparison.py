@@ -82,7 +82,9 @@ def test_subsets_that_disagree_widen_the_interval_as_in_theory():
 
 
 def test_the_verdict_promises_no_more_than_the_interval():
-    assert verdict(table(scores(0.03, noise=1e-4)), "pcrlv2").startswith("With 10 labels expect +3.0 ± 0.")
+    assert verdict(table(scores(0.03, noise=1e-4)), "pcrlv2").startswith(
+        "With 10 labels expect +3.0 \N{PLUS-MINUS SIGN} 0."
+    )
     assert "does not pay" in verdict(table(scores(0.0, noise=0.05)), "pcrlv2")
     assert "no finished pair" in verdict(table(scores(0.0)), "other")
 
