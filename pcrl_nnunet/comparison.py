@@ -179,6 +179,11 @@ class Comparison:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.protocol == "transfer") != (self.checkpoint is not None):
+            raise UserError(
+                f"-protocol is {self.protocol} and -checkpoint {self.checkpoint}; transfer, and no other one, compares "
+                f"a pretraining of other data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
+            )
         self.dataset = self.plan.plans["dataset_name"]
         self.preprocessed = os.path.join(self.folder, "nnUNet_preprocessed")
         self.results = os.path.join(self.folder, "nnUNet_results")
@@ -462,6 +467,8 @@ def verdict(rows: pd.DataFrame, method: str) -> str:
     surely = own[own["low"] > 0]
     if surely.empty:
         told = "; ".join(f"{_gain(row)} with {row.labelled} labels" for row in own.itertuples())
+        if (own["high"] < 0).any():
+            return f"{method} costs Dice here: {told}."
         return f"{method} does not pay here, as far as can be told: {told}."
     return (
         "; ".join(f"With {row.labelled} labels expect {_gain(row)} Dice of {method}" for row in surely.itertuples())

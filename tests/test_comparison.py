@@ -85,6 +85,7 @@ def test_the_verdict_promises_no_more_than_the_interval():
     assert verdict(table(scores(0.03, noise=1e-4)), "pcrlv2").startswith(
         "With 10 labels expect +3.0 \N{PLUS-MINUS SIGN} 0."
     )
+    assert verdict(table(scores(-0.03)), "pcrlv2").startswith("pcrlv2 costs Dice here: -")
     assert "does not pay" in verdict(table(scores(0.0, noise=0.05)), "pcrlv2")
     assert "no finished pair" in verdict(table(scores(0.0)), "other")
 
@@ -164,3 +165,8 @@ def test_the_fine_tuning_plan_names_the_pretraining_of_its_seed(comparison):
     assert plan["pcrl"]["checkpoint"] == this.pretrained(run)
     assert this._plans(run)[this.pretraining_plans_name(run)]["pcrl"]["pretrain"]["seed"] == 1
     assert "checkpoint" not in this._plans(RUNS[0])[this.plans_name(RUNS[0])]["pcrl"]
+
+
+def test_a_transfer_needs_a_checkpoint_of_other_data(comparison):
+    with pytest.raises(UserError, match=r"-protocol is transfer and -checkpoint None; .* give its checkpoint_final"):
+        comparison("transfer")
