@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.data import find_cases
@@ -366,19 +365,6 @@ class Comparison:
                 for label, metrics in of_case["metrics"].items():
                     rows.append((run.method, run.labelled, run.seed, case, names.get(label, label), metrics["Dice"]))
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"dice": float})
-
-    def curves(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """nnU-Net's mean foreground Dice of patches of the scored cases after every epoch of the runs that are done."""
-        rows = []
-        for run in runs:
-            if self.is_done(run):
-                path = os.path.join(self.output(run), "checkpoint_final.pth")
-                content = torch.load(path, map_location="cpu", weights_only=False)  # this comparison's own file
-                each = self._plan(self.plans_name(run), self.methods[run.method], run)["pcrl"]["finetune"]
-                steps = each.get("iters_per_epoch", 250)
-                for epoch, dice in enumerate(content["logging"]["mean_fg_dice"], start=1):
-                    rows.append((run.method, run.labelled, run.seed, epoch * steps, dice))
-        return pd.DataFrame(rows, columns=["method", "labelled", "seed", "iterations", "dice"])
 
 
 def _label(value: Any) -> Any:

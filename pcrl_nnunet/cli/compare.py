@@ -89,7 +89,7 @@ def main() -> None:
     if not register.is_registered():
         for line in register.register():
             print(line)
-    failed = _run(jobs, args.np, comparison, lambda: _report(comparison, runs))
+    failed = _run(jobs, args.np, comparison, lambda: _write_results(comparison, runs))
     print(_report(comparison, runs))
     if failed:
         from pcrl_nnunet.errors import UserError
@@ -121,7 +121,7 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         args.protocol,
         args.scored,
         _json(args.settings),
-        args.checkpoint,
+        args.checkpoint and os.path.abspath(args.checkpoint),
     )
     numbers = sorted({number_of(text, len(comparison.split.train)) for text in args.labelled})
     named = [name for name in methods if name in (*args.methods, "scratch")]
@@ -160,7 +160,9 @@ def _patients(path: str | None) -> dict[str, str]:
 
 
 def _jobs(comparison: Any, runs: list[Any], args: argparse.Namespace) -> list[Job]:
-    device = args.device or _device()
+    from pcrl_nnunet.cli import pretrain
+
+    device = pretrain._device(args.device).type
     threads = str(max(1, (os.cpu_count() or 1) // args.np))
     jobs: dict[str, Job] = {}
     for run in runs:
@@ -177,13 +179,7 @@ def _jobs(comparison: Any, runs: list[Any], args: argparse.Namespace) -> list[Jo
     return list(jobs.values())
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _run(jobs: list[Job], at_a_time: int, comparison: Any, report: Callable[[], str]) -> list[str]:
+def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[[], Any]) -> list[str]:
     """Run what is not done; the names of those that failed."""
     from tqdm import tqdm
 
@@ -226,19 +222,24 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, report: Callable[[], 
                     failed.append(job.name)
                 bar.update()
                 bar.write(f"{'done' if future.result() else 'FAILED'}: {job.name}")
-            report()
+            after_each()
     return failed
 
 
-def _report(comparison: Any, runs: list[Any]) -> str:
-    """Write results.csv and the pictures of what is done; the table and the verdict."""
-    from pcrl_nnunet.comparison import CONTROL, table, verdict
-
+def _write_results(comparison: Any, runs: list[Any]) -> Any:
+    """The scores of what is done, also as results.csv."""
     scores = comparison.scores(runs)
     scores.to_csv(os.path.join(comparison.folder, "results.csv"), index=False)
-    rows = table(scores)
+    return scores
+
+
+def _report(comparison: Any, runs: list[Any]) -> str:
+    """The table and the verdict on what is done, after writing results.csv."""
+    from pcrl_nnunet.comparison import CONTROL, table, verdict
+
+    rows = table(_write_results(comparison, runs))
     lines = [rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")]
-    lines += [verdict(rows, name) for name in comparison.methods if name != CONTROL]
+    lines += [verdict(rows, name) for name in dict.fromkeys(run.method for run in runs) if name != CONTROL]
     return "\n".join(lines)
 
 
