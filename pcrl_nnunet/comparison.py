@@ -1,9 +1,9 @@
-"""Does pretraining help? The runs of a comparison with few labels, and what their results say.
+"""Does pretraining help? The runs of a comparison with few labels; `scores` says what comes of them.
 
 A comparison has a folder of its own that is laid out as nnU-Net's: preprocessed data (links to the dataset's), plans
 (one a run), a split of its own, results. Every training in it is nnU-Net's own, of a fold of that split.
 
-A run is one fine-tuning: a method, a number of labelled cases, and a seed, which draws them. S seeds, K cases.
+A run is one fine-tuning: a method, a number of labelled cases, and a seed, which draws them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.data import Case, find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.plans import PlannedConfiguration
+from pcrl_nnunet.pseudo_labels import PseudoLabels
+from pcrl_nnunet.scores import COLUMNS, CONTROL, per_case
 from pcrl_nnunet.transfer import PRETRAINER
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's
-CONTROL = "scratch"
-COLUMNS = ("method", "labelled", "seed", "case", "label", "dice")
-BOOTSTRAPS = 10_000
 DESCRIPTION = "comparison.json"
 
 Protocol = Literal["all", "semi", "transfer"]
@@ -45,32 +49,61 @@ class Method:
         pretrain: settings over the plan's ``pcrl.pretrain``; None: it does not pretrain.
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the method whose pretraining it takes; None: its own.
+        pseudo_labels: also train on the cases without labels, with those that the control's network predicts.
     """
 
     trainer: str = "PCRLFinetuneTrainer"
     pretrain: Mapping[str, Any] | None = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
+    pseudo_labels: bool = False
 
 
 _SCRATCH = "PCRLScratchTrainer"
-METHODS: dict[str, Method] = {
-    CONTROL: Method(_SCRATCH, None),
-    # nnUNetTrainer's schedule, in as many iterations as the others have
-    "stock": Method(_SCRATCH, None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
-    "pcrlv2": Method(),
-}
 
 
-def methods_of(names: Sequence[str], own: Mapping[str, Any]) -> dict[str, Method]:
-    """The named methods, of `METHODS` and of a user's own definitions; `UserError` for what is neither.
+def built_in_methods(configuration: str, num_levels: int) -> dict[str, Method]:
+    """The rows of the table by name: controls, PCRLv2, and its ablations (PCRLv2, Tables 1-3).
+
+    Table 3 adds to the comparison step by step: its rows before the last two have global views only, and the last one,
+    with sub-crop, is pcrlv2 itself.
+
+    Args:
+        configuration: of the plan; the settings of views are a configuration's own.
+        num_levels: n - 1 of the decoder; of three or fewer, three_levels and all_levels are the same.
+    """
+    n = num_levels
+    global_only = {"views": {configuration: {"num_local": 0}}}
+    three = sorted({1, (n + 1) // 2, n})
+    ablations: dict[str, dict[str, Any]] = {
+        "skip_connections": {"skip_connections": True},  # Table 1
+        "cross_scale": {"comparison": "cross_scale"},  # Table 2
+        "restoration_only": {"levels": [[n, None]], **global_only},  # Table 3, row 0
+        "comparison_only": {"levels": [[None, 0]], **global_only},  # row 1
+        "one_level": {"levels": [[n, 0]], **global_only},  # row 2
+        "three_levels": {"levels": [[i, i] for i in three], **global_only},  # row 3
+        "all_levels": global_only,  # row 4
+        "multi_crop": {"views": {configuration: {"crops": "multi_crop"}}},  # row 5
+    }
+    return {
+        CONTROL: Method(_SCRATCH, None),
+        # nnUNetTrainer's schedule, in as many iterations as the others have
+        "stock": Method(_SCRATCH, None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
+        "pseudo_labels": Method(_SCRATCH, None, pseudo_labels=True),
+        "pcrlv2": Method(),
+        **{name: Method(pretrain=settings) for name, settings in ablations.items()},
+    }
+
+
+def methods_of(names: Sequence[str], own: Mapping[str, Any], built_in: Mapping[str, Method]) -> dict[str, Method]:
+    """The named methods, of the built-in ones and of a user's own definitions; `UserError` for what is neither.
 
     Args:
         own: by name, the fields of `Method`.
     """
-    known = dict(METHODS)
+    known = dict(built_in)
     for name, given in own.items():
-        if not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", name) or name in METHODS:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", name) or name in built_in:
             raise UserError(f"a method cannot be called '{name}'; use letters, digits and single _, and another name")
         try:
             known[name] = Method(**given)
@@ -187,18 +220,30 @@ class Comparison:
         self.preprocessed = os.path.join(self.folder, "nnUNet_preprocessed")
         self.results = os.path.join(self.folder, "nnUNet_results")
         self.identifier = self.plan.resolved["data_identifier"]
-        cases = [case.name for case in find_cases(os.path.join(self.plan.folder, self.identifier))]
-        self.split = split_by_patient(cases, self.patients)
-        self.folds: list[str] = []  # their names; only ever appended to
+        self.cases = {case.name: case for case in find_cases(os.path.join(self.plan.folder, self.identifier))}
+        self.split = split_by_patient(self.cases, self.patients)
+        self.unlabelled, self.left_out = self._unlabelled()
+        self.folds: dict[str, dict[str, list[str]]] = {}  # by name, in nnU-Net's order: only ever appended to
 
     # ------------------------------------------------------------------------------------------------------- cases
+
+    def _unlabelled(self) -> tuple[list[Case], dict[str, str]]:
+        """The cases without labels, and those left out as they are held-out cases under another name."""
+        folder = unlabelled_folder(self.plan.folder, self.identifier)
+        cases = (
+            find_cases(folder) if os.path.isdir(folder) and any(f.endswith(".b2nd") for f in os.listdir(folder)) else []
+        )
+        held_out = [*self.split.val, *self.split.test] if cases else []
+        by_voxels = {fingerprint(self.cases[name]): name for name in held_out}
+        twins = {case.name: by_voxels[key] for case in cases if (key := fingerprint(case)) in by_voxels}
+        return [case for case in cases if case.name not in twins], twins
 
     def labelled_cases(self, run: Run) -> list[str]:
         """Of a run: drawn by its seed, the same for all methods; those of a smaller number are among them."""
         return sorted(drawn_by_patient(self.split.train, self.patients, run.seed)[: run.labelled])
 
     def _fold(self, name: str) -> int:
-        return self.folds.index(name)
+        return list(self.folds).index(name)
 
     def _splits(self, runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
         """nnU-Net's folds by name. A pretraining's "val" is what it leaves out."""
@@ -207,7 +252,10 @@ class Comparison:
         held_out = [*split.val, *split.test]
         for run in runs:
             labelled = self.labelled_cases(run)
-            splits[self._data_name(run)] = {"train": labelled, "val": scored}
+            splits[_subset_name(run)] = {"train": labelled, "val": scored}
+            if self.pseudo_labelled(run):
+                everything = sorted({*labelled, *self.pseudo_labelled(run)})
+                splits[f"pseudo_{_subset_name(run)}"] = {"train": everything, "val": scored}
             if self.protocol == "semi":
                 rest = sorted(set(split.train) - set(labelled))
                 splits[self._pretraining_data_name(run)] = {"train": rest, "val": sorted({*held_out, *labelled})}
@@ -215,12 +263,30 @@ class Comparison:
                 splits[self._pretraining_data_name(run)] = {"train": list(split.train), "val": held_out}
         return splits
 
-    @staticmethod
-    def _data_name(run: Run) -> str:
-        return f"{run.labelled}_{run.seed}"
-
     def _pretraining_data_name(self, run: Run) -> str:
-        return f"pretrain_{run.labelled}_{run.seed}" if self.protocol == "semi" else "pretrain"
+        return f"pretrain_{_subset_name(run)}" if self.protocol == "semi" else "pretrain"
+
+    def pseudo_labelled(self, run: Run) -> dict[str, Case]:
+        """The training cases whose labels a run does not see, and the unlabelled ones, by a name for them."""
+        if not self.methods[run.method].pseudo_labels:
+            return {}
+        rest = set(self.split.train) - set(self.labelled_cases(run))
+        cases = {name: self.cases[name] for name in sorted(rest)}
+        return cases | {f"unlabelled_{case.name}": case for case in self.unlabelled}
+
+    def pseudo_labels(self, run: Run) -> PseudoLabels:
+        """What a run with pseudo-labels trains on; the cases that are scored are there, too."""
+        target = os.path.join(self.preprocessed, self.dataset, self._data_identifier(run))
+        true = [self.cases[name] for name in (*self.labelled_cases(run), *getattr(self.split, self.scored))]
+        return PseudoLabels(target, true, self.pseudo_labelled(run))
+
+    def description_of_pseudo_labels(self, run: Run) -> str:
+        """Path of the file that says what is to be predicted for a run."""
+        return os.path.join(self.folder, f"pseudo_labels_{_subset_name(run)}.json")
+
+    def _data_identifier(self, run: Run) -> str:
+        suffix = f"_pseudo_{_subset_name(run)}" if self.pseudo_labelled(run) else ""
+        return f"{self.identifier}{suffix}"
 
     # ------------------------------------------------------------------------------------------------------ folder
 
@@ -238,6 +304,7 @@ class Comparison:
             "checkpoint": self.checkpoint,
             "scored": self.scored,
             "split": {name: list(getattr(self.split, name)) for name in ("train", "val", "test")},
+            "unlabelled": [case.name for case in self.unlabelled],
         }
         path = os.path.join(self.folder, DESCRIPTION)
         if os.path.isfile(path):
@@ -253,27 +320,22 @@ class Comparison:
         target = os.path.join(self.preprocessed, self.dataset)
         for folder in (target, self.results, os.path.join(self.folder, "logs")):
             os.makedirs(folder, exist_ok=True)
-        data = os.path.join(self.plan.folder, self.identifier)
-        unlabelled = unlabelled_folder(self.plan.folder, self.identifier)
-        for name in (data, unlabelled, "gt_segmentations", "dataset_fingerprint.json"):
-            source = os.path.join(self.plan.folder, name)
-            link = os.path.join(target, os.path.basename(source))
-            if os.path.exists(source) and not os.path.islink(link):
-                os.symlink(os.path.abspath(source), link)
-        splits = self._splits(runs)
-        self.folds += [name for name in splits if name not in self.folds]
+        for name in (self.identifier, "gt_segmentations", "dataset_fingerprint.json"):
+            _link(os.path.join(self.plan.folder, name), os.path.join(target, name))
+        if self.unlabelled:
+            folder = unlabelled_folder(target, self.identifier)
+            os.makedirs(folder, exist_ok=True)
+            for case in self.unlabelled:
+                _link(case.path, os.path.join(folder, os.path.basename(case.path)))
+        self.folds = {**self.folds, **self._splits(runs)}
         _write_json(path, {**description, "folds": self.folds})
-        everything = {**splits, **self._splits([self._named(name) for name in self.folds if name[0].isdigit()])}
-        _write_json(os.path.join(target, "splits_final.json"), [everything[name] for name in self.folds])
+        _write_json(os.path.join(target, "splits_final.json"), list(self.folds.values()))
         _write_json(os.path.join(target, "dataset.json"), self.plan.dataset_json)
         for run in runs:
             for name, plan in self._plans(run).items():
                 self._write_plan(os.path.join(target, f"{name}.json"), plan, run)
-
-    @staticmethod
-    def _named(fold: str) -> Run:
-        labelled, seed = fold.split("_")
-        return Run(CONTROL, int(labelled), int(seed))
+            if self.pseudo_labelled(run):
+                self.pseudo_labels(run).describe(self.description_of_pseudo_labels(run))
 
     def _write_plan(self, path: str, plan: Mapping[str, Any], run: Run) -> None:
         if os.path.isfile(path):
@@ -305,6 +367,7 @@ class Comparison:
         if name == self.plans_name(run) and method.pretrain is not None:
             block["checkpoint"] = self.checkpoint or self.pretrained(run)
         plan["plans_name"] = name
+        plan["configurations"][self.plan.configuration]["data_identifier"] = self._data_identifier(run)
         return plan
 
     def plans_name(self, run: Run) -> str:
@@ -329,7 +392,7 @@ class Comparison:
 
     def fold(self, run: Run) -> int:
         """The fold that a run trains."""
-        return self._fold(self._data_name(run))
+        return self._fold(f"pseudo_{_subset_name(run)}" if self.pseudo_labelled(run) else _subset_name(run))
 
     def pretrained(self, run: Run) -> str:
         """Path of the finished pretraining of a run."""
@@ -351,6 +414,54 @@ class Comparison:
         """Whether a run has been trained and scored."""
         return os.path.isfile(self.summary(run))
 
+    def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """Dice of the patches that nnU-Net validates on after each epoch, mean over labels, and the iterations."""
+        path = os.path.join(self.output(run), "checkpoint_final.pth")
+        log = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["logging"]  # a file of our own making
+        dice = np.asarray(log["mean_fg_dice"], dtype=float)
+        an_epoch = FinetuneSettings.from_plan(self._plans(run)[self.plans_name(run)]).iters_per_epoch
+        return an_epoch * np.arange(1, len(dice) + 1), dice
+
+    def examples(
+        self, runs: Sequence[Run], scores: pd.DataFrame
+    ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Image and labels (X, Y, Z) of the truth, the control and a pretrained method, with the fewest labels.
+
+        Of the first subset that both have done, the cases with the largest loss, the median and the largest gain in
+        Dice; empty where there is no such subset, or nnUNet_raw has no images.
+        """
+        raw = os.path.join(nnUNet_raw.get(), self.dataset) if nnUNet_raw.is_set() else ""
+        names = [n for n, m in self.methods.items() if m.pretrain is not None] or [*self.methods]
+        order = sorted({"pcrlv2", *names} - {CONTROL}, key=lambda name: name != "pcrlv2")
+        pairs = [(Run(CONTROL, run.labelled, run.seed), run) for name in order for run in runs if run.method == name]
+        pairs = sorted((pair for pair in pairs if pair[0] in runs), key=lambda pair: pair[0].labelled)
+        if not pairs or not os.path.isdir(raw):
+            return {}
+        by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"]
+        control, other = (by_run.loc[(run.method, run.labelled, run.seed)] * 100 for run in pairs[0])
+        gains = (other - control).dropna().sort_values()
+        ending, reader = (
+            self.plan.dataset_json["file_ending"],
+            PlansManager(self.plan.plans).image_reader_writer_class(),
+        )
+        images = get_filenames_of_train_images_and_targets(raw, self.plan.dataset_json)
+        rows = {}
+        for case in gains.index[sorted({0, len(gains) // 2, len(gains) - 1})]:
+            image = reader.read_images(images[case]["images"][:1])[0][0]
+            truth = os.path.join(self.preprocessed, self.dataset, "gt_segmentations", case + ending)
+            panels = {"truth": (image, reader.read_seg(truth)[0][0])}
+            for run, dice in zip(pairs[0], (control, other), strict=True):
+                path = os.path.join(self.output(run), "validation", case + ending)
+                panels[f"{run.method}: {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
+            rows[f"{case}\n{pairs[0][0].labelled} labels, {gains[case]:+.1f} Dice"] = panels
+        return rows
+
+    def drop_best_checkpoint(self, run: Run) -> None:
+        """Remove nnU-Net's second checkpoint of a finished run, that of the best epoch: nothing here uses it."""
+        best = os.path.join(self.output(run), "checkpoint_best.pth")
+        if self.is_done(run) and os.path.isfile(best):
+            os.remove(best)
+
     def scores(self, runs: Iterable[Run]) -> pd.DataFrame:
         """The columns of results.csv for the runs that are done."""
         names = {str(_label(value)): name for name, value in self.plan.dataset_json["labels"].items()}
@@ -365,6 +476,15 @@ class Comparison:
                 for label, metrics in of_case["metrics"].items():
                     rows.append((run.method, run.labelled, run.seed, case, names.get(label, label), metrics["Dice"]))
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"dice": float})
+
+
+def _link(source: str, link: str) -> None:
+    if os.path.exists(source) and not os.path.islink(link):
+        os.symlink(os.path.abspath(source), link)
+
+
+def _subset_name(run: Run) -> str:
+    return f"{run.labelled}_{run.seed}"
 
 
 def _label(value: Any) -> Any:
@@ -391,77 +511,3 @@ def _write_json(path: str, content: Any) -> None:
     with open(draft, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
     os.replace(draft, path)
-
-
-# --------------------------------------------------------------------------------------------------------- statistics
-
-
-def per_case(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the labels of a case; a label that neither the truth nor the prediction has does not count."""
-    return scores.groupby(["method", "labelled", "seed", "case"], as_index=False)["dice"].mean()
-
-
-def interval(differences: np.ndarray, rng: np.random.Generator, share: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of paired differences, over labelled subsets and cases at once.
-
-    Args:
-        differences: (S, K), of the same cases for every subset; NaN where a case has no score.
-    """
-    num_seeds, num_cases = differences.shape
-    means = np.empty(BOOTSTRAPS)
-    for i in range(BOOTSTRAPS):
-        rows, columns = rng.integers(num_seeds, size=num_seeds), rng.integers(num_cases, size=num_cases)
-        means[i] = np.nanmean(differences[np.ix_(rows, columns)])
-    low, high = np.nanquantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
-
-
-def table(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and number of labelled cases, in points (100 Dice).
-
-    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), difference (to `CONTROL` on the
-    same subsets and cases), low, high (of its 95 % interval).
-    """
-    cases = per_case(scores)
-    rows = []
-    for (labelled, method), group in cases.groupby(["labelled", "method"], sort=False):
-        by_seed = group.groupby("seed")["dice"].mean() * 100
-        row = {
-            "method": method,
-            "labelled": labelled,
-            "seeds": len(by_seed),
-            "mean": by_seed.mean(),
-            "sd": by_seed.std(),
-        }
-        control = cases[(cases["labelled"] == labelled) & (cases["method"] == CONTROL)]
-        paired = group.merge(control, on=["seed", "case"], suffixes=("", "_control"))
-        if method != CONTROL and len(paired):
-            paired["difference"] = (paired["dice"] - paired["dice_control"]) * 100
-            matrix = paired.pivot_table(index="seed", columns="case", values="difference", dropna=False).to_numpy()
-            low, high = interval(matrix, np.random.default_rng(0))
-            row |= {"difference": float(np.nanmean(matrix)), "low": low, "high": high}
-        rows.append(row)
-    columns = ["method", "labelled", "seeds", "mean", "sd", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
-
-
-def verdict(rows: pd.DataFrame, method: str) -> str:
-    """A sentence to act on: what a method gains over the control, at the number of labels where it gains most."""
-    own = rows[(rows["method"] == method) & rows["difference"].notna()]
-    if own.empty:
-        return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
-    surely = own[own["low"] > 0]
-    if surely.empty:
-        told = "; ".join(f"{_gain(row)} with {row.labelled} labels" for row in own.itertuples())
-        if (own["high"] < 0).any():
-            return f"{method} costs Dice here: {told}."
-        return f"{method} does not pay here, as far as can be told: {told}."
-    return (
-        "; ".join(f"With {row.labelled} labels expect {_gain(row)} Dice of {method}" for row in surely.itertuples())
-        + "."
-    )
-
-
-def _gain(row: Any) -> str:
-    half = (row.high - row.low) / 2
-    return f"{row.difference:+.1f} \N{PLUS-MINUS SIGN} {half:.1f}"

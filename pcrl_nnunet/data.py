@@ -125,7 +125,7 @@ class ViewLoader(SlimDataLoaderBase):
     """Batches of views, each a function of (seed, rank, step, sample) alone.
 
     A batch has float32 arrays ``target`` (B, 2, C, *G), the global views; ``input`` (B, 2, C, *G), the same after pixel
-    augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation; and ``cases``, B names.
+    augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation, unless N is 0; ``cases``, B names.
 
     Args:
         cases: to draw from, uniformly.
@@ -161,7 +161,7 @@ class ViewLoader(SlimDataLoaderBase):
                 SubCropTransform(views, augmentation),
                 SpatialViewTransform(),
                 PixelTransform(augmentation, "target", "input", whole=True),
-                PixelTransform(augmentation, "local", "local"),
+                *([PixelTransform(augmentation, "local", "local")] if views.num_local else []),
             ]
         )
 
@@ -169,11 +169,8 @@ class ViewLoader(SlimDataLoaderBase):
         """Of a batch's arrays."""
         views, channels = self.views, CaseVolume(self.cases[0]).shape[0]
         pair = (self.batch_size, 2, channels, *views.global_input_size)
-        return {
-            "target": pair,
-            "input": pair,
-            "local": (self.batch_size, views.num_local, channels, *views.local_input_size),
-        }
+        local = (self.batch_size, views.num_local, channels, *views.local_input_size)
+        return {"target": pair, "input": pair, **({"local": local} if views.num_local else {})}
 
     def generate_train_batch(self, memory: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
         """The batch of this worker's next step, in arrays of these `shapes` where they are given."""
@@ -189,6 +186,7 @@ class ViewLoader(SlimDataLoaderBase):
         batch: dict[str, Any] = {
             name: np.stack([sample[name] for sample in samples], out=memory[name] if memory else None)
             for name in ("target", "input", "local")
+            if name in samples[0]
         }
         batch["cases"] = [sample["case"] for sample in samples]
         return batch
@@ -209,7 +207,7 @@ class ViewLoader(SlimDataLoaderBase):
         sample: dict[str, Any] = {"data": CaseVolume(case), "rng": rng}
         for transform in self.transform.transforms[:2]:  # where and what; the rest is pixels
             sample = transform(**sample)
-        before = [*sample["target"].copy(), *sample["local"].copy()]
+        before = [view.copy() for name in ("target", "local") for view in sample.get(name, ())]
         for transform in self.transform.transforms[2:]:
             sample = transform(**sample)
         extra = len(sample["origin"]) - len(self.views.spacing)

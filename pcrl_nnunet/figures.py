@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -62,7 +63,7 @@ def views_of_a_case(
         before: the views before it, the pair first.
         spacing: mm, an axis of the views each.
     """
-    boxes, after = sample["boxes"], [*sample["input"], *sample["local"]]
+    boxes, after = sample["boxes"], [*sample["input"], *sample.get("local", ())]
     crops = [*boxes.pair, *boxes.local]
     planes = [(0, 1)] if len(spacing) == 2 else [(1, 2), (0, 2), (0, 1)]
     slices = [_slice(volume, sample["slice"], boxes.bounds, plane) for plane in planes]
@@ -119,3 +120,79 @@ def _draw(
 
 def _x(numbers: Sequence[float]) -> str:
     return "x".join(f"{number:.3g}" for number in numbers)
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def label_efficiency(cases: pd.DataFrame, path: str) -> None:
+    """Dice against the number of labelled cases: a point a run (mean over its cases), a line through a method's means.
+
+    Args:
+        cases: columns method, labelled, seed, case, dice.
+    """
+    runs = cases.groupby(["method", "labelled", "seed"], sort=False, as_index=False)["dice"].mean()
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    numbers = sorted(runs["labelled"].unique())
+    methods = list(dict.fromkeys(runs["method"]))
+    for place, method in enumerate(methods):
+        own = runs[runs["method"] == method]
+        beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
+        (points,) = axis.plot(own["labelled"] * beside, 100 * own["dice"], ".", alpha=0.6)
+        means = 100 * own.groupby("labelled")["dice"].mean()
+        axis.plot(means.index * beside, means, "-", color=points.get_color(), label=method)
+    axis.set_xscale("log")
+    axis.set_xticks(numbers, [str(n) for n in numbers])
+    axis.minorticks_off()
+    axis.set(
+        xlabel="labelled cases", ylabel="Dice, %", title="a point: one labelled subset, mean over its scored cases"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def dice_while_training(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
+    """Dice against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
+
+    Args:
+        curves: by number of labels and method, of each run: iterations and Dice, both (epochs,).
+    """
+    figure = Figure(figsize=(6 * len(curves), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
+        for number, (method, runs) in enumerate(by_method.items()):
+            colour = f"C{number}"
+            for iterations, dice in runs:
+                axis.plot(iterations, 100 * dice, color=colour, alpha=0.3, lw=0.8)
+            epochs = min(len(dice) for _, dice in runs)
+            mean = np.nanmean([dice[:epochs] for _, dice in runs], axis=0)
+            axis.plot(runs[0][0][:epochs], 100 * mean, color=colour, lw=2, label=method)
+        axis.set(title=title, xlabel="iterations of fine-tuning", ylabel="Dice of validation patches, %")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: str) -> None:
+    """Example slices, a row a case, side by side: labels as outlines on the image, through the largest slice.
+
+    Args:
+        rows: by title, and then by the panel's title: image and labels, both (X, Y, Z) or (1, X, Y).
+    """
+    columns = max(len(panels) for panels in rows.values())
+    figure = Figure(figsize=(3 * columns, 3.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (title, panels) in zip(grid, rows.items(), strict=True):
+        truth = next(iter(panels.values()))[1]
+        index = int(np.argmax((truth > 0).sum(axis=tuple(range(1, truth.ndim)))))
+        for axis, (name, (image, labels)) in zip(axes, panels.items(), strict=False):
+            low, high = np.percentile(image[index], (0.5, 99.5))
+            axis.imshow(image[index], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            for label in np.unique(labels[labels > 0]):
+                if (labels[index] == label).any():
+                    axis.contour(labels[index] == label, [0.5], colors=f"C{int(label) % 10}", linewidths=1)
+            axis.set(title=name, xticks=[], yticks=[])
+        axes[0].set_ylabel(title, fontsize=8)
+    figure.savefig(path, dpi=120)

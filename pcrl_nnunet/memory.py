@@ -23,8 +23,10 @@ def estimated_peak(method: PCRLv2, views: Views, batch_size: int, channels: int)
     batch = {
         "input": torch.empty(global_shape, device="meta"),
         "target": torch.empty(global_shape, device="meta"),
-        "local": torch.empty((batch_size, views.num_local, channels, *views.local_input_size), device="meta"),
     }
+    if views.num_local:
+        local_shape = (batch_size, views.num_local, channels, *views.local_input_size)
+        batch["local"] = torch.empty(local_shape, device="meta")
     storages: dict[int, torch.UntypedStorage] = {}  # of tensors, kept alive so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,21 +1,25 @@
 import json
+import shutil
 
+import blosc2
 import numpy as np
-import pandas as pd
 import pytest
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_dataset import make_plan
 
 from pcrl_nnunet.comparison import (
     Comparison,
     Run,
+    built_in_methods,
     drawn_by_patient,
-    interval,
     methods_of,
     number_of,
     split_by_patient,
-    table,
-    verdict,
 )
+from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
 
 CASES = [f"case_{i:03}" for i in range(200)]
@@ -31,6 +35,11 @@ def test_the_split_is_70_10_20_and_keeps_patients_together(patients):
     assert sum(map(len, parts)) == len(set.union(*parts))
 
 
+def test_too_few_cases_for_a_split_are_refused():
+    with pytest.raises(UserError, match="2 cases are too few for a split"):
+        split_by_patient(CASES[:2], {})
+
+
 def test_draws_differ_by_seed_and_not_by_the_order_of_the_cases():
     assert drawn_by_patient(CASES, {}, 1) == drawn_by_patient(CASES[::-1], {}, 1)
     assert drawn_by_patient(CASES, {}, 1)[:10] != drawn_by_patient(CASES, {}, 2)[:10]
@@ -43,71 +52,67 @@ def test_numbers_and_shares_of_labelled_cases():
             number_of(wrong, 140)
 
 
-def scores(gain, seeds=5, cases=40, noise=0.01):
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.7, 0.9, (seeds, cases))
-    better = base + gain + rng.normal(0, noise, base.shape)
-    rows = [
-        (method, 10, seed, f"case_{case}", label, values[seed, case])
-        for method, values in (("scratch", base), ("pcrlv2", better))
-        for seed in range(seeds)
-        for case in range(cases)
-        for label in ("a", "b")
-    ]
-    return pd.DataFrame(rows, columns=["method", "labelled", "seed", "case", "label", "dice"])
-
-
-def test_the_table_has_the_paired_difference_and_an_interval_around_it():
-    rows = table(scores(0.03)).set_index("method")
-    assert rows.loc["pcrlv2", "difference"] == pytest.approx(3.0, abs=0.3)
-    assert 2.5 < rows.loc["pcrlv2", "low"] < rows.loc["pcrlv2", "difference"] < rows.loc["pcrlv2", "high"] < 3.5
-    assert np.isnan(rows.loc["scratch", "difference"])
-    expected = scores(0.03).query("method == 'scratch'").groupby("seed")["dice"].mean() * 100
-    assert rows.loc["scratch", "mean"] == pytest.approx(expected.mean())
-    assert rows.loc["scratch", "sd"] == pytest.approx(expected.std())
-
-
-def test_a_case_without_a_score_for_a_label_counts_with_the_other():
-    given = scores(0.03)
-    given.loc[(given["case"] == "case_0") & (given["label"] == "b"), "dice"] = np.nan
-    assert table(given).set_index("method").loc["pcrlv2", "difference"] == pytest.approx(3.0, abs=0.3)
-
-
-def test_subsets_that_disagree_widen_the_interval_as_in_theory():
-    rng = np.random.default_rng(1)
-    by_subset = rng.normal(1.0, 2.0, (8, 1))
-    low, high = interval(np.broadcast_to(by_subset, (8, 50)), np.random.default_rng(0))
-    half = 1.96 * by_subset.std() / np.sqrt(8)  # the bootstrap's sd of a mean is the population's over sqrt(n)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
-
-
-def test_the_verdict_promises_no_more_than_the_interval():
-    assert verdict(table(scores(0.03, noise=1e-4)), "pcrlv2").startswith(
-        "With 10 labels expect +3.0 \N{PLUS-MINUS SIGN} 0."
-    )
-    assert verdict(table(scores(-0.03)), "pcrlv2").startswith("pcrlv2 costs Dice here: -")
-    assert "does not pay" in verdict(table(scores(0.0, noise=0.05)), "pcrlv2")
-    assert "no finished pair" in verdict(table(scores(0.0)), "other")
-
-
 def test_unknown_methods_and_settings_are_named():
-    with pytest.raises(UserError, match=r"no method 'best'; expected some of scratch, stock, pcrlv2, mine"):
-        methods_of(["best"], {"mine": {}})
+    known = built_in_methods("3d_fullres", 5)
+    with pytest.raises(UserError, match=r"no method 'best'; expected some of scratch, stock, pseudo_labels, .* mine"):
+        methods_of(["best"], {"mine": {}}, known)
     with pytest.raises(UserError, match=r"method mine is .* expected a block with some of trainer, pretrain"):
-        methods_of(["mine"], {"mine": {"rate": 1}})
-    assert list(methods_of(["mine"], {"mine": {"pretraining": "pcrlv2"}})) == ["scratch", "mine", "pcrlv2"]
+        methods_of(["mine"], {"mine": {"rate": 1}}, known)
+    assert list(methods_of(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
+
+
+TABLES = {  # method.md 3: what each ablation restores from and compares in a decoder of 5 levels; local views or none
+    "skip_connections": ([(i, i) for i in range(1, 6)], 6),
+    "cross_scale": ([(i, i) for i in range(1, 6)], 6),
+    "restoration_only": ([(5, None)], 0),
+    "comparison_only": ([(None, 0)], 0),
+    "one_level": ([(5, 0)], 0),
+    "three_levels": ([(1, 1), (3, 3), (5, 5)], 0),
+    "all_levels": ([(i, i) for i in range(1, 6)], 0),
+    "multi_crop": ([(i, i) for i in range(1, 6)], 6),
+    "pcrlv2": ([(i, i) for i in range(1, 6)], 6),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_ablations_are_those_of_the_papers_tables(name):
+    plan = make_plan(features=(4, 4, 4, 8, 8, 8))
+    plan["configurations"]["3d_fullres"]["patch_size"] = [64, 64, 64]
+    plan["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [90.0, 90.0, 90.0]
+    method = built_in_methods("3d_fullres", 5)[name]
+    plan["pcrl"]["pretrain"] = dict(method.pretrain)
+    configuration = PlansManager(plan).get_configuration("3d_fullres")
+    settings = pretrain_settings(plan, "3d_fullres", configuration.configuration)
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        3,
+    )
+    pretraining = PCRLv2.from_settings(network.encoder, 1, settings)
+    levels, num_local = TABLES[name]
+    drawn = [pretraining.draw_levels(0, step) for step in range(60)]
+    assert {(d.restoration, d.comparison) for d in drawn} == set(levels)
+    assert settings.views.num_local == num_local
+    assert any(d.comparison != d.comparison_of_second for d in drawn) == (name == "cross_scale")
+    assert pretraining.decoder.skip_connections == (name == "skip_connections")
+    assert (settings.views.crops == "multi_crop") == (name == "multi_crop")
 
 
 @pytest.fixture
 def comparison(tiny, tmp_path, monkeypatch):
     cases = [f"case_{i}" for i in range(10)]
-    for name in cases[4:]:
-        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+    for number, name in enumerate(cases[4:]):
+        for ending in ("_seg.b2nd", ".pkl"):
             (tiny.data / f"{name}{ending}").symlink_to(tiny.data / f"case_0{ending}")
+        image = np.random.default_rng(10 + number).normal(size=(1, 14, 14, 14)).astype(np.float32)
+        blosc2.asarray(image, urlpath=str(tiny.data / f"{name}.b2nd"))
 
-    def make(protocol="all", settings=None, methods=("pcrlv2",)):
+    def make(protocol="all", settings=None, methods=("pcrlv2", "pseudo_labels")):
         plan = load_plan("Dataset999_Tiny", "nnUNetPlans", "3d_fullres")
-        return Comparison(str(tmp_path / "out"), plan, methods_of(methods, {}), {}, protocol, "test", settings or {})
+        chosen = methods_of(methods, {}, built_in_methods("3d_fullres", 2))
+        return Comparison(str(tmp_path / "out"), plan, chosen, {}, protocol, "test", settings or {})
 
     return make
 
@@ -170,3 +175,26 @@ def test_the_fine_tuning_plan_names_the_pretraining_of_its_seed(comparison):
 def test_a_transfer_needs_a_checkpoint_of_other_data(comparison):
     with pytest.raises(UserError, match=r"-protocol is transfer and -checkpoint None; .* give its checkpoint_final"):
         comparison("transfer")
+
+
+def test_pseudo_labels_are_for_the_training_cases_without_labels_and_for_no_held_out_case(tiny, comparison):
+    folder = tiny.folder / "nnUNetPlans_3d_fullres_unlabelled"
+    folder.mkdir()
+    this = comparison()
+    shutil.copy(tiny.data / f"{this.split.test[0]}.b2nd", folder / "copy.b2nd")  # of a test case, under another name
+    image = np.random.default_rng(99).normal(size=(1, 14, 14, 14)).astype(np.float32)
+    blosc2.asarray(image, urlpath=str(folder / "scan.b2nd"))
+
+    this, run = comparison(), Run("pseudo_labels", 2, 1)
+    this.prepare([run])
+    assert this.left_out == {"copy": this.split.test[0]}
+    labelled = this.labelled_cases(run)
+    target = tiny.folder.parent.parent / "out" / "nnUNet_preprocessed" / "Dataset999_Tiny"
+    fold = json.loads((target / "splits_final.json").read_text())[this.fold(run)]
+    assert set(fold["train"]) == {*this.split.train, "unlabelled_scan"}
+    assert set(fold["val"]) == set(this.split.test)
+    work = this.pseudo_labels(run)
+    assert {case.name for case in work.true} == {*labelled, *this.split.test}
+    assert set(work.predicted) == {*fold["train"]} - {*labelled}
+    # pretraining sees the same unlabelled scans
+    assert [path.name for path in (target / folder.name).iterdir()] == ["scan.b2nd"]

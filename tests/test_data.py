@@ -294,6 +294,13 @@ def test_transforms_that_write_into_the_data_change_neither_source_nor_other_sam
     np.testing.assert_array_equal(loader.sample(0, 1)["target"], plain)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_views_without_local_ones_make_batches_without(folder: Path, num_workers: int) -> None:
+    (batch,) = batches(folder, 1, views=replace(VIEWS, num_local=0), num_workers=num_workers)
+    assert set(batch) == {"target", "input", "cases"}
+    assert batch["input"].shape == (2, 2, 2, 8, 8, 8)
+
+
 def test_local_views_are_not_swapped(folder: Path) -> None:
     swap = replace(Augmentation(), p_noise=0, p_blur=0, p_gamma=0, p_swap=1.0)
     loader = ViewLoader(find_cases(str(folder)), VIEWS, swap, 1, 0)

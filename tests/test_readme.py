@@ -29,6 +29,8 @@ RUN_ELSEWHERE = {
 }
 # nnU-Net's commands ask for a GPU by default; the README says to add this where there is none.
 NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
+# What would take half an hour also for trainings of one step; tests/cli/test_compare.py has more of it.
+SHORTER = {"pcrl_nnunet_compare -d 4": " -labelled 2 -seeds 1 -methods pcrlv2"}
 SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
     "finetune": {"epochs": 1, "iters_per_epoch": 1, "val_iters_per_epoch": 1},
@@ -77,6 +79,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
     """Run one line in bash as a user would; its output."""
     if command.startswith(NEEDS_DEVICE) and not torch.cuda.is_available():
         command += " -device cpu"
+    command += SHORTER.get(command, "")
     if "_plan_" in command:
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])

@@ -265,6 +265,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         data = {
             name: torch.as_tensor(batch[name]).to(self.device, non_blocking=True)
             for name in ("input", "target", "local")
+            if name in batch
         }
         levels = levels or self.network.draw_levels(self.settings.seed, step)
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from copy import deepcopy
+from dataclasses import dataclass
 from time import time
 from typing import Any
 
@@ -45,14 +46,10 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import DEFAULT_CONFIGURATION, load_plan
+    from pcrl_nnunet.plans import load_plan
 
     plan = load_plan(args.d, args.p, args.c)
-    if plan.resolved.get("previous_stage"):
-        raise UserError(
-            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; pretrain its "
-            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
-        )
+    refuse_cascade(plan)
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
@@ -69,6 +66,18 @@ def main() -> None:
             print(f"Warning: {error}")
     trainer = _trainer(plan, fold, device, overrides, args.continue_training)
     _run(trainer, args.continue_training)
+
+
+def refuse_cascade(plan: Any) -> None:
+    """Raises `UserError` for the second stage of a cascade."""
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import DEFAULT_CONFIGURATION
+
+    if plan.resolved.get("previous_stage"):
+        raise UserError(
+            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; pretrain its "
+            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
+        )
 
 
 def _run(trainer: Any, continue_training: bool) -> None:
@@ -144,8 +153,26 @@ def _device(name: str | None) -> Any:
     return torch.device(name)
 
 
-def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any]) -> None:
-    """Sizes, estimated memory, and a few real steps on the device, in a results folder that is thrown away."""
+@dataclass(frozen=True)
+class Measurement:
+    """A few real steps of a pretraining."""
+
+    trainer: Any
+    loader: Any
+    estimated_bytes: float  # peak of the network
+    peak_bytes: float  # on the GPU, or of the process
+    loading: float  # seconds a batch takes one worker
+    seconds_a_step: float
+
+
+def measured(
+    plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], pictures: str | None = None
+) -> Measurement:
+    """One step a level on the device, in a results folder that is thrown away.
+
+    Args:
+        pictures: folder for the views of a few cases.
+    """
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -153,7 +180,6 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     from pcrl_nnunet.memory import estimated_peak
     from pcrl_nnunet.transforms import kernels
 
-    pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
@@ -162,13 +188,13 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
         settings, by_depth = trainer.settings, trainer.network.all_levels()
         views = settings.views
         estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
-        workers = get_allowed_n_proc_DA()
         loader = ViewLoader(trainer.cases, views, settings.augmentation, settings.batch_size, settings.seed)
         kernels.compile_all()  # once a training, not once a batch
         start = time()
         next(loader)
         loading = time() - start
-        _draw_views(loader, pictures)
+        if pictures is not None:
+            _draw_views(loader, pictures)
         trainer.dataloader_train = trainer.get_dataloaders()
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
@@ -183,24 +209,35 @@ def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any])
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
     # the queues of the workers were full: in the long run a step takes no less than its batch
     # (without workers the batch was made within the step)
-    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
-    steps = settings.epochs * settings.iters_per_epoch
+    a_step = max(sum(seconds) / len(seconds), loading / max(1, get_allowed_n_proc_DA()))
+    return Measurement(trainer, loader, estimate, peak, loading, a_step)
+
+
+def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any]) -> None:
+    """Sizes, estimated and measured memory and hours, and pictures of views."""
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
+    found = measured(plan, fold, device, overrides, pictures)
+    settings, network = found.trainer.settings, found.trainer.network
+    views, steps = settings.views, settings.epochs * settings.iters_per_epoch
     print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
-    print(f"  cases                 {len(trainer.cases)}")
+    print(f"  cases                 {len(found.trainer.cases)}")
     print(f"  global crops          {', '.join(_x(size) for size in views.global_crop_sizes)} voxels")
     print(f"  global input          {_x(views.global_input_size)} voxels")
     print(f"  local crops           {', '.join(_x(size) for size in views.local_crop_sizes)} voxels")
     print(f"  local input           {_x(views.local_input_size)} voxels, {views.num_local} a pair")
     print(f"  spacing               {' x '.join(f'{s:g}' for s in views.spacing)} mm")
     print(f"  batch                 {settings.batch_size} pairs")
-    print(f"  levels                {len(by_depth)}, restoration: {settings.restoration}")
+    print(f"  levels                {len(network.all_levels())}, restoration: {settings.restoration}")
     print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
-    measured = f"on {device}" if device.type == "cuda" else "for the process"
-    print(f"  peak memory           {estimate / 2**30:.2f} GB estimated for the network in float32")
-    print(f"                        {peak / 2**30:.2f} GB measured {measured}")
-    print(f"  time                  {a_step:.2f} s a step on {device} (mean of one step a level; one batch of views")
-    print(f"                        takes {loading:.2f} s, with {workers} loading processes)")
-    print(f"                        {a_step * steps / 3600:.1f} hours in all")
+    where = f"on {device}" if device.type == "cuda" else "for the process"
+    print(f"  peak memory           {found.estimated_bytes / 2**30:.2f} GB estimated for the network in float32")
+    print(f"                        {found.peak_bytes / 2**30:.2f} GB measured {where}")
+    loading = f"{found.loading:.2f} s, with {get_allowed_n_proc_DA()} loading processes)"
+    print(f"  time                  {found.seconds_a_step:.2f} s a step on {device} (mean of one step a level;")
+    print(f"                        one batch of views takes {loading}")
+    print(f"                        {found.seconds_a_step * steps / 3600:.1f} hours in all")
     print(f"  pictures of views     {pictures}")
 
 

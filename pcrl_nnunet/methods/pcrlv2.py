@@ -134,11 +134,11 @@ class PCRLv2(nn.Module):
         """Losses of one batch.
 
         Args:
-            batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L).
+            batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L) unless N is 0.
             levels: the drawn ones.
             progress: share of the training that is done, 0 to 1.
         """
-        target, local = batch["target"], batch["local"]
+        target, local = batch["target"], batch.get("local")
         deepest = self.decoder.num_levels if self.full_resolution else levels.deepest
         features = self._features(batch["input"].flatten(0, 1), deepest)
         terms: dict[str, Tensor] = {}
@@ -153,7 +153,7 @@ class PCRLv2(nn.Module):
         if levels.comparison is not None and levels.comparison_of_second is not None:
             v, p = self._compared_global(features, levels.comparison, levels.comparison_of_second)
             terms["comparison_global"] = comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
-            if local.shape[1]:
+            if local is not None:
                 of_local = self._features(local.flatten(0, 1), levels.comparison)
                 both = self.comparison_heads[str(levels.comparison)](of_local[-1])
                 v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in both)

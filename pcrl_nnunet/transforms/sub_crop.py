@@ -99,6 +99,7 @@ class SubCropTransform(AbstractTransform):
                 ("target", boxes.pair, views.global_input_size),
                 ("local", boxes.local, views.local_input_size),
             )
+            if group
         }
         return plane, boxes, maps
 

@@ -11,6 +11,7 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet.comparison import built_in_methods
 
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
 
@@ -58,6 +59,18 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     assert {p.name for p in tiny.folder.iterdir()} == {
         "dataset.json", "dataset_fingerprint.json", "nnUNetPlans.json", "nnUNetPlans_3d_fullres", "splits_final.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n, m in built_in_methods("3d_fullres", 2).items() if m.pretrain])
+def test_the_ablations_of_a_comparison_are_settings_that_pretrain(command, tiny, monkeypatch, name):
+    plan = make_plan(pretrain=dict(built_in_methods("3d_fullres", 2)[name].pretrain))
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    settings = checkpoint.read(str(path))["settings"]
+    assert settings["restoration"] == "single"
+    if name == "restoration_only":
+        assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
 
 
 def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypatch):

@@ -1,0 +1,119 @@
+"""pcrl_nnunet_compare on a phantom dataset that nnU-Net planned: its own trainings, in processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from pcrl_nnunet.cli import register
+
+ROOT = Path(__file__).parents[2]
+DATASET = "Dataset008_PhantomOrgan"
+SHORT = {
+    "pretrain": {"epochs": 1, "iters_per_epoch": 1},
+    "finetune": {"epochs": 2, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
+}
+COMMAND = ["-d", "8", "-device", "cpu", "-labelled", "2", "-seeds", "1", "-methods", "pseudo_labels", "pcrlv2"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A dataset of ten cases, planned and preprocessed by nnU-Net, and one scan without labels."""
+    home = tmp_path_factory.mktemp("compare")
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    environment = {**kept, **{name: str(home / name) for name in names}, "nnUNet_def_n_proc": "1"}
+    environment |= {"nnUNet_compile": "f", "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}
+    phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(home / "nnUNet_raw"), "-d", "8"]
+    size = ["-size", "20", "20", "16", "-cases", "10", "-test", "0", "-unlabelled", "1", "-np", "1"]
+    bin_folder = Path(sys.executable).parent
+    plan = [str(bin_folder / "nnUNetv2_plan_and_preprocess"), "-d", "8", "-c", "3d_fullres", "-np", "1", "-npfp", "1"]
+    scans = home / "nnUNet_raw" / DATASET / "imagesUn"
+    add = [str(bin_folder / "pcrl_nnunet_preprocess"), "-d", "8", "-i", str(scans), "-np", "1"]
+    for command in ([*phantom, *size], plan, add):
+        subprocess.run(command, check=True, capture_output=True, env={**environment, "nnUNet_n_proc_DA": "1"})
+    file = home / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"
+    content = json.loads(file.read_text())
+    network = content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [4] * len(network["features_per_stage"])
+    file.write_text(json.dumps({**content, "pcrl": SHORT}))
+    return {**environment, "nnUNet_n_proc_DA": "0"}
+
+
+def run(environment, *arguments):
+    command = [sys.executable, "-m", "pcrl_nnunet.cli.compare", *COMMAND, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_comparison_from_the_split_to_the_verdict(environment):
+    registered = register.is_registered()
+    preprocessed = Path(environment["nnUNet_preprocessed"]) / DATASET
+    before = {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()}
+    try:
+        dry = run(environment, "--dry_run")
+        assert dry.returncode == 0, dry.stderr
+        assert re.search(r"3 runs, 0 of 5 steps are done", dry.stdout)
+        assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
+        assert re.search(r"About \d+\.\d hours", dry.stdout)
+
+        done = run(environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        if not registered:
+            register.undo()
+    assert {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()} == before
+
+    folder = Path(environment["nnUNet_results"]) / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres"
+    description = json.loads((folder / "comparison.json").read_text())
+    scores = pd.read_csv(folder / "results.csv")
+    assert list(scores) == ["method", "labelled", "seed", "case", "label", "dice"]
+    assert set(scores["method"]) == {"scratch", "pseudo_labels", "pcrlv2"}
+    assert set(scores["case"]) == set(description["split"]["test"])
+
+    # nnU-Net's own measure of a prediction, against a Dice that is counted here
+    (scratch,) = (folder / "nnUNet_results" / DATASET).glob("PCRLScratchTrainer__*scratch_2_0__*/fold_*/validation")
+    case = description["split"]["test"][0]
+    prediction, truth = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (scratch / f"{case}.nii.gz", preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+    )
+    for row in scores.query("method == 'scratch' and case == @case").itertuples():
+        label = json.loads((preprocessed / "dataset.json").read_text())["labels"][row.label]
+        p, t = prediction == label, truth == label
+        expected = 2 * (p & t).sum() / (p.sum() + t.sum()) if (p | t).any() else np.nan
+        assert row.dice == pytest.approx(expected, nan_ok=True)
+
+    for name in ("label_efficiency", "iterations", "segmentations"):
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
+    assert not list(folder.rglob("checkpoint_best.pth"))
+    assert done.stdout.strip().splitlines()[-1].startswith("One labelled subset does not tell whether pcrlv2 pays")
+    (log,) = (folder / "nnUNet_results" / DATASET).glob("PCRLFinetuneTrainer__*/fold_*/transfer.json")
+    assert json.loads(log.read_text())["validation_cases_seen"] == []
+
+    files = {path: path.stat().st_mtime for path in folder.rglob("*.pth")}
+    again = run(environment)
+    assert re.search(r"3 runs, 5 of 5 steps are done", again.stdout)
+    assert {path: path.stat().st_mtime for path in folder.rglob("*.pth")} == files
+
+
+def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys):
+    from pcrl_nnunet.cli import compare
+
+    def refused(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_compare", "-d", "999", "-device", "cpu", *arguments])
+        with pytest.raises(SystemExit) as end:
+            compare.main_entry()
+        assert end.value.code != 0
+        return str(end.value.code) + capsys.readouterr().err
+
+    assert "3d_cascade_fullres takes the labels of 3d_lowres as input" in refused("-c", "3d_cascade_fullres")
+    assert "-seeds is 0" in refused("-seeds", "0")
+    assert not tiny.results.exists()
