@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from glob import escape as glob_escape
+from glob import glob
 from typing import Any, Literal
 
 import numpy as np
@@ -24,13 +26,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
 from pcrl_nnunet.data import Case, find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.pseudo_labels import PseudoLabels
-from pcrl_nnunet.scores import COLUMNS, CONTROL, per_case
-from pcrl_nnunet.transfer import PRETRAINER
+from pcrl_nnunet.scores import COLUMNS, CONTROL, STOCK, per_case
+from pcrl_nnunet.transfer import PRETRAINER, architecture_differences, cases_seen
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
@@ -45,24 +47,24 @@ class Method:
     """A row of the table.
 
     Args:
-        trainer: class of nnU-Net's kind that fine-tunes.
         pretrain: settings over the plan's ``pcrl.pretrain``; None: it does not pretrain.
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the method whose pretraining it takes; None: its own.
         pseudo_labels: also train on the cases without labels, with those that the control's network predicts.
     """
 
-    trainer: str = "PCRLFinetuneTrainer"
     pretrain: Mapping[str, Any] | None = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
     pseudo_labels: bool = False
 
+    @property
+    def trainer(self) -> str:
+        """Name of the class that trains."""
+        return "PCRLScratchTrainer" if self.pretrain is None else "PCRLFinetuneTrainer"
 
-_SCRATCH = "PCRLScratchTrainer"
 
-
-def built_in_methods(configuration: str, num_levels: int) -> dict[str, Method]:
+def built_in_methods(configuration: str, num_levels: int, batch_size: int) -> dict[str, Method]:
     """The rows of the table by name: controls, PCRLv2, and its ablations (PCRLv2, Tables 1-3).
 
     Table 3 adds to the comparison step by step: its rows before the last two have global views only, and the last one,
@@ -70,26 +72,31 @@ def built_in_methods(configuration: str, num_levels: int) -> dict[str, Method]:
 
     Args:
         configuration: of the plan; the settings of views are a configuration's own.
-        num_levels: n - 1 of the decoder; of three or fewer, three_levels and all_levels are the same.
+        num_levels: n - 1 of the decoder; of three or fewer, three_levels would be all_levels and is left out.
+        batch_size: pairs of pcrlv2, for all: of views without local ones more would fit.
     """
     n = num_levels
-    global_only = {"views": {configuration: {"num_local": 0}}}
-    three = sorted({1, (n + 1) // 2, n})
+    of_views: dict[str, Any] = {"batch_size": batch_size}
+    global_only = {**of_views, "views": {configuration: {"num_local": 0}}}
     ablations: dict[str, dict[str, Any]] = {
         "skip_connections": {"skip_connections": True},  # Table 1
         "cross_scale": {"comparison": "cross_scale"},  # Table 2
         "restoration_only": {"levels": [[n, None]], **global_only},  # Table 3, row 0
         "comparison_only": {"levels": [[None, 0]], **global_only},  # row 1
         "one_level": {"levels": [[n, 0]], **global_only},  # row 2
-        "three_levels": {"levels": [[i, i] for i in three], **global_only},  # row 3
+        "three_levels": {"levels": [[i, i] for i in (1, (n + 1) // 2, n)], **global_only},  # row 3
         "all_levels": global_only,  # row 4
-        "multi_crop": {"views": {configuration: {"crops": "multi_crop"}}},  # row 5
+        "multi_crop": {**of_views, "views": {configuration: {"crops": "multi_crop"}}},  # row 5
     }
+    if n <= 3:
+        del ablations["three_levels"]
+    scratch = {"encoder_lr_factor": 1.0}  # there is nothing in its encoder to be spared
+    # nnUNetTrainer's schedule, in as many iterations as the others have
+    stock = {**scratch, "initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}
     return {
-        CONTROL: Method(_SCRATCH, None),
-        # nnUNetTrainer's schedule, in as many iterations as the others have
-        "stock": Method(_SCRATCH, None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
-        "pseudo_labels": Method(_SCRATCH, None, pseudo_labels=True),
+        CONTROL: Method(None, scratch),
+        STOCK: Method(None, stock),
+        "pseudo_labels": Method(None, scratch, pseudo_labels=True),
         "pcrlv2": Method(),
         **{name: Method(pretrain=settings) for name, settings in ablations.items()},
     }
@@ -111,6 +118,8 @@ def methods_of(names: Sequence[str], own: Mapping[str, Any], built_in: Mapping[s
             raise UserError(
                 f"method {name} is {given!r}; expected a block with some of {', '.join(Method.__dataclass_fields__)}"
             ) from None
+        if known[name].pseudo_labels and known[name].pretrain is not None:
+            raise UserError(f'method {name} has pseudo_labels and pretrains; only one of them can be: "pretrain": null')
     for name in names:
         if name not in known:
             raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
@@ -216,27 +225,111 @@ class Comparison:
                 f"-protocol is {self.protocol} and -checkpoint {self.checkpoint}; transfer, and no other one, compares "
                 f"a pretraining of other data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
             )
+        self._check_settings()
         self.dataset = self.plan.plans["dataset_name"]
-        self.preprocessed = os.path.join(self.folder, "nnUNet_preprocessed")
-        self.results = os.path.join(self.folder, "nnUNet_results")
+        self.move_to(self.folder)
         self.identifier = self.plan.resolved["data_identifier"]
         self.cases = {case.name: case for case in find_cases(os.path.join(self.plan.folder, self.identifier))}
+        self._check_patients()
         self.split = split_by_patient(self.cases, self.patients)
         self.unlabelled, self.left_out = self._unlabelled()
         self.folds: dict[str, dict[str, list[str]]] = {}  # by name, in nnU-Net's order: only ever appended to
+        if self.checkpoint is not None:
+            self._check_checkpoint(self.checkpoint)
+
+    def move_to(self, folder: str) -> None:
+        """Let the comparison lie elsewhere."""
+        self.folder = folder
+        self.preprocessed, self.results = (
+            os.path.join(folder, name) for name in ("nnUNet_preprocessed", "nnUNet_results")
+        )
+
+    def file(self, name: str) -> str:
+        """Path of a result; those of validation cases have a name of their own."""
+        stem, ending = os.path.splitext(name)
+        return os.path.join(self.folder, f"{stem}{'_val' * (self.scored == 'val')}{ending}")
+
+    def _check_settings(self) -> None:
+        """Raises `UserError` for settings that no training takes."""
+        blocks = {"-settings": self.settings}
+        blocks |= {
+            f"method {name}": {"pretrain": m.pretrain or {}, "finetune": m.finetune} for name, m in self.methods.items()
+        }
+        for where, block in blocks.items():
+            for part, given in block.items():
+                if part not in ("pretrain", "finetune") or not isinstance(given, Mapping):
+                    raise UserError(
+                        f"{where} has {part}: {_short(given)}; expected the blocks of settings pretrain and finetune"
+                    )
+        for method in self.methods.values():
+            plan = self._with_settings(method)
+            pretrain_settings(plan, self.plan.configuration, self.plan.resolved)
+            FinetuneSettings.from_plan(plan)
+            if self.checkpoint is not None and method.pretrain:
+                raise UserError(
+                    f"a method with pretraining settings of its own ({_short(dict(method.pretrain))}) cannot take the "
+                    f"pretraining of -checkpoint; leave it out of -methods"
+                )
+
+    def _check_patients(self) -> None:
+        if not self.patients:
+            return
+        missing = sorted(set(self.cases) - self.patients.keys())
+        unknown = sorted(self.patients.keys() - self.cases.keys() - {case.name for case in self._all_unlabelled()})
+        for what, names in (("lacks the cases", missing), ("has cases that the dataset lacks,", unknown)):
+            if names:
+                raise UserError(
+                    f"the file of -patients {what} {', '.join(names[:3])}{' ...' * (len(names) > 3)}; expected one "
+                    f"line for each case, by the name of its image without ending and channel"
+                )
+
+    def _check_checkpoint(self, path: str) -> None:
+        content = checkpoint_file.read(path)
+        configuration = PlansManager(self.plan.plans).get_configuration(self.plan.configuration)
+        differences = architecture_differences(
+            content, configuration.network_arch_class_name, configuration.network_arch_init_kwargs
+        )
+        if differences:
+            raise UserError(f"checkpoint {path} is of another architecture than the plan ({'; '.join(differences)})")
+        held_out = [self.cases[name] for name in (*self.split.val, *self.split.test)]
+        seen = cases_seen(content, self.dataset, held_out)
+        if seen:
+            raise UserError(
+                f"checkpoint {path} was pretrained on {len(seen)} of the cases that are held out here "
+                f"({', '.join(seen[:3])}{' ...' * (len(seen) > 3)}); take a pretraining of other data"
+            )
 
     # ------------------------------------------------------------------------------------------------------- cases
 
-    def _unlabelled(self) -> tuple[list[Case], dict[str, str]]:
-        """The cases without labels, and those left out as they are held-out cases under another name."""
+    def _all_unlabelled(self) -> list[Case]:
         folder = unlabelled_folder(self.plan.folder, self.identifier)
-        cases = (
-            find_cases(folder) if os.path.isdir(folder) and any(f.endswith(".b2nd") for f in os.listdir(folder)) else []
-        )
+        there = os.path.isdir(folder) and any(file.endswith(".b2nd") for file in os.listdir(folder))
+        return find_cases(folder) if there else []
+
+    def _unlabelled(self) -> tuple[list[Case], dict[str, str]]:
+        """The cases without labels, and why others are left out: they are held-out ones, or of held-out patients."""
+        cases = self._all_unlabelled()
         held_out = [*self.split.val, *self.split.test] if cases else []
         by_voxels = {fingerprint(self.cases[name]): name for name in held_out}
-        twins = {case.name: by_voxels[key] for case in cases if (key := fingerprint(case)) in by_voxels}
-        return [case for case in cases if case.name not in twins], twins
+        of_patients = {self.patients[name]: name for name in held_out if name in self.patients}
+        left_out = {}
+        for case in cases:
+            if (twin := by_voxels.get(fingerprint(case))) is not None:
+                left_out[case.name] = f"it is {twin} under another name, which is held out"
+            elif (other := of_patients.get(self.patients.get(case.name, ""))) is not None:
+                left_out[case.name] = f"it is of the patient of {other}, which is held out"
+        return [case for case in cases if case.name not in left_out], left_out
+
+    def why_not(self, run: Run) -> str | None:
+        """What a run would need and this dataset has not; None if it can be done."""
+        rest = set(self.split.train) - set(self.labelled_cases(run))
+        if rest or self.unlabelled:
+            return None
+        if self.methods[run.method].pseudo_labels:
+            return "no case is left whose labels could be predicted"
+        if self.pretrains(run) and self.protocol == "semi":
+            return "no case is left for pretraining without the labelled ones"
+        return None
 
     def labelled_cases(self, run: Run) -> list[str]:
         """Of a run: drawn by its seed, the same for all methods; those of a smaller number are among them."""
@@ -252,16 +345,18 @@ class Comparison:
         held_out = [*split.val, *split.test]
         for run in runs:
             labelled = self.labelled_cases(run)
-            splits[_subset_name(run)] = {"train": labelled, "val": scored}
-            if self.pseudo_labelled(run):
-                everything = sorted({*labelled, *self.pseudo_labelled(run)})
-                splits[f"pseudo_{_subset_name(run)}"] = {"train": everything, "val": scored}
+            train = sorted({*labelled, *self.pseudo_labelled(run)})
+            splits[self._fold_name(run)] = {"train": train, "val": scored}
             if self.protocol == "semi":
                 rest = sorted(set(split.train) - set(labelled))
                 splits[self._pretraining_data_name(run)] = {"train": rest, "val": sorted({*held_out, *labelled})}
             else:
                 splits[self._pretraining_data_name(run)] = {"train": list(split.train), "val": held_out}
         return splits
+
+    def _fold_name(self, run: Run) -> str:
+        kind = "pseudo_" if self.pseudo_labelled(run) else ""
+        return f"{kind}{_subset_name(run)}_{self.scored}"
 
     def _pretraining_data_name(self, run: Run) -> str:
         return f"pretrain_{_subset_name(run)}" if self.protocol == "semi" else "pretrain"
@@ -282,10 +377,10 @@ class Comparison:
 
     def description_of_pseudo_labels(self, run: Run) -> str:
         """Path of the file that says what is to be predicted for a run."""
-        return os.path.join(self.folder, f"pseudo_labels_{_subset_name(run)}.json")
+        return os.path.join(self.folder, f"pseudo_labels_{_subset_name(run)}_{self.scored}.json")
 
     def _data_identifier(self, run: Run) -> str:
-        suffix = f"_pseudo_{_subset_name(run)}" if self.pseudo_labelled(run) else ""
+        suffix = f"_pseudo_{_subset_name(run)}_{self.scored}" if self.pseudo_labelled(run) else ""
         return f"{self.identifier}{suffix}"
 
     # ------------------------------------------------------------------------------------------------------ folder
@@ -302,12 +397,11 @@ class Comparison:
             "configuration": self.plan.configuration,
             "protocol": self.protocol,
             "checkpoint": self.checkpoint,
-            "scored": self.scored,
             "split": {name: list(getattr(self.split, name)) for name in ("train", "val", "test")},
             "unlabelled": [case.name for case in self.unlabelled],
         }
         path = os.path.join(self.folder, DESCRIPTION)
-        if os.path.isfile(path):
+        if self.has_begun():
             with open(path, encoding="utf-8") as file:
                 there = json.load(file)
             self.folds = there.pop("folds")
@@ -337,8 +431,15 @@ class Comparison:
             if self.pseudo_labelled(run):
                 self.pseudo_labels(run).describe(self.description_of_pseudo_labels(run))
 
+    def has_begun(self) -> bool:
+        """Whether anything was trained in the folder; until then it may become any comparison."""
+        return os.path.isfile(os.path.join(self.folder, DESCRIPTION)) and bool(
+            glob(os.path.join(glob_escape(self.results), "*", "*", "fold_*"))
+        )
+
     def _write_plan(self, path: str, plan: Mapping[str, Any], run: Run) -> None:
-        if os.path.isfile(path):
+        trained = f"*__{plan['plans_name']}__{self.plan.configuration}"
+        if os.path.isfile(path) and glob(os.path.join(glob_escape(self.results), self.dataset, trained)):
             with open(path, encoding="utf-8") as file:
                 if json.load(file) != json.loads(json.dumps(plan)):
                     raise UserError(
@@ -356,18 +457,24 @@ class Comparison:
             plans[name] = self._plan(name, self.methods[method.pretraining or run.method], run)
         return plans
 
-    def _plan(self, name: str, method: Method, run: Run) -> dict[str, Any]:
+    def _with_settings(self, method: Method) -> dict[str, Any]:
+        """The dataset's plan with the settings of a method over those of the comparison over its own."""
         plan = deepcopy(self.plan.plans)
         block = plan.setdefault("pcrl", {})
         for part in ("pretrain", "finetune"):
-            own = getattr(method, part) or {}
-            block[part] = _merged(block.get(part, {}), self.settings.get(part, {}), own)
-        block["pretrain"]["seed"] = run.seed
+            block[part] = _merged(block.get(part, {}), self.settings.get(part, {}), getattr(method, part) or {})
         block.pop("checkpoint", None)
-        if name == self.plans_name(run) and method.pretrain is not None:
-            block["checkpoint"] = self.checkpoint or self.pretrained(run)
+        return plan
+
+    def _plan(self, name: str, method: Method, run: Run) -> dict[str, Any]:
+        plan = self._with_settings(method)
         plan["plans_name"] = name
-        plan["configurations"][self.plan.configuration]["data_identifier"] = self._data_identifier(run)
+        plan["pcrl"]["pretrain"]["seed"] = run.seed
+        if name == self.plans_name(run) and method.pretrain is not None:
+            plan["pcrl"]["checkpoint"] = self.checkpoint or self.pretrained(run)
+        configuration = plan["configurations"][self.plan.configuration]
+        configuration["data_identifier"] = self._data_identifier(run)
+        configuration["next_stage"] = None  # of a cascade: nnU-Net would predict for it, too
         return plan
 
     def plans_name(self, run: Run) -> str:
@@ -392,7 +499,7 @@ class Comparison:
 
     def fold(self, run: Run) -> int:
         """The fold that a run trains."""
-        return self._fold(f"pseudo_{_subset_name(run)}" if self.pseudo_labelled(run) else _subset_name(run))
+        return self._fold(self._fold_name(run))
 
     def pretrained(self, run: Run) -> str:
         """Path of the finished pretraining of a run."""
@@ -412,7 +519,7 @@ class Comparison:
 
     def is_done(self, run: Run) -> bool:
         """Whether a run has been trained and scored."""
-        return os.path.isfile(self.summary(run))
+        return is_whole_json(self.summary(run))
 
     def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
         """Dice of the patches that nnU-Net validates on after each epoch, mean over labels, and the iterations."""
@@ -428,15 +535,20 @@ class Comparison:
         """Image and labels (X, Y, Z) of the truth, the control and a pretrained method, with the fewest labels.
 
         Of the first subset that both have done, the cases with the largest loss, the median and the largest gain in
-        Dice; empty where there is no such subset, or nnUNet_raw has no images.
+        Dice.
+
+        Raises:
+            LookupError, OSError: there is no such subset; nnUNet_raw has no images.
         """
         raw = os.path.join(nnUNet_raw.get(), self.dataset) if nnUNet_raw.is_set() else ""
         names = [n for n, m in self.methods.items() if m.pretrain is not None] or [*self.methods]
         order = sorted({"pcrlv2", *names} - {CONTROL}, key=lambda name: name != "pcrlv2")
         pairs = [(Run(CONTROL, run.labelled, run.seed), run) for name in order for run in runs if run.method == name]
         pairs = sorted((pair for pair in pairs if pair[0] in runs), key=lambda pair: pair[0].labelled)
-        if not pairs or not os.path.isdir(raw):
-            return {}
+        if not pairs:
+            raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
+        if not os.path.isdir(raw):
+            raise FileNotFoundError(f"it needs the images in nnUNet_raw, where there is no {self.dataset}")
         by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"]
         control, other = (by_run.loc[(run.method, run.labelled, run.seed)] * 100 for run in pairs[0])
         gains = (other - control).dropna().sort_values()
@@ -463,9 +575,13 @@ class Comparison:
             os.remove(best)
 
     def scores(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """The columns of results.csv for the runs that are done."""
+        """The columns of results.csv for the runs that are done, after those of other runs that are in it."""
         names = {str(_label(value)): name for name, value in self.plan.dataset_json["labels"].items()}
-        rows = []
+        path, rows = self.file("results.csv"), []
+        if os.path.isfile(path):
+            own = {(run.method, run.labelled, run.seed) for run in runs}
+            there = pd.read_csv(path)[list(COLUMNS)]
+            rows = [tuple(row) for row in there.itertuples(index=False) if tuple(row)[:3] not in own]
         for run in runs:
             if not self.is_done(run):
                 continue
@@ -476,6 +592,16 @@ class Comparison:
                 for label, metrics in of_case["metrics"].items():
                     rows.append((run.method, run.labelled, run.seed, case, names.get(label, label), metrics["Dice"]))
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"dice": float})
+
+
+def is_whole_json(path: str) -> bool:
+    """Whether a file is there and has been written to its end: nnU-Net writes its summary in place."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            json.load(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _link(source: str, link: str) -> None:

@@ -17,10 +17,13 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from pcrl_nnunet.data import Case, CaseVolume
 from pcrl_nnunet.errors import UserError
+
+NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,15 @@ class PseudoLabels:
 
 
 def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
-    """(1, *spatial) labels, int8 as nnU-Net keeps them (int16 for more than 127), on the grid of the image."""
+    """(1, *spatial) labels on the grid of the image, int8 as nnU-Net keeps them (int16 for more than 127)."""
     volume = CaseVolume(case)
     image = torch.from_numpy(volume[tuple(slice(0, n) for n in volume.shape)])
     logits = predictor.predict_logits_from_preprocessed_data(image)
     labels = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[None]
+    if any(predictor.configuration_manager.use_mask_for_norm):
+        # nnU-Net's training keeps zero what is outside of the mask, which it finds by -1 in the segmentation
+        inside = binary_fill_holes((image.abs() > NOTHING).any(0).numpy())
+        labels = np.where((labels == 0) & ~inside, -1, labels)
     return labels.astype(np.int16 if labels.max() > 127 else np.int8)
 
 

@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 CONTROL = "scratch"
+STOCK = "stock"
 COLUMNS = ("method", "labelled", "seed", "case", "label", "dice")
 BOOTSTRAPS = 10_000
+LEVEL = 0.95
+WORTH = 0.5  # Dice points: a gain that surely is smaller does not pay
 
 
 def per_case(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the labels of a case; a label that neither the truth nor the prediction has does not count."""
-    return scores.groupby(["method", "labelled", "seed", "case"], as_index=False)["dice"].mean()
+    """Mean over the labels of a case.
+
+    nnU-Net gives no score to a label that neither the truth nor the prediction has. That prediction is right, and
+    counts 1: left out, a method that finds nothing where nothing is would not be better than one that does.
+    """
+    return scores.fillna({"dice": 1.0}).groupby(["method", "labelled", "seed", "case"], as_index=False)["dice"].mean()
 
 
-def interval(differences: np.ndarray, rng: np.random.Generator, share: float = 0.95) -> tuple[float, float]:
+def interval(
+    differences: np.ndarray, rng: np.random.Generator, patients: np.ndarray | None = None
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of paired differences, over labelled subsets and cases at once.
 
+    A bootstrap of a few subsets is too narrow, as it takes their spread for that of all subsets. Their distances from
+    the mean are widened first, as far as Student's interval of S values is wider than a bootstrap's:
+    t(S-1) / z * sqrt(S / (S-1)).
+
     Args:
-        differences: (S, K), of the same cases for every subset; NaN where a case has no score.
+        differences: (S, K), of the same cases for every subset; S at least 2.
+        patients: (K,), whose cases are drawn together; None: each is a patient.
     """
     num_seeds, num_cases = differences.shape
-    means = np.empty(BOOTSTRAPS)
-    for i in range(BOOTSTRAPS):
-        rows, columns = rng.integers(num_seeds, size=num_seeds), rng.integers(num_cases, size=num_cases)
-        means[i] = np.nanmean(differences[np.ix_(rows, columns)])
-    low, high = np.nanquantile(means, [(1 - share) / 2, (1 + share) / 2])
+    z, t = stats.norm.ppf((1 + LEVEL) / 2), stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1)
+    of_seed = differences.mean(1, keepdims=True) - differences.mean()
+    widened = differences + (t / z * np.sqrt(num_seeds / (num_seeds - 1)) - 1) * of_seed
+    _, patient = np.unique(np.arange(num_cases) if patients is None else patients, return_inverse=True)
+    num_patients = patient.max() + 1
+    # how often each is drawn
+    of_seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), BOOTSTRAPS)
+    of_cases = rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), BOOTSTRAPS)[:, patient]
+    means = np.einsum("bs,sk,bk->b", of_seeds, widened, of_cases, optimize=True) / (num_seeds * of_cases.sum(1))
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def table(scores: pd.DataFrame) -> pd.DataFrame:
+def gain(cases: pd.DataFrame, method: str, over: str, labelled: int, patients: Mapping[str, str]) -> dict[str, float]:
+    """Paired difference of two methods on the subsets and cases that both have, in points (100 Dice).
+
+    Args:
+        cases: as `per_case` gives them.
+
+    Returns:
+        pairs (subsets), difference, low, high; empty without a pair, and NaN for the interval of a single one, which
+        says nothing of other subsets.
+    """
+    first, second = (cases[(cases["labelled"] == labelled) & (cases["method"] == name)] for name in (method, over))
+    paired = first.merge(second, on=["seed", "case"], suffixes=("", "_over"))
+    if method == over or paired.empty:
+        return {}
+    paired["difference"] = (paired["dice"] - paired["dice_over"]) * 100
+    matrix = paired.pivot(index="seed", columns="case", values="difference")
+    low = high = float("nan")
+    if len(matrix) > 1:
+        of_patient = np.array([patients.get(case, case) for case in matrix.columns])
+        low, high = interval(matrix.to_numpy(), np.random.default_rng(0), of_patient)
+    return {"pairs": len(matrix), "difference": float(matrix.to_numpy().mean()), "low": low, "high": high}
+
+
+def table(scores: pd.DataFrame, patients: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One row a method and number of labelled cases, in points (100 Dice).
 
-    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), difference (to `CONTROL` on the
-    same subsets and cases), low, high (of its 95 % interval; NaN for one subset, which says nothing of others).
+    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), and of `gain` over `CONTROL`:
+    difference, low, high (of its 95 % interval).
     """
     cases = per_case(scores)
     rows = []
@@ -49,39 +92,34 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
             "mean": by_seed.mean(),
             "sd": by_seed.std(),
         }
-        control = cases[(cases["labelled"] == labelled) & (cases["method"] == CONTROL)]
-        paired = group.merge(control, on=["seed", "case"], suffixes=("", "_control"))
-        if method != CONTROL and len(paired):
-            paired["difference"] = (paired["dice"] - paired["dice_control"]) * 100
-            matrix = paired.pivot_table(index="seed", columns="case", values="difference", dropna=False).to_numpy()
-            low, high = interval(matrix, np.random.default_rng(0)) if len(matrix) > 1 else (np.nan, np.nan)
-            row |= {"difference": float(np.nanmean(matrix)), "low": low, "high": high}
-        rows.append(row)
+        rows.append({**row, **gain(cases, method, CONTROL, labelled, patients or {})})
     columns = ["method", "labelled", "seeds", "mean", "sd", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 
-def verdict(rows: pd.DataFrame, method: str) -> str:
-    """A sentence to act on: what a method gains over the control at every number of labels where it surely does."""
-    own = rows[(rows["method"] == method) & rows["difference"].notna()]
-    if own.empty:
+def verdict(scores: pd.DataFrame, method: str, patients: Mapping[str, str] | None = None) -> str:
+    """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
+    cases = per_case(scores)
+    told, lows, highs = [], [], []
+    for labelled in sorted(cases["labelled"].unique()):
+        of_number = cases[cases["labelled"] == labelled].groupby("method")["dice"].mean()
+        controls = of_number[of_number.index.isin([CONTROL, STOCK])]
+        found = gain(cases, method, str(controls.idxmax()), labelled, patients or {}) if len(controls) else {}
+        if not found:
+            continue
+        difference, low, high = found["difference"], found["low"], found["high"]
+        pairs = f" ({found['pairs']} subset{'s' * (found['pairs'] > 1)})"
+        lows.append(low)
+        highs.append(high)
+        half = f" \N{PLUS-MINUS SIGN} {(high - low) / 2:.1f}" if np.isfinite(low) else ""
+        kind = "expect" if low > 0 else "it costs" if high < 0 else "undecided,"
+        told.append(f"with {labelled} labels {kind} {difference:+.1f}{half} Dice{pairs}")
+    if not told:
         return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
-    if own["low"].isna().all():
-        told = "; ".join(f"{row.difference:+.1f} Dice with {row.labelled} labels" for row in own.itertuples())
-        return f"One labelled subset does not tell whether {method} pays ({told}): give -seeds 2 or, better, 5."
-    surely = own[own["low"] > 0]
-    if surely.empty:
-        own = own[own["low"].notna()]
-        told = "; ".join(f"{_gain(row)} Dice with {row.labelled} labels" for row in own.itertuples())
-        costs = "it costs Dice" if (own["high"] < 0).any() else "no gain beyond chance"
-        return f"{method} does not pay here, {costs}: {told}."
-    return (
-        f"With {method}: "
-        + "; ".join(f"with {row.labelled} labels expect {_gain(row)} Dice" for row in surely.itertuples())
-        + "."
-    )
-
-
-def _gain(row: Any) -> str:
-    half = (row.high - row.low) / 2
-    return f"{row.difference:+.1f} \N{PLUS-MINUS SIGN} {half:.1f}"
+    if any(low > 0 for low in lows):
+        start = f"{method} pays"
+    elif all(high < WORTH for high in highs):
+        start = f"{method} does not pay here"
+    else:
+        start = f"Whether {method} pays is undecided, more subsets (-seeds) would tell"
+    return f"{start}: {'; '.join(told)}."

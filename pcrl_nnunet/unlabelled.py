@@ -33,12 +33,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.lock import locked
 from pcrl_nnunet.scans import Found, Scan, SetAside, Target, Unusable, hashed, read_scan, short_reason
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "cases.json"
 BAD_LIST = "bad_cases.txt"
@@ -231,7 +227,7 @@ def preprocess(
     total = len(found.scans) + len(summary.bad)
     try:
         os.makedirs(folder, exist_ok=True)
-        with _locked(folder):
+        with locked(folder, "pcrl_nnunet_preprocess"):
             cases = _load_manifest(folder, target)
             scans = [_named_apart(scan, cases) for scan in found.scans]
             todo = [scan for scan in scans if not _is_done(scan, cases.get(scan.name), folder)]
@@ -339,18 +335,6 @@ def _scratch(folder: str) -> Iterator[str]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Keep a second run out; the lock goes with the process, however it ends."""
-    with open(os.path.join(folder, ".lock"), "w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another pcrl_nnunet_preprocess is at work on {folder}: wait for it to end.") from None
-        yield
 
 
 def _load_manifest(folder: str, target: Target) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -8,6 +9,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
+from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.comparison import (
     Comparison,
     Run,
@@ -17,7 +19,7 @@ from pcrl_nnunet.comparison import (
     number_of,
     split_by_patient,
 )
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
@@ -53,12 +55,23 @@ def test_numbers_and_shares_of_labelled_cases():
 
 
 def test_unknown_methods_and_settings_are_named():
-    known = built_in_methods("3d_fullres", 5)
+    known = built_in_methods("3d_fullres", 5, 8)
     with pytest.raises(UserError, match=r"no method 'best'; expected some of scratch, stock, pseudo_labels, .* mine"):
         methods_of(["best"], {"mine": {}}, known)
-    with pytest.raises(UserError, match=r"method mine is .* expected a block with some of trainer, pretrain"):
+    with pytest.raises(UserError, match=r"method mine is .* expected a block with some of pretrain, finetune"):
         methods_of(["mine"], {"mine": {"rate": 1}}, known)
+    with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; only one"):
+        methods_of(["mine"], {"mine": {"pseudo_labels": True}}, known)
     assert list(methods_of(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
+
+
+def test_a_rate_for_the_encoder_is_for_a_pretrained_one(comparison):
+    this = comparison(settings={"finetune": {"encoder_lr_factor": 0.1}}, methods=("stock", "pseudo_labels", "pcrlv2"))
+    factors = {
+        name: FinetuneSettings.from_plan(this._with_settings(method)).encoder_lr_factor
+        for name, method in this.methods.items()
+    }
+    assert factors == {"scratch": 1.0, "stock": 1.0, "pseudo_labels": 1.0, "pcrlv2": 0.1}
 
 
 TABLES = {  # method.md 3: what each ablation restores from and compares in a decoder of 5 levels; local views or none
@@ -79,7 +92,7 @@ def test_the_ablations_are_those_of_the_papers_tables(name):
     plan = make_plan(features=(4, 4, 4, 8, 8, 8))
     plan["configurations"]["3d_fullres"]["patch_size"] = [64, 64, 64]
     plan["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [90.0, 90.0, 90.0]
-    method = built_in_methods("3d_fullres", 5)[name]
+    method = built_in_methods("3d_fullres", 5, 8)[name]
     plan["pcrl"]["pretrain"] = dict(method.pretrain)
     configuration = PlansManager(plan).get_configuration("3d_fullres")
     settings = pretrain_settings(plan, "3d_fullres", configuration.configuration)
@@ -95,6 +108,7 @@ def test_the_ablations_are_those_of_the_papers_tables(name):
     drawn = [pretraining.draw_levels(0, step) for step in range(60)]
     assert {(d.restoration, d.comparison) for d in drawn} == set(levels)
     assert settings.views.num_local == num_local
+    assert settings.batch_size == 8  # whatever fits
     assert any(d.comparison != d.comparison_of_second for d in drawn) == (name == "cross_scale")
     assert pretraining.decoder.skip_connections == (name == "skip_connections")
     assert (settings.views.crops == "multi_crop") == (name == "multi_crop")
@@ -109,10 +123,11 @@ def comparison(tiny, tmp_path, monkeypatch):
         image = np.random.default_rng(10 + number).normal(size=(1, 14, 14, 14)).astype(np.float32)
         blosc2.asarray(image, urlpath=str(tiny.data / f"{name}.b2nd"))
 
-    def make(protocol="all", settings=None, methods=("pcrlv2", "pseudo_labels")):
-        plan = load_plan("Dataset999_Tiny", "nnUNetPlans", "3d_fullres")
-        chosen = methods_of(methods, {}, built_in_methods("3d_fullres", 2))
-        return Comparison(str(tmp_path / "out"), plan, chosen, {}, protocol, "test", settings or {})
+    def make(protocol="all", settings=None, methods=("pcrlv2", "pseudo_labels"), own=(), patients=(), **given):
+        plan = load_plan("Dataset999_Tiny", "nnUNetPlans", given.pop("configuration", "3d_fullres"))
+        chosen = methods_of(methods, dict(own), built_in_methods(plan.configuration, 2, 8))
+        folder, scored = str(tmp_path / "out"), given.pop("scored", "test")
+        return Comparison(folder, plan, chosen, dict(patients), protocol, scored, settings or {}, **given)
 
     return make
 
@@ -147,6 +162,7 @@ def test_methods_share_their_labelled_cases_and_larger_subsets_hold_the_smaller(
 def test_folds_keep_their_numbers_when_runs_are_added(comparison):
     first, second = comparison(), comparison()
     first.prepare(RUNS[:1])
+    Path(first.output(RUNS[0])).mkdir(parents=True)
     second.prepare(RUNS[1:])
     third = comparison()
     third.prepare(RUNS)
@@ -154,8 +170,12 @@ def test_folds_keep_their_numbers_when_runs_are_added(comparison):
     assert third.fold(RUNS[3]) == second.fold(RUNS[3])
 
 
-def test_other_settings_in_the_same_folder_are_refused(comparison):
-    comparison().prepare(RUNS)
+def test_other_settings_in_the_same_folder_are_refused_where_something_was_trained(comparison):
+    comparison(settings={"finetune": {"epochs": 3}}).prepare(RUNS)
+    this = comparison()
+    this.prepare(RUNS)  # nothing had been
+    for run in RUNS:
+        Path(this.output(run)).mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds runs of method scratch with other settings; give another folder"):
         comparison(settings={"finetune": {"epochs": 7}}).prepare(RUNS)
     with pytest.raises(UserError, match=r"holds a comparison with another protocol \(\"all\", now \"semi\"\)"):
@@ -187,7 +207,7 @@ def test_pseudo_labels_are_for_the_training_cases_without_labels_and_for_no_held
 
     this, run = comparison(), Run("pseudo_labels", 2, 1)
     this.prepare([run])
-    assert this.left_out == {"copy": this.split.test[0]}
+    assert this.left_out == {"copy": f"it is {this.split.test[0]} under another name, which is held out"}
     labelled = this.labelled_cases(run)
     target = tiny.folder.parent.parent / "out" / "nnUNet_preprocessed" / "Dataset999_Tiny"
     fold = json.loads((target / "splits_final.json").read_text())[this.fold(run)]
@@ -198,3 +218,101 @@ def test_pseudo_labels_are_for_the_training_cases_without_labels_and_for_no_held
     assert set(work.predicted) == {*fold["train"]} - {*labelled}
     # pretraining sees the same unlabelled scans
     assert [path.name for path in (target / folder.name).iterdir()] == ["scan.b2nd"]
+
+
+def test_the_scored_part_may_change_and_pretrainings_are_kept(comparison):
+    on_validation, on_test = comparison(scored="val"), comparison()
+    on_validation.prepare(RUNS)
+    Path(on_validation.output(RUNS[-1])).mkdir(parents=True)
+    on_test.prepare(RUNS)
+    assert on_test.pretrained(RUNS[-1]) == on_validation.pretrained(RUNS[-1])
+    assert on_test.output(RUNS[-1]) != on_validation.output(RUNS[-1])
+    assert on_test.file("results.csv") != on_validation.file("results.csv")
+
+
+def test_runs_that_need_cases_that_are_not_there_are_known_before(comparison):
+    this = comparison("semi")
+    everything = len(this.split.train)
+    assert this.why_not(Run("pcrlv2", everything, 0)) == "no case is left for pretraining without the labelled ones"
+    assert this.why_not(Run("pseudo_labels", everything, 0)) == "no case is left whose labels could be predicted"
+    assert this.why_not(Run("scratch", everything, 0)) is None
+    assert this.why_not(Run("pcrlv2", everything - 1, 0)) is None
+    assert comparison("all").why_not(Run("pcrlv2", everything, 0)) is None
+
+
+def test_the_first_stage_of_a_cascade_is_trained_without_the_second(tiny, comparison):
+    this = comparison(configuration="3d_lowres")
+    this.prepare(RUNS[:1])
+    plan = json.loads((Path(this.preprocessed) / this.dataset / f"{this.plans_name(RUNS[0])}.json").read_text())
+    assert not PlansManager(plan).get_configuration("3d_lowres").next_stage_names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"settings": {"pretrian": {}}}, r"-settings has pretrian: {}; expected the blocks"),
+        ({"settings": {"finetune": {"epoch": 3}}}, r"pcrl.finetune.epoch is not a setting"),
+        ({"own": {"mine": {"pretrain": 5}}, "methods": ["mine"]}, r"method mine has pretrain: 5; expected the blocks"),
+        ({"own": {"mine": {"pretrain": {"levels": 3}}}, "methods": ["mine"]}, r"pcrl.pretrain.levels is 3"),
+        ({"patients": {"case_0": "p"}}, r"-patients lacks the cases case_1, case_2, case_3 ...; expected one line"),
+        (
+            {"patients": {f"case_{i}": "p" for i in range(10)} | {"case_0.nii.gz": "p"}},
+            r"-patients has cases that the dataset lacks, case_0.nii.gz",
+        ),
+    ],
+)
+def test_mistyped_input_is_said_before_anything_is_written(tmp_path, comparison, given, message):
+    with pytest.raises(UserError, match=message):
+        comparison(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unlabelled_scans_of_held_out_patients_are_left_out(tiny, comparison):
+    folder = tiny.folder / "nnUNetPlans_3d_fullres_unlabelled"
+    folder.mkdir()
+    for number, name in enumerate(("later", "other")):
+        image = np.random.default_rng(99 + number).normal(size=(1, 14, 14, 14)).astype(np.float32)
+        blosc2.asarray(image, urlpath=str(folder / f"{name}.b2nd"))
+    patients = {f"case_{i}": f"patient_{i}" for i in range(10)}
+    held_out = comparison(patients=patients).split.test[0]
+    this = comparison(patients={**patients, "later": patients[held_out], "other": "someone"})
+    assert list(this.left_out) == ["later"]
+    assert [case.name for case in this.unlabelled] == ["other"]
+
+
+def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"checkpoint /nope.pth does not exist"):
+        comparison("transfer", checkpoint="/nope.pth")
+    held_out = comparison().split.test[0]
+    case = {"name": held_out, "path": f"Dataset999_Tiny/nnUNetPlans_3d_fullres/{held_out}.b2nd", "sha256": "0"}
+    architecture = make_plan()["configurations"]["3d_fullres"]["architecture"]
+    content = {
+        "cases": [case],
+        "nnssl_adaptation_plan": {
+            "architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": architecture["arch_kwargs"]}
+        },
+    }
+    monkeypatch.setattr(checkpoint_file, "read", lambda path: content)
+    with pytest.raises(UserError, match=f"was pretrained on 1 of the cases that are held out here \\({held_out}\\)"):
+        comparison("transfer", checkpoint="other.pth")
+    content["cases"] = []
+    comparison("transfer", checkpoint="other.pth")
+    with pytest.raises(UserError, match=r"pretraining settings of its own .* cannot take the pretraining"):
+        comparison("transfer", checkpoint="other.pth", methods=["cross_scale"])
+    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] = "ResidualEncoderUNet"
+    with pytest.raises(UserError, match=r"of another architecture than the plan \(network: ResidualEncoderUNet"):
+        comparison("transfer", checkpoint="other.pth")
+
+
+def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(comparison):
+    this = comparison()
+    this.prepare(RUNS)
+    summary = Path(this.summary(RUNS[0]))
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"metric_per_case": [')
+    assert not this.is_done(RUNS[0])
+    metrics = {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}}
+    summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": "x/case_1.nii.gz", "metrics": metrics}]}))
+    Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
+    scores = this.scores(RUNS)
+    assert scores[["method", "label"]].to_numpy().tolist() == [["mine", "a"], ["scratch", "a"], ["scratch", "b"]]

@@ -13,7 +13,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"monitor", "memory", "transfer", "unlabelled", "scans", "figures", "pseudo_labels", "scores"},
     {"methods"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
-    {"boxes", "config"},
+    {"boxes", "config", "lock"},
     {"errors"},
 ]
 

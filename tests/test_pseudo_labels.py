@@ -27,8 +27,11 @@ class Predictor:
 
     calls = 0
 
+    masked = False
+
     def __init__(self, **_):
         self.label_manager = label_manager()
+        self.configuration_manager = SimpleNamespace(use_mask_for_norm=[self.masked])
 
     def initialize_from_trained_model_folder(self, model, folds):
         assert (model, folds) == ("MODEL", (3,))
@@ -64,6 +67,21 @@ def test_nnunet_reads_the_folder_as_its_own_with_true_and_predicted_labels(work)
         assert (seg[:][tuple(where.T)] == label).all()
     true = nnUNetDatasetBlosc2(str(work.cases[0].path).rsplit("/", 1)[0]).load_case("case_0")[1]
     np.testing.assert_array_equal(dataset.load_case("case_0")[1][:], true[:])
+
+
+def test_what_lies_outside_of_the_mask_of_normalisation_is_marked_as_nnunet_does(work, monkeypatch):
+    monkeypatch.setattr(Predictor, "masked", True)
+    image = np.full((1, 8, 8, 8), -0.5, np.float32)
+    image[:, :3] = 0  # outside
+    image[:, 5, 4, 4] = 0  # a hole
+    image[:, 6, 5, 5] = 2
+    path = f"{work.labels.folder}.b2nd"
+    blosc2.asarray(image, urlpath=path)
+    seg = pseudo_labels._predicted(Predictor(), Case("masked", path))
+    expected = np.zeros((1, 8, 8, 8), int)
+    expected[:, :3] = -1
+    expected[:, 6, 5, 5] = 2
+    np.testing.assert_array_equal(seg, expected)
 
 
 def test_it_goes_on_where_it_was_stopped(work, monkeypatch):

@@ -133,7 +133,7 @@ def check_where_files_land(home: Path) -> None:
     """Every folder and file that the table names is there."""
     section = README.split("## Where files land")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(nnUNet_\S+)` \| (.*) \|$", section, re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 5
     for folder, what in rows:
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
         for name in re.findall(r"`(\S+\.(?:json|png|pth|txt))`", what):

@@ -78,6 +78,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
         with exit_on_user_error(), output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
+        # nnU-Net's 50, but a short training, too, goes on near to where it was stopped
+        self.save_every: int = min(50, max(1, self.num_epochs // 20))
         self.num_iterations_per_epoch = self.settings.iters_per_epoch
         self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
         self.initial_lr = self.settings.initial_lr

@@ -74,12 +74,15 @@ class PretrainingCases:
         cases = find_cases(os.path.join(folder, data_identifier))
         unlabelled = unlabelled_folder(folder, data_identifier)
         out = set() if fold == "all" else cls._validation_cases(folder, fold, [case.name for case in cases])
-        return cls(
+        found = cls(
             [case for case in cases if case.name not in out],
             find_cases(unlabelled) if _has_files(unlabelled, ".b2nd") else [],
             [case for case in cases if case.name in out],
             fold,
         )
+        if not found.used:
+            raise UserError(f"fold {fold} leaves out all cases, and there are no unlabelled ones; give another -f")
+        return found
 
     @staticmethod
     def _validation_cases(folder: str, fold: int | str, names: list[str]) -> set[str]:

@@ -5,28 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
+from time import time
 from typing import Any
 
 DESCRIPTION = """Compare pretraining with training from scratch, for several numbers of labelled cases: splits the
 dataset's cases (70 % training, 10 % validation, 20 % test; splits_final.json is not touched), pretrains without the
-held-out ones, fine-tunes every method on the same randomly drawn labelled cases, and scores them. The same command goes
-on where it was stopped."""
+held-out ones, trains every method on the same randomly drawn labelled cases, and scores them. The same command goes on
+where it was stopped."""
+MEASURED_SECONDS = 20.0  # of training, to tell how long all of it takes
+# A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order).
+_CHILD = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+"""
+PRETRAIN = f"""{_CHILD}
+from pcrl_nnunet.cli.pretrain import main_entry
+main_entry()
+"""
 # nnU-Net's command would take all cores for each of several runs at a time
-TRAIN = """
-import sys, torch
+TRAIN = f"""{_CHILD}
+import torch
 threads, device, dataset, configuration, fold, trainer, plans = sys.argv[1:]
 if device == "cpu":
     torch.set_num_threads(int(threads))
 from nnunetv2.run.run_training import run_training
 run_training(dataset, configuration, fold, trainer, plans, continue_training=True, device=torch.device(device))
 """
-PSEUDO_LABEL = """
-import sys, torch
+PSEUDO_LABEL = f"""{_CHILD}
+import torch
 threads, device, description, model, fold = sys.argv[1:]
 if device == "cpu":
     torch.set_num_threads(int(threads))
@@ -37,17 +53,12 @@ PseudoLabels.load(description).write(model, int(fold), torch.device(device))
 
 @dataclass(frozen=True)
 class Job:
-    """One process: a pretraining, a training, or a prediction of pseudo-labels. It is done when `result` is there."""
+    """One process: a pretraining, a training, or a prediction of pseudo-labels."""
 
     name: str
     command: tuple[str, ...]
-    result: str
-    after: tuple[str, ...] = ()  # results that it needs
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its result is there."""
-        return os.path.isfile(self.result)
+    is_done: Callable[[], bool]
+    after: tuple[str, ...] = ()  # names of the jobs whose results it needs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,13 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         "-scored", choices=("val", "test"), default="test", help="cases that are scored (default: test)"
     )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
-    parser.add_argument("-np", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("-np", type=int, default=1, help="steps at a time, on the GPUs in turn (default: 1)")
     parser.add_argument(
         "-o", metavar="FOLDER", help="default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION"
     )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what is done and to do, and how long it takes; no training"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print what is to do and how long it takes; no training")
     return parser
 
 
@@ -96,30 +105,45 @@ def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
     from pcrl_nnunet.cli import pretrain, register  # after the parser, so that --help is quick
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.lock import locked
 
-    device = pretrain._device(args.device)
+    device = pretrain.device_named(args.device)
     comparison, runs = _comparison(args)
-    comparison.prepare(runs)
-    jobs = _jobs(comparison, runs, device, args.np)
-    for name, twin in comparison.left_out.items():
-        print(f"Unlabelled case {name} is the held-out case {twin} under another name: nothing is trained on it")
-    print(f"{len(runs)} runs, {sum(job.is_done for job in jobs)} of {len(jobs)} steps are done: {comparison.folder}")
+    for name, reason in comparison.left_out.items():
+        print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:
-        _dry_run(comparison, runs, jobs, device, args.np)
+        with tempfile.TemporaryDirectory() as folder:
+            if not comparison.has_begun():
+                comparison.move_to(folder)
+            comparison.prepare(runs)
+            _dry_run(comparison, runs, _jobs(comparison, runs, device, args.np), device, args.np)
         return
-    if not register.is_registered():
-        for line in register.register():
+    try:
+        os.makedirs(comparison.folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{comparison.folder} cannot be made ({error.strerror}); give another folder with -o"
+        ) from error
+    with locked(comparison.folder, "pcrl_nnunet_compare"):
+        comparison.prepare(runs)
+        jobs = _jobs(comparison, runs, device, args.np)
+        print(_progress(runs, jobs, comparison.folder))
+        if not register.is_registered():
+            for line in register.register():
+                print(line)
+        failed = _run(jobs, args.np, comparison, lambda: _write_results(comparison, runs))
+        for line in _report(comparison, runs):
             print(line)
-    failed = _run(jobs, args.np, comparison, lambda: _write_results(comparison, runs))
-    for line in _report(comparison, runs):
-        print(line)
     if failed:
-        from pcrl_nnunet.errors import UserError
-
         raise UserError(
             f"{len(failed)} steps failed ({', '.join(failed)}); look into their logs in {comparison.folder}/logs, and "
             f"run the same command again"
         )
+
+
+def _progress(runs: list[Any], jobs: list[Job], folder: str) -> str:
+    return f"{len(runs)} runs, {sum(job.is_done() for job in jobs)} of {len(jobs)} steps are done: {folder}"
 
 
 def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
@@ -136,13 +160,17 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
     plan = load_plan(args.d, args.p, args.c)
     pretrain.refuse_cascade(plan)
-    pretrain_settings(plan.plans, plan.configuration, plan.resolved)  # raises for a network that it cannot pretrain
+    # raises for a network that it cannot pretrain
+    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved)
     if args.o is None and not nnUNet_results.is_set():
         raise UserError("the variable nnUNet_results is not set; set it as for nnU-Net, or give a folder with -o")
     name = f"{plan.plans['dataset_name']}__{plan.plans['plans_name']}__{plan.configuration}"
     folder = os.path.abspath(args.o or os.path.join(nnUNet_results, "pcrl_compare", name))
+    given = _json(args.settings)
+    batch_size = (given.get("pretrain") or {}).get("batch_size", settings.batch_size)
     num_levels = len(plan.resolved["architecture"]["arch_kwargs"]["strides"]) - 1
-    methods = methods_of(args.methods, _json(args.own_methods), built_in_methods(plan.configuration, num_levels))
+    built_in = built_in_methods(plan.configuration, num_levels, batch_size)
+    methods = methods_of(args.methods, _json(args.own_methods), built_in)
     comparison = Comparison(
         folder,
         plan,
@@ -150,13 +178,19 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         _patients(args.patients),
         args.protocol,
         args.scored,
-        _json(args.settings),
+        given,
         args.checkpoint and os.path.abspath(args.checkpoint),
     )
     numbers = sorted({number_of(text, len(comparison.split.train)) for text in args.labelled})
     named = [name for name in methods if name in (*args.methods, CONTROL)]
-    runs = [Run(m, n, seed) for seed in range(args.seeds) for n in numbers for m in named]
-    return comparison, [run for run in runs if not methods[run.method].pseudo_labels or comparison.pseudo_labelled(run)]
+    runs = []
+    for run in [Run(m, n, seed) for seed in range(args.seeds) for n in numbers for m in named]:
+        reason = comparison.why_not(run)
+        if reason is None:
+            runs.append(run)
+        elif run.seed == 0:
+            print(f"{run.method} with {run.labelled} labels is left out: {reason}")
+    return comparison, runs
 
 
 def _json(path: str | None) -> dict[str, Any]:
@@ -169,8 +203,8 @@ def _json(path: str | None) -> dict[str, Any]:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a JSON file") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no block of names and values")
+    if not isinstance(content, dict) or not all(isinstance(block, dict) for block in content.values()):
+        raise UserError(f"{path} holds no blocks of names and values; expected {{NAME: {{...}}, ...}}")
     return content
 
 
@@ -183,6 +217,8 @@ def _patients(path: str | None) -> dict[str, str]:
 
     try:
         content = pd.read_csv(path, dtype=str)[["case", "patient"]]
+        if content.isna().any(axis=None):
+            raise ValueError(f"line {2 + int(content.isna().any(axis=1).idxmax())} has an empty cell")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} cannot be used ({error}); expected a CSV file with the columns case and patient"
@@ -191,6 +227,8 @@ def _patients(path: str | None) -> dict[str, str]:
 
 
 def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list[Job]:
+    from functools import partial
+
     from pcrl_nnunet.comparison import Run
     from pcrl_nnunet.scores import CONTROL
 
@@ -199,22 +237,23 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
     for run in runs:
         after: tuple[str, ...] = ()
         if comparison.pretrains(run):
-            result, plans = comparison.pretrained(run), comparison.pretraining_plans_name(run)
-            command: tuple[str, ...] = (sys.executable, "-m", "pcrl_nnunet.cli.pretrain", "-d", comparison.dataset)
-            command += ("-c", comparison.plan.configuration, "-p", plans, "-f", str(comparison.pretraining_fold(run)))
-            jobs.setdefault(result, Job(plans, (*command, "-device", device.type, "--c"), result))
-            after = (result,)
+            name = comparison.pretraining_plans_name(run)
+            command: tuple[str, ...] = (sys.executable, "-c", PRETRAIN, "-d", comparison.dataset, "-p", name, "--c")
+            command += ("-c", comparison.plan.configuration, "-f", str(comparison.pretraining_fold(run)))
+            is_done = partial(os.path.isfile, comparison.pretrained(run))
+            jobs.setdefault(name, Job(name, (*command, "-device", device.type), is_done))
+            after = (name,)
         if comparison.pseudo_labelled(run):
-            control, pseudo_labels = Run(CONTROL, run.labelled, run.seed), comparison.pseudo_labels(run)
+            name, control = f"labels_of_{run}", Run(CONTROL, run.labelled, run.seed)
             output = comparison.output(control)
             command = (sys.executable, "-c", PSEUDO_LABEL, *common, comparison.description_of_pseudo_labels(run))
             command += (os.path.dirname(output), str(comparison.fold(control)))
-            result = pseudo_labels.finished
-            jobs[result] = Job(f"labels_of_{run}", command, result, (comparison.summary(control),))
-            after = (result,)
+            is_done = partial(os.path.isfile, comparison.pseudo_labels(run).finished)
+            jobs[name] = Job(name, command, is_done, (str(control),))
+            after = (name,)
         command = (sys.executable, "-c", TRAIN, *common, comparison.dataset, comparison.plan.configuration)
         command += (str(comparison.fold(run)), comparison.methods[run.method].trainer, comparison.plans_name(run))
-        jobs[comparison.summary(run)] = Job(str(run), command, comparison.summary(run), after)
+        jobs[str(run)] = Job(str(run), command, partial(comparison.is_done, run), after)
     return list(jobs.values())
 
 
@@ -222,46 +261,88 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
     """Run what is not done; the names of those that failed."""
     from tqdm import tqdm
 
-    environment = {
-        **os.environ,
-        **_folders(comparison),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_a_time)),
-        "nnUNet_def_n_proc": os.environ.get("nnUNet_def_n_proc", "2"),
-    }
+    slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for environment in _environments(comparison, at_a_time):
+        slots.put(environment)
+    children: set[subprocess.Popen[bytes]] = set()
 
     def run(job: Job) -> bool:
-        with open(os.path.join(comparison.folder, "logs", f"{job.name}.log"), "a", encoding="utf-8") as log:
-            status = subprocess.run(
-                job.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                check=False,
-            )
-        return status.returncode == 0 and job.is_done
+        slot = slots.get()
+        try:
+            with open(os.path.join(comparison.folder, "logs", f"{job.name}.log"), "a", encoding="utf-8") as log:
+                child = subprocess.Popen(
+                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=slot
+                )
+                children.add(child)
+                return child.wait() == 0 and job.is_done()
+        finally:
+            slots.put(slot)
 
-    waiting = [job for job in jobs if not job.is_done]
+    waiting = [job for job in jobs if not job.is_done()]
+    done = {job.name for job in jobs} - {job.name for job in waiting}
     failed: list[str] = []
     running: dict[Future[bool], Job] = {}
-    with ThreadPoolExecutor(at_a_time) as pool, tqdm(total=len(waiting), unit="step", dynamic_ncols=True) as bar:
+    with (
+        ThreadPoolExecutor(at_a_time) as pool,
+        tqdm(total=len(waiting), unit="step", dynamic_ncols=True) as bar,
+        _ended_with_us(children),
+    ):
         while waiting or running:
-            for job in [j for j in waiting if all(os.path.isfile(r) for r in j.after)][: at_a_time - len(running)]:
+            for job in [job for job in waiting if done.issuperset(job.after)][: at_a_time - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(run, job)] = job
             if not running:  # what is left needs what failed
                 failed += [job.name for job in waiting]
                 break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(running, return_when=FIRST_COMPLETED)[0]:
                 job = running.pop(future)
-                if not future.result():
+                if future.result():
+                    done.add(job.name)
+                else:
                     failed.append(job.name)
                 bar.update()
                 bar.write(f"{'done' if future.result() else 'FAILED'}: {job.name}")
             after_each()
     return failed
+
+
+@contextmanager
+def _ended_with_us(children: set[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End the children where this process is interrupted or terminated; they go on from their checkpoints."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException:
+        for child in list(children):
+            if child.poll() is None:
+                child.terminate()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _environments(comparison: Any, at_a_time: int) -> list[dict[str, str]]:
+    """The variables of each of so many processes at a time: a share of the cores, and a GPU in turn."""
+    import torch
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    share = {
+        **_folders(comparison),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_a_time)),
+        "nnUNet_n_proc_DA": os.environ.get("nnUNet_n_proc_DA", str(max(1, get_allowed_n_proc_DA() // at_a_time))),
+        "nnUNet_def_n_proc": os.environ.get("nnUNet_def_n_proc", "2"),
+    }
+    return [
+        {**os.environ, **share, **({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})}
+        for slot in range(at_a_time)
+    ]
 
 
 def _folders(comparison: Any) -> dict[str, str]:
@@ -272,45 +353,50 @@ def _folders(comparison: Any) -> dict[str, str]:
 def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_a_time: int) -> None:
     """What is done and to do, and how long that takes by a few steps of each kind of training."""
     from pcrl_nnunet.cli import pretrain
+    from pcrl_nnunet.comparison import Run
     from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.scores import CONTROL
 
+    print(_progress(runs, jobs, comparison.folder))
     for job in jobs:
-        print(f"  {'done' if job.is_done else 'to do':6} {job.name}")
+        print(f"  {'done' if job.is_done() else 'to do':6} {job.name}")
+    results = comparison.results
     os.environ.update(_folders(comparison))
     configuration = comparison.plan.configuration
     hours: dict[str, float] = {}
     a_step: dict[str, float] = {}  # of a method's pretraining, or of the plan's network
     for run in runs:
-        if comparison.pretrains(run) and not os.path.isfile(comparison.pretrained(run)):
-            plan = load_plan(comparison.dataset, comparison.pretraining_plans_name(run), configuration)
+        name = comparison.pretraining_plans_name(run)
+        if comparison.pretrains(run) and not os.path.isfile(comparison.pretrained(run)) and name not in hours:
+            plan = load_plan(comparison.dataset, name, configuration)
             kind = f"pretraining of {comparison.methods[run.method].pretraining or run.method}"
             if kind not in a_step:
                 a_step[kind] = pretrain.measured(plan, comparison.pretraining_fold(run), device, {}).seconds_a_step
             settings = pretrain_settings(plan.plans, configuration, plan.resolved)
-            # once a pretraining, not once a run that uses it
-            hours[comparison.pretrained(run)] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
+            hours[name] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
         if not comparison.is_done(run):
             plan = load_plan(comparison.dataset, comparison.plans_name(run), configuration)
-            kind = "fine-tuning"
+            kind = "training with labels"
             if kind not in a_step:
-                a_step[kind] = _seconds_an_iteration(plan, comparison.fold(run), device)
+                control = Run(CONTROL, run.labelled, run.seed)  # pseudo-labels may not be there yet
+                of_control = load_plan(comparison.dataset, comparison.plans_name(control), configuration)
+                a_step[kind] = _seconds_an_iteration(of_control, comparison.fold(control), device)
             tuned = FinetuneSettings.from_plan(plan.plans)
             iterations = tuned.epochs * (tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3)  # no backward pass
             hours[str(run)] = a_step[kind] * iterations / 3600
+    os.environ["nnUNet_results"] = results
     for kind, seconds in a_step.items():
         print(f"  {seconds:.2f} s a step of {kind}, on {device}")
+    total = sum(hours.values()) / at_a_time
     print(
-        f"About {sum(hours.values()) / at_a_time:.1f} hours of training are to do with -np {at_a_time}, if as many\n"
-        f"at a time are as fast as one; evaluations come on top"
+        f"About {total:.1f} hours of training are to do with -np {at_a_time}, if as many at a time are as fast as one;"
     )
+    print("evaluations come on top")
 
 
 def _seconds_an_iteration(plan: Any, fold: int, device: Any) -> float:
-    """Of nnU-Net's training, its loading of data included, in a results folder that is thrown away."""
-    import tempfile
-    from time import time
-
+    """Of nnU-Net's training with its loading of data, in a results folder that is thrown away."""
     from pcrl_nnunet.trainers.finetune import PCRLScratchTrainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -318,61 +404,66 @@ def _seconds_an_iteration(plan: Any, fold: int, device: Any) -> float:
         trainer = PCRLScratchTrainer(plan.plans, plan.configuration, fold, plan.dataset_json, device)
         trainer.on_train_start()
         trainer.on_train_epoch_start()
-        seconds = []
-        for _ in range(4):
-            start = time()
+        ends = [time()]
+        while len(ends) < 4 or ends[-1] - ends[0] < MEASURED_SECONDS:
             trainer.train_step(next(trainer.dataloader_train))
-            seconds.append(time() - start)
+            ends.append(time())
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
             if hasattr(loader, "_finish"):  # of batchgenerators' multi-process loaders, as nnU-Net ends them
                 loader._finish()
-    return sum(seconds[1:]) / len(seconds[1:])  # the first one warms up
+    first = len(ends) // 2  # the first half warms up, and takes batches that were waiting
+    return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 
 
 def _write_results(comparison: Any, runs: list[Any]) -> Any:
-    """The scores of what is done, also as results.csv."""
+    """The scores of what is done, also as results.csv, which keeps those of other runs in this folder."""
     for run in runs:
         comparison.drop_best_checkpoint(run)
     scores = comparison.scores(runs)
-    scores.to_csv(os.path.join(comparison.folder, "results.csv"), index=False)
+    scores.to_csv(comparison.file("results.csv"), index=False)
     return scores
 
 
-def _report(comparison: Any, runs: list[Any]) -> list[str]:
+def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
     """The table, where the pictures are, and the verdicts on what is done; PCRLv2's, if it is there, comes last."""
     from pcrl_nnunet.scores import CONTROL, table, verdict
 
     scores = _write_results(comparison, runs)
-    rows = table(scores)
-    lines = [rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")]
-    lines += [f"Picture: {path}" for path in _pictures(comparison, runs, scores)]
-    others = [name for name in dict.fromkeys(run.method for run in runs) if name != CONTROL]
-    return lines + [verdict(rows, name) for name in sorted(others, key=lambda name: name == "pcrlv2")]
+    rows = table(scores, comparison.patients)
+    yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
+    yield from _pictures(comparison, runs, scores)
+    others = [name for name in dict.fromkeys(scores["method"]) if name != CONTROL]
+    for name in sorted(others, key=lambda name: name == "pcrlv2"):
+        yield verdict(scores, name, comparison.patients)
 
 
-def _pictures(comparison: Any, runs: list[Any], scores: Any) -> list[str]:
-    """label_efficiency.png, iterations.png and segmentations.png, of what is done; their paths."""
+def _pictures(comparison: Any, runs: list[Any], scores: Any) -> Iterator[str]:
+    """Draw what is done, and say where; a picture that cannot be drawn does not take the results with it."""
     from pcrl_nnunet import figures
     from pcrl_nnunet.scores import per_case
 
     done = [run for run in runs if comparison.is_done(run)]
-    if not done:
-        return []
-    paths = [
-        os.path.join(comparison.folder, f"{name}.png") for name in ("label_efficiency", "iterations", "segmentations")
-    ]
-    figures.label_efficiency(per_case(scores), paths[0])
-    curves: dict[str, dict[str, list[Any]]] = {}
-    for run in sorted(done, key=lambda run: run.labelled):
-        of_method = curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, [])
-        of_method.append(comparison.curve(run))
-    figures.dice_while_training(curves, paths[1])
-    examples = comparison.examples(done, scores)
-    if not examples:
-        print("No picture of segmentations: it needs the images in nnUNet_raw, and a finished pair of two methods")
-        return paths[:2]
-    figures.segmentations(examples, paths[2])
-    return paths
+
+    def iterations(path: str) -> None:
+        curves: dict[str, dict[str, list[Any]]] = {}
+        for run in sorted(done, key=lambda run: run.labelled):
+            of_method = curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, [])
+            of_method.append(comparison.curve(run))
+        figures.dice_while_training(curves, path)
+
+    drawings: dict[str, Callable[[str], None]] = {
+        "label_efficiency.png": lambda path: figures.label_efficiency(per_case(scores), path),
+        "iterations.png": iterations,
+        "segmentations.png": lambda path: figures.segmentations(comparison.examples(done, scores), path),
+    }
+    for name, draw in drawings.items():
+        path = comparison.file(name)
+        try:
+            if done:
+                draw(path)
+                yield f"Picture: {path}"
+        except (OSError, LookupError, RuntimeError, ValueError) as error:
+            yield f"No picture {path}: {type(error).__name__}: {error}"
 
 
 def main_entry() -> None:

@@ -53,7 +53,7 @@ def main() -> None:
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
-    device = _device(args.device)
+    device = device_named(args.device)
     overrides = {name: getattr(args, name) for name in ("epochs", "iters_per_epoch", "batch_size", "seed")}
     if args.dry_run:
         _dry_run(plan, fold, device, overrides)
@@ -137,7 +137,8 @@ def _fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def _device(name: str | None) -> Any:
+def device_named(name: str | None) -> Any:
+    """A torch.device that is there; None: the best one, and says so."""
     import torch
 
     from pcrl_nnunet.errors import UserError

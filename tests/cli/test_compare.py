@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         dry = run(environment, "--dry_run")
         assert dry.returncode == 0, dry.stderr
         assert re.search(r"3 runs, 0 of 5 steps are done", dry.stdout)
+        assert not (Path(environment["nnUNet_results"]) / "pcrl_compare").exists()
         assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
         assert re.search(r"About \d+\.\d hours", dry.stdout)
 
@@ -94,7 +97,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     for name in ("label_efficiency", "iterations", "segmentations"):
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
     assert not list(folder.rglob("checkpoint_best.pth"))
-    assert done.stdout.strip().splitlines()[-1].startswith("One labelled subset does not tell whether pcrlv2 pays")
+    assert done.stdout.strip().splitlines()[-1].startswith("Whether pcrlv2 pays is undecided, more subsets")
     (log,) = (folder / "nnUNet_results" / DATASET).glob("PCRLFinetuneTrainer__*/fold_*/transfer.json")
     assert json.loads(log.read_text())["validation_cases_seen"] == []
 
@@ -117,3 +120,33 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys
     assert "3d_cascade_fullres takes the labels of 3d_lowres as input" in refused("-c", "3d_cascade_fullres")
     assert "-seeds is 0" in refused("-seeds", "0")
     assert not tiny.results.exists()
+
+
+PARENT = """
+import sys
+from types import SimpleNamespace
+from pcrl_nnunet.cli import compare
+compare._environments = lambda comparison, at_a_time: [{}]
+command = (sys.executable, "-c", compare._CHILD + "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+job = compare.Job("child", command, lambda: False)
+compare._run([job], 1, SimpleNamespace(folder=sys.argv[1]), lambda: None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be noticed")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_training_outlives_the_command(tmp_path, number):
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "child.log"
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: log.exists() and log.read_text().strip())
+        parent.send_signal(number)
+    child = int(log.read_text())
+    wait_until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def wait_until(there, seconds=60):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -61,9 +61,9 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n, m in built_in_methods("3d_fullres", 2).items() if m.pretrain])
+@pytest.mark.parametrize("name", [n for n, m in built_in_methods("3d_fullres", 2, 4).items() if m.pretrain])
 def test_the_ablations_of_a_comparison_are_settings_that_pretrain(command, tiny, monkeypatch, name):
-    plan = make_plan(pretrain=dict(built_in_methods("3d_fullres", 2)[name].pretrain))
+    plan = make_plan(pretrain=dict(built_in_methods("3d_fullres", 2, 4)[name].pretrain))
     (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     (path,) = tiny.results.rglob(checkpoint.FINAL)
