@@ -28,7 +28,7 @@ from pcrl_nnunet.config import without_settings
 from pcrl_nnunet.errors import UserError
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/1"  # of what --c takes
+STATE_FORMAT = "pcrl_nnunet/state/2"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 
@@ -79,6 +79,11 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != expected_format:
         if isinstance(content, dict) and content.get("format") == STATE_FORMAT:
             raise UserError(f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}")
+        if isinstance(content, dict) and str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
+            raise UserError(
+                f"checkpoint {path} was written by another version of pcrl_nnunet (format '{content['format']}', "
+                f"'{expected_format}' expected); go on with that version, or pretrain again without --c"
+            )
         raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{expected_format}' expected)")
     return content
 

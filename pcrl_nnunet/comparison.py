@@ -90,13 +90,11 @@ def built_in_methods(configuration: str, num_levels: int, batch_size: int) -> di
     }
     if n <= 3:
         del ablations["three_levels"]
-    scratch = {"encoder_lr_factor": 1.0}  # there is nothing in its encoder to be spared
-    # nnUNetTrainer's schedule, in as many iterations as the others have
-    stock = {**scratch, "initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}
     return {
-        CONTROL: Method(None, scratch),
-        STOCK: Method(None, stock),
-        "pseudo_labels": Method(None, scratch, pseudo_labels=True),
+        CONTROL: Method(None),
+        # nnUNetTrainer's schedule, in as many iterations as the others have
+        STOCK: Method(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
+        "pseudo_labels": Method(None, pseudo_labels=True),
         "pcrlv2": Method(),
         **{name: Method(pretrain=settings) for name, settings in ablations.items()},
     }

@@ -26,6 +26,7 @@ NUM_GLOBAL_CROP_SIZES = 4
 DEFAULT_MIN_PAIRS = 8
 MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0, and two into +-1
 MIN_PAIRS = 4  # BatchNorm of the comparison heads on 2 samples maps every feature to +-1
+ADAMW_LR = 1e-3
 MAX_PAIRS = {2: 256, 3: 32}  # the paper's batches
 PARTS = ("pretrain", "finetune", "checkpoint")  # of a plan's block
 
@@ -302,6 +303,8 @@ def pretrain_settings(
         augmentation=_with(Augmentation(), "pcrl.pretrain.augmentation", given_augmentation),
     )
     given.update({key: value for key, value in overrides.items() if value is not None})
+    if given.get("optimizer") == "adamw":
+        given.setdefault("initial_lr", ADAMW_LR)
     return _with(settings, "pcrl.pretrain", given)
 
 

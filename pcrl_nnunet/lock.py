@@ -13,11 +13,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
+
 
 @contextmanager
 def locked(folder: str, command: str) -> Iterator[None]:
     """Keep a second run of a command out; the lock goes with the process, however it ends."""
-    with open(os.path.join(folder, ".lock"), "w") as file:
+    with open(os.path.join(folder, LOCK), "w") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

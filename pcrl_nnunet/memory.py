@@ -6,18 +6,19 @@ import copy
 
 import torch
 
-from pcrl_nnunet.config import Views
+from pcrl_nnunet.config import PretrainSettings
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 
-COPIES_OF_WEIGHTS = 3  # weights, gradients, momentum
+COPIES_OF_WEIGHTS = {"sgd": 3, "adamw": 4}  # weights, gradients, and the optimiser's means
 
 
-def estimated_peak(method: PCRLv2, views: Views, batch_size: int, channels: int) -> int:
+def estimated_peak(method: PCRLv2, settings: PretrainSettings, channels: int) -> int:
     """Bytes of a float32 step at the deepest level: the weights' copies, and every tensor that backward keeps.
 
     The step runs on the meta device: it computes shapes, and holds no data. Workspaces of the convolutions and
     memory that an allocator keeps for later are not in it.
     """
+    views, batch_size = settings.views, settings.batch_size
     method = copy.deepcopy(method).to("meta")
     global_shape = (batch_size, 2, channels, *views.global_input_size)
     batch = {
@@ -37,4 +38,4 @@ def estimated_peak(method: PCRLv2, views: Views, batch_size: int, channels: int)
         method(batch, method.all_levels()[-1])
     weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in method.state_dict().values()}
     kept = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
-    return kept + COPIES_OF_WEIGHTS * sum(weights.values())
+    return kept + COPIES_OF_WEIGHTS[settings.optimizer] * sum(weights.values())

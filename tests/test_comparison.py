@@ -19,7 +19,7 @@ from pcrl_nnunet.comparison import (
     number_of,
     split_by_patient,
 )
-from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
@@ -63,15 +63,6 @@ def test_unknown_methods_and_settings_are_named():
     with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; only one"):
         methods_of(["mine"], {"mine": {"pseudo_labels": True}}, known)
     assert list(methods_of(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
-
-
-def test_a_rate_for_the_encoder_is_for_a_pretrained_one(comparison):
-    this = comparison(settings={"finetune": {"encoder_lr_factor": 0.1}}, methods=("stock", "pseudo_labels", "pcrlv2"))
-    factors = {
-        name: FinetuneSettings.from_plan(this._with_settings(method)).encoder_lr_factor
-        for name, method in this.methods.items()
-    }
-    assert factors == {"scratch": 1.0, "stock": 1.0, "pseudo_labels": 1.0, "pcrlv2": 0.1}
 
 
 TABLES = {  # method.md 3: what each ablation restores from and compares in a decoder of 5 levels; local views or none

@@ -185,3 +185,9 @@ def test_settings_are_plain_values_for_the_checkpoint():
     settings = PretrainSettings(views_of("nodules")[0], batch_size=8, augmentation=Augmentation(p_flip=0.0)).as_dict()
     assert settings["augmentation"]["p_flip"] == 0.0
     assert settings["views"]["num_local"] == 6
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 0.03), ({"optimizer": "adamw"}, 1e-3), ({"initial_lr": 0.5}, 0.5)])
+def test_the_rate_follows_from_the_optimizer(given, rate):
+    plan, configuration = plan_and_configuration(pretrain=given)
+    assert pretrain_settings(plan, "3d_fullres", configuration).initial_lr == rate

@@ -100,7 +100,7 @@ def shorten(preprocessed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs_as_it_stands(home: Path, environment: dict[str, str]) -> None:
+def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str]) -> None:
     check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], env=environment, check=False)
     exports: list[str] = []
     unlabelled_done = False

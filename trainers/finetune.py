@@ -50,6 +50,11 @@ class WarmupPolyLR(PolyLRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
+def _with_own_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint the momentum is taken: rates and decay are those of the plan, which may have changed since."""
+    return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
 class PCRLScratchTrainer(nnUNetTrainer):
     """`PCRLFinetuneTrainer` without the weights: the fair control.
 
@@ -86,16 +91,9 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.weight_decay = self.settings.weight_decay
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
-        """nnU-Net's optimiser, with the warm-up in the schedule, and the encoder's rate."""
+        """nnU-Net's optimiser, with the warm-up in the schedule."""
         optimizer, _ = super().configure_optimizers()
-        if self.settings.encoder_lr_factor != 1:
-            (group,) = optimizer.param_groups
-            of_encoder = {id(p) for p in encoder_of(transfer.unwrap(self.network)).parameters()}
-            parts = ([p for p in group["params"] if (id(p) in of_encoder) is inside] for inside in (False, True))
-            factors = (1.0, self.settings.encoder_lr_factor)
-            optimizer.param_groups[:] = [
-                {**group, "params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True)
-            ]
+        optimizer.register_load_state_dict_pre_hook(_with_own_groups)
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
     def on_train_start(self) -> None:
@@ -187,6 +185,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
     The encoder is loaded when a training starts: not when one continues (``--c``), not for ``--val``, not where
     nnU-Net has loaded other weights (``-pretrained_weights``). It is that of the plan's ``pcrl.checkpoint`` or of this
     dataset's own finished pretraining for the same plan and configuration. None found is an error.
+    Its encoder may have a rate of its own (``encoder_lr_factor``).
     Overrides, besides `PCRLScratchTrainer`'s: initialize.
     """
 
@@ -195,8 +194,26 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
 
     def initialize(self) -> None:
         """As nnU-Net's; remembers the random weights, as nnU-Net does not tell us of ``-pretrained_weights``."""
-        super().initialize()
+        with self._or_nothing_left_behind():
+            super().initialize()
         self._weights_at_start = self._weights_hash()
+
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
+        """The encoder's parameters in a group of their own where their rate is, ahead of the others as in the network.
+
+        So the parameters have the same numbers in the optimiser's state, however many groups there are.
+        """
+        optimizer, schedule = super().configure_optimizers()
+        if self.settings.encoder_lr_factor != 1:
+            (group,) = optimizer.param_groups
+            of_encoder = {id(p) for p in encoder_of(transfer.unwrap(self.network)).parameters()}
+            parts = ([p for p in group["params"] if (id(p) in of_encoder) is inside] for inside in (True, False))
+            factors = (self.settings.encoder_lr_factor, 1.0)
+            optimizer.param_groups[:] = [
+                {**group, "params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True)
+            ]
+            schedule.step(0)  # its first one was for the one group
+        return optimizer, schedule
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net's; remembers that the weights are those of an earlier training."""

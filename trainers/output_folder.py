@@ -11,6 +11,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.lock import LOCK
 
 
 @contextmanager
@@ -30,9 +31,10 @@ def remove_if_unused(trainer: nnUNetTrainer) -> None:
     if trainer.local_rank != 0:
         return
     logs = glob(os.path.join(escape(trainer.output_folder), "training_log_*.txt"))
-    if set(os.listdir(trainer.output_folder)) == {os.path.basename(log) for log in logs}:
-        for log in logs:
-            os.remove(log)
+    lock = os.path.join(trainer.output_folder, LOCK)
+    if set(os.listdir(trainer.output_folder)) <= {os.path.basename(path) for path in (lock, *logs)}:
+        for path in (*logs, *([lock] if os.path.exists(lock) else [])):
+            os.remove(path)
         with suppress(OSError):  # not empty: other folds lie there
             os.rmdir(trainer.output_folder)
             os.rmdir(trainer.output_folder_base)

@@ -30,7 +30,7 @@ from pcrl_nnunet.config import PretrainSettings, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
-from pcrl_nnunet.methods import Levels, PCRLv2
+from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.trainers import output_folder
@@ -265,16 +265,32 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         Raises:
             UserError: the loss or the gradient is not finite, before the weights are touched.
         """
-        data = {
+        data: dict[str, torch.Tensor] = {
             name: torch.as_tensor(batch[name]).to(self.device, non_blocking=True)
             for name in ("input", "target", "local")
             if name in batch
         }
         levels = levels or self.network.draw_levels(self.settings.seed, step)
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            output = self._forward_and_backward(data, levels, batch, step)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not suffice for a step of {self.settings.batch_size} pairs "
+                f"({str(error).splitlines()[0]}); give a smaller -batch_size, not under 4, or make smaller views under "
+                f"pcrl.pretrain.views in the plan"
+            ) from error
+        self.lr_scheduler.step()
+        self.monitor.update(output, data["target"])
+        return {"loss": float(output.loss.detach()), **{name: float(term) for name, term in output.terms.items()}}
+
+    def _forward_and_backward(
+        self, data: dict[str, torch.Tensor], levels: Levels, batch: dict[str, Any], step: int
+    ) -> StepOutput:
+        """One step of the optimiser."""
         # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            output = self.network(data, levels, step / (self.num_epochs * self.num_iterations_per_epoch))
+            output: StepOutput = self.network(data, levels, step / (self.num_epochs * self.num_iterations_per_epoch))
         self._stop_unless_finite("loss", output.loss, batch, step)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(output.loss).backward()
@@ -287,9 +303,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
             self._stop_unless_finite("gradient", norm, batch, step)  # clipping makes NaN of an infinite one
             self.optimizer.step()
-        self.lr_scheduler.step()
-        self.monitor.update(output, data["target"])
-        return {"loss": float(output.loss.detach()), **{name: float(term) for name, term in output.terms.items()}}
+        return output
 
     @staticmethod
     def _stop_unless_finite(what: str, value: torch.Tensor, batch: dict[str, Any], step: int) -> None:
@@ -361,8 +375,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "random_keys": random,
             "method_weights": own,
             "encoder_hash": checkpoint.encoder_hash(encoder),
-            "method": PCRLv2.name,
-            "citations": [{"type": "Pretraining method", "name": "PCRLv2", "apa_citations": list(PCRLv2.citations)}],
+            "method": self.network.name,
+            "citations": [
+                {
+                    "type": "Pretraining method",
+                    "name": type(self.network).__name__,
+                    "apa_citations": list(self.network.citations),
+                }
+            ],
             "settings": self.settings.as_dict(),
             "plans": plans,
             "plans_hash": checkpoint.plans_hash(plans),

@@ -82,14 +82,32 @@ def refuse_cascade(plan: Any) -> None:
 
 def _run(trainer: Any, continue_training: bool) -> None:
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.lock import locked
     from pcrl_nnunet.trainers import output_folder
 
     try:
-        if not continue_training or _load(trainer):
-            trainer.run_training()
+        with locked(trainer.output_folder, "pcrl_nnunet_pretrain"):
+            if not continue_training:
+                _keep_unfinished(trainer)
+            if not continue_training or _load(trainer):
+                trainer.run_training()
     except UserError:
         output_folder.remove_if_unused(trainer)
         raise
+
+
+def _keep_unfinished(trainer: Any) -> None:
+    """Put the state of an interrupted pretraining aside: whoever forgot --c has not lost it."""
+    from pcrl_nnunet import checkpoint
+
+    latest = os.path.join(trainer.output_folder, checkpoint.LATEST)
+    kept = latest.replace(".pth", "_old.pth")
+    if os.path.isfile(latest):
+        os.replace(latest, kept)
+        trainer.print_to_log_file(
+            f"There is an unfinished pretraining, and --c was not given: starting anew. Its state is kept as {kept}; "
+            f"to go on with it, stop this one, rename it to {checkpoint.LATEST} and use --c"
+        )
 
 
 def _load(trainer: Any) -> bool:
@@ -110,9 +128,14 @@ def _load(trainer: Any) -> bool:
 
 
 def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    from dataclasses import fields
+
+    from pcrl_nnunet.config import PretrainSettings
     from pcrl_nnunet.errors import UserError
 
-    differing = [f"{name} {then.get(name)}, now {value}" for name, value in now.items() if then.get(name) != value]
+    # a setting that a file of an older version lacks has the value that was the only one then: the default
+    then = {**{field.name: field.default for field in fields(PretrainSettings)}, **then}
+    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
     if differing:
         raise UserError(
             f"{path} is finished, with other settings ({'; '.join(differing)}): leave --c out to pretrain anew with "
@@ -188,7 +211,7 @@ def measured(
         trainer.initialize()
         settings, by_depth = trainer.settings, trainer.network.all_levels()
         views = settings.views
-        estimate = estimated_peak(trainer.network, views, settings.batch_size, trainer.num_input_channels)
+        estimate = estimated_peak(trainer.network, settings, trainer.num_input_channels)
         loader = ViewLoader(trainer.cases, views, settings.augmentation, settings.batch_size, settings.seed)
         kernels.compile_all()  # once a training, not once a batch
         start = time()

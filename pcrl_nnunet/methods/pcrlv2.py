@@ -122,8 +122,10 @@ class PCRLv2(nn.Module):
         """i ~ U{1..n-1}, a function of (seed, step) alone: equal on all ranks and after resuming."""
         rng = np.random.default_rng((seed, step))
         restoration, comparison = self.levels[rng.integers(len(self.levels))]
-        other = self.compared[rng.integers(len(self.compared))] if self.crosses_scales else comparison
-        return Levels(restoration, comparison, None if comparison is None else other)
+        other = comparison
+        if self.crosses_scales and comparison is not None:
+            other = self.compared[rng.integers(len(self.compared))]
+        return Levels(restoration, comparison, other)
 
     def all_levels(self) -> list[Levels]:
         """One step each touches all that a training can touch, the deepest last."""

@@ -22,7 +22,7 @@ SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
     "finetune": {"epochs": 2, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
 }
-COMMAND = ["-d", "8", "-device", "cpu", "-labelled", "2", "-seeds", "1", "-methods", "pseudo_labels", "pcrlv2"]
+COMMAND = ["-d", "8", "-device", "cpu", "-labelled", "2", "-seeds", "1", "-methods", "stock", "pseudo_labels", "pcrlv2"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     try:
         dry = run(environment, "--dry_run")
         assert dry.returncode == 0, dry.stderr
-        assert re.search(r"3 runs, 0 of 5 steps are done", dry.stdout)
+        assert re.search(r"4 runs, 0 of 6 steps are done", dry.stdout)
         assert not (Path(environment["nnUNet_results"]) / "pcrl_compare").exists()
         assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
         assert re.search(r"About \d+\.\d hours", dry.stdout)
@@ -78,7 +78,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     description = json.loads((folder / "comparison.json").read_text())
     scores = pd.read_csv(folder / "results.csv")
     assert list(scores) == ["method", "labelled", "seed", "case", "label", "dice"]
-    assert set(scores["method"]) == {"scratch", "pseudo_labels", "pcrlv2"}
+    assert set(scores["method"]) == {"scratch", "stock", "pseudo_labels", "pcrlv2"}
     assert set(scores["case"]) == set(description["split"]["test"])
 
     # nnU-Net's own measure of a prediction, against a Dice that is counted here
@@ -103,7 +103,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
 
     files = {path: path.stat().st_mtime for path in folder.rglob("*.pth")}
     again = run(environment)
-    assert re.search(r"3 runs, 5 of 5 steps are done", again.stdout)
+    assert re.search(r"4 runs, 6 of 6 steps are done", again.stdout)
     assert {path: path.stat().st_mtime for path in folder.rglob("*.pth")} == files
 
 

@@ -93,6 +93,35 @@ def test_continuing_a_finished_pretraining_changes_nothing(command, tiny, capsys
     assert path.read_bytes() == before
 
 
+def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, capsys):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    content = checkpoint.read(str(path))
+    for name in ("levels", "comparison", "skip_connections", "optimizer"):
+        del content["settings"][name]
+    checkpoint.write(str(path), content)
+    assert command("-d", "999", *SHORT, "--c") == 0
+    assert "This pretraining is finished" in capsys.readouterr().out
+
+
+def test_an_unfinished_pretraining_is_kept_where_c_was_forgotten(command, tiny, capsys):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    path.with_name(checkpoint.LATEST).write_text("days of work")
+    assert command("-d", "999", *SHORT) == 0
+    assert path.with_name("checkpoint_latest_old.pth").read_text() == "days of work"
+    assert "--c was not given: starting anew. Its state is kept as" in capsys.readouterr().out
+
+
+def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
+    fcntl = pytest.importorskip("fcntl")
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    with open(path.with_name(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "Another pcrl_nnunet_pretrain is at work on" in command("-d", "999", *SHORT)
+
+
 def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
     monkeypatch.setattr(register, "is_registered", lambda: False)
     monkeypatch.setattr(register, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])

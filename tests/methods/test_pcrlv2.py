@@ -121,6 +121,11 @@ def test_without_local_views_the_global_ones_are_compared():
     assert set(method()(views, at(1)).terms) == {"restoration", "comparison_global"}
 
 
+def test_a_cross_scale_comparison_without_a_compared_level_restores_alone():
+    model = method(levels=[(2, None)], comparison="cross_scale")
+    assert set(model(batch(), model.draw_levels(0, 0)).terms) == {"restoration"}
+
+
 def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
     model = method(comparison="cross_scale")
     drawn = [model.draw_levels(0, step) for step in range(100)]

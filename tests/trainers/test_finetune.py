@@ -565,7 +565,7 @@ def test_without_warm_up_the_rate_is_nnunets() -> None:
 @pytest.mark.parametrize("factor", [0.0, 0.1])
 def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float) -> None:
     plan = make_plan(finetune={"epochs": 20, "encoder_lr_factor": factor})
-    trainer = make(PCRLScratchTrainer, plan)
+    trainer = make(plan=plan)
     trainer.initialize()
     encoder = {id(p) for p in trainer.network.encoder.parameters()}
     for epoch in (0, 7, 19):
@@ -578,10 +578,57 @@ def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float
         assert of_others > 0
 
 
-def test_an_encoder_at_rate_0_does_not_move(folders: Path) -> None:
-    plan = make_plan(finetune={"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1, "encoder_lr_factor": 0.0})
-    trainer = make(PCRLScratchTrainer, plan)
+def test_the_controls_encoder_has_the_rate_of_the_rest(folders: Path) -> None:
+    trainer = make(PCRLScratchTrainer, make_plan(finetune={"encoder_lr_factor": 0.1}))
     trainer.initialize()
+    assert len(trainer.optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.1, 1.0), (1.0, 0.1), (0.1, 0.5)])
+def test_the_encoders_rate_may_change_where_a_training_goes_on(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float
+) -> None:
+    pretrain(folders)
+    short = {"iters_per_epoch": 1, "val_iters_per_epoch": 1}
+    first = make(plan=make_plan(finetune={"epochs": 1, "encoder_lr_factor": before, **short}))
+    run_training(first, monkeypatch)
+    longer = make_plan(finetune={"epochs": 2, "encoder_lr_factor": after, **short})
+    for val in (False, True):
+        resumed = make(plan=longer, continue_training=True)
+        maybe_load_checkpoint(resumed, not val, val)
+        for before_it, now in zip(first.network.parameters(), resumed.network.parameters(), strict=True):
+            moments = [t.optimizer.state[p] for t, p in ((first, before_it), (resumed, now))]
+            assert moments[0].keys() == moments[1].keys()  # none of a head whose loss has no weight
+            assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
+        assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == (
+            [after, 1.0] if after < 1 else [1.0]
+        )
+
+
+def test_a_short_training_goes_on_near_to_where_it_was_stopped(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(finetune={"epochs": 20, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
+    trainer = make(PCRLScratchTrainer, plan)
+    start = trainer.on_epoch_start
+
+    def stopped_at_the_third() -> None:
+        if trainer.current_epoch == 3:
+            raise KeyboardInterrupt
+        start()
+
+    monkeypatch.setattr(trainer, "on_epoch_start", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    resumed = make(PCRLScratchTrainer, plan, continue_training=True)
+    maybe_load_checkpoint(resumed, True, False)
+    assert resumed.current_epoch == 3
+    assert make(PCRLScratchTrainer, make_plan(finetune={"epochs": 1000})).save_every == 50  # nnU-Net's
+
+
+def test_an_encoder_at_rate_0_does_not_move(folders: Path) -> None:
+    pretrain(folders)
+    plan = make_plan(finetune={"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1, "encoder_lr_factor": 0.0})
+    trainer = make(plan=plan)
+    trainer.on_train_start()
     before = copy.deepcopy(trainer.network.state_dict())
     trainer.run_training()
     after = trainer.network.state_dict()

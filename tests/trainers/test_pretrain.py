@@ -18,6 +18,7 @@ from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods import Levels, StepOutput
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
@@ -141,13 +142,14 @@ def test_labels_are_never_read(tiny):
     assert run(make(tiny, epochs=1)) == before
 
 
-def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch, optimizer):
     torch.set_num_threads(1)
-    whole = run(make(tiny, epochs=3))
+    whole = run(make(tiny, epochs=3, optimizer=optimizer))
     expected = final(tiny)
     shutil.rmtree(folder_of(tiny))
 
-    interrupted = make(tiny, epochs=3)
+    interrupted = make(tiny, epochs=3, optimizer=optimizer)
     steps = []
 
     def train_step(batch, step):
@@ -162,7 +164,7 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch):
     assert not (folder_of(tiny) / checkpoint.FINAL).exists()
 
     torch.manual_seed(12345)
-    resumed = make(tiny, continue_training=True, epochs=3)
+    resumed = make(tiny, continue_training=True, epochs=3, optimizer=optimizer)
     resumed.load_checkpoint(str(folder_of(tiny) / checkpoint.LATEST))
     assert resumed.step == 2
     assert run(resumed) == whole
@@ -183,6 +185,51 @@ def test_resuming_with_other_settings_or_another_plan_is_refused(tiny):
     plan["configurations"]["3d_fullres"]["batch_size"] = 3
     with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
+
+
+class Mean(torch.nn.Module):
+    """A method with no more than the README's recipe asks for: predicts the mean of a view."""
+
+    name, citations = "mean", ("Nobody (2026). Means.",)
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.head = torch.nn.LazyLinear(1)
+
+    @classmethod
+    def from_settings(cls, encoder, image_channels, settings):
+        return cls(encoder)
+
+    def draw_levels(self, seed, step):
+        return Levels(None, None, None)
+
+    def all_levels(self):
+        return [self.draw_levels(0, 0)]
+
+    def forward(self, batch, levels, progress=0.0):
+        features = self.encoder(batch["input"].flatten(0, 1))[-1].flatten(2).mean(2)
+        loss = (self.head(features)[:, 0] - batch["target"].flatten(0, 1).flatten(1).mean(1)).square().mean()
+        return StepOutput(loss, {"mean": loss.detach()}, levels, None, None, None)
+
+
+def test_a_method_of_the_readmes_form_pretrains(tiny, monkeypatch):
+    monkeypatch.setattr(pretrain, "PCRLv2", Mean)
+    losses = run(make(tiny, epochs=2))
+    assert len(losses) == 2
+    assert final(tiny)["method"] == "mean"
+    assert final(tiny)["citations"][0]["apa_citations"] == ["Nobody (2026). Means."]
+
+
+def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
+    trainer = make(tiny)
+
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trainer, "_forward_and_backward", step)
+    with pytest.raises(UserError, match=r"does not suffice for a step of 4 pairs \(CUDA out of .* smaller -batch_size"):
+        trainer.run_training()
 
 
 def test_stock_nnunet_loads_the_file_as_pretrained_weights(tiny):
