@@ -22,9 +22,11 @@ dataset's cases (70 % training, 10 % validation, 20 % test; splits_final.json is
 held-out ones, trains every method on the same randomly drawn labelled cases, and scores them. The same command goes on
 where it was stopped."""
 MEASURED_SECONDS = 20.0  # of training, to tell how long all of it takes
-# A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order).
+# A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order), and
+# in order, so that the processes end that load its data.
 _CHILD = """
 import ctypes, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 """

@@ -122,15 +122,22 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys
     assert not tiny.results.exists()
 
 
-PARENT = """
+PARENT = '''
 import sys
 from types import SimpleNamespace
 from pcrl_nnunet.cli import compare
 compare._environments = lambda comparison, at_a_time: [{}]
-command = (sys.executable, "-c", compare._CHILD + "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+code = """
+import multiprocessing, os, time
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+worker.start()
+print(os.getpid(), worker.pid, flush=True)
+time.sleep(60)
+"""
+command = (sys.executable, "-c", compare._CHILD + code)
 job = compare.Job("child", command, lambda: False)
 compare._run([job], 1, SimpleNamespace(folder=sys.argv[1]), lambda: None)
-"""
+'''
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be noticed")
@@ -141,8 +148,9 @@ def test_no_training_outlives_the_command(tmp_path, number):
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: log.exists() and log.read_text().strip())
         parent.send_signal(number)
-    child = int(log.read_text())
-    wait_until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+    for child in log.read_text().split():
+        stat = Path(f"/proc/{child}/stat")
+        wait_until(lambda stat=stat: not stat.exists() or "Z" in stat.read_text().split()[2])
 
 
 def wait_until(there, seconds=60):
