@@ -137,7 +137,11 @@ def check_where_files_land(home: Path) -> None:
     for folder, what in rows:
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
         for name in re.findall(r"`(\S+\.(?:json|png|pth|txt))`", what):
-            while_it_runs_or_if_any = name in ("checkpoint_latest.pth", "bad_cases.txt")
+            while_it_runs_or_if_any = name in (
+                "checkpoint_latest.pth",
+                "checkpoint_latest_old.pth",
+                "bad_cases.txt",
+            )
             assert while_it_runs_or_if_any or (place / name).is_file(), (folder, name)
 
 

@@ -21,7 +21,7 @@ DESCRIPTION = """Compare pretraining with training from scratch, for several num
 dataset's cases (70 % training, 10 % validation, 20 % test; splits_final.json is not touched), pretrains without the
 held-out ones, trains every method on the same randomly drawn labelled cases, and scores them. The same command goes on
 where it was stopped."""
-MEASURED_SECONDS = 20.0  # of training, to tell how long all of it takes
+MEASURED_SECONDS = 10.0  # of training, to tell how long all of it takes
 # A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order), and
 # in order, so that the processes end that load its data.
 _CHILD = """
@@ -272,8 +272,14 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
         slot = slots.get()
         try:
             with open(os.path.join(comparison.folder, "logs", f"{job.name}.log"), "a", encoding="utf-8") as log:
+                # Python looks for modules where it is started: in a clone of this package it would find half of it
                 child = subprocess.Popen(
-                    job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=slot
+                    job.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=slot,
+                    cwd=comparison.folder,
                 )
                 children.add(child)
                 return child.wait() == 0 and job.is_done()

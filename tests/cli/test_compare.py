@@ -50,7 +50,7 @@ def environment(tmp_path_factory):
 
 
 def run(environment, *arguments):
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.compare", *COMMAND, *arguments]
+    command = [str(Path(sys.executable).parent / "pcrl_nnunet_compare"), *COMMAND, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=600)
 
 
@@ -123,8 +123,9 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys
 
 
 PARENT = '''
-import sys
+import signal, sys
 from types import SimpleNamespace
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from pcrl_nnunet.cli import compare
 compare._environments = lambda comparison, at_a_time: [{}]
 code = """
