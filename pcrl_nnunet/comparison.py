@@ -547,7 +547,7 @@ class Comparison:
             raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
         if not os.path.isdir(raw):
             raise FileNotFoundError(f"it needs the images in nnUNet_raw, where there is no {self.dataset}")
-        by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"]
+        by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"].sort_index()
         control, other = (by_run.loc[(run.method, run.labelled, run.seed)] * 100 for run in pairs[0])
         gains = (other - control).dropna().sort_values()
         ending, reader = (

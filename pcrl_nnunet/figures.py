@@ -139,10 +139,11 @@ def label_efficiency(cases: pd.DataFrame, path: str) -> None:
     for place, method in enumerate(methods):
         own = runs[runs["method"] == method]
         beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
-        (points,) = axis.plot(own["labelled"] * beside, 100 * own["dice"], ".", alpha=0.6)
+        (points,) = axis.plot(own["labelled"] * beside, 100 * own["dice"], "o", ms=4, alpha=0.6)
         means = 100 * own.groupby("labelled")["dice"].mean()
-        axis.plot(means.index * beside, means, "-", color=points.get_color(), label=method)
+        axis.plot(means.index * beside, means, "-_", ms=16, color=points.get_color(), label=method)
     axis.set_xscale("log")
+    axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.minorticks_off()
     axis.set(

@@ -22,7 +22,8 @@ def per_case(scores: pd.DataFrame) -> pd.DataFrame:
     nnU-Net gives no score to a label that neither the truth nor the prediction has. That prediction is right, and
     counts 1: left out, a method that finds nothing where nothing is would not be better than one that does.
     """
-    return scores.fillna({"dice": 1.0}).groupby(["method", "labelled", "seed", "case"], as_index=False)["dice"].mean()
+    known = scores.fillna({"dice": 1.0})
+    return known.groupby(["method", "labelled", "seed", "case"], as_index=False, sort=False)["dice"].mean()
 
 
 def interval(
