@@ -260,7 +260,7 @@ class Comparison:
                         f"{where} has {part}: {_short(given)}; expected the blocks of settings pretrain and finetune"
                     )
         for method in self.methods.values():
-            plan = self._with_settings(method)
+            plan = with_settings(self.plan.plans, self.settings, vars(method))
             pretrain_settings(plan, self.plan.configuration, self.plan.resolved)
             FinetuneSettings.from_plan(plan)
             if self.checkpoint is not None and method.pretrain:
@@ -455,17 +455,8 @@ class Comparison:
             plans[name] = self._plan(name, self.methods[method.pretraining or run.method], run)
         return plans
 
-    def _with_settings(self, method: Method) -> dict[str, Any]:
-        """The dataset's plan with the settings of a method over those of the comparison over its own."""
-        plan = deepcopy(self.plan.plans)
-        block = plan.setdefault("pcrl", {})
-        for part in ("pretrain", "finetune"):
-            block[part] = _merged(block.get(part, {}), self.settings.get(part, {}), getattr(method, part) or {})
-        block.pop("checkpoint", None)
-        return plan
-
     def _plan(self, name: str, method: Method, run: Run) -> dict[str, Any]:
-        plan = self._with_settings(method)
+        plan = with_settings(self.plan.plans, self.settings, vars(method))
         plan["plans_name"] = name
         plan["pcrl"]["pretrain"]["seed"] = run.seed
         if name == self.plans_name(run) and method.pretrain is not None:
@@ -517,7 +508,7 @@ class Comparison:
 
     def is_done(self, run: Run) -> bool:
         """Whether a run has been trained and scored."""
-        return is_whole_json(self.summary(run))
+        return _is_whole_json(self.summary(run))
 
     def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
         """Dice of the patches that nnU-Net validates on after each epoch, mean over labels, and the iterations."""
@@ -539,9 +530,10 @@ class Comparison:
             LookupError, OSError: there is no such subset; nnUNet_raw has no images.
         """
         raw = os.path.join(nnUNet_raw.get(), self.dataset) if nnUNet_raw.is_set() else ""
-        names = [n for n, m in self.methods.items() if m.pretrain is not None] or [*self.methods]
-        order = sorted({"pcrlv2", *names} - {CONTROL}, key=lambda name: name != "pcrlv2")
-        pairs = [(Run(CONTROL, run.labelled, run.seed), run) for name in order for run in runs if run.method == name]
+        others = [name for name in self.methods if name != CONTROL]
+        names = [name for name in others if self.methods[name].pretrain is not None] or others
+        names.sort(key=lambda name: name != "pcrlv2")
+        pairs = [(Run(CONTROL, run.labelled, run.seed), run) for name in names for run in runs if run.method == name]
         pairs = sorted((pair for pair in pairs if pair[0] in runs), key=lambda pair: pair[0].labelled)
         if not pairs:
             raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
@@ -550,10 +542,8 @@ class Comparison:
         by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"].sort_index()
         control, other = (by_run.loc[(run.method, run.labelled, run.seed)] * 100 for run in pairs[0])
         gains = (other - control).dropna().sort_values()
-        ending, reader = (
-            self.plan.dataset_json["file_ending"],
-            PlansManager(self.plan.plans).image_reader_writer_class(),
-        )
+        ending = self.plan.dataset_json["file_ending"]
+        reader = PlansManager(self.plan.plans).image_reader_writer_class()
         images = get_filenames_of_train_images_and_targets(raw, self.plan.dataset_json)
         rows = {}
         for case in gains.index[sorted({0, len(gains) // 2, len(gains) - 1})]:
@@ -592,7 +582,17 @@ class Comparison:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"dice": float})
 
 
-def is_whole_json(path: str) -> bool:
+def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan with ``pretrain`` and ``finetune`` settings over its own, the later ones over the earlier."""
+    plan = dict(deepcopy(plans))
+    block = plan.setdefault("pcrl", {})
+    for part in ("pretrain", "finetune"):
+        block[part] = _merged(block.get(part, {}), *(given.get(part) or {} for given in settings))
+    block.pop("checkpoint", None)
+    return plan
+
+
+def _is_whole_json(path: str) -> bool:
     """Whether a file is there and has been written to its end: nnU-Net writes its summary in place."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -162,9 +162,10 @@ def dice_while_training(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndar
     """
     figure = Figure(figsize=(6 * len(curves), 4.5), layout="constrained")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    methods = list(dict.fromkeys(method for by_method in curves.values() for method in by_method))
     for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
-        for number, (method, runs) in enumerate(by_method.items()):
-            colour = f"C{number}"
+        for method, runs in by_method.items():
+            colour = f"C{methods.index(method)}"  # the same in all panels, also where one lacks a method
             for iterations, dice in runs:
                 axis.plot(iterations, 100 * dice, color=colour, alpha=0.3, lw=0.8)
             epochs = min(len(dice) for _, dice in runs)

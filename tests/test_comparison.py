@@ -12,12 +12,14 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.comparison import (
     Comparison,
+    Method,
     Run,
     built_in_methods,
     drawn_by_patient,
     methods_of,
     number_of,
     split_by_patient,
+    with_settings,
 )
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
@@ -307,3 +309,12 @@ def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(
     Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
     scores = this.scores(RUNS)
     assert scores[["method", "label"]].to_numpy().tolist() == [["mine", "a"], ["scratch", "a"], ["scratch", "b"]]
+
+
+def test_settings_for_all_methods_are_merged_into_the_plan_and_a_methods_own_win():
+    plan = make_plan(pretrain={"epochs": 1, "views": {"3d_fullres": {"num_local": 2}}}, checkpoint="x")
+    given = {"pretrain": {"epochs": 2, "seed": 3, "views": {"3d_fullres": {"min_iou": 0.5}}}}
+    merged = with_settings(plan, given, vars(Method(pretrain={"epochs": 4})))["pcrl"]
+    assert merged["pretrain"] == {"epochs": 4, "seed": 3, "views": {"3d_fullres": {"num_local": 2, "min_iou": 0.5}}}
+    assert "checkpoint" not in merged
+    assert plan["pcrl"]["pretrain"]["epochs"] == 1

@@ -55,3 +55,15 @@ def test_2d_views_are_drawn_on_their_slice(drawn: list[Figure], tmp_path: Path) 
     (axis,) = drawn[0].subfigs[0].axes
     np.testing.assert_array_equal(axis.images[0].get_array(), volume[0, 3])
     assert "slice 3 of 5" in drawn[0].get_suptitle()
+
+
+def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp_path, monkeypatch):
+    figures_made = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *_, **__: figures_made.append(self))
+    run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
+    figures.dice_while_training({"10": {"a": [run], "b": [run], "c": [run]}, "all": {"a": [run], "c": [run]}}, "x.png")
+    first, second = (
+        {line.get_label(): line.get_color() for line in axis.lines if line.get_linewidth() == 2}
+        for axis in figures_made[0].axes
+    )
+    assert first["c"] == second["c"] != first["b"]

@@ -115,6 +115,7 @@ def main() -> None:
     for name, reason in comparison.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:
+        print(f"Comparison in {comparison.folder}")
         with tempfile.TemporaryDirectory() as folder:
             if not comparison.has_begun():
                 comparison.move_to(folder)
@@ -130,7 +131,7 @@ def main() -> None:
     with locked(comparison.folder, "pcrl_nnunet_compare"):
         comparison.prepare(runs)
         jobs = _jobs(comparison, runs, device, args.np)
-        print(_progress(runs, jobs, comparison.folder))
+        print(f"Comparison in {comparison.folder}\n{_progress(runs, jobs)}")
         if not register.is_registered():
             for line in register.register():
                 print(line)
@@ -144,15 +145,15 @@ def main() -> None:
         )
 
 
-def _progress(runs: list[Any], jobs: list[Job], folder: str) -> str:
-    return f"{len(runs)} runs, {sum(job.is_done() for job in jobs)} of {len(jobs)} steps are done: {folder}"
+def _progress(runs: list[Any], jobs: list[Job]) -> str:
+    return f"{len(runs)} runs, {sum(job.is_done() for job in jobs)} of {len(jobs)} steps are done"
 
 
 def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from nnunetv2.paths import nnUNet_results
 
     from pcrl_nnunet.cli import pretrain
-    from pcrl_nnunet.comparison import Comparison, Run, built_in_methods, methods_of, number_of
+    from pcrl_nnunet.comparison import Comparison, Run, built_in_methods, methods_of, number_of, with_settings
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
@@ -162,16 +163,15 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
     plan = load_plan(args.d, args.p, args.c)
     pretrain.refuse_cascade(plan)
+    given = _json(args.settings)
     # raises for a network that it cannot pretrain
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved)
+    settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
     if args.o is None and not nnUNet_results.is_set():
         raise UserError("the variable nnUNet_results is not set; set it as for nnU-Net, or give a folder with -o")
     name = f"{plan.plans['dataset_name']}__{plan.plans['plans_name']}__{plan.configuration}"
     folder = os.path.abspath(args.o or os.path.join(nnUNet_results, "pcrl_compare", name))
-    given = _json(args.settings)
-    batch_size = (given.get("pretrain") or {}).get("batch_size", settings.batch_size)
     num_levels = len(plan.resolved["architecture"]["arch_kwargs"]["strides"]) - 1
-    built_in = built_in_methods(plan.configuration, num_levels, batch_size)
+    built_in = built_in_methods(plan.configuration, num_levels, settings.batch_size)
     methods = methods_of(args.methods, _json(args.own_methods), built_in)
     comparison = Comparison(
         folder,
@@ -366,10 +366,9 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.scores import CONTROL
 
-    print(_progress(runs, jobs, comparison.folder))
+    print(_progress(runs, jobs))
     for job in jobs:
         print(f"  {'done' if job.is_done() else 'to do':6} {job.name}")
-    results = comparison.results
     os.environ.update(_folders(comparison))
     configuration = comparison.plan.configuration
     hours: dict[str, float] = {}
@@ -393,7 +392,6 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
             tuned = FinetuneSettings.from_plan(plan.plans)
             iterations = tuned.epochs * (tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3)  # no backward pass
             hours[str(run)] = a_step[kind] * iterations / 3600
-    os.environ["nnUNet_results"] = results
     for kind, seconds in a_step.items():
         print(f"  {seconds:.2f} s a step of {kind}, on {device}")
     total = sum(hours.values()) / at_a_time

@@ -85,15 +85,16 @@ def _run(trainer: Any, continue_training: bool) -> None:
     from pcrl_nnunet.lock import locked
     from pcrl_nnunet.trainers import output_folder
 
-    try:
-        with locked(trainer.output_folder, "pcrl_nnunet_pretrain"):
+    # refused by the lock, it must not clean up: the folder is another's
+    with locked(trainer.output_folder, "pcrl_nnunet_pretrain"):
+        try:
             if not continue_training:
                 _keep_unfinished(trainer)
             if not continue_training or _load(trainer):
                 trainer.run_training()
-    except UserError:
-        output_folder.remove_if_unused(trainer)
-        raise
+        except UserError:
+            output_folder.remove_if_unused(trainer)
+            raise
 
 
 def _keep_unfinished(trainer: Any) -> None:

@@ -117,9 +117,13 @@ def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
     fcntl = pytest.importorskip("fcntl")
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
+    path.unlink()
+    path.with_name("progress.png").unlink()  # as in the first epoch
+    (log,) = path.parent.glob("training_log_*.txt")
     with open(path.with_name(".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "Another pcrl_nnunet_pretrain is at work on" in command("-d", "999", *SHORT)
+    assert log.exists()  # of the one at work
 
 
 def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
