@@ -130,10 +130,10 @@ from pcrl_nnunet.cli import compare
 compare._environments = lambda comparison, at_a_time: [{}]
 code = """
 import multiprocessing, os, time
-worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
 worker.start()
 print(os.getpid(), worker.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 command = (sys.executable, "-c", compare._CHILD + code)
 job = compare.Job("child", command, lambda: False)
@@ -149,12 +149,22 @@ def test_no_training_outlives_the_command(tmp_path, number):
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: log.exists() and log.read_text().strip())
         parent.send_signal(number)
-    for child in log.read_text().split():
-        stat = Path(f"/proc/{child}/stat")
-        wait_until(lambda stat=stat: not stat.exists() or "Z" in stat.read_text().split()[2])
+    children = [int(child) for child in log.read_text().split()]
+    try:
+        wait_until(lambda: not any(is_running(child) for child in children))
+    finally:
+        for child in filter(is_running, children):
+            os.kill(child, signal.SIGKILL)
 
 
-def wait_until(there, seconds=60):
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(there, seconds=30):
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end
