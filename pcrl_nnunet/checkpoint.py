@@ -21,7 +21,9 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from pcrl_nnunet.config import without_settings
@@ -31,6 +33,13 @@ FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
 STATE_FORMAT = "pcrl_nnunet/state/2"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
+
+# What nnU-Net's own checkpoints hold besides tensors and plain values: scores, as numpy's numbers. They are data.
+_SCALAR = np.float32(0).__reduce__()[0]
+_NUMPY: list[Any] = [
+    *((_SCALAR, f"{package}.multiarray.scalar") for package in ("numpy._core", "numpy.core")),  # as numpy 2 and 1 say
+    *(np.dtype, *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool"))),
+]
 
 
 def write(path: str, content: Mapping[str, Any]) -> None:
@@ -58,12 +67,122 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, not of ours, or holding pickled code.
     """
+    content = _load(path)
+    if content.get("format") == expected_format:
+        return content
+    raise UserError(
+        _other_format(path, content, expected_format)
+        or f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{expected_format}' expected)"
+    )
+
+
+def read_encoder(path: str) -> dict[str, Any]:
+    """Any checkpoint that holds the encoder of a U-Net of nnU-Net's, in the form of ours, on the CPU.
+
+    That is one of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net. What the
+    latter two do not tell is None or empty: ``plans`` (nnssl), ``cases``, ``epochs``.
+
+    Raises:
+        UserError: as `read`, or none of the three.
+    """
+    content = _load(path)
+    if content.get("format") == FORMAT:
+        return content
+    if isinstance(content.get("network_weights"), dict) and "format" not in content:
+        for read_as in (_of_nnssl, _of_nnunet):
+            try:
+                found = read_as(content)
+            except (LookupError, TypeError, AttributeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise UserError(
+                    f"checkpoint {path} lacks what its kind should have ({reason}); get it again"
+                ) from error
+            if found is not None:
+                return found
+    raise UserError(
+        _other_format(path, content, FORMAT)
+        or f"checkpoint {path} holds no encoder that is known; expected checkpoint_final.pth of pcrl_nnunet_pretrain "
+        f"or of nnU-Net, or a model of nnssl"
+    )
+
+
+def _other_format(path: str, content: Mapping[str, Any], expected_format: str) -> str | None:
+    """What to say of a file of ours that is not of the expected kind."""
+    if content.get("format") == STATE_FORMAT:
+        return f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}"
+    if str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
+        return (
+            f"checkpoint {path} was written by another version of pcrl_nnunet (format '{content['format']}', "
+            f"'{expected_format}' expected); go on with that version, or pretrain again without --c"
+        )
+    return None
+
+
+def _of_nnssl(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A model of nnssl, which says under what names it keeps the encoder; None if it is none."""
+    if "nnssl_adaptation_plan" not in content:
+        return None
+    plan = content["nnssl_adaptation_plan"]
+    pretraining = plan.get("pretrain_plan") or {}
+    # Only the encoder is taken, under nnU-Net's names. (PlainConvUNet's stem lies in the encoder's first stage.)
+    weights = {}
+    for name, tensor in content["network_weights"].items():
+        for key, ours in (("key_to_encoder", "encoder.stages."), ("key_to_stem", "encoder.stem.")):
+            if plan.get(key) and name.startswith(f"{plan[key]}."):
+                weights[ours + name.removeprefix(f"{plan[key]}.")] = tensor
+                break
+    (configuration,) = list(pretraining.get("configurations") or {"unknown": None})[:1]
+    return {
+        **_from_elsewhere(weights),
+        "nnssl_adaptation_plan": plan,
+        "method": "nnssl",
+        "citations": content.get("citations", []),
+        "datasets": [pretraining.get("dataset_name") or "unknown"],
+        "configuration": configuration,
+        "plans": None,
+    }
+
+
+def _of_nnunet(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A supervised training of nnU-Net; None if it is none."""
+    if "init_args" not in content:
+        return None
+    plans, configuration = content["init_args"]["plans"], content["init_args"]["configuration"]
+    weights = content["network_weights"]
+    this = PlansManager(dict(plans)).get_configuration(configuration).configuration
+    return {
+        **_from_elsewhere(weights),
+        "nnssl_adaptation_plan": {"architecture_plans": _architecture_plans(this["architecture"])},
+        "method": f"supervised training ({content.get('trainer_name')})",
+        "citations": [],
+        "datasets": [plans["dataset_name"]],
+        "configuration": configuration,
+        "plans": plans,
+        "fold": content["init_args"].get("fold"),
+        "epochs": content.get("current_epoch"),
+    }
+
+
+def _from_elsewhere(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    convolutions = [tensor for tensor in weights.values() if tensor.ndim >= 4]
+    return {
+        "network_weights": dict(weights),
+        "random_keys": [],
+        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first one
+        "cases": [],
+        "fold": None,
+        "epochs": None,
+    }
+
+
+def _load(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
     try:
         if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
             raise ValueError("not a whole file of torch.save")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"checkpoint {path} may not be read ({error.strerror}); correct its permissions") from error
     except pickle.UnpicklingError as error:
@@ -76,15 +195,8 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}): it is truncated or damaged; copy it again or pretrain again"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != expected_format:
-        if isinstance(content, dict) and content.get("format") == STATE_FORMAT:
-            raise UserError(f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}")
-        if isinstance(content, dict) and str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
-            raise UserError(
-                f"checkpoint {path} was written by another version of pcrl_nnunet (format '{content['format']}', "
-                f"'{expected_format}' expected); go on with that version, or pretrain again without --c"
-            )
-        raise UserError(f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{expected_format}' expected)")
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds no block of names and values; expected one of pcrl_nnunet_pretrain's")
     return content
 
 
@@ -123,11 +235,9 @@ def nnssl_adaptation_plan(
     """
     architecture = configuration["architecture"]
     return {
-        "architecture_plans": {
-            "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
-            "arch_kwargs": architecture["arch_kwargs"],
-            "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
-        },
+        # nnU-Net's dynamic loader looks for stages and kernels in here, or at the top of the file
+        "architecture_kwargs": architecture["arch_kwargs"],
+        "architecture_plans": _architecture_plans(architecture),
         "pretrain_plan": {
             "dataset_name": plans["dataset_name"],
             "plans_name": plans["plans_name"],
@@ -139,4 +249,12 @@ def nnssl_adaptation_plan(
         "key_to_stem": network.key_to_stem,
         "keys_to_in_proj": list(network.keys_to_in_proj),
         "key_to_lpe": None,
+    }
+
+
+def _architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
+        "arch_kwargs": architecture["arch_kwargs"],
+        "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
     }

@@ -174,6 +174,9 @@ class PretrainSettings:
         return asdict(self)
 
 
+INPUT_CHANNELS = ("repeat", "first", "mean")
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """Fine-tuning and its scratch control: nnU-Net's own schedule with a linear warm-up of the rate before it."""
@@ -187,6 +190,7 @@ class FinetuneSettings:
     encoder_lr_factor: float = 1.0  # of the rate, for the encoder
     load_decoder: bool = False  # also what fits of the pretraining's decoder
     allow_partial_encoder: bool = False
+    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # where the pretraining had another number
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
@@ -196,6 +200,10 @@ class FinetuneSettings:
             raise UserError(
                 f"pcrl.finetune has initial_lr {self.initial_lr}, weight_decay {self.weight_decay}, encoder_lr_factor "
                 f"{self.encoder_lr_factor}; expected a rate above 0, and no negative decay or factor"
+            )
+        if self.input_channels not in INPUT_CHANNELS:
+            raise UserError(
+                f"pcrl.finetune.input_channels is '{self.input_channels}'; expected {', '.join(INPUT_CHANNELS)}"
             )
         if not 0 <= self.warmup_share < 1:
             raise UserError(f"pcrl.finetune.warmup_share is {self.warmup_share}; expected a number from 0 to below 1")

@@ -6,8 +6,12 @@ tensor is reported and counted once, under the first of its names.
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -31,7 +35,7 @@ class TransferReport:
     """What became of every tensor: its name and its number of elements, aliases counted once."""
 
     loaded: dict[str, int] = field(default_factory=dict)  # as it is in the checkpoint
-    adapted: dict[str, int] = field(default_factory=dict)  # to another number of input channels
+    adapted: dict[str, int] = field(default_factory=dict)  # to other input channels or another kernel size
     skipped: dict[str, int] = field(default_factory=dict)  # pretrained, but not used
     random: dict[str, int] = field(default_factory=dict)  # of the network, stays as it was initialised
     notes: dict[str, str] = field(default_factory=dict)  # how it was adapted, why it was skipped
@@ -42,14 +46,22 @@ class TransferReport:
         totals = {kind: {"tensors": len(tensors), "elements": sum(tensors.values())} for kind, tensors in self._kinds()}
         return {"totals": totals, **asdict(self)}
 
-    def summary(self) -> str:
+    def rows(self) -> list[tuple[str, str, int, str]]:
+        """One a tensor: its name, what became of it, its number of elements, how or why; in the order of the kinds."""
+        return [
+            (name, kind, size, self.notes.get(name, ""))
+            for kind, tensors in self._kinds()
+            for name, size in tensors.items()
+        ]
+
+    def summary(self, notes: bool = True) -> str:
         """The totals, one line a kind, and the notes."""
         lines = [f"{self.encoder_share:.1%} of the encoder's parameters are pretrained"]
         lines += [
             f"  {kind:8} {len(tensors):4} tensors, {sum(tensors.values()):12,} parameters"
             for kind, tensors in self._kinds()
         ]
-        return "\n".join([*lines, *(f"  {name}: {note}" for name, note in self.notes.items())])
+        return "\n".join([*lines, *(f"  {name}: {note}" for name, note in self.notes.items() if notes)])
 
     def _kinds(self) -> Iterable[tuple[str, dict[str, int]]]:
         return ((kind, getattr(self, kind)) for kind in ("loaded", "adapted", "skipped", "random"))
@@ -75,6 +87,98 @@ def candidates(results_folder: str, plans_name: str, configuration: str, fold: i
     return [os.path.join(folder, f"fold_{name}", checkpoint_file.FINAL) for name in folds]
 
 
+@dataclass(frozen=True)
+class EncoderShape:
+    """What has to agree for weights to load: the kind of network, its dimensions, the widths of its stages."""
+
+    network: str  # PlainConvUNet or ResidualEncoderUNet
+    dimensions: int
+    widths: tuple[int, ...]  # from full resolution to the bottleneck
+
+    def __str__(self) -> str:
+        return f"{self.network} in {self.dimensions}D with {', '.join(map(str, self.widths))} features"
+
+    def loads_into(self, other: EncoderShape) -> bool:
+        """Whether every stage that both have is alike; either may have more."""
+        return (self.network, self.dimensions) == (other.network, other.dimensions) and all(
+            ours == theirs for ours, theirs in zip(self.widths, other.widths, strict=False)
+        )
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Tensor]) -> EncoderShape | None:
+        """Of a state dict with nnU-Net's names; None where it has no such encoder."""
+        widths: dict[int, int] = {}
+        residual, dimensions = False, 0
+        for name, tensor in weights.items():
+            match = re.match(r"encoder\.stages\.(\d+)\.", name)
+            if match and tensor.ndim >= 4:
+                widths[int(match[1])], dimensions = tensor.shape[0], tensor.ndim - 2
+                residual |= ".blocks." in name
+        network = "ResidualEncoderUNet" if residual else "PlainConvUNet"
+        return cls(network, dimensions, tuple(widths[stage] for stage in sorted(widths))) if widths else None
+
+    @classmethod
+    def of_plan(cls, plans: Mapping[str, Any], configuration: str) -> EncoderShape | None:
+        """Of a plan's network; None for one without stages, such as Primus."""
+        architecture = PlansManager(dict(plans)).get_configuration(configuration).configuration["architecture"]
+        widths = architecture["arch_kwargs"].get("features_per_stage")
+        if widths is None:
+            return None
+        dimensions = len(architecture["arch_kwargs"]["strides"][0])
+        return cls(architecture["network_class_name"].rsplit(".", 1)[-1], dimensions, tuple(widths))
+
+
+def check_architecture(
+    checkpoint: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    configuration: str,
+    folder: str,
+    allow_partial: bool = False,
+) -> None:
+    """Raises `UserError` where a checkpoint's encoder cannot load into a plan's network, and says what it would fit.
+
+    Args:
+        checkpoint: what `checkpoint.read_encoder` read.
+        folder: the dataset's preprocessed one, whose other plans are looked through for one that fits.
+        allow_partial: other widths in some stages are no error.
+    """
+    theirs, ours = EncoderShape.of_weights(checkpoint["network_weights"]), EncoderShape.of_plan(plans, configuration)
+    this = f"{configuration} of {plans['plans_name']}"
+    if theirs is None:
+        raise UserError(
+            "the checkpoint has no encoder with stages of convolutions (encoder.stages.0...); expected one of a "
+            "PlainConvUNet or ResidualEncoderUNet: take another checkpoint"
+        )
+    if ours is None:
+        raise UserError(
+            f"the network of {this} has no stages; expected a PlainConvUNet or ResidualEncoderUNet: choose another plan"
+        )
+    some_fits = (theirs.network, theirs.dimensions) == (ours.network, ours.dimensions) and allow_partial
+    if theirs.loads_into(ours) or some_fits:
+        return
+    fitting = [f"-c {name} -p {plan}" for plan, name, shape in _shapes_in(folder) if shape and theirs.loads_into(shape)]
+    planner = "a ResEnc planner of nnU-Net" if theirs.network == "ResidualEncoderUNet" else "nnU-Net's default planner"
+    would = (
+        f"it would load into {', '.join(fitting)}"
+        if fitting
+        else (
+            f"none of the dataset's plans fits: it needs a {theirs} at the stages that both have, such as {planner} "
+            f"makes in {'3d_fullres' if theirs.dimensions == 3 else '2d'}"
+        )
+    )
+    raise UserError(f"the checkpoint is of a {theirs}, {this} of a {ours}; {would}")
+
+
+def _shapes_in(folder: str) -> Iterator[tuple[str, str, EncoderShape | None]]:
+    """Plan, configuration and encoder of all plans of a dataset that can be read."""
+    for file in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            with open(file, encoding="utf-8") as content:
+                plans = json.load(content)
+            for name in plans["configurations"]:
+                yield plans["plans_name"], name, EncoderShape.of_plan(plans, name)
+
+
 def architecture_differences(
     checkpoint: Mapping[str, Any], network_class_name: str, arch_kwargs: Mapping[str, Any]
 ) -> list[str]:
@@ -83,6 +187,8 @@ def architecture_differences(
     Weights do not show it all: a network with other strides takes them, and computes something else.
     """
     theirs = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+    if theirs.get("arch_kwargs") is None:  # a preset of nnssl
+        return [f"the checkpoint does not state its architecture, only its name: {theirs['arch_class_name']}"]
     pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
     for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
         pairs[name] = (theirs["arch_kwargs"].get(name), arch_kwargs.get(name))
@@ -97,6 +203,8 @@ def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], co
     """
     pairs: dict[str, tuple[Any, Any]] = {}
     theirs, ours = checkpoint["plans"], dict(plans)
+    if theirs is None:
+        return ["the checkpoint does not state the plan of its data"]
     for name in ("transpose_forward", "foreground_intensity_properties_per_channel"):
         pairs[name] = (theirs.get(name), ours.get(name))
     of_theirs, of_ours = (
@@ -114,15 +222,20 @@ def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], co
 
 
 def load_encoder(
-    network: nn.Module, checkpoint: Mapping[str, Any], label_channels: int = 0, allow_partial: bool = False
+    network: nn.Module,
+    checkpoint: Mapping[str, Any],
+    label_channels: int = 0,
+    allow_partial: bool = False,
+    input_channels: str = "repeat",
 ) -> TransferReport:
     """Copy the pretrained encoder into a network, in place; nothing is copied when it is refused.
 
     Args:
         network: a plan's network, PlainConvUNet or ResidualEncoderUNet, 2D or 3D; may be compiled or wrapped by DDP.
-        checkpoint: content of a file that `checkpoint.read` read.
+        checkpoint: content of a file that `checkpoint.read_encoder` read.
         label_channels: how many of the network's input channels, the last ones, hold a cascade's labels.
         allow_partial: load what fits, where the checkpoint does not cover the encoder.
+        input_channels: what becomes of other numbers of them, see `adapt_input_channels`.
 
     Raises:
         UserError: the encoder is not covered in full, or not at all, or its weights are not finite.
@@ -150,22 +263,27 @@ def load_encoder(
             report.notes[name] = "not in the checkpoint"
             continue
         used.update(names)
+        value, how = given, []
         if any(n.removesuffix(".weight") in plain_network.keys_to_in_proj for n in names):
-            value = adapt_input_channels(given[:, : checkpoint["num_input_channels"]], tensor.shape[1], label_channels)
-        else:
-            value = given
+            image = given[:, : checkpoint["num_input_channels"]]  # a cascade's labels come after them
+            value = adapt_input_channels(image, tensor.shape[1], label_channels, input_channels)
+            if not (value.shape == given.shape and torch.equal(value, given)):
+                labels = f" and {label_channels} of labels, which get zero" * bool(label_channels)
+                how.append(f"{image.shape[1]} input channels made {tensor.shape[1] - label_channels}{labels}")
+        if value.ndim == tensor.ndim > 2 and value.shape[2:] != tensor.shape[2:]:
+            how.append(f"kernel {_x(value.shape[2:])} made {_x(tensor.shape[2:])}")
+            value = adapt_kernel_size(value, tensor.shape[2:])
         if value.shape != tensor.shape:
             report.random[name] = size
             report.skipped[name] = given.numel()
             report.notes[name] = f"{tuple(given.shape)} in the checkpoint, {tuple(tensor.shape)} in the network"
             continue
         new_values.append((tensor, value))
-        if torch.equal(value, given):
-            report.loaded[name] = size
-        else:
+        if how:
             report.adapted[name] = size
-            labels = f" and {label_channels} of labels, which get zero" * bool(label_channels)
-            report.notes[name] = f"{given.shape[1]} input channels made {tensor.shape[1] - label_channels}{labels}"
+            report.notes[name] = ", ".join(how)
+        else:
+            report.loaded[name] = size
     unused = {name: tensor for name, tensor in source.items() if name not in used}
     report.skipped.update({names[0]: tensor.numel() for names, tensor in _tensors(unused)})
     covered = sum(report.loaded.values()) + sum(report.adapted.values())
@@ -173,13 +291,13 @@ def load_encoder(
 
     if covered == 0 or (covered < encoder_size and not allow_partial):
         first = next(name for name in report.random if name in report.notes)
-        way_out = ", or set pcrl.finetune.allow_partial_encoder to true in the plan" if covered else ""
+        way_out = "set pcrl.finetune.allow_partial_encoder to true in the plan to train the rest from random weights"
         raise UserError(
             f"the checkpoint covers {report.encoder_share:.1%} of the encoder, the first difference being {first} "
-            f"({report.notes[first]}); pretrain for this plan and configuration{way_out}"
+            f"({report.notes[first]}); {way_out if covered else 'take another checkpoint'}"
         )
     if not all(torch.isfinite(value).all() for _, value in new_values):
-        raise UserError("the checkpoint has weights that are not finite numbers; pretrain again")
+        raise UserError("the checkpoint has weights that are not finite numbers; take another one")
     with torch.no_grad():
         for tensor, value in new_values:
             tensor.copy_(value)
@@ -193,6 +311,11 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
     features gets its weights, the part that sees the skip connection stays random.
     """
     plain_network: Any = unwrap(network)
+    if "method_weights" not in checkpoint:
+        raise UserError(
+            f"the checkpoint, of {checkpoint['method']}, has no decoder of a pretraining; set "
+            f"pcrl.finetune.load_decoder to false in the plan"
+        )
     source = checkpoint["method_weights"]
     for names, tensor in _tensors(plain_network.decoder.state_dict(keep_vars=True)):
         name = f"decoder.{names[0]}"
@@ -211,12 +334,16 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
             report.notes[name] = f"{given.shape[1]} of {tensor.shape[1]} input channels, the up-sampled features'"
 
 
-def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0) -> Tensor:
+def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0, how: str = "repeat") -> Tensor:
     """The first convolution's weight for another number of input channels.
 
-    Image channels: the response to identical channels stays the same, so that activations keep their scale. From one
-    channel this is the usual "repeat and divide"; several have no counterparts in other data, so their sum is shared
-    out. Channels of labels (a cascade's, after the image's) get zero: at first, the network sees the image alone.
+    Image channels, where their number changes:
+    - ``repeat``: the response to identical channels stays the same, so that activations keep their scale. From one
+      channel this is the usual "repeat and divide"; several have no counterparts in other data, so their sum is shared
+      out.
+    - ``first``: channel for channel as far as both go; further ones get zero.
+    - ``mean``: every channel gets the mean.
+    Channels of labels (a cascade's, after the image's) get zero: at first, the network sees the image alone.
 
     Args:
         weight: (out, C, *kernel)
@@ -227,10 +354,45 @@ def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0)
     """
     image_channels = channels - label_channels
     if weight.shape[1] != image_channels:
-        weight = (weight.sum(1, keepdim=True) / image_channels).repeat_interleave(image_channels, dim=1)
+        if how == "first":
+            missing = weight.new_zeros(len(weight), max(0, image_channels - weight.shape[1]), *weight.shape[2:])
+            weight = torch.cat([weight[:, :image_channels], missing], dim=1)
+        else:
+            shared = weight.mean(1, keepdim=True) if how == "mean" else weight.sum(1, keepdim=True) / image_channels
+            weight = shared.repeat_interleave(image_channels, dim=1)
     if label_channels:
         weight = torch.cat([weight, weight.new_zeros(len(weight), label_channels, *weight.shape[2:])], dim=1)
     return weight
+
+
+def adapt_kernel_size(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
+    """A convolution's weight for another kernel size; sizes that are not both odd or both even stay.
+
+    Along an axis that becomes longer, the weights stay in the middle, between zeros: the convolution is the same. Along
+    one that becomes shorter, what is cut is added to the ends that remain: the response is the same wherever the image
+    does not change along that axis. [3, 3, 3] to [1, 3, 3] is thus a sum over the first axis, and back from it exact.
+
+    Args:
+        weight: (out, in, *kernel)
+        kernel_size: of the result.
+    """
+    for axis, size in enumerate(kernel_size, start=2):
+        more, odd = divmod(size - weight.shape[axis], 2)
+        if odd:
+            continue
+        if more > 0:
+            zeros = weight.new_zeros(*weight.shape[:axis], more, *weight.shape[axis + 1 :])
+            weight = torch.cat([zeros, weight, zeros], dim=axis)
+        elif more < 0:
+            before, kept, after = weight.split([-more, size, -more], dim=axis)
+            weight = kept.clone()
+            weight.narrow(axis, 0, 1).add_(before.sum(axis, keepdim=True))
+            weight.narrow(axis, size - 1, 1).add_(after.sum(axis, keepdim=True))
+    return weight
+
+
+def _x(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Iterable[Case]) -> list[str]:

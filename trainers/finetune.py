@@ -237,25 +237,23 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             self._report({"checkpoint": None, "reason": message}, message)
             return
         path = self._find_checkpoint()
-        checkpoint = checkpoint_file.read(path)
+        checkpoint = checkpoint_file.read_encoder(path)
+        partial, plans = self.settings.allow_partial_encoder, self.plans_manager.plans
+        label_channels = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        try:
+            transfer.check_architecture(
+                checkpoint, plans, self.configuration_name, self.preprocessed_dataset_folder_base, partial
+            )
+            report = transfer.load_encoder(
+                self.network, checkpoint, label_channels, partial, self.settings.input_channels
+            )
+        except UserError as error:
+            raise UserError(f"{path}: {error}; or pretrain for this one: {self._pretraining_command()}") from error
         differences = transfer.architecture_differences(
             checkpoint,
             self.configuration_manager.network_arch_class_name,
             self.configuration_manager.network_arch_init_kwargs,
         )
-        if differences and not self.settings.allow_partial_encoder:
-            raise UserError(
-                f"checkpoint {path} is of another architecture than plan {self.plans_manager.plans_name}, "
-                f"configuration {self.configuration_name} ({'; '.join(differences)}); pretrain for this one: "
-                f"{self._pretraining_command()}"
-            )
-        label_channels = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
-        try:
-            report = transfer.load_encoder(
-                self.network, checkpoint, label_channels, self.settings.allow_partial_encoder
-            )
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         if self.settings.load_decoder:
             transfer.load_decoder(self.network, checkpoint, report)
 
@@ -266,15 +264,19 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         origin = {key: checkpoint[key] for key in ("method", "datasets", "configuration", "fold", "epochs")}
         described = ", ".join(f"{key} {value}" for key, value in origin.items())
         data_differences = transfer.data_differences(checkpoint, self.plans_manager.plans, self.configuration_name)
+        adapted = checkpoint.get("adapted")  # by pcrl_nnunet_transfer
         content = {
             "checkpoint": path,
             **origin,
+            "adapted": adapted,
             "architecture_differences": differences,
             "data_differences": data_differences,
             "validation_cases_seen": seen,
             **report.as_dict(),
         }
-        notes = "".join(f"\nNote, pretrained on other data: {difference}" for difference in data_differences)
+        notes = f"\nAdapted by pcrl_nnunet_transfer from {adapted['checkpoint']}" if adapted else ""
+        for of, of_them in (("another network", differences), ("other data", data_differences)):
+            notes += "".join(f"\nNote, pretrained on {of}: {difference}" for difference in of_them)
         self._report(content, f"Pretrained encoder {path}\n  {described}\n{report.summary()}{notes}")
         for kind in ("loaded", "random"):
             names = "\n  ".join(getattr(report, kind))

@@ -25,7 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 from tqdm import tqdm
 
-from pcrl_nnunet import checkpoint
+from pcrl_nnunet import checkpoint, transfer
 from pcrl_nnunet.config import PretrainSettings, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
@@ -137,7 +137,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
-            `PretrainSettings`; both are taken out, so hand in a copy.
+            `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
+            whose encoder it starts from (see `checkpoint.read_encoder`).
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
@@ -151,7 +152,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ):
-        settings = plans.pop("pcrl_settings", None)
+        settings, init = plans.pop("pcrl_settings", None), plans.pop("pcrl_init", None)
         if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
@@ -168,6 +169,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.local_logger = PretrainLogger()
         self.monitor = Monitor()
         self.last_loss = float("nan")
+        self.init_path: str | None = init
+        self.init: dict[str, Any] | None = None  # what is known of it, once it has been loaded
 
     @property
     def step(self) -> int:
@@ -256,8 +259,35 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Settings: {self.settings}")
         by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
         self.print_to_log_file(f"Views are computed by {by}")
+        if self.init_path and self.current_epoch == 0:  # else its weights are in the training state
+            self._load_init(self.init_path)
         self.unpack()
         self.dataloader_train = self.get_dataloaders()
+
+    def _load_init(self, path: str) -> None:
+        """Start from another training's encoder and, where that is of ours, from what fits of decoder and heads."""
+        content = checkpoint.read_encoder(path)
+        plans = self.plans_manager.plans
+        try:
+            transfer.check_architecture(content, plans, self.configuration_name, self.preprocessed_dataset_folder_base)
+            report = transfer.load_encoder(self.plan_network, content, allow_partial=True)
+        except UserError as error:
+            raise UserError(f"-init {path}: {error}") from error
+        own, given = self.network.state_dict(), content.get("method_weights", {})
+        fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
+        self.network.load_state_dict(fitting, strict=False)
+        known = ("method", "datasets", "configuration", "fold", "epochs", "cases")
+        self.init = {"checkpoint": path, "encoder_share": report.encoder_share, **{k: content[k] for k in known}}
+        origin = ", ".join(f"{key} {content[key]}" for key in known if key != "cases")
+        self.print_to_log_file(
+            f"Starting from {path}\n  {origin}\n{report.summary()}\n"
+            f"{len(fitting)} of {len(given)} tensors of its decoder and heads go on"
+        )
+        if not content["cases"]:
+            self.print_to_log_file(
+                "WARNING: it does not list the cases that it was trained on: whether they are among the validation "
+                "cases of a later fine-tuning cannot be told"
+            )
 
     def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
         """One step, at the drawn levels unless others are given; the losses by name.
@@ -398,9 +428,17 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 network,
             ),
             "datasets": [self.plans_manager.dataset_name],
+            "init": self.init,
             "cases": [
-                {"name": c.name, "path": os.path.relpath(c.path, nnUNet_preprocessed), "sha256": self._fingerprint(c)}
-                for c in self.cases
+                *(
+                    {
+                        "name": case.name,
+                        "path": os.path.relpath(case.path, nnUNet_preprocessed),
+                        "sha256": self._fingerprint(case),
+                    }
+                    for case in self.cases
+                ),
+                *(self.init["cases"] if self.init else ()),  # the encoder has seen them, too
             ],
             "fold": self.fold,
             "seed": self.settings.seed,
@@ -431,6 +469,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "logging": self.logger.get_checkpoint(),
             "current_epoch": self.current_epoch,
             "last_loss": self.last_loss,
+            "init": self.init,
             "torch_rng": torch.get_rng_state(),
             "settings": self.settings.as_dict(),
             "plans": self.plans_manager.plans,
@@ -468,6 +507,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.logger.load_checkpoint(state["logging"])
         self.current_epoch, self.last_loss = state["current_epoch"], state["last_loss"]
+        self.init = state.get("init")
         torch.set_rng_state(state["torch_rng"])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-iters_per_epoch", type=int, help="steps an epoch (default: 250, or the plan's)")
     parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
     parser.add_argument("-seed", type=int, help="default: 0, or the plan's")
+    parser.add_argument(
+        "-init", metavar="CHECKPOINT", help="start from its encoder: one of ours, of nnssl, or of a training of nnU-Net"
+    )
     parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted one")
     parser.add_argument(
         "--dry_run",
@@ -64,7 +67,7 @@ def main() -> None:
                 print(line)
         except UserError as error:  # pretraining needs no registration, fine-tuning does
             print(f"Warning: {error}")
-    trainer = _trainer(plan, fold, device, overrides, args.continue_training)
+    trainer = _trainer(plan, fold, device, overrides, args.continue_training, args.init)
     _run(trainer, args.continue_training)
 
 
@@ -144,12 +147,21 @@ def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path:
         )
 
 
-def _trainer(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], continues: bool = False) -> Any:
+def _trainer(
+    plan: Any,
+    fold: int | str,
+    device: Any,
+    overrides: dict[str, Any],
+    continues: bool = False,
+    init: str | None = None,
+) -> Any:
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 
     settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
     plans = {**deepcopy(plan.plans), "continue_training": continues, "pcrl_settings": settings}
+    if init is not None:
+        plans["pcrl_init"] = os.path.abspath(init)
     return PCRLPretrainTrainer(plans, plan.configuration, fold, plan.dataset_json, device)
 
 
