@@ -1,8 +1,10 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from pcrl_nnunet import checkpoint
@@ -103,3 +105,73 @@ def test_a_file_of_another_version_is_said_to_be_one(tmp_path):
     checkpoint.write(path, {"format": "pcrl_nnunet/state/1"})
     with pytest.raises(UserError, match=r"written by another version of pcrl_nnunet .* or pretrain again without --c"):
         checkpoint.read(path, checkpoint.STATE_FORMAT)
+
+
+RESENC = {
+    "n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": nn.Conv3d, "kernel_sizes": [[3, 3, 3]] * 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]], "n_blocks_per_stage": [1, 2, 2], "n_conv_per_stage_decoder": [1, 1],
+    "conv_bias": True, "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True},
+}  # fmt: skip
+
+
+def of_nnssl(prefix="", **changes):
+    """As nnssl writes the OpenMind models: a preset's name instead of an architecture, and no plan of ours."""
+    network = ResidualEncoderUNet(input_channels=1, num_classes=1, deep_supervision=False, **RESENC)
+    return network, {
+        "network_weights": {prefix + name: tensor for name, tensor in network.state_dict().items()},
+        "citations": [{"type": "Pretraining Method", "name": "MAE", "apa_citations": ["He et al."]}],
+        "nnssl_adaptation_plan": {
+            "architecture_plans": {
+                "arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None
+            },
+            "pretrain_plan": {"dataset_name": "Dataset745_OpenMind", "configurations": {"onemmiso": {}}},
+            "pretrain_num_input_channels": 1,
+            "recommended_downstream_patchsize": (160, 160, 160),
+            "key_to_encoder": f"{prefix}encoder.stages",
+            "key_to_stem": f"{prefix}encoder.stem",
+            "keys_to_in_proj": (f"{prefix}encoder.stem.convs.0.conv", f"{prefix}encoder.stem.convs.0.all_modules.0"),
+            "key_to_lpe": None,
+        },
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_model_of_nnssl_is_read_with_its_encoder_under_nnunets_names(tmp_path, prefix):
+    network, given = of_nnssl(prefix)
+    torch.save(given, tmp_path / "openmind.pth")
+    read = checkpoint.read_encoder(str(tmp_path / "openmind.pth"))
+    for name, tensor in network.encoder.state_dict().items():
+        assert torch.equal(read["network_weights"][f"encoder.{name}"], tensor)
+    assert not any(name.startswith("decoder") for name in read["network_weights"])
+    assert read["num_input_channels"] == 1
+    assert (read["method"], read["datasets"], read["configuration"]) == ("nnssl", ["Dataset745_OpenMind"], "onemmiso")
+    assert read["citations"] == given["citations"]
+
+
+def test_a_model_of_nnssl_without_what_it_should_have_is_refused_in_a_sentence(tmp_path):
+    torch.save({"network_weights": {}, "nnssl_adaptation_plan": ["not a block"]}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"c.pth lacks what its kind should have"):
+        checkpoint.read_encoder(str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"network_weights": {"a": torch.zeros(1)}}, [1, 2]])
+def test_any_other_file_is_no_encoder(tmp_path, content):
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"c.pth holds no "):
+        checkpoint.read_encoder(str(tmp_path / "c.pth"))
+
+
+def test_a_pickle_that_runs_code_is_refused_as_an_encoder_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({**of_nnssl()[1], "logging": Malicious()}, "c.pth")
+    with pytest.raises(UserError, match="was not loaded, as it could run code"):
+        checkpoint.read_encoder("c.pth")
+    assert not (tmp_path / "should_not_exist").exists()
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(3)])
+def test_numbers_of_numpy_in_nnunets_logs_are_read(tmp_path, number):
+    torch.save({**of_nnssl()[1], "logging": {"scores": [number]}}, tmp_path / "c.pth")
+    assert checkpoint.read_encoder(str(tmp_path / "c.pth"))["method"] == "nnssl"

@@ -1,4 +1,5 @@
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,134 @@ def test_identical_input_channels_give_the_same_response_after_adapting(given: i
 def test_one_channel_is_repeated_and_divided() -> None:
     weight = torch.randn(5, 1, 3, 3, 3)
     torch.testing.assert_close(transfer.adapt_input_channels(weight, 4), weight.repeat(1, 4, 1, 1, 1) / 4)
+
+
+def test_the_first_channels_are_taken_one_for_one_and_further_ones_get_zero() -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    assert torch.equal(transfer.adapt_input_channels(weight, 2, how="first"), weight[:, :2])
+    more = transfer.adapt_input_channels(weight, 4 + 1, label_channels=1, how="first")
+    assert torch.equal(more[:, :3], weight)
+    assert not more[:, 3:].any()
+
+
+@pytest.mark.parametrize("wanted", [1, 4])
+def test_every_channel_gets_the_mean(wanted: int) -> None:
+    weight = torch.randn(5, 2, 3, 3)
+    adapted = transfer.adapt_input_channels(weight, wanted, how="mean")
+    assert adapted.shape == (5, wanted, 3, 3)
+    for channel in range(wanted):
+        torch.testing.assert_close(adapted[:, channel], (weight[:, 0] + weight[:, 1]) / 2)
+
+
+@pytest.mark.parametrize("how", ["repeat", "first", "mean"])
+def test_as_many_channels_stay_what_they_are(how: str) -> None:
+    weight = torch.randn(5, 3, 3, 3)
+    assert torch.equal(transfer.adapt_input_channels(weight, 3, how=how), weight)
+
+
+def test_a_longer_kernel_is_the_same_convolution_also_at_the_border_and_back_it_is_exact() -> None:
+    weight, image = torch.randn(5, 2, 1, 3, 3), torch.randn(1, 2, 6, 6, 6)
+    longer = transfer.adapt_kernel_size(weight, (3, 3, 5))
+    assert longer.shape == (5, 2, 3, 3, 5)
+    conv = torch.nn.functional.conv3d
+    torch.testing.assert_close(conv(image, longer, padding="same"), conv(image, weight, padding="same"))
+    assert torch.equal(transfer.adapt_kernel_size(longer, (1, 3, 3)), weight)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(3, 1), (5, 3), (7, 1), (4, 2)])
+def test_a_shorter_kernel_responds_the_same_where_the_image_does_not_change_along_it(given: int, wanted: int) -> None:
+    weight, image = torch.randn(5, 2, given, 3, 3), torch.randn(1, 2, 1, 6, 6).expand(-1, -1, 12, -1, -1)
+    shorter = transfer.adapt_kernel_size(weight, (wanted, 3, 3))
+    assert shorter.shape == (5, 2, wanted, 3, 3)
+    conv = torch.nn.functional.conv3d
+    before, after = conv(image, weight), conv(image, shorter)  # not padded: no border
+    torch.testing.assert_close(after[:, :, :1], before[:, :, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_from_an_even_kernel_to_an_odd_one_there_is_no_way() -> None:
+    weight = torch.randn(5, 2, 2, 3, 3)
+    assert torch.equal(transfer.adapt_kernel_size(weight, (3, 3, 3)), weight)
+
+
+@pytest.mark.parametrize("name", [PLAIN, RESENC])
+def test_other_kernels_are_adapted_and_reported_tensor_by_tensor(name: str) -> None:
+    flat = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
+    pretrained, network = build(name, **flat), build(name)
+    report = transfer.load_encoder(network, content_of(pretrained, name=name, **flat))
+    assert report.encoder_share == 1
+    assert report.adapted.keys() == {
+        key for key, value in pretrained.encoder.named_parameters(prefix="encoder") if value.shape[2:] == (1, 3, 3)
+    }
+    assert all("kernel 1x3x3 made 3x3x3" in report.notes[key] for key in report.adapted)
+    image = torch.randn(1, 1, 16, 16, 16)
+    for a, b in zip(pretrained.encoder(image), network.encoder(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_stages_that_the_checkpoint_lacks_stay_random_if_asked_for() -> None:
+    shallower, network = build(features=(4, 8)), build(features=(4, 8, 8))
+    deepest = copy.deepcopy(network.encoder.stages[2].state_dict())
+    report = transfer.load_encoder(network, content_of(shallower), allow_partial=True)
+    assert equal(network.encoder.stages[2].state_dict(), deepest)
+    assert equal(network.encoder.stages[1].state_dict(), shallower.encoder.stages[1].state_dict())
+    missing = sum(p.numel() for p in network.encoder.stages[2].parameters())
+    assert report.encoder_share == 1 - missing / sum(p.numel() for p in network.encoder.parameters())
+
+
+def test_the_table_has_every_tensor_of_both_sides_once() -> None:
+    deeper, network = build(features=(4, 8, 8)), build(features=(4, 8), channels=2)
+    rows = transfer.load_encoder(network, content_of(deeper)).rows()
+    ours = {name for name, _ in network.named_parameters(remove_duplicate=True)}
+    assert {name for name, what, *_ in rows if what != "skipped"} == ours
+    assert len(rows) == len({name for name, *_ in rows})
+    assert {what for _, what, *_ in rows} == {"loaded", "adapted", "skipped", "random"}
+    assert [how for _, what, _, how in rows if what == "adapted"] == ["1 input channels made 2"]
+
+
+def plan_with(name: str = PLAIN, plans_name: str = "P", **changes: Any) -> dict[str, Any]:
+    architecture = {"network_class_name": name, "arch_kwargs": arch_kwargs(name, **changes), "_kw_requires_import": []}
+    configuration = "2d" if changes.get("dim") == 2 else "3d_fullres"
+    return {"plans_name": plans_name, "configurations": {configuration: {"architecture": architecture}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (RESENC, {}, r"of a ResidualEncoderUNet in 3D with 4, 8, 8 features, 3d_fullres of P of a PlainConvUNet in 3D"),
+        (
+            PLAIN,
+            {"dim": 2},
+            r"of a PlainConvUNet in 2D with 4, 8, 8 features, 3d_fullres of P of a PlainConvUNet in 3D",
+        ),
+        (PLAIN, {"features": (4, 8, 16)}, r"with 4, 8, 16 features, 3d_fullres of P of .* with 4, 8, 8 features"),
+    ],
+)
+def test_what_cannot_load_is_refused_and_a_plan_that_fits_is_named(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    content, plan = content_of(build(name, **changes), name=name, **changes), plan_with()
+    for file, other in (("P", plan), ("Q", plan_with(name, "Q", **changes))):
+        (tmp_path / f"{file}.json").write_text(json.dumps(other))
+    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    configuration = "2d" if changes.get("dim") == 2 else "3d_fullres"
+    with pytest.raises(UserError, match=rf"{message}.*it would load into -c {configuration} -p Q$"):
+        transfer.check_architecture(content, plan, "3d_fullres", str(tmp_path))
+    (tmp_path / "Q.json").unlink()
+    with pytest.raises(UserError, match=rf"{message}.*none of the dataset's plans fits: it needs a "):
+        transfer.check_architecture(content, plan, "3d_fullres", str(tmp_path))
+
+
+def test_more_and_fewer_stages_can_load(tmp_path: Path) -> None:
+    for features in ((4, 8), (4, 8, 8), (4, 8, 8, 16)):
+        content = content_of(build(features=features), features=features)
+        transfer.check_architecture(content, plan_with(), "3d_fullres", str(tmp_path))
+
+
+def test_a_checkpoint_without_stages_is_refused(tmp_path: Path) -> None:
+    content = {"network_weights": {"eva.blocks.0.weight": torch.zeros(2, 2)}}
+    with pytest.raises(UserError, match="has no encoder with stages"):
+        transfer.check_architecture(content, plan_with(), "3d_fullres", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", [PLAIN, RESENC])

@@ -196,6 +196,36 @@ def test_validation_alone_loads_the_trained_weights_only(folders: Path, monkeypa
     assert equal(encoder_of(validating.network), encoder_of(first.network))
 
 
+def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log_says_so(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_plan(features=[4, 8, 8, 16])
+    kwargs = other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs["kernel_sizes"][0], kwargs["strides"][1] = [1, 3, 3], [1, 2, 2]
+    path, _ = pretrain(folders, plan=other)
+    trainer = make()
+    started = run_training(trainer, monkeypatch)
+    given = checkpoint.read(path)["network_weights"]
+    name = "stages.0.0.convs.0.conv.weight"
+    assert torch.equal(started[name][:, :, 1], given[f"encoder.{name}"][:, :, 0])  # in the middle, between zeros
+    assert not started[name][:, :, [0, 2]].any()
+    assert torch.equal(started["stages.2.0.convs.0.conv.weight"], given["encoder.stages.2.0.convs.0.conv.weight"])
+    log = log_of(trainer)
+    for part in ("kernel 1x3x3 made 3x3x3", "Note, pretrained on another network: strides", "100.0% of the encoder"):
+        assert part in log
+
+
+def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(folders, plan=make_plan(features=[4, 8]))
+    with pytest.raises(SystemExit, match=r"covers \d+\.\d% of the encoder.*allow_partial_encoder"):
+        make().on_train_start()
+    asked = make_plan()
+    asked["pcrl"]["finetune"]["allow_partial_encoder"] = True
+    trainer = make(plan=asked)
+    run_training(trainer, monkeypatch)
+    assert "not in the checkpoint" in log_of(trainer)
+
+
 def test_weights_given_to_nnunet_stay(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretrain(folders)
     other, given = pretrain(tmp_path / "elsewhere")
@@ -266,7 +296,8 @@ def test_a_checkpoint_that_the_plan_names_and_that_is_missing_is_an_error(folder
 def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders: Path) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8, 16]))
     with pytest.raises(
-        SystemExit, match=r"features_per_stage: \[4, 8, 16\] in the checkpoint, \[4, 8, 8\] in the plan"
+        SystemExit,
+        match=r"checkpoint is of a PlainConvUNet in 3D with 4, 8, 16 features, 3d_fullres of nnUNetPlans of a",
     ):
         make().on_train_start()
     assert not list(folders.glob("PCRLFinetuneTrainer*"))
@@ -488,7 +519,7 @@ def test_weights_that_are_not_finite_are_refused(folders: Path) -> None:
     content = checkpoint.read(path)
     next(t for n, t in content["network_weights"].items() if n.startswith("encoder."))[0] = np.nan
     checkpoint.write(path, content)
-    with pytest.raises(SystemExit, match="weights that are not finite numbers; pretrain again"):
+    with pytest.raises(SystemExit, match="weights that are not finite numbers; take another"):
         make().on_train_start()
 
 

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import re
 import shutil
 from functools import partial
@@ -24,12 +25,17 @@ from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 
-def make(tiny, fold="all", continue_training=False, plan=None, **overrides):
+def make(tiny, fold="all", continue_training=False, plan=None, init=None, **overrides):
     plan = plan or make_plan()
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
     overrides = {"epochs": 2, "iters_per_epoch": 2, "batch_size": 4, **overrides}
     settings = pretrain_settings(plan, "3d_fullres", configuration, **overrides)
-    plans = {**copy.deepcopy(plan), "continue_training": continue_training, "pcrl_settings": settings}
+    plans = {
+        **copy.deepcopy(plan),
+        "continue_training": continue_training,
+        "pcrl_settings": settings,
+        "pcrl_init": init,
+    }
     return PCRLPretrainTrainer(plans, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
 
 
@@ -240,6 +246,90 @@ def test_stock_nnunet_loads_the_file_as_pretrained_weights(tiny):
     )
     load_pretrained_weights(network, str(folder_of(tiny) / checkpoint.FINAL))
     assert checkpoint.encoder_hash(network.encoder) == final(tiny)["encoder_hash"]
+
+
+def test_nnunets_coming_loader_of_nnssl_checkpoints_finds_what_it_reads(tiny):
+    """As nnU-Net's main branch loads it: safely, then strictly into the modules that the network names."""
+    trainer = make(tiny)
+    run(trainer)
+    content = torch.load(folder_of(tiny) / checkpoint.FINAL, weights_only=True)
+    plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
+    network = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads
+    )
+    for theirs, ours in (("key_to_encoder", network.key_to_encoder), ("key_to_stem", network.key_to_stem)):
+        prefix = f"{plan[theirs]}."
+        part = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        network.get_submodule(ours).load_state_dict(part)  # strictly
+    assert checkpoint.encoder_hash(network.encoder) == content["encoder_hash"]
+    assert all(f"{name}.weight" in weights for name in plan["keys_to_in_proj"])
+    assert plan["pretrain_num_input_channels"] == 1
+    assert plan["key_to_lpe"] is None
+    (configuration,) = plan["pretrain_plan"]["configurations"].values()
+    assert configuration["spacing"] == [1, 1, 1]
+    assert configuration["patch_size"] == list(trainer.settings.views.global_input_size)
+    for kwargs in (content["architecture_kwargs"], plan["architecture_kwargs"]):
+        assert kwargs["n_stages"] == 3
+        assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 3
+
+
+def supervised(tiny, fold=0):
+    """A checkpoint of nnU-Net's own training, in its own words."""
+    stock = nnUNetTrainer(
+        {**make_plan(), "continue_training": False}, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu")
+    )
+    stock.initialize()
+    stock.logger.log("mean_fg_dice", np.float32(0.5), 0)
+    path = os.path.join(stock.output_folder, "checkpoint_final.pth")
+    stock.logger.log("epoch_end_timestamps", 1.0, 0)
+    stock.save_checkpoint(path)
+    return path, stock.network.encoder
+
+
+@pytest.mark.parametrize("kind", ["ours", "nnU-Net's"])
+def test_it_starts_from_another_checkpoints_encoder(tiny, kind):
+    if kind == "ours":
+        run(make(tiny, fold=0, seed=3))
+        path = str(folder_of(tiny, 0) / checkpoint.FINAL)
+        wanted = checkpoint.read(path)["encoder_hash"]
+    else:
+        path, encoder = supervised(tiny)
+        wanted = checkpoint.encoder_hash(encoder)
+    trainer = make(tiny, fold=1, init=path)
+    trainer.on_train_start()
+    trainer.dataloader_train.close()
+    assert checkpoint.encoder_hash(trainer.plan_network.encoder) == wanted
+    assert checkpoint.encoder_hash(trainer.network.encoder) == wanted
+    if kind == "ours":  # its decoder and heads go on, too
+        heads = checkpoint.read(path)["method_weights"]
+        now = trainer.network.state_dict()
+        assert all(torch.equal(now[name], tensor) for name, tensor in heads.items())
+    else:
+        (log,) = folder_of(tiny, 1).glob("training_log_*.txt")
+        assert "does not list the cases that it was trained on" in log.read_text()
+
+
+def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuing(tiny):
+    run(make(tiny, fold=0))
+    path = str(folder_of(tiny, 0) / checkpoint.FINAL)
+    trainer = make(tiny, fold=1, init=path)
+    trainer.num_epochs = 1  # stopped after the first of two
+    trainer.on_train_end = lambda: None
+    run(trainer)
+    resumed = make(tiny, fold=1, continue_training=True, init="not_there.pth")  # its weights are in the state
+    resumed.load_checkpoint(str(folder_of(tiny, 1) / checkpoint.LATEST))
+    run(resumed)
+    content = final(tiny, 1)
+    assert {case["name"] for case in content["cases"]} == {f"case_{i}" for i in range(4)}
+    assert content["init"]["checkpoint"] == path
+    assert content["init"]["encoder_share"] == 1
+
+
+def test_a_checkpoint_that_cannot_load_stops_before_anything_is_trained(tiny):
+    other = tiny.folder.parent / "other.pth"
+    checkpoint.write(str(other), {"format": checkpoint.FORMAT, "network_weights": {}})
+    with pytest.raises(UserError, match=r"-init .*other.pth: the checkpoint has no encoder with stages"):
+        make(tiny, init=str(other)).run_training()
 
 
 def test_the_encoder_learns_and_the_rest_is_listed_as_random(tiny):

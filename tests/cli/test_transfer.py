@@ -1,0 +1,176 @@
+import copy
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_dataset import make_plan
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.cli import transfer
+from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command in this process; returns its exit status."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_transfer", *arguments])
+        try:
+            transfer.main_entry()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+DEEPER = (4, 8, 8, 16)
+
+
+def pretrained(tiny, tmp_path, plan=None, seed=0):
+    """The file of a real, short pretraining of the tiny dataset, elsewhere."""
+    plan = plan or make_plan()
+    settings = pretrain_settings(
+        plan, "3d_fullres", plan["configurations"]["3d_fullres"], epochs=1, iters_per_epoch=1, batch_size=4, seed=seed
+    )
+    plans = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
+    trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    path = str(tmp_path / f"pretrained_{seed}.pth")
+    checkpoint.write(path, trainer.final_content())
+    return path
+
+
+def two_channel_target(tiny):
+    """The tiny dataset with two channels, and a plan of other kernels, with a stage fewer than DEEPER."""
+    plan = make_plan()
+    plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["kernel_sizes"][0] = [1, 3, 3]
+    plan["configurations"]["3d_fullres"]["normalization_schemes"] *= 2
+    plan["configurations"]["3d_fullres"]["use_mask_for_norm"] *= 2
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
+    tiny.dataset_json["channel_names"]["1"] = "PET"
+    (tiny.folder / "dataset.json").write_text(json.dumps(tiny.dataset_json))
+    return plan
+
+
+def target_file(tiny, name):
+    return tiny.results / f"PCRLPretrainTrainer__nnUNetPlans_{name}__3d_fullres" / "fold_all" / checkpoint.FINAL
+
+
+def trainer_of(cls, tiny, plan):
+    plan = {**copy.deepcopy(plan), "continue_training": False}
+    trainer = cls(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    return trainer
+
+
+def test_it_writes_a_plan_of_the_same_data_the_fitted_file_and_the_table(command, tiny, tmp_path, capsys):
+    source = pretrained(tiny, tmp_path, make_plan(features=DEEPER))
+    plan = two_channel_target(tiny)
+    stock = (tiny.folder / "nnUNetPlans.json").read_bytes()
+    assert command("-i", source, "-d", "999", "-name", "luna") == 0
+    out = capsys.readouterr().out
+
+    new = json.loads((tiny.folder / "nnUNetPlans_luna.json").read_text())
+    assert new["plans_name"] == "nnUNetPlans_luna"
+    assert new["configurations"] == plan["configurations"]  # of which data_identifier is one
+    assert new["pcrl"] == plan["pcrl"]
+    assert (tiny.folder / "nnUNetPlans.json").read_bytes() == stock
+
+    with open(target_file(tiny, "luna").with_name("transfer.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    network = trainer_of(nnUNetTrainer, tiny, new).network
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    assert {row["tensor"]: int(row["elements"]) for row in rows if row["what"] != "skipped"} == sizes
+    assert all(row["tensor"] in out for row in rows)
+    how = {row["tensor"]: row["how"] for row in rows if row["what"] == "adapted"}
+    assert how == {"encoder.stages.0.0.convs.0.conv.weight": "1 input channels made 2, kernel 3x3x3 made 1x3x3"}
+    assert {row["tensor"].split(".")[2] for row in rows if row["what"] == "skipped"} == {"3"}
+    assert "100.0% of the encoder's parameters are pretrained" in out
+    assert "-tr PCRLFinetuneTrainer" in out
+
+
+def test_our_trainer_and_stock_nnunet_start_from_the_same_encoder(command, tiny, tmp_path):
+    source = pretrained(tiny, tmp_path, make_plan(features=DEEPER))
+    two_channel_target(tiny)
+    assert command("-i", source, "-d", "Dataset999_Tiny", "-name", "luna") == 0
+    new = json.loads((tiny.folder / "nnUNetPlans_luna.json").read_text())
+    ours = trainer_of(PCRLFinetuneTrainer, tiny, new)
+    ours._load_pretrained_encoder()
+    stock = trainer_of(nnUNetTrainer, tiny, new)
+    random = checkpoint.encoder_hash(stock.network.encoder)
+    load_pretrained_weights(stock.network, str(target_file(tiny, "luna")))
+    fitted = checkpoint.read(str(target_file(tiny, "luna")))
+    hashes = {checkpoint.encoder_hash(network.encoder) for network in (ours.network, stock.network)}
+    assert hashes == {fitted["encoder_hash"]} != {random}
+    given = checkpoint.read(source)["network_weights"]["encoder.stages.1.0.convs.0.conv.weight"]
+    assert torch.equal(stock.network.encoder.stages[1][0].convs[0].conv.weight, given)
+    with open(ours.log_file) as log:
+        assert f"Adapted by pcrl_nnunet_transfer from {source}" in log.read()
+
+
+def test_the_same_command_again_is_no_error_but_another_encoder_needs_another_name(command, tiny, tmp_path):
+    first, second = pretrained(tiny, tmp_path), pretrained(tiny, tmp_path, seed=1)
+    assert command("-i", first, "-d", "999", "-name", "a") == 0
+    before = target_file(tiny, "a").read_bytes()
+    assert command("-i", first, "-d", "999", "-name", "a") == 0
+    assert "holds another encoder; give another -name" in command("-i", second, "-d", "999", "-name", "a")
+    assert target_file(tiny, "a").read_bytes() == before
+    assert command("-i", second, "-d", "999", "-name", "b") == 0
+
+
+def test_another_plan_of_that_name_is_not_replaced(command, tiny, tmp_path):
+    source = pretrained(tiny, tmp_path)
+    (tiny.folder / "nnUNetPlans_mine.json").write_text(json.dumps({"plans_name": "mine"}))
+    assert "is another plan; give another -name" in command("-i", source, "-d", "999", "-name", "mine")
+    assert not target_file(tiny, "mine").exists()
+
+
+def test_where_stages_are_missing_fine_tuning_is_told_to_accept_it(command, tiny, tmp_path, capsys):
+    source = pretrained(tiny, tmp_path, make_plan(features=(4, 8)))
+    assert command("-i", source, "-d", "999", "-name", "short") == 0
+    assert "not in the checkpoint" in capsys.readouterr().out
+    new = json.loads((tiny.folder / "nnUNetPlans_short.json").read_text())
+    assert new["pcrl"]["finetune"]["allow_partial_encoder"] is True
+    trainer = trainer_of(PCRLFinetuneTrainer, tiny, new)
+    deepest = copy.deepcopy(trainer.network.encoder.stages[2].state_dict())
+    trainer._load_pretrained_encoder()  # as far as it is pretrained: the rest is not replaced by other random weights
+    for name, tensor in trainer.network.encoder.stages[2].state_dict().items():
+        assert torch.equal(tensor, deepest[name])
+
+
+@pytest.mark.parametrize("how", ["repeat", "first", "mean"])
+def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
+    source = pretrained(tiny, tmp_path)
+    two_channel_target(tiny)
+    assert command("-i", source, "-d", "999", "-name", how, "-input_channels", how) == 0
+    given = checkpoint.read(source)["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"].sum(2, keepdim=True)
+    made = checkpoint.read(str(target_file(tiny, how)))["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"]
+    factors = {"repeat": (0.5, 0.5), "first": (1, 0), "mean": (1, 1)}[how]
+    torch.testing.assert_close(made, torch.cat([factor * given for factor in factors], 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-i", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["-c", "2d"], "configuration '2d' is not in nnUNetPlans"),
+        (["-c", "3d_cascade_fullres"], "takes the labels of 3d_lowres as input"),
+        (["-name", "a/b"], "expected letters, digits"),
+        (["-p", "Wide"], "Wide of a PlainConvUNet in 3D with 4, 8, 32 features; it would load into -c 3d_fullres"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence_and_nothing_is_written(command, tiny, tmp_path, arguments, message):
+    source = pretrained(tiny, tmp_path)
+    wide = {**make_plan(features=(4, 8, 32)), "plans_name": "Wide"}
+    (tiny.folder / "Wide.json").write_text(json.dumps(wide))
+    before = {path for folder in (tiny.folder, tiny.results) for path in folder.rglob("*")}
+    given = {"-i": source, "-d": "999", "-name": "x", **dict(zip(arguments[::2], arguments[1::2], strict=True))}
+    assert message in command(*[part for item in given.items() for part in item])
+    assert {path for folder in (tiny.folder, tiny.results) for path in folder.rglob("*")} == before
