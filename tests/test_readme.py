@@ -109,6 +109,8 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
             if command.startswith("export "):
                 exports.append(command)
             elif command not in RUN_ELSEWHERE:
+                if command.startswith("pcrl_nnunet_transfer"):
+                    take_for_another_datasets(home)
                 output = run(command, environment, exports, home)
                 unlabelled_done = unlabelled_done or "2 made" in output
                 shorten(home / "nnUNet_preprocessed")
@@ -119,6 +121,13 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
     assert unlabelled_done
     assert len(list((home / "predictions").glob("case_ts_*.nii.gz"))) == 1
     check_where_files_land(home)
+
+
+def take_for_another_datasets(home: Path) -> None:
+    """The pretraining made so far, where the README has one of another dataset."""
+    (made,) = home.glob("nnUNet_results/Dataset004_*/PCRLPretrainTrainer__nnUNetPlans__*/fold_all/checkpoint_final.pth")
+    (home / "pretrained_on_liver").mkdir()
+    shutil.copy(made, home / "pretrained_on_liver")
 
 
 def ordered(lines: list[str]) -> list[str]:
