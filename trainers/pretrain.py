@@ -284,10 +284,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"{len(fitting)} of {len(given)} tensors of its decoder and heads go on"
         )
         if not content["cases"]:
-            self.print_to_log_file(
-                "WARNING: it does not list the cases that it was trained on: whether they are among the validation "
-                "cases of a later fine-tuning cannot be told"
-            )
+            self.print_to_log_file(transfer.UNKNOWN_CASES)
 
     def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
         """One step, at the drawn levels unless others are given; the losses by name.

@@ -215,6 +215,20 @@ def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log
         assert part in log
 
 
+def test_a_supervised_training_of_nnunet_loads_too_and_its_unknown_cases_are_a_warning(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = make(PCRLScratchTrainer, fold=1)
+    run_training(stock, monkeypatch)
+    plan = make_plan(checkpoint=os.path.join(stock.output_folder, "checkpoint_final.pth"))
+    trainer = make(plan=plan)
+    assert equal(run_training(trainer, monkeypatch), encoder_of(stock.network))
+    log = log_of(trainer)
+    assert "supervised training (nnUNetTrainer)" in log
+    assert "does not list the cases that it was trained on" in log
+    assert "Pretraining saw" not in log
+
+
 def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8]))
     with pytest.raises(SystemExit, match=r"covers \d+\.\d% of the encoder.*allow_partial_encoder"):
