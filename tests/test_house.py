@@ -10,7 +10,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
     {"comparison"},
-    {"monitor", "memory", "transfer", "unlabelled", "scans", "figures", "pseudo_labels", "scores"},
+    {"monitor", "memory", "transfer", "target", "unlabelled", "scans", "figures", "pseudo_labels", "scores"},
     {"methods"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
     {"boxes", "config", "lock"},
