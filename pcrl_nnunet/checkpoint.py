@@ -148,10 +148,12 @@ def _of_nnunet(content: Mapping[str, Any]) -> dict[str, Any] | None:
     if "init_args" not in content:
         return None
     plans, configuration = content["init_args"]["plans"], content["init_args"]["configuration"]
-    weights = content["network_weights"]
+    weights, dataset_json = content["network_weights"], content["init_args"]["dataset_json"]
+    names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
     this = PlansManager(dict(plans)).get_configuration(configuration).configuration
     return {
         **_from_elsewhere(weights),
+        "num_input_channels": len(names),  # of images: a cascade's labels come after them
         "nnssl_adaptation_plan": {"architecture_plans": _architecture_plans(this["architecture"])},
         "method": f"supervised training ({content.get('trainer_name')})",
         "citations": [],
@@ -170,6 +172,7 @@ def _from_elsewhere(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "random_keys": [],
         "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first one
         "cases": [],
+        "all_cases_known": False,
         "fold": None,
         "epochs": None,
     }

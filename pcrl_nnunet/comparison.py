@@ -32,7 +32,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.pseudo_labels import PseudoLabels
 from pcrl_nnunet.scores import COLUMNS, CONTROL, STOCK, per_case
-from pcrl_nnunet.transfer import PRETRAINER, architecture_differences, cases_seen
+from pcrl_nnunet.transfer import PRETRAINER, cases_seen, check_architecture
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
@@ -282,13 +282,16 @@ class Comparison:
                 )
 
     def _check_checkpoint(self, path: str) -> None:
-        content = checkpoint_file.read(path)
-        configuration = PlansManager(self.plan.plans).get_configuration(self.plan.configuration)
-        differences = architecture_differences(
-            content, configuration.network_arch_class_name, configuration.network_arch_init_kwargs
-        )
-        if differences:
-            raise UserError(f"checkpoint {path} is of another architecture than the plan ({'; '.join(differences)})")
+        content = checkpoint_file.read_encoder(path)
+        try:
+            check_architecture(content, self.plan.plans, self.plan.configuration, self.plan.folder)
+        except UserError as error:
+            raise UserError(f"-checkpoint {path}: {error}") from error
+        if not content.get("all_cases_known", True):
+            raise UserError(
+                f"-checkpoint {path} does not list the cases that it was trained on, among which may be those that are "
+                f"held out here; take a pretraining of pcrl_nnunet_pretrain"
+            )
         held_out = [self.cases[name] for name in (*self.split.val, *self.split.test)]
         seen = cases_seen(content, self.dataset, held_out)
         if seen:

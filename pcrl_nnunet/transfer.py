@@ -27,6 +27,11 @@ from pcrl_nnunet.data import Case, fingerprint
 from pcrl_nnunet.errors import UserError
 
 PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
+FITTED_KEY = "pcrl_fitted"  # of a plan that pcrl_nnunet_transfer wrote: the checkpoint that it is for
+NOT_TO_CHOOSE = {FITTED_KEY, "pcrl_target"}
+MOST_NAMED = 3
+DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
+LONG = "foreground_intensity_properties_per_channel"
 DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
 UNKNOWN_CASES = (
     "WARNING: the checkpoint does not list the cases that it was trained on: whether validation cases were among them "
@@ -146,7 +151,9 @@ def check_architecture(
         folder: the dataset's preprocessed one, whose other plans are looked through for one that fits.
         allow_partial: other widths in some stages are no error.
     """
-    theirs, ours = EncoderShape.of_weights(checkpoint["network_weights"]), EncoderShape.of_plan(plans, configuration)
+    random = set(checkpoint.get("random_keys", ()))
+    pretrained = {name: tensor for name, tensor in checkpoint["network_weights"].items() if name not in random}
+    theirs, ours = EncoderShape.of_weights(pretrained), EncoderShape.of_plan(plans, configuration)
     this = f"{configuration} of {plans['plans_name']}"
     if theirs is None:
         raise UserError(
@@ -161,26 +168,21 @@ def check_architecture(
     if theirs.loads_into(ours) or some_fits:
         return
     fitting = [f"-c {name} -p {plan}" for plan, name, shape in _shapes_in(folder) if shape and theirs.loads_into(shape)]
-    planner = "a ResEnc planner of nnU-Net" if theirs.network == "ResidualEncoderUNet" else "nnU-Net's default planner"
-    would = (
-        f"it would load into {', '.join(fitting)}"
-        if fitting
-        else (
-            f"none of the dataset's plans fits: it needs a {theirs} at the stages that both have, such as {planner} "
-            f"makes in {'3d_fullres' if theirs.dimensions == 3 else '2d'}"
-        )
-    )
+    would = f"none of the dataset's plans fits: it needs a {theirs}, at the stages that both have"
+    if fitting:
+        would = f"it would load into {' or '.join(fitting[:MOST_NAMED])}"
     raise UserError(f"the checkpoint is of a {theirs}, {this} of a {ours}; {would}")
 
 
 def _shapes_in(folder: str) -> Iterator[tuple[str, str, EncoderShape | None]]:
-    """Plan, configuration and encoder of all plans of a dataset that can be read."""
+    """Plan, configuration and encoder of a dataset's plans; not of those made for or by transfers, or of cascades."""
     for file in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             with open(file, encoding="utf-8") as content:
                 plans = json.load(content)
-            for name in plans["configurations"]:
-                yield plans["plans_name"], name, EncoderShape.of_plan(plans, name)
+            for name, configuration in plans["configurations"].items():
+                if not (plans.keys() & NOT_TO_CHOOSE or configuration.get("previous_stage")):
+                    yield plans["plans_name"], name, EncoderShape.of_plan(plans, name)
 
 
 def architecture_differences(
@@ -190,9 +192,9 @@ def architecture_differences(
 
     Weights do not show it all: a network with other strides takes them, and computes something else.
     """
-    theirs = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+    theirs = checkpoint["nnssl_adaptation_plan"].get("architecture_plans") or {}
     if theirs.get("arch_kwargs") is None:  # a preset of nnssl
-        return [f"the checkpoint does not state its architecture, only its name: {theirs['arch_class_name']}"]
+        return [f"the checkpoint does not state its architecture, only a name: {theirs.get('arch_class_name')}"]
     pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
     for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
         pairs[name] = (theirs["arch_kwargs"].get(name), arch_kwargs.get(name))
@@ -205,24 +207,24 @@ def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], co
 
     Weights of the same shapes load all the same, but were trained on images of other voxels or other intensities.
     """
+    ours, theirs, missing = dict(plans), checkpoint["plans"], []
+    of_ours = PlansManager(ours).get_configuration(configuration).configuration
     pairs: dict[str, tuple[Any, Any]] = {}
-    theirs, ours = checkpoint["plans"], dict(plans)
-    if theirs is None:
-        return ["the checkpoint does not state the plan of its data"]
-    for name in ("transpose_forward", "foreground_intensity_properties_per_channel"):
-        pairs[name] = (theirs.get(name), ours.get(name))
-    of_theirs, of_ours = (
-        PlansManager(dict(plan)).get_configuration(name).configuration
-        for plan, name in ((theirs, checkpoint["configuration"]), (ours, configuration))
-    )
-    for name in ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm"):
-        pairs[name] = (of_theirs.get(name), of_ours.get(name))
-    long = "foreground_intensity_properties_per_channel"
-    return [
-        f"{name}: different" if name == long else f"{name}: {a} in the checkpoint's plan, {b} in this one"
+    if theirs is None:  # of nnssl, which tells some of it
+        stated = checkpoint["nnssl_adaptation_plan"].get("pretrain_plan") or {}
+        of_theirs = (stated.get("configurations") or {}).get(checkpoint["configuration"]) or {}
+        missing = [name for name in DATA_KEYS if of_theirs.get(name) is None]
+    else:
+        of_theirs = PlansManager(dict(theirs)).get_configuration(checkpoint["configuration"]).configuration
+        for name in ("transpose_forward", LONG):
+            pairs[name] = (theirs.get(name), ours.get(name))
+    pairs |= {name: (of_theirs.get(name), of_ours.get(name)) for name in DATA_KEYS if name not in missing}
+    differences = [
+        f"{name}: different" if name == LONG else f"{name}: {a} in the checkpoint's plan, {b} in this one"
         for name, (a, b) in pairs.items()
         if _plain(a) != _plain(b)
     ]
+    return [*differences, *([f"the checkpoint does not state {', '.join(missing)}"] if missing else [])]
 
 
 def load_encoder(
@@ -288,7 +290,7 @@ def load_encoder(
             report.notes[name] = ", ".join(how)
         else:
             report.loaded[name] = size
-    unused = {name: tensor for name, tensor in source.items() if name not in used}
+    unused = {name: tensor for name, tensor in source.items() if name not in used and not _is_alias(name)}
     report.skipped.update({names[0]: tensor.numel() for names, tensor in _tensors(unused)})
     covered = sum(report.loaded.values()) + sum(report.adapted.values())
     report.encoder_share = covered / encoder_size
@@ -321,9 +323,14 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
             f"pcrl.finetune.load_decoder to false in the plan"
         )
     source = checkpoint["method_weights"]
+    # both count from the deepest stage, of which there may be more on one side: what is alike is alike from above
+    theirs = {int(name.split(".")[2]) for name in source if name.startswith("decoder.upsample.")}
+    deeper = len(theirs) - len(plain_network.decoder.transpconvs)
     for names, tensor in _tensors(plain_network.decoder.state_dict(keep_vars=True)):
         name = f"decoder.{names[0]}"
-        given = source.get(name.replace(".stages.", ".blocks.").replace(".transpconvs.", ".upsample."))
+        _, kind, number, rest = name.split(".", 3)
+        kind = {"stages": "blocks", "transpconvs": "upsample"}.get(kind, kind)
+        given = source.get(f"decoder.{kind}.{int(number) + deeper}.{rest}")
         if given is None or given.shape[:1] + given.shape[2:] != tensor.shape[:1] + tensor.shape[2:]:
             continue
         if given.shape[1:2] > tensor.shape[1:2]:
@@ -411,6 +418,11 @@ def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Iterable
         elif (twin := by_voxels.get(fingerprint(case))) is not None:
             seen.append(f"{case.name} (as {twin})")
     return seen
+
+
+def _is_alias(name: str) -> bool:
+    """Under such names nnU-Net's networks have tensors of others again; in some files as copies."""
+    return name.startswith("decoder.encoder.") or ".all_modules." in name
 
 
 def _tensors(state: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:

@@ -150,6 +150,18 @@ def test_a_model_of_nnssl_is_read_with_its_encoder_under_nnunets_names(tmp_path,
     assert read["citations"] == given["citations"]
 
 
+def test_of_a_cascades_checkpoint_the_images_channels_are_counted(tmp_path):
+    network = ResidualEncoderUNet(input_channels=1 + 2, num_classes=1, deep_supervision=False, **RESENC)
+    architecture = {"network_class_name": "x.ResidualEncoderUNet", "arch_kwargs": {}, "_kw_requires_import": []}
+    plans = {"dataset_name": "Dataset001_X", "configurations": {"3d_cascade_fullres": {"architecture": architecture}}}
+    dataset_json = {"channel_names": {"0": "CT"}}
+    arguments = {"plans": plans, "configuration": "3d_cascade_fullres", "fold": 0, "dataset_json": dataset_json}
+    torch.save(
+        {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": "T"}, tmp_path / "c.pth"
+    )
+    assert checkpoint.read_encoder(str(tmp_path / "c.pth"))["num_input_channels"] == 1
+
+
 def test_a_model_of_nnssl_without_what_it_should_have_is_refused_in_a_sentence(tmp_path):
     torch.save({"network_weights": {}, "nnssl_adaptation_plan": ["not a block"]}, tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"c.pth lacks what its kind should have"):

@@ -245,6 +245,8 @@ def test_what_cannot_load_is_refused_and_a_plan_that_fits_is_named(
         (tmp_path / f"{file}.json").write_text(json.dumps(other))
     (tmp_path / "dataset.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
+    for file, key in (("A", "pcrl_fitted"), ("B", "pcrl_target")):  # of transfers: nothing to choose
+        (tmp_path / f"{file}.json").write_text(json.dumps({**plan_with(name, file, **changes), key: "something"}))
     configuration = "2d" if changes.get("dim") == 2 else "3d_fullres"
     with pytest.raises(UserError, match=rf"{message}.*it would load into -c {configuration} -p Q$"):
         transfer.check_architecture(content, plan, "3d_fullres", str(tmp_path))
@@ -383,3 +385,42 @@ def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_conne
         assert f"decoder.{name}" in (report.loaded if skip_connections else report.adapted)
     assert set(report.random) == {f"decoder.seg_layers.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")}
     assert not any(name.startswith("decoder.seg_layers") for name in report.notes)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [((4, 8, 8, 8), (4, 8, 8)), ((4, 8, 8), (4, 8, 8, 8))])
+def test_of_a_decoder_with_other_stages_the_levels_of_the_same_resolution_are_loaded(
+    theirs: tuple[int, ...], ours: tuple[int, ...]
+) -> None:
+    pretrained, network = build(features=theirs), build(features=ours)
+    method = PCRLv2(pretrained.encoder, 1)
+    with torch.no_grad():
+        for parameter in method.decoder.parameters():
+            parameter.copy_(torch.rand_like(parameter))
+    content = content_of(pretrained, features=theirs)
+    content["method_weights"] = method.state_dict()
+    report = transfer.load_encoder(network, content, allow_partial=True)
+    transfer.load_decoder(network, content, report)
+    for level in range(1, min(len(theirs), len(ours))):  # from full resolution
+        assert torch.equal(network.decoder.transpconvs[-level].weight, method.decoder.upsample[-level].weight)
+
+
+def test_copies_under_other_names_are_not_counted_as_skipped() -> None:
+    deeper = build(features=(4, 8, 8))
+    content, network = content_of(deeper), build(features=(4, 8))
+    shared = transfer.load_encoder(network, content).as_dict()["totals"]
+    content["network_weights"] = {name: tensor.clone() for name, tensor in content["network_weights"].items()}
+    assert transfer.load_encoder(network, content).as_dict()["totals"] == shared
+
+
+def test_what_nnssl_tells_of_its_data_is_compared_and_what_it_does_not_is_said() -> None:
+    stated = {"spacing": [1, 1, 1], "patch_size": [160, 160, 160]}
+    content = {
+        "plans": None,
+        "configuration": "onemmiso",
+        "nnssl_adaptation_plan": {"pretrain_plan": {"configurations": {"onemmiso": stated}}},
+    }
+    plan = plan_with()
+    plan["configurations"]["3d_fullres"] |= {"spacing": [1.0, 1.0, 1.0], "patch_size": [32, 32, 32]}
+    patch, missing = transfer.data_differences(content, plan, "3d_fullres")
+    assert patch == "patch_size: [160, 160, 160] in the checkpoint's plan, [32, 32, 32] in this one"
+    assert missing == "the checkpoint does not state normalization_schemes, use_mask_for_norm"

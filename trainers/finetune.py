@@ -321,9 +321,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         for kind in ("loaded", "random"):
             names = "\n  ".join(getattr(report, kind))
             self.print_to_log_file(f"{kind}:\n  {names}", also_print_to_console=False, add_timestamp=False)
-        if not checkpoint["cases"]:
+        if not checkpoint.get("all_cases_known", True):
             self.print_to_log_file(transfer.UNKNOWN_CASES)
-            return
         self.print_to_log_file(
             f"Pretraining saw the images of {len(seen)} of this fold's {len(held_out)} validation cases"
             + (f": {', '.join(seen)}. Pretrain with -f {self.fold} to leave them out." if seen else ".")

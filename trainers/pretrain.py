@@ -288,15 +288,22 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             raise UserError(f"-init {path}: {error}") from error
         own, given = self.network.state_dict(), content.get("method_weights", {})
         fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
+        if len(content["architecture_kwargs"]["strides"] if given else ()) != len(self.plan_network.encoder.strides):
+            fitting = {}  # levels are counted from the coarsest: with other stages their numbers mean others
         self.network.load_state_dict(fitting, strict=False)
         known = ("method", "datasets", "configuration", "fold", "epochs", "cases")
-        self.init = {"checkpoint": path, "encoder_share": report.encoder_share, **{k: content[k] for k in known}}
+        self.init = {
+            "checkpoint": path,
+            "encoder_share": report.encoder_share,
+            "all_cases_known": content.get("all_cases_known", True),
+            **{k: content[k] for k in known},
+        }
         origin = ", ".join(f"{key} {content[key]}" for key in known if key != "cases")
         self.print_to_log_file(
             f"Starting from {path}\n  {origin}\n{report.summary()}\n"
             f"{len(fitting)} of {len(given)} tensors of its decoder and heads go on"
         )
-        if not content["cases"]:
+        if not self.init["all_cases_known"]:
             self.print_to_log_file(transfer.UNKNOWN_CASES)
 
     def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
@@ -450,6 +457,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             ),
             "datasets": [self.plans_manager.dataset_name],
             "init": self.init,
+            "all_cases_known": self.init is None or self.init["all_cases_known"],
             "cases": [
                 *(
                     {

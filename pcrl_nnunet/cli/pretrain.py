@@ -66,6 +66,8 @@ def main() -> None:
     fold = _fold(args.f)
     device = device_named(args.device)
     overrides = {name: getattr(args, name) for name in ("epochs", "iters_per_epoch", "batch_size", "seed")}
+    if args.init is not None:
+        _check_init(plan, args.init)
     if args.dry_run:
         _dry_run(plan, fold, device, overrides)
         return
@@ -86,9 +88,20 @@ def refuse_cascade(plan: Any) -> None:
 
     if plan.resolved.get("previous_stage"):
         raise UserError(
-            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; pretrain its "
+            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
             f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
         )
+
+
+def _check_init(plan: Any, path: str) -> None:
+    """Raises `UserError` for a checkpoint that could not be started from, before anything is touched."""
+    from pcrl_nnunet import checkpoint, transfer
+    from pcrl_nnunet.errors import UserError
+
+    try:
+        transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
+    except UserError as error:
+        raise UserError(f"-init {path}: {error}") from error
 
 
 def _run(trainer: Any, continue_training: bool) -> None:
@@ -99,6 +112,7 @@ def _run(trainer: Any, continue_training: bool) -> None:
     # refused by the lock, it must not clean up: the folder is another's
     with locked(trainer.output_folder, "pcrl_nnunet_pretrain"):
         try:
+            _refuse_fitted(trainer)
             if not continue_training:
                 _keep_unfinished(trainer)
             if not continue_training or _load(trainer):
@@ -106,6 +120,20 @@ def _run(trainer: Any, continue_training: bool) -> None:
         except UserError:
             output_folder.remove_if_unused(trainer)
             raise
+
+
+def _refuse_fitted(trainer: Any) -> None:
+    """Raises `UserError` where the folder holds what `pcrl_nnunet_transfer` has written."""
+    from pcrl_nnunet import checkpoint
+    from pcrl_nnunet.errors import UserError
+
+    final = os.path.join(trainer.output_folder, checkpoint.FINAL)
+    if os.path.isfile(final) and checkpoint.read(final).get("adapted"):
+        name = trainer.plans_manager.plans_name
+        raise UserError(
+            f"{final} was fitted by pcrl_nnunet_transfer, and {name} is the plan to fine-tune it with; to pretrain, give "
+            f"the plan that it was made from with -p, and -init {final} to start from it"
+        )
 
 
 def _keep_unfinished(trainer: Any) -> None:
@@ -130,6 +158,8 @@ def _load(trainer: Any) -> bool:
     if os.path.isfile(latest):
         trainer.load_checkpoint(latest)
         trainer.print_to_log_file(f"Continuing after epoch {trainer.current_epoch} from {latest}")
+        if trainer.init_path:
+            trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
     elif os.path.isfile(final):
         _check_settings_of_finished(checkpoint.read(final)["settings"], trainer.settings.as_dict(), final)
         trainer.print_to_log_file(f"This pretraining is finished: {final}")

@@ -61,7 +61,7 @@ def main() -> None:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
-    new_plan = _new_plan(plan.plans, f"{args.p}_{args.name}", report.encoder_share < 1)
+    new_plan = _new_plan(plan.plans, f"{args.p}_{args.name}", source, report.encoder_share < 1)
     plan_file = os.path.join(plan.folder, f"{new_plan['plans_name']}.json")
     dataset = plan.plans["dataset_name"]
     results = os.path.join(os.environ["nnUNet_results"], dataset)
@@ -114,13 +114,16 @@ def _network(plan: Any) -> tuple[Any, int]:
     return network, channels
 
 
-def _new_plan(plans: dict[str, Any], name: str, partial: bool) -> dict[str, Any]:
+def _new_plan(plans: dict[str, Any], name: str, source: str, partial: bool) -> dict[str, Any]:
     """The same plan under another name; where the encoder is not covered in full, fine-tuning is told to accept it."""
-    new = {**deepcopy(plans), "plans_name": name}
-    settings = {key: value for key, value in new.get("pcrl", {}).items() if key != "checkpoint"}
-    finetune = {**settings.get("finetune", {}), **({"allow_partial_encoder": True} if partial else {})}
-    new["pcrl"] = {**settings, "finetune": finetune}
-    return new
+    from pcrl_nnunet.transfer import FITTED_KEY
+
+    return {**deepcopy(plans), "plans_name": name, FITTED_KEY: source, "pcrl": _settings(plans, partial)}
+
+
+def _settings(plans: dict[str, Any], partial: bool) -> dict[str, Any]:
+    block = {key: value for key, value in deepcopy(plans).get("pcrl", {}).items() if key != "checkpoint"}
+    return {**block, "finetune": {**block.get("finetune", {}), **({"allow_partial_encoder": True} if partial else {})}}
 
 
 def _fitted(
@@ -136,6 +139,11 @@ def _fitted(
     from pcrl_nnunet import checkpoint as checkpoint_file
 
     state = network.state_dict()
+    adaptation_plan = checkpoint_file.nnssl_adaptation_plan(
+        new_plan, plan.configuration, plan.resolved, tuple(plan.resolved["patch_size"]), channels, network
+    )
+    if stated := checkpoint["nnssl_adaptation_plan"].get("pretrain_plan"):
+        adaptation_plan["pretrain_plan"] = stated  # of the data that it has seen
     pretrained = {state[name].untyped_storage()._cdata for name in (*report.loaded, *report.adapted)}
     return {
         **checkpoint,
@@ -145,9 +153,7 @@ def _fitted(
         "num_input_channels": channels,
         "encoder_hash": checkpoint_file.encoder_hash(network.encoder),
         "architecture_kwargs": plan.resolved["architecture"]["arch_kwargs"],
-        "nnssl_adaptation_plan": checkpoint_file.nnssl_adaptation_plan(
-            new_plan, plan.configuration, plan.resolved, tuple(plan.resolved["patch_size"]), channels, network
-        ),
+        "nnssl_adaptation_plan": adaptation_plan,
         "adapted": {"checkpoint": source, "encoder_share": report.encoder_share, "notes": report.notes},
     }
 
@@ -155,12 +161,15 @@ def _fitted(
 def _refuse_others(plan_file: str, plan: dict[str, Any], target: str, fitted: dict[str, Any]) -> None:
     """Raises `UserError` where files of the same names hold anything else: an experiment is not replaced."""
     from pcrl_nnunet import checkpoint as checkpoint_file
+    from pcrl_nnunet.config import without_settings
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import read_json
 
     if os.path.isfile(plan_file):
-        with open(plan_file, encoding="utf-8") as file:
-            if json.load(file) != json.loads(json.dumps(plan)):
-                raise UserError(f"{plan_file} exists and is another plan; give another -name, or remove it")
+        there = read_json(plan_file, "remove it and run this again")
+        if without_settings(there) != without_settings(json.loads(json.dumps(plan))):
+            raise UserError(f"{plan_file} exists and is another plan; give another -name, or remove it")
+        plan["pcrl"] = _settings(there, plan["pcrl"]["finetune"].get("allow_partial_encoder", False))  # as edited
     if os.path.isfile(target) and checkpoint_file.read(target)["encoder_hash"] != fitted["encoder_hash"]:
         raise UserError(f"{target} exists and holds another encoder; give another -name, or remove it")
 

@@ -222,3 +222,25 @@ def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):
         path.unlink()
     assert "no preprocessed images in" in command("-d", "999")
     assert not tiny.results.exists()
+
+
+def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder.mkdir(parents=True)
+    (folder / checkpoint.LATEST).write_text("an interrupted pretraining")
+    for more in ([], ["--dry_run"]):
+        assert "-init nowhere.pth: checkpoint nowhere.pth does not exist" in command(
+            "-d", "999", "-init", "nowhere.pth", *SHORT, *more
+        )
+    assert [path.name for path in folder.iterdir()] == [checkpoint.LATEST]
+
+
+@pytest.mark.parametrize("more", [[], ["--c"]])
+def test_what_transfer_has_fitted_is_not_pretrained_over(command, tiny, more):
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder.mkdir(parents=True)
+    path = folder / checkpoint.FINAL
+    checkpoint.write(str(path), {"format": checkpoint.FORMAT, "adapted": {"checkpoint": "elsewhere"}})
+    before = path.read_bytes()
+    assert "was fitted by pcrl_nnunet_transfer" in command("-d", "999", *SHORT, *more)
+    assert path.read_bytes() == before

@@ -81,6 +81,7 @@ def test_it_writes_a_plan_of_the_same_data_the_fitted_file_and_the_table(command
     assert new["plans_name"] == "nnUNetPlans_luna"
     assert new["configurations"] == plan["configurations"]  # of which data_identifier is one
     assert new["pcrl"] == plan["pcrl"]
+    assert new["pcrl_fitted"] == source
     assert (tiny.folder / "nnUNetPlans.json").read_bytes() == stock
 
     with open(target_file(tiny, "luna").with_name("transfer.csv"), newline="") as file:
@@ -125,6 +126,17 @@ def test_the_same_command_again_is_no_error_but_another_encoder_needs_another_na
     assert command("-i", second, "-d", "999", "-name", "b") == 0
 
 
+def test_a_block_that_was_edited_since_is_no_other_plan_and_stays(command, tiny, tmp_path):
+    source = pretrained(tiny, tmp_path)
+    assert command("-i", source, "-d", "999", "-name", "a") == 0
+    file = tiny.folder / "nnUNetPlans_a.json"
+    plan = json.loads(file.read_text())
+    plan["pcrl"]["finetune"]["epochs"] = 7
+    file.write_text(json.dumps(plan))
+    assert command("-i", source, "-d", "999", "-name", "a") == 0
+    assert json.loads(file.read_text()) == plan
+
+
 def test_another_plan_of_that_name_is_not_replaced(command, tiny, tmp_path):
     source = pretrained(tiny, tmp_path)
     (tiny.folder / "nnUNetPlans_mine.json").write_text(json.dumps({"plans_name": "mine"}))
@@ -161,7 +173,7 @@ def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
     [
         (["-i", "nowhere.pth"], "nowhere.pth does not exist"),
         (["-c", "2d"], "configuration '2d' is not in nnUNetPlans"),
-        (["-c", "3d_cascade_fullres"], "takes the labels of 3d_lowres as input"),
+        (["-c", "3d_cascade_fullres"], "takes the labels of 3d_lowres as input; take its 3d_fullres"),
         (["-name", "a/b"], "expected letters, digits"),
         (["-p", "Wide"], "Wide of a PlainConvUNet in 3D with 4, 8, 32 features; it would load into -c 3d_fullres"),
     ],

@@ -232,7 +232,6 @@ def test_a_supervised_training_of_nnunet_loads_too_and_its_unknown_cases_are_a_w
     log = log_of(trainer)
     assert "supervised training (nnUNetTrainer)" in log
     assert "does not list the cases that it was trained on" in log
-    assert "Pretraining saw" not in log
 
 
 def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,7 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind):
     else:
         (log,) = folder_of(tiny, 1).glob("training_log_*.txt")
         assert "does not list the cases that it was trained on" in log.read_text()
+        assert trainer.final_content()["all_cases_known"] is False  # which fine-tuning will say
 
 
 def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuing(tiny):
@@ -316,13 +317,14 @@ def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuin
     trainer.num_epochs = 1  # stopped after the first of two
     trainer.on_train_end = lambda: None
     run(trainer)
-    resumed = make(tiny, fold=1, continue_training=True, init="not_there.pth")  # its weights are in the state
+    resumed = make(tiny, fold=1, continue_training=True, init=path)  # not loaded again: its weights are in the state
     resumed.load_checkpoint(str(folder_of(tiny, 1) / checkpoint.LATEST))
     run(resumed)
     content = final(tiny, 1)
     assert {case["name"] for case in content["cases"]} == {f"case_{i}" for i in range(4)}
     assert content["init"]["checkpoint"] == path
     assert content["init"]["encoder_share"] == 1
+    assert content["all_cases_known"] is True
 
 
 def test_a_checkpoint_that_cannot_load_stops_before_anything_is_trained(tiny):
