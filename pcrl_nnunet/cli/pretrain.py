@@ -131,8 +131,8 @@ def _refuse_fitted(trainer: Any) -> None:
     if os.path.isfile(final) and checkpoint.read(final).get("adapted"):
         name = trainer.plans_manager.plans_name
         raise UserError(
-            f"{final} was fitted by pcrl_nnunet_transfer, and {name} is the plan to fine-tune it with; to pretrain, give "
-            f"the plan that it was made from with -p, and -init {final} to start from it"
+            f"{final} was fitted by pcrl_nnunet_transfer, and {name} is the plan to fine-tune it with; to pretrain, "
+            f"give the plan that it was made from with -p, and -init {final} to start from it"
         )
 
 
