@@ -30,6 +30,7 @@ PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with 
 FITTED_KEY = "pcrl_fitted"  # of a plan that pcrl_nnunet_transfer wrote: the checkpoint that it is for
 NOT_TO_CHOOSE = {FITTED_KEY, "pcrl_target"}
 MOST_NAMED = 3
+DECODER_NAMES = {"stages": "blocks", "transpconvs": "upsample"}  # of nnU-Net's, and of the pretraining's
 DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 LONG = "foreground_intensity_properties_per_channel"
 DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
@@ -329,8 +330,9 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
     for names, tensor in _tensors(plain_network.decoder.state_dict(keep_vars=True)):
         name = f"decoder.{names[0]}"
         _, kind, number, rest = name.split(".", 3)
-        kind = {"stages": "blocks", "transpconvs": "upsample"}.get(kind, kind)
-        given = source.get(f"decoder.{kind}.{int(number) + deeper}.{rest}")
+        if kind not in DECODER_NAMES:
+            continue
+        given = source.get(f"decoder.{DECODER_NAMES[kind]}.{int(number) + deeper}.{rest}")
         if given is None or given.shape[:1] + given.shape[2:] != tensor.shape[:1] + tensor.shape[2:]:
             continue
         if given.shape[1:2] > tensor.shape[1:2]:

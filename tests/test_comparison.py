@@ -5,6 +5,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
@@ -278,22 +279,20 @@ def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison,
         comparison("transfer", checkpoint="/nope.pth")
     held_out = comparison().split.test[0]
     case = {"name": held_out, "path": f"Dataset999_Tiny/nnUNetPlans_3d_fullres/{held_out}.b2nd", "sha256": "0"}
-    architecture = make_plan()["configurations"]["3d_fullres"]["architecture"]
-    content = {
-        "cases": [case],
-        "nnssl_adaptation_plan": {
-            "architecture_plans": {"arch_class_name": "PlainConvUNet", "arch_kwargs": architecture["arch_kwargs"]}
-        },
-    }
-    monkeypatch.setattr(checkpoint_file, "read", lambda path: content)
+    weights = {f"encoder.stages.{i}.0.convs.0.conv.weight": torch.zeros(w, 1, 3, 3, 3) for i, w in enumerate((4, 8, 8))}
+    content = {"cases": [case], "network_weights": weights}
+    monkeypatch.setattr(checkpoint_file, "read_encoder", lambda path: content)
     with pytest.raises(UserError, match=f"was pretrained on 1 of the cases that are held out here \\({held_out}\\)"):
         comparison("transfer", checkpoint="other.pth")
     content["cases"] = []
     comparison("transfer", checkpoint="other.pth")
     with pytest.raises(UserError, match=r"pretraining settings of its own .* cannot take the pretraining"):
         comparison("transfer", checkpoint="other.pth", methods=["cross_scale"])
-    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] = "ResidualEncoderUNet"
-    with pytest.raises(UserError, match=r"of another architecture than the plan \(network: ResidualEncoderUNet"):
+    with pytest.raises(UserError, match=r"other.pth does not list the cases that it was trained on"):
+        content["all_cases_known"] = False
+        comparison("transfer", checkpoint="other.pth")
+    content["network_weights"] = {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(5, 1, 3, 3, 3)}
+    with pytest.raises(UserError, match=r"other.pth: the checkpoint is of a PlainConvUNet in 3D with 5 features"):
         comparison("transfer", checkpoint="other.pth")
 
 

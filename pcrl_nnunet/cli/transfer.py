@@ -164,10 +164,12 @@ def _refuse_others(plan_file: str, plan: dict[str, Any], target: str, fitted: di
     from pcrl_nnunet.config import without_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.transfer import FITTED_KEY
 
     if os.path.isfile(plan_file):
         there = read_json(plan_file, "remove it and run this again")
-        if without_settings(there) != without_settings(json.loads(json.dumps(plan))):
+        given = {**json.loads(json.dumps(plan)), FITTED_KEY: there.get(FITTED_KEY)}  # the checkpoint is looked at below
+        if without_settings(there) != without_settings(given):
             raise UserError(f"{plan_file} exists and is another plan; give another -name, or remove it")
         plan["pcrl"] = _settings(there, plan["pcrl"]["finetune"].get("allow_partial_encoder", False))  # as edited
     if os.path.isfile(target) and checkpoint_file.read(target)["encoder_hash"] != fitted["encoder_hash"]:

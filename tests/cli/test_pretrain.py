@@ -141,7 +141,7 @@ def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypa
         (["-d", "liver"], "dataset 'liver' was not found in"),
         (["-d", "999", "-p", "OtherPlans"], "OtherPlans.json does not exist; run nnUNetv2_plan_and_preprocess -d 999"),
         (["-d", "999", "-c", "2d"], "configuration '2d' is not in nnUNetPlans; it has 3d_fullres, 3d_lowres"),
-        (["-d", "999", "-c", "3d_cascade_fullres"], "3d_cascade_fullres .* pretrain its 3d_fullres"),
+        (["-d", "999", "-c", "3d_cascade_fullres"], "3d_cascade_fullres .* take its 3d_fullres"),
         (["-d", "999", "-f", "x"], "-f is 'x'; expected the number of a fold, or all"),
         (["-d", "999", "-device", "tpu"], "-device is 'tpu'; expected cuda, cpu or mps"),
         (["-d", "999", "-batch_size", "2"], "batch_size is 2; .* at least 4 pairs"),
