@@ -288,8 +288,8 @@ def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison,
     comparison("transfer", checkpoint="other.pth")
     with pytest.raises(UserError, match=r"pretraining settings of its own .* cannot take the pretraining"):
         comparison("transfer", checkpoint="other.pth", methods=["cross_scale"])
+    content["all_cases_known"] = False
     with pytest.raises(UserError, match=r"other.pth does not list the cases that it was trained on"):
-        content["all_cases_known"] = False
         comparison("transfer", checkpoint="other.pth")
     content["network_weights"] = {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(5, 1, 3, 3, 3)}
     with pytest.raises(UserError, match=r"other.pth: the checkpoint is of a PlainConvUNet in 3D with 5 features"):
