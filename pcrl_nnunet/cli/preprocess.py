@@ -55,6 +55,7 @@ def main() -> None:
     """Parse, plan if asked to, preprocess, report."""
     args = _parser().parse_args()
     from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
+    from pcrl_nnunet.target import plans_option
 
     if args.i is None and args.pl is None and args.target is None:
         raise UserError("-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d DATASET -i FOLDER")
@@ -66,8 +67,6 @@ def main() -> None:
         raise UserError(f"-i is {args.i}, which is not a folder; give the folder with the scans")
     num, plans_name, configurations = _num_processes(args.np), args.p or "nnUNetPlans", args.c or [None]
     if args.target is not None:
-        from pcrl_nnunet.target import plans_option
-
         name = _plan_for(args.d, args.target, plans_name, configurations[0], args.normalization or "source")
         _preprocess(args.d, args.i, configurations, name, num, own=True)
         _say_next(f"-d {args.d} -target {args.target}{plans_option(plans_name)}", args.c)
@@ -77,7 +76,7 @@ def main() -> None:
         plans_name = args.p or planned
     if args.i is not None:
         _preprocess(args.d, args.i, configurations, plans_name, num)
-        _say_next(f"-d {args.d}" + ("" if plans_name == "nnUNetPlans" else f" -p {plans_name}"), args.c)
+        _say_next(f"-d {args.d}{plans_option(plans_name)}", args.c)
 
 
 def _plan(dataset: str, planner_name: str) -> str:
