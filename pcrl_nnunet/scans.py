@@ -440,7 +440,7 @@ def read_scan(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any]]:
     """
     for file in scan.files:
         if file.lower().endswith((".nii", ".nii.gz")):
-            _check_nifti(file)
+            check_nifti(file)
     if scan.how == "plan":
         data, properties = target.reader().read_images(list(scan.files))
     else:
@@ -479,7 +479,7 @@ def _read_itk(files: tuple[str, ...], dicom: bool, orientation: str | None) -> s
     return sitk.DICOMOrient(image, orientation) if orientation else image
 
 
-def _check_nifti(file: str) -> None:
+def check_nifti(file: str) -> None:
     """SimpleITK fills what is missing at the end of a NIfTI file with zeros, turns NaN into 0, and says nothing."""
     with open(file, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
