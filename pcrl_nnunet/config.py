@@ -180,7 +180,10 @@ INPUT_CHANNELS = ("repeat", "first", "mean")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Fine-tuning and its scratch control: nnU-Net's own schedule with a linear warm-up of the rate before it."""
+    """Fine-tuning and its scratch control: nnU-Net's own schedule with a linear warm-up of the rate before it.
+
+    The control has no pretrained encoder: it moves as the rest, whatever is set for the encoder.
+    """
 
     epochs: int = 1000
     iters_per_epoch: int = 250
@@ -188,7 +191,9 @@ class FinetuneSettings:
     initial_lr: float = 1e-2
     warmup_share: float = 0.05  # of the epochs, so that shorter trainings warm up for less
     weight_decay: float = 3e-5
-    encoder_lr_factor: float = 1.0  # of the rate, for the encoder
+    encoder_lr_factor: float = 1.0  # of the rate, for the encoder; 0: frozen, it stays as it was pretrained
+    frozen_epochs: int = 0  # the first ones, in which the encoder is frozen
+    layer_lr_decay: float = 1.0  # of the encoder's rate from each stage to the next finer one, which moves less
     load_decoder: bool = False  # also what fits of the pretraining's decoder
     allow_partial_encoder: bool = False
     input_channels: Literal["repeat", "first", "mean"] = "repeat"  # where the pretraining had another number
@@ -200,7 +205,18 @@ class FinetuneSettings:
         if self.initial_lr <= 0 or self.weight_decay < 0 or self.encoder_lr_factor < 0:
             raise UserError(
                 f"pcrl.finetune has initial_lr {self.initial_lr}, weight_decay {self.weight_decay}, encoder_lr_factor "
-                f"{self.encoder_lr_factor}; expected a rate above 0, and no negative decay or factor"
+                f"{self.encoder_lr_factor}; expected a rate above 0, and no negative decay or factor (a factor of 0 "
+                f"freezes the encoder)"
+            )
+        if not 0 <= self.frozen_epochs < self.epochs:
+            raise UserError(
+                f"pcrl.finetune.frozen_epochs is {self.frozen_epochs}; expected 0 or more, and fewer than the "
+                f"{self.epochs} epochs: to freeze the encoder in all of them, set encoder_lr_factor to 0"
+            )
+        if not 0 < self.layer_lr_decay <= 1:
+            raise UserError(
+                f"pcrl.finetune.layer_lr_decay is {self.layer_lr_decay}; expected a number above 0, up to 1 (the same "
+                f"rate for all stages of the encoder): to freeze the encoder, set encoder_lr_factor to 0"
             )
         if self.input_channels not in INPUT_CHANNELS:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +44,12 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
         UserError: nnUNet_preprocessed is not set, or any of the three is not there.
     """
     folder = dataset_folder(dataset)
-    plans = _load(
+    plans = read_json(
         os.path.join(folder, f"{plans_name}.json"),
         f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name one of its plans with -p",
     )
-    dataset_json = _load(os.path.join(folder, "dataset.json"), f"run nnUNetv2_plan_and_preprocess -d {dataset} again")
+    again = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
+    dataset_json = read_json(os.path.join(folder, "dataset.json"), again)
     missing = sorted({"configurations", "dataset_name", "plans_name"} - plans.keys())
     if missing:
         raise UserError(f"{plans_name}.json in {folder} has no {', '.join(missing)}; plan the dataset again")
@@ -58,18 +60,23 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
         configuration = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
     if configuration not in names:
         raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: use -c")
-    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    return PlannedConfiguration(folder, plans, configuration, resolve(plans, configuration), dataset_json)
+
+
+def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """A configuration with what it inherits; `UserError` where it lacks something that every one has."""
+    resolved: dict[str, Any] = PlansManager(dict(plans)).get_configuration(configuration).configuration
     missing = sorted({*NEEDED_OF_CONFIGURATION} - resolved.keys())
     if missing:
         raise UserError(
-            f"configuration {configuration} of {plans_name}.json in {folder} has no {', '.join(missing)}; put it back, "
-            f"or plan the dataset again"
+            f"configuration {configuration} of {plans['plans_name']}.json of {plans['dataset_name']} has no "
+            f"{', '.join(missing)}; put it back, or plan the dataset again"
         )
-    return PlannedConfiguration(folder, plans, configuration, resolved, dataset_json)
+    return resolved
 
 
-def dataset_folder(dataset: str) -> str:
-    """The preprocessed folder of a dataset's name or ID; `UserError` where there is none."""
+def dataset_folder(dataset: str, command: str = "nnUNetv2_plan_and_preprocess") -> str:
+    """The preprocessed folder of a dataset's name or ID; `UserError`, with the command to run, where there is none."""
     if not nnUNet_preprocessed.is_set():
         raise UserError(
             "the variable nnUNet_preprocessed is not set; set it as for nnU-Net: export nnUNet_preprocessed=FOLDER"
@@ -79,17 +86,16 @@ def dataset_folder(dataset: str) -> str:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"dataset '{dataset}' was not found in {nnUNet_preprocessed}; give the name or the ID of a dataset that "
-            f"nnUNetv2_plan_and_preprocess has planned"
+            f"{command} has been run on"
         ) from error
     folder = os.path.join(nnUNet_preprocessed, name)
     if not os.path.isdir(folder):
-        raise UserError(
-            f"dataset {name} is not in {nnUNet_preprocessed}; run nnUNetv2_plan_and_preprocess -d {dataset} first"
-        )
+        raise UserError(f"dataset {name} is not in {nnUNet_preprocessed}; run {command} -d {dataset} first")
     return folder
 
 
-def _load(path: str, remedy: str) -> dict[str, Any]:
+def read_json(path: str, remedy: str) -> dict[str, Any]:
+    """A file of names and values; `UserError`, which ends with the remedy, where it is none."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)

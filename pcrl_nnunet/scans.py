@@ -89,23 +89,24 @@ class Target:
 
 def make_target(planned: PlannedConfiguration, raw_dataset_folder: str) -> Target:
     """Look the dataset's own images up, for their orientation and to recognise copies; without them goes, too."""
-    own = _own_images(raw_dataset_folder, planned.dataset_json)
+    own = {file: scan.name for scan in own_scans(raw_dataset_folder, planned.dataset_json) for file in scan.files}
     target = Target(planned.plans, planned.dataset_json, planned.configuration, own)
     return replace(target, orientation=_common_orientation(list(own)[:20], target.reader))
 
 
-def _own_images(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> dict[str, str]:
-    """Path -> case of the images that nnU-Net trains on, as nnU-Net looks for them."""
+def own_scans(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> list[Scan]:
+    """The images that nnU-Net trains on, as nnU-Net looks for them; none where the folder is not there."""
+    root = os.path.abspath(raw_dataset_folder)
+    files: dict[str, list[str]] = defaultdict(list)
     if "dataset" in dataset_json:
-        listed = {case: entry["images"] for case, entry in dataset_json["dataset"].items()}
-        return {
-            os.path.join(raw_dataset_folder, os.path.expandvars(image)): case
-            for case, images in listed.items()
-            for image in images
-        }
-    folder, ending = os.path.join(raw_dataset_folder, "imagesTr"), dataset_json["file_ending"]
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return {os.path.join(folder, n): n[: -len(ending) - len("_0000")] for n in names if n.endswith(ending)}
+        for case, entry in dataset_json["dataset"].items():
+            files[case] = [os.path.join(root, os.path.expandvars(image)) for image in entry["images"]]
+    else:
+        folder = os.path.join(root, "imagesTr")
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if match := re.fullmatch(rf"(.+)_\d{{4}}{re.escape(dataset_json['file_ending'])}", name):
+                files[match[1]].append(os.path.join(folder, name))
+    return [Scan(case, tuple(of_case), "plan", named=True, own=True) for case, of_case in files.items()]
 
 
 def _common_orientation(files: Iterable[str], reader: type[BaseReaderWriter]) -> str | None:
@@ -133,12 +134,14 @@ class Scan:
         files: absolute paths, one a channel or, for DICOM, the slices in order.
         how: "plan" for the plan's own reader, "itk" or "dicom" for SimpleITK.
         named: by nnU-Net's convention (case_0000): somebody called it an image of this dataset.
+        own: of the dataset itself; its name is the case's.
     """
 
     name: str
     files: tuple[str, ...]
     how: str
     named: bool = False
+    own: bool = False
 
     @property
     def sources(self) -> list[str]:

@@ -28,6 +28,10 @@ from pcrl_nnunet.errors import UserError
 
 PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
 DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+UNKNOWN_CASES = (
+    "WARNING: the checkpoint does not list the cases that it was trained on: whether validation cases were among them "
+    "cannot be told"
+)
 
 
 @dataclass

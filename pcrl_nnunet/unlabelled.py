@@ -85,7 +85,7 @@ def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> di
 def _preprocessed(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any]]:
     """(C, X, Y, Z) float32 as nnU-Net would train on it, and what the manifest says of where it came from."""
     entry: dict[str, Any] = {"sources": scan.sources, "stamp": scan.stamp()}
-    twin = _own_twin(scan, target.own_images)
+    twin = None if scan.own else _own_twin(scan, target.own_images)
     if twin is not None:
         raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
     data, properties = read_scan(scan, target)
@@ -97,6 +97,8 @@ def _preprocessed(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any
     data, _, _ = preprocessor.run_case_npy(data, None, properties, plans, configuration, target.dataset_json)
     if not np.isfinite(data).all():
         raise Unusable("voxels became NaN or infinite in preprocessing")
+    if any(image.min() == image.max() for image in data):
+        raise Unusable("all voxels became the same: the plan's normalisation is for other intensities")
     return data.astype(np.float32, copy=False), entry
 
 
@@ -309,7 +311,7 @@ def _stop_if_too_many_bad(summary: Summary, total: int, folder: str, done: bool)
 def _named_apart(scan: Scan, cases: dict[str, Any]) -> Scan:
     """Another name if the scan's has gone to one of another folder (not to the same one, its folder moved)."""
     entry = cases.get(scan.name)
-    if entry is None or entry["sources"][0] == scan.sources[0] or entry["stamp"] == scan.stamp():
+    if scan.own or entry is None or entry["sources"][0] == scan.sources[0] or entry["stamp"] == scan.stamp():
         return scan
     return replace(scan, name=hashed(scan.name, scan.sources[0]))
 
@@ -372,15 +374,16 @@ def _write_manifest(folder: str, target: Target, cases: dict[str, Any]) -> None:
         "settings": target.settings(),
         "cases": dict(sorted(cases.items())),
     }
-    _write_text(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1))
+    write_text(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1))
 
 
 def _write_bad_list(folder: str, set_aside: list[SetAside]) -> None:
     lines = [f"{'bad' if s.bad else 'skipped'}\t{s.where}\t{s.reason}\n" for s in set_aside]
-    _write_text(os.path.join(folder, BAD_LIST), "".join(sorted(lines)))
+    write_text(os.path.join(folder, BAD_LIST), "".join(sorted(lines)))
 
 
-def _write_text(path: str, text: str) -> None:
+def write_text(path: str, text: str) -> None:
+    """Write a file whole or not at all."""
     new = f"{path}.new"
     try:
         with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet.plans import PlannedConfiguration
-from pcrl_nnunet.scans import Scan, Target, Unusable, find_scans, make_target, read_scan, short_reason
+from pcrl_nnunet.scans import Scan, Target, Unusable, find_scans, make_target, own_scans, read_scan, short_reason
 
 SHAPE = (12, 10, 8)  # (Z, Y, X)
 SPACING = (0.9, 1.1, 2.5)  # mm; x, y, z
@@ -118,6 +120,19 @@ def test_the_orientation_is_that_of_most_images_of_the_dataset(tmp_path: Path) -
     target = make_target(PlannedConfiguration("", plain.plans, "3d_fullres", {}, plain.dataset_json), str(tmp_path))
     assert target.orientation == "RAS"
     assert sorted(target.own_images.values()) == ["case_0", "case_1", "case_2"]
+
+
+def test_own_scans_are_those_that_nnunet_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b_0000", "b_0001", "a_0001", "a_0000", "no_channel", "c_0000.nii"):
+        write(phantom(), tmp_path / "imagesTr" / f"{name}.nii.gz")
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    listed = {"z": {"images": ["$ELSEWHERE/t2.nii.gz", "imagesTr/t1.nii.gz"], "label": "z.nii.gz"}}
+    folder = {"file_ending": ".nii.gz"}
+    for dataset_json in (folder, {**folder, "dataset": listed}):
+        theirs = get_filenames_of_train_images_and_targets(str(tmp_path), copy.deepcopy(dataset_json))
+        ours = {scan.name: list(scan.files) for scan in own_scans(str(tmp_path), dataset_json)}
+        assert ours == {case: entry["images"] for case, entry in theirs.items() if entry["images"]}
+    assert own_scans(str(tmp_path / "nowhere"), folder) == []
 
 
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])

@@ -244,6 +244,18 @@ def test_a_copy_of_one_of_the_datasets_own_images_is_skipped(tmp_path: Path) -> 
     assert list(made(tmp_path / "out")) == ["case00"]
 
 
+def test_a_scan_that_the_plans_normalisation_clips_to_a_constant_is_bad(tmp_path: Path) -> None:
+    scans, target = write_scans(tmp_path / "in", 11), make_target()
+    image = sitk.ReadImage(str(scans / "case03_0000.nii.gz"))
+    target.plans["configurations"]["3d_fullres"].update(
+        normalization_schemes=["CTNormalization"], use_mask_for_norm=[False]
+    )
+    sitk.WriteImage(image + 2000, str(scans / "case03_0000.nii.gz"))  # statistics reach from -80 to 300
+    summary = run(scans, tmp_path / "out", target)
+    assert (summary.made, [Path(s.where).name for s in summary.bad]) == (10, ["case03_0000.nii.gz"])
+    assert summary.bad[0].reason == "all voxels became the same: the plan's normalisation is for other intensities"
+
+
 def test_one_bad_scan_in_ten_is_listed_and_the_others_are_made(tmp_path: Path) -> None:
     scans = write_scans(tmp_path / "in", 9)
     write_bad(scans, 1)

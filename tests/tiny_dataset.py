@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 DATASET = "Dataset999_Tiny"
@@ -96,3 +97,84 @@ def write_preprocessed(root: Path) -> Path:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def write_source(
+    home: Path, name: str, images: Mapping[str, np.ndarray], channel: str = "CT", spacing: Sequence[float] = (1, 1, 1)
+) -> Path:
+    """A raw dataset and the fingerprint of it, all voxels being foreground; returns its preprocessed folder.
+
+    Args:
+        home: of the folders raw and preprocessed.
+        images: case -> (C, Z, Y, X).
+        spacing: mm, Z Y X.
+    """
+    raw, folder = home / "raw" / name, home / "preprocessed" / name
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "labelsTr").mkdir()
+    folder.mkdir(parents=True)
+    for case, channels in images.items():
+        for number, voxels in enumerate(channels):
+            image = sitk.GetImageFromArray(voxels)
+            image.SetSpacing([float(s) for s in spacing[::-1]])
+            sitk.WriteImage(image, str(raw / "imagesTr" / f"{case}_{number:04d}.nii.gz"))
+        (raw / "labelsTr" / f"{case}.nii.gz").write_text("nobody reads this")
+    num_channels = len(next(iter(images.values())))
+    description = {**DATASET_JSON, "numTraining": len(images)}
+    description["channel_names"] = {str(c): channel for c in range(num_channels)}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    voxels_of = [np.concatenate([image[c].ravel() for image in images.values()]) for c in range(num_channels)]
+    fingerprint = {
+        "spacings": [list(spacing) for _ in images],
+        "shapes_after_crop": [image.shape[1:] for image in images.values()],
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {
+            str(c): intensities(voxels) for c, voxels in enumerate(voxels_of)
+        },
+    }
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    return folder
+
+
+def intensities(voxels: np.ndarray) -> dict[str, float]:
+    """What a fingerprint says of the intensities of foreground."""
+    low, median, high = np.percentile(voxels, (0.5, 50, 99.5))
+    return {
+        "mean": float(voxels.mean()),
+        "std": float(voxels.std()),
+        "median": float(median),
+        "percentile_00_5": float(low),
+        "percentile_99_5": float(high),
+    }
+
+
+def write_target(
+    home: Path, name: str, scheme: str, statistics: Mapping[str, float], num_channels: int = 1, **configuration: Any
+) -> dict[str, Any]:
+    """A planned dataset without images, with the tiny network; returns the plan.
+
+    Args:
+        scheme, statistics: normalisation of all channels.
+        configuration: other values than those of `make_plan`.
+    """
+    plan = make_plan(pretrain={"epochs": 1, "iters_per_epoch": 2, "batch_size": 4})
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    plan |= {
+        "dataset_name": name,
+        "foreground_intensity_properties_per_channel": {str(c): dict(statistics) for c in range(num_channels)},
+    }
+    plan["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": [scheme] * num_channels,
+        "use_mask_for_norm": [False] * num_channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True},
+        **configuration,
+    }
+    folder = home / "preprocessed" / name
+    folder.mkdir(parents=True)
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plan))
+    channels = {str(c): "CT" for c in range(num_channels)}
+    (folder / "dataset.json").write_text(json.dumps({**DATASET_JSON, "channel_names": channels}))
+    return plan

@@ -6,7 +6,8 @@ import copy
 import os
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 class WarmupPolyLR(PolyLRScheduler):
     """nnU-Net's schedule after a linear warm-up; steps are epochs, given by nnU-Net at the start of each.
 
-    A parameter group may have a ``factor`` of its rate.
+    A parameter group may have a ``factor`` of its rate, and a number of ``frozen_epochs``, the first ones, at rate 0.
     """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float, max_steps: int, warmup_steps: int) -> None:
@@ -46,7 +47,8 @@ class WarmupPolyLR(PolyLRScheduler):
         step = current_step or 0
         super().step(max(0, step - self.warmup_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] *= min(1.0, (step + 1) / max(1, self.warmup_steps)) * group.get("factor", 1.0)
+            factor = 0.0 if step < group.get("frozen_epochs", 0) else group.get("factor", 1.0)
+            group["lr"] *= min(1.0, (step + 1) / max(1, self.warmup_steps)) * factor
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
@@ -190,8 +192,9 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
     The encoder is loaded when a training starts: not when one continues (``--c``), not for ``--val``, not where
     nnU-Net has loaded other weights (``-pretrained_weights``). It is that of the plan's ``pcrl.checkpoint`` or of this
     dataset's own finished pretraining for the same plan and configuration. None found is an error.
-    Its encoder may have a rate of its own (``encoder_lr_factor``).
-    Overrides, besides `PCRLScratchTrainer`'s: initialize.
+    Its encoder may have a rate of its own (``encoder_lr_factor``, ``layer_lr_decay``), and be frozen (a factor of 0, or
+    ``frozen_epochs``).
+    Overrides, besides `PCRLScratchTrainer`'s: initialize, on_train_epoch_start.
     """
 
     _continues = False
@@ -204,21 +207,52 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         self._weights_at_start = self._weights_hash()
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
-        """The encoder's parameters in a group of their own where their rate is, ahead of the others as in the network.
+        """Groups of parameters that follow each other in the network and have the same share of the rate.
 
         So the parameters have the same numbers in the optimiser's state, however many groups there are.
         """
         optimizer, schedule = super().configure_optimizers()
-        if self.settings.encoder_lr_factor != 1:
-            (group,) = optimizer.param_groups
-            of_encoder = {id(p) for p in encoder_of(transfer.unwrap(self.network)).parameters()}
-            parts = ([p for p in group["params"] if (id(p) in of_encoder) is inside] for inside in (True, False))
-            factors = (self.settings.encoder_lr_factor, 1.0)
-            optimizer.param_groups[:] = [
-                {**group, "params": part, "factor": factor} for part, factor in zip(parts, factors, strict=True)
-            ]
-            schedule.step(0)  # its first one was for the one group
+        settings = self.settings
+        if (settings.encoder_lr_factor, settings.frozen_epochs, settings.layer_lr_decay) == (1, 0, 1):
+            return optimizer, schedule
+        encoder = encoder_of(transfer.unwrap(self.network))
+        shares: dict[int, tuple[float, int]] = {}
+        for coarser, part in enumerate([*reversed(encoder.stages[1:]), encoder]):  # last what is left: stem and stage 0
+            factor = settings.encoder_lr_factor * settings.layer_lr_decay**coarser
+            for parameter in part.parameters():
+                shares.setdefault(id(parameter), (factor, settings.frozen_epochs))
+        (group,) = optimizer.param_groups
+        optimizer.param_groups[:] = [
+            {**group, "params": list(parameters), "factor": factor, "frozen_epochs": frozen_epochs}
+            for (factor, frozen_epochs), parameters in groupby(group["params"], lambda p: shares.get(id(p), (1.0, 0)))
+        ]
+        schedule.step(0)  # its first one was for the one group
         return optimizer, schedule
+
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net's, which logs the first group's rate: the others', too, go to the log."""
+        super().on_train_epoch_start()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if len(rates) > 1:
+            of_encoder = ", ".join(f"{rate:.3g}" for rate in rates[:-1])
+            self.print_to_log_file(f"Rate of the encoder, from its first stage on: {of_encoder}; rest: {rates[-1]:.3g}")
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As nnU-Net's; parameters at rate 0 count nothing in the clipping of gradients, and gather no momentum.
+
+        They keep requires_grad: DDP synchronises only those that have it when it wraps the network.
+        """
+        frozen = [p for group in self.optimizer.param_groups if group["lr"] == 0 for p in group["params"]]
+
+        def leave_out(*_: Any) -> None:
+            for parameter in frozen:
+                parameter.grad = None
+
+        with ExitStack() as hooks:
+            for parameter in frozen:
+                hooks.enter_context(parameter.register_hook(torch.zeros_like))  # not none yet: DDP waits for all
+            hooks.enter_context(self.optimizer.register_step_pre_hook(leave_out))  # or weight decay were momentum
+            return super().train_step(batch)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net's; remembers that the weights are those of an earlier training."""
@@ -259,6 +293,12 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             self.configuration_manager.network_arch_class_name,
             self.configuration_manager.network_arch_init_kwargs,
         )
+        if self.settings.encoder_lr_factor == 0 and (label_channels or report.encoder_share < 1):
+            left = "weights of the cascade's labels at zero" if label_channels else "random weights"
+            raise UserError(
+                f"pcrl.finetune.encoder_lr_factor is 0, but an encoder from {path} has {left} that would never learn; "
+                f"set a factor above 0, or frozen_epochs instead"
+            )
         if self.settings.load_decoder:
             transfer.load_decoder(self.network, checkpoint, report)
 
@@ -286,6 +326,9 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         for kind in ("loaded", "random"):
             names = "\n  ".join(getattr(report, kind))
             self.print_to_log_file(f"{kind}:\n  {names}", also_print_to_console=False, add_timestamp=False)
+        if not checkpoint["cases"]:
+            self.print_to_log_file(transfer.UNKNOWN_CASES)
+            return
         self.print_to_log_file(
             f"Pretraining saw the images of {len(seen)} of this fold's {len(held_out)} validation cases"
             + (f": {', '.join(seen)}. Pretrain with -f {self.fold} to leave them out." if seen else ".")

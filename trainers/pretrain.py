@@ -33,6 +33,7 @@ from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
@@ -66,17 +67,23 @@ class PretrainingCases:
 
     @classmethod
     def find(cls, folder: str, data_identifier: str, fold: int | str) -> PretrainingCases:
-        """Look into the dataset's preprocessed folder.
+        """Look into the dataset's preprocessed folder; unlabelled cases alone will do, without a fold.
 
         Raises:
             UserError: there are no preprocessed cases, or the fold is none of the split's.
         """
-        cases = find_cases(os.path.join(folder, data_identifier))
-        unlabelled = unlabelled_folder(folder, data_identifier)
+        own_folder, unlabelled_cases = os.path.join(folder, data_identifier), unlabelled_folder(folder, data_identifier)
+        unlabelled = find_cases(unlabelled_cases) if _has_files(unlabelled_cases, ".b2nd") else []
+        cases = [] if unlabelled and not os.path.isdir(own_folder) else find_cases(own_folder)
+        if not cases and fold != "all":
+            raise UserError(
+                f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
+                f"{unlabelled_cases}; leave -f out"
+            )
         out = set() if fold == "all" else cls._validation_cases(folder, fold, [case.name for case in cases])
         found = cls(
             [case for case in cases if case.name not in out],
-            find_cases(unlabelled) if _has_files(unlabelled, ".b2nd") else [],
+            unlabelled,
             [case for case in cases if case.name in out],
             fold,
         )
@@ -159,7 +166,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
             )
         identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-        cases = PretrainingCases.find(os.path.join(nnUNet_preprocessed, plans["dataset_name"]), identifier, fold)
+        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
+        if TARGET_KEY in plans and not _has_files(unlabelled_folder(folder, identifier), ".b2nd"):
+            raise UserError(
+                f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
+                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
+            )
+        cases = PretrainingCases.find(folder, identifier, fold)
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: PretrainSettings = settings
@@ -284,10 +297,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"{len(fitting)} of {len(given)} tensors of its decoder and heads go on"
         )
         if not content["cases"]:
-            self.print_to_log_file(
-                "WARNING: it does not list the cases that it was trained on: whether they are among the validation "
-                "cases of a later fine-tuning cannot be told"
-            )
+            self.print_to_log_file(transfer.UNKNOWN_CASES)
 
     def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
         """One step, at the drawn levels unless others are given; the losses by name.
@@ -384,9 +394,20 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         latest = os.path.join(self.output_folder, checkpoint.LATEST)
         if os.path.isfile(latest):
             os.remove(latest)
-        self.print_to_log_file(
-            f"Pretraining done: {final}\nFine-tune it with: nnUNetv2_train {self.plans_manager.dataset_name} "
-            f"{self.configuration_name} FOLD -tr PCRLFinetuneTrainer -p {self.plans_manager.plans_name}"
+        self.print_to_log_file(f"Pretraining done: {final}\n{self._next_command(final)}")
+
+    def _next_command(self, final: str) -> str:
+        """A line that says what to do with the pretraining."""
+        plans = self.plans_manager.plans
+        if TARGET_KEY in plans:
+            target, plans_name = (plans[TARGET_KEY][key] for key in ("dataset_name", "plans_name"))
+            return (
+                f"Bring it into {target} with: pcrl_nnunet_transfer -i {final} -d {target} -c {self.configuration_name}"
+                f" -p {plans_name} -name {plans['dataset_name']}"
+            )
+        return (
+            f"Fine-tune it with: nnUNetv2_train {plans['dataset_name']} {self.configuration_name} FOLD "
+            f"-tr PCRLFinetuneTrainer -p {plans['plans_name']}"
         )
 
     def final_content(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 DESCRIPTION = """Preprocess scans without labels for pcrl_nnunet_pretrain: NIfTI, MHA, NRRD and DICOM series with any
 names, in FOLDER and all folders below it; names as nnU-Net has them (CASE_0000.nii.gz) are needed only for several
 channels. They go through the plan of a dataset that nnUNetv2_plan_and_preprocess has prepared, into a folder that
-nnU-Net's own training does not look at. Run it again to go on after a stop, or when scans were added."""
+nnU-Net's own training does not look at. Run it again to go on after a stop, or when scans were added. With -target, the
+images of the dataset itself become pretraining data for the network of another dataset."""
 LISTED = 20  # scans that were set aside; the file has them all
 
 
@@ -21,7 +22,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
     parser.add_argument("-i", metavar="FOLDER", help="folder with the scans")
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: 3d_fullres, else the plan's only one")
-    parser.add_argument("-p", metavar="PLANS", help="plans identifier (default: nnUNetPlans, or what -pl has written)")
+    parser.add_argument(
+        "-p",
+        metavar="PLANS",
+        help="plans identifier (default: nnUNetPlans, or what -pl has written); with -target of that dataset's plan",
+    )
     parser.add_argument(
         "-np", type=int, metavar="N", help="processes, each with one scan in memory (default: at most 8)"
     )
@@ -31,6 +36,18 @@ def _parser() -> argparse.ArgumentParser:
         help="first plan the dataset with this planner of ours, such as PCRLPlanner: the way to it where "
         "pcrl_nnunet_register may not write into nnU-Net's folder; -i is optional then",
     )
+    parser.add_argument(
+        "-target",
+        metavar="DATASET",
+        help="preprocess the images of -d (and of -i, which is optional then) for a network of this dataset: with the "
+        "spacing, patch and network of its plan, but normalised as images of -d",
+    )
+    parser.add_argument(
+        "-normalization",
+        choices=("source", "target"),
+        help="with -target: of which dataset, -d (the default: source) or -target, normalisation and intensity "
+        "statistics are. The target's clip images of other intensities, such as CT of another organ, to constants",
+    )
     return parser
 
 
@@ -39,14 +56,28 @@ def main() -> None:
     args = _parser().parse_args()
     from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
 
-    if args.i is None and args.pl is None:
+    if args.i is None and args.pl is None and args.target is None:
         raise UserError("-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d DATASET -i FOLDER")
-    plans_name = args.p or "nnUNetPlans"
+    if args.normalization is not None and args.target is None:
+        raise UserError("-normalization is for -target only: without it the plan decides; leave it out")
+    if args.pl is not None and args.target is not None:
+        raise UserError(f"-pl plans the dataset of -d, -target takes another's plan; run -d {args.target} -pl first")
+    if args.i is not None and not os.path.isdir(args.i):
+        raise UserError(f"-i is {args.i}, which is not a folder; give the folder with the scans")
+    num, plans_name, configurations = _num_processes(args.np), args.p or "nnUNetPlans", args.c or [None]
+    if args.target is not None:
+        from pcrl_nnunet.target import plans_option
+
+        name = _plan_for(args.d, args.target, plans_name, configurations[0], args.normalization or "source")
+        _preprocess(args.d, args.i, configurations, name, num, own=True)
+        _say_next(f"-d {args.d} -target {args.target}{plans_option(plans_name)}", args.c)
+        return
     if args.pl is not None:
         planned = _plan(args.d, args.pl)
         plans_name = args.p or planned
     if args.i is not None:
-        _preprocess(args.d, args.i, args.c or [None], plans_name, _num_processes(args.np))
+        _preprocess(args.d, args.i, configurations, plans_name, num)
+        _say_next(f"-d {args.d}" + ("" if plans_name == "nnUNetPlans" else f" -p {plans_name}"), args.c)
 
 
 def _plan(dataset: str, planner_name: str) -> str:
@@ -77,6 +108,29 @@ def _plan(dataset: str, planner_name: str) -> str:
     return str(name)
 
 
+def _plan_for(dataset: str, target: str, plans_name: str, configuration: str | None, normalization: Any) -> str:
+    """Make the plan by which a dataset pretrains for another, if it is not there; its name."""
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import dataset_folder, load_plan
+    from pcrl_nnunet.target import plan_for, read_source, write_plan
+
+    folder = dataset_folder(dataset, "nnUNetv2_extract_fingerprint")
+    if os.path.samefile(folder, dataset_folder(target)):
+        raise UserError(f"-target {target} is the dataset of -d itself, which pretrains for itself without -target")
+    planned = load_plan(target, plans_name, configuration)
+    source = read_source(folder, _raw_folder(folder))
+    plan, notes = plan_for(source, planned.plans, normalization)
+    name = str(plan["plans_name"])
+    if write_plan(folder, plan, source):
+        print(f"Wrote the plan {os.path.join(folder, name)}.json")
+        print(f"  spacing, patch and network: {plans_name} of {planned.plans['dataset_name']}")
+        print(f"  channels: {source.dataset_name}")
+        print(f"  normalisation: {source.dataset_name if normalization == 'source' else planned.plans['dataset_name']}")
+        for note in notes:
+            print(f"  Note: {note}")
+    return name
+
+
 def _raw_folder(preprocessed_dataset_folder: str) -> str:
     return os.path.join(os.environ.get("nnUNet_raw", ""), os.path.basename(preprocessed_dataset_folder))
 
@@ -91,16 +145,21 @@ def _num_processes(asked: int | None) -> int:
     return asked or min(default_num_processes, os.cpu_count() or 1)
 
 
-def _preprocess(dataset: str, scan_folder: str, configurations: list[str | None], plans_name: str, num: int) -> None:
+def _preprocess(
+    dataset: str,
+    scan_folder: str | None,
+    configurations: list[str | None],
+    plans_name: str,
+    num: int,
+    own: bool = False,
+) -> None:
+    """The scans in a folder, and the dataset's own images where asked for."""
     from tqdm import tqdm
 
-    from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.scans import find_scans, make_target
+    from pcrl_nnunet.scans import Found, find_scans, make_target, own_scans
     from pcrl_nnunet.unlabelled import preprocess, unlabelled_folder, worker_pool
 
-    if not os.path.isdir(scan_folder):
-        raise UserError(f"-i is {scan_folder}, which is not a folder; give the folder with the scans")
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
     # By folder, as two configurations may share their data: a cascade and 3d_fullres do.
     targets = {
@@ -111,9 +170,15 @@ def _preprocess(dataset: str, scan_folder: str, configurations: list[str | None]
         print("The dataset's raw images were not found (is nnUNet_raw set?): copies of them will not be recognised.")
     bar = sys.stderr.isatty()
     with worker_pool(num) as pool:
-        print(f"Looking through {scan_folder}", flush=True)
-        found = find_scans(scan_folder, target, partial(pool.map, chunksize=64))  # headers take a millisecond each
-        _describe(found, scan_folder, target)
+        found = Found()
+        if scan_folder is not None:
+            print(f"Looking through {scan_folder}", flush=True)
+            found = find_scans(scan_folder, target, partial(pool.map, chunksize=64))  # headers take a millisecond each
+            _describe(found, scan_folder, target)
+        if own:
+            own_images = own_scans(_raw_folder(plans[0].folder), plans[0].dataset_json)
+            print(f"{len(own_images)} images of {os.path.basename(plans[0].folder)} itself")
+            found.scans += own_images
         for folder, target in targets.items():
             print(f"\n{target.configuration}: into {folder}, {num} at a time", flush=True)
             try:
@@ -122,8 +187,12 @@ def _preprocess(dataset: str, scan_folder: str, configurations: list[str | None]
                 print("\nStopped. Finished scans are kept; the same command goes on from here.", file=sys.stderr)
                 raise
             _report(summary, folder)
-    option = "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"
-    print(f"\nPretraining will use them: pcrl_nnunet_pretrain -d {dataset}{option}")
+
+
+def _say_next(options: str, configurations: list[str] | None) -> None:
+    for configuration in configurations or [""]:
+        option = f" -c {configuration}" if configuration else ""
+        print(f"\nPretraining will use them: pcrl_nnunet_pretrain {options}{option}")
 
 
 def _describe(found: Any, folder: str, target: Any) -> None:

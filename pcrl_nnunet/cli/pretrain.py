@@ -22,6 +22,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument(
+        "-target",
+        metavar="DATASET",
+        help="pretrain for a network of this dataset, with what pcrl_nnunet_preprocess -target has made; -p is of its "
+        "plan then",
+    )
+    parser.add_argument(
         "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all: none)"
     )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
@@ -50,8 +56,10 @@ def main() -> None:
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.target import existing_plan
 
-    plan = load_plan(args.d, args.p, args.c)
+    plans_name = args.p if args.target is None else existing_plan(args.d, args.target, args.p)
+    plan = load_plan(args.d, plans_name, args.c)
     refuse_cascade(plan)
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")

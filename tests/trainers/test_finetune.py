@@ -2,7 +2,11 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,13 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from steps import EPOCHS, parameters_of, random_batch, train_epochs
 from tiny_dataset import DATASET, DATASET_JSON, make_plan, write_preprocessed
 from torch import Tensor
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.data import find_cases, fingerprint
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.models import Decoder
 from pcrl_nnunet.trainers import finetune
 from pcrl_nnunet.trainers.finetune import (
@@ -213,6 +219,20 @@ def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log
     log = log_of(trainer)
     for part in ("kernel 1x3x3 made 3x3x3", "Note, pretrained on another network: strides", "100.0% of the encoder"):
         assert part in log
+
+
+def test_a_supervised_training_of_nnunet_loads_too_and_its_unknown_cases_are_a_warning(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = make(PCRLScratchTrainer, fold=1)
+    run_training(stock, monkeypatch)
+    plan = make_plan(checkpoint=os.path.join(stock.output_folder, "checkpoint_final.pth"))
+    trainer = make(plan=plan)
+    assert equal(run_training(trainer, monkeypatch), encoder_of(stock.network))
+    log = log_of(trainer)
+    assert "supervised training (nnUNetTrainer)" in log
+    assert "does not list the cases that it was trained on" in log
+    assert "Pretraining saw" not in log
 
 
 def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,30 +630,43 @@ def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float
 
 
 def test_the_controls_encoder_has_the_rate_of_the_rest(folders: Path) -> None:
-    trainer = make(PCRLScratchTrainer, make_plan(finetune={"encoder_lr_factor": 0.1}))
+    given = {"epochs": EPOCHS, "encoder_lr_factor": 0.1, "frozen_epochs": 2, "layer_lr_decay": 0.5}
+    trainer = make(PCRLScratchTrainer, make_plan(finetune=given))
     trainer.initialize()
     assert len(trainer.optimizer.param_groups) == 1
+    before, after = train_epochs(trainer, 0, 1)
+    assert moved(before, after) == learning(trainer)
 
 
-@pytest.mark.parametrize(("before", "after"), [(0.1, 1.0), (1.0, 0.1), (0.1, 0.5)])
+@pytest.mark.parametrize(
+    ("before", "after", "factors"),
+    [
+        ({"encoder_lr_factor": 0.1}, {}, [1.0]),
+        ({}, {"encoder_lr_factor": 0.1}, [0.1, 1.0]),
+        ({"encoder_lr_factor": 0.1}, {"encoder_lr_factor": 0.5}, [0.5, 1.0]),
+        ({}, {"encoder_lr_factor": 0.0}, [0.0, 1.0]),
+        ({"encoder_lr_factor": 0.0}, {}, [1.0]),
+        ({}, {"layer_lr_decay": 0.5}, [0.25, 0.5, 1.0]),  # the bottleneck's stage has the decoder's rate
+        ({"layer_lr_decay": 0.5}, {"layer_lr_decay": 0.5, "encoder_lr_factor": 0.1}, [0.025, 0.05, 0.1, 1.0]),
+        ({}, {"frozen_epochs": 1}, [1.0, 1.0]),
+        ({"layer_lr_decay": 0.5}, {"frozen_epochs": 1}, [1.0, 1.0]),
+    ],
+)
 def test_the_encoders_rate_may_change_where_a_training_goes_on(
-    folders: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float
+    folders: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], after: dict[str, Any], factors: list[float]
 ) -> None:
     pretrain(folders)
     short = {"iters_per_epoch": 1, "val_iters_per_epoch": 1}
-    first = make(plan=make_plan(finetune={"epochs": 1, "encoder_lr_factor": before, **short}))
+    first = make(plan=make_plan(finetune={"epochs": 1, **before, **short}))
     run_training(first, monkeypatch)
-    longer = make_plan(finetune={"epochs": 2, "encoder_lr_factor": after, **short})
     for val in (False, True):
-        resumed = make(plan=longer, continue_training=True)
+        resumed = make(plan=make_plan(finetune={"epochs": 2, **after, **short}), continue_training=True)
         maybe_load_checkpoint(resumed, not val, val)
         for before_it, now in zip(first.network.parameters(), resumed.network.parameters(), strict=True):
             moments = [t.optimizer.state[p] for t, p in ((first, before_it), (resumed, now))]
-            assert moments[0].keys() == moments[1].keys()  # none of a head whose loss has no weight
+            assert moments[0].keys() == moments[1].keys()  # none of a head whose loss has no weight, or at rate 0
             assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
-        assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == (
-            [after, 1.0] if after < 1 else [1.0]
-        )
+        assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == pytest.approx(factors)
 
 
 def test_a_short_training_goes_on_near_to_where_it_was_stopped(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -655,17 +688,202 @@ def test_a_short_training_goes_on_near_to_where_it_was_stopped(folders: Path, mo
     assert make(PCRLScratchTrainer, make_plan(finetune={"epochs": 1000})).save_every == 50  # nnU-Net's
 
 
-def test_an_encoder_at_rate_0_does_not_move(folders: Path) -> None:
-    pretrain(folders)
-    plan = make_plan(finetune={"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1, "encoder_lr_factor": 0.0})
+def plan_with(network: str = "PlainConvUNet", dim: int = 3, **finetune: Any) -> dict[str, Any]:
+    """A plan of a tiny network of three stages, for trainings of `EPOCHS`."""
+    plan = make_plan(finetune={"epochs": EPOCHS, "weight_decay": 0.1, **finetune})
+    configuration = plan["configurations"]["3d_fullres"]
+    configuration["patch_size"] = [12] * dim
+    architecture = configuration["architecture"]
+    architecture["network_class_name"] = f"dynamic_network_architectures.architectures.unet.{network}"
+    kwargs = architecture["arch_kwargs"]
+    kwargs["conv_op"] = f"torch.nn.modules.conv.Conv{dim}d"
+    kwargs["norm_op"] = f"torch.nn.modules.instancenorm.InstanceNorm{dim}d"
+    kwargs["kernel_sizes"], kwargs["strides"] = [[3] * dim] * 3, [[1] * dim, [2] * dim, [2] * dim]
+    if network == "ResidualEncoderUNet":
+        kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+    return plan
+
+
+def double(plan: dict[str, Any]) -> Any:
+    """A trainer of random weights, always the same, in double precision: differences of weights are exact enough."""
     trainer = make(plan=plan)
-    trainer.on_train_start()
-    before = copy.deepcopy(trainer.network.state_dict())
-    trainer.run_training()
-    after = trainer.network.state_dict()
-    moved = {name for name in after if not torch.equal(after[name], before[name])}
-    assert moved
-    assert not any(name.startswith(("encoder.", "decoder.encoder.")) for name in moved)
+    trainer.initialize()
+    trainer.network.double()  # in place: the optimiser has these very parameters
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return trainer
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+def learning(trainer: Any, part: str = "") -> set[str]:
+    """The names of all parameters of a part that a training moves: but of the head whose loss has no weight."""
+    names = {name for name in parameters_of(trainer.network) if name.startswith(part)}
+    return {name for name in names if not name.startswith("decoder.seg_layers.0.")}
+
+
+ALL, DECODER = "", "decoder."
+
+
+@pytest.mark.parametrize(
+    ("finetune", "parts"),
+    [
+        ({}, [ALL, ALL, ALL]),
+        ({"encoder_lr_factor": 0}, [DECODER, DECODER, DECODER]),
+        ({"frozen_epochs": 2}, [DECODER, DECODER, ALL]),
+        ({"layer_lr_decay": 0.5}, [ALL, ALL, ALL]),
+        ({"frozen_epochs": 1, "layer_lr_decay": 0.5, "encoder_lr_factor": 0.1}, [DECODER, ALL, ALL]),
+    ],
+)
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_each_choice_moves_the_parameters_that_it_names(
+    network: str, finetune: dict[str, Any], parts: list[str]
+) -> None:
+    trainer = double(plan_with(network, **finetune))
+    states = train_epochs(trainer, 0, EPOCHS)
+    assert [moved(*pair) for pair in pairwise(states)] == [learning(trainer, part) for part in parts]
+
+
+def test_a_frozen_encoder_is_the_pretrained_one_to_the_end(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pretrained = pretrain(folders)
+    trainer = make(plan=plan_with(encoder_lr_factor=0, iters_per_epoch=2, val_iters_per_epoch=1))
+    run_training(trainer, monkeypatch)
+    assert equal(encoder_of(trainer.network), pretrained)
+    assert "Rate of the encoder, from its first stage on: 0; rest: 0.01" in log_of(trainer)
+
+
+def test_an_encoder_is_frozen_with_mixed_precisions_scaler_too() -> None:
+    trainer = double(plan_with(frozen_epochs=1))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    states = train_epochs(trainer, 0, 2)
+    assert [moved(*pair) for pair in pairwise(states)] == [learning(trainer, DECODER), learning(trainer)]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+def test_an_encoder_is_frozen_in_a_compiled_network_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PCRLFinetuneTrainer, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trainer = make(plan=plan_with(dim=2, frozen_epochs=1, layer_lr_decay=0.5))
+    trainer.initialize()
+    states = train_epochs(trainer, 0, 2)
+    decoder_only, all_parts = (moved(*pair) for pair in pairwise(states))
+    assert learning(trainer, DECODER) <= decoder_only  # and a head without a loss: compiled, it has a gradient of zero
+    assert not decoder_only & learning(trainer, "encoder.")
+    assert learning(trainer) <= all_parts
+    assert [group["factor"] for group in trainer.optimizer.param_groups] == [0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_the_first_steps_of_the_stages_are_in_the_ratio_of_their_rates(network: str, dim: int) -> None:
+    steps = []
+    for decay in (1.0, 0.5):
+        trainer = double(plan_with(network, dim, encoder_lr_factor=0.8, layer_lr_decay=decay))
+        trainer.on_train_epoch_start()
+        before = parameters_of(trainer.network)
+        trainer.train_step(random_batch(trainer, 0))
+        steps.append({name: value - before[name] for name, value in parameters_of(trainer.network).items()})
+    ratios = {"encoder.stem.": 0.25, "encoder.stages.0.": 0.25, "encoder.stages.1.": 0.5, "encoder.stages.2.": 1.0}
+    for name, step in steps[1].items():
+        (ratio,) = [ratio for part, ratio in {**ratios, DECODER: 1.0}.items() if name.startswith(part)]
+        torch.testing.assert_close(step, ratio * steps[0][name], rtol=1e-9, atol=1e-15)
+        assert step.any() == (name in learning(trainer))
+
+
+def step_from_rest(trainer: Any, batch: dict[str, Any], part: str) -> dict[str, Tensor]:
+    """What nnU-Net's SGD makes of the parameters of a part of the network, were there no other and no momentum yet."""
+    parameters = {name: p for name, p in trainer.network.named_parameters() if name in learning(trainer, part)}
+    loss = trainer.loss(trainer.network(batch["data"]), batch["target"])
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert norm > 12  # so that nnU-Net's clipping matters
+    return {
+        name: p.detach() - 0.01 * (1 + 0.99) * (12 / norm * g + 0.1 * p.detach())
+        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+    }
+
+
+def test_a_frozen_encoder_counts_neither_for_clipping_nor_momentum() -> None:
+    trainer = double(plan_with(frozen_epochs=1, warmup_share=0.0))
+    loss = trainer.loss
+    trainer.loss = lambda output, target: 1e4 * loss(output, target)
+
+    def assert_next_step_is_one_from_rest(seed: int, of: str, clipped_with: str) -> None:
+        batch = random_batch(trainer, seed)
+        expected = step_from_rest(trainer, batch, clipped_with)
+        trainer.train_step(batch)
+        now = parameters_of(trainer.network)
+        for name in learning(trainer, of):
+            torch.testing.assert_close(now[name], expected[name], rtol=1e-6, atol=1e-12)
+
+    trainer.on_train_epoch_start()
+    assert_next_step_is_one_from_rest(0, of=DECODER, clipped_with=DECODER)
+    trainer.train_step(random_batch(trainer, 1))
+    trainer.current_epoch = 1
+    trainer.on_train_epoch_start()
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.01 * (1 - 1 / EPOCHS) ** 0.9)
+        group["lr"] = 0.01
+    assert_next_step_is_one_from_rest(2, of="encoder.", clipped_with=ALL)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(stopped_after: int) -> None:
+    plan = plan_with(frozen_epochs=2, layer_lr_decay=0.5)
+    whole = double(plan)
+    expected = train_epochs(whole, 0, EPOCHS)[-1]
+    first = double(plan)
+    train_epochs(first, 0, stopped_after)
+    path = os.path.join(first.output_folder, "checkpoint_latest.pth")
+    first.save_checkpoint(path)
+    resumed = double(plan)
+    maybe_load_checkpoint(resumed, True, False)
+    assert resumed.current_epoch == stopped_after
+    assert equal(train_epochs(resumed, resumed.current_epoch, EPOCHS)[-1], expected)
+    for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert equal(whole.optimizer.state[a], resumed.optimizer.state[b])
+
+
+def test_under_ddp_an_encoder_is_frozen_and_then_the_same_on_all_ranks(
+    fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path
+) -> None:
+    finetune = {"epochs": EPOCHS, "frozen_epochs": 2, "weight_decay": 0.1}
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import train_on_two_ranks; "
+        f"train_on_two_ranks(Path({str(tmp_path)!r}), {finetune})"
+    )
+    status, output = fork(code, Path(sysconfig.get_path("purelib")), {"nnUNet_preprocessed": str(preprocessed)})
+    assert status == 0, output
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for states in ranks:
+        names = set(states[0])
+        decoder = {name for name in names if name.startswith(DECODER)}
+        assert [moved(*pair) for pair in pairwise(states)] == [decoder, decoder, names]
+    for states in zip(*ranks, strict=True):
+        assert not moved(*states)
+
+
+@pytest.mark.parametrize(("factor", "frozen_epochs"), [(0, 0), (0.1, 0), (1, 1)])
+def test_a_part_of_the_encoder_that_is_not_pretrained_may_not_be_frozen_for_good(
+    folders: Path, factor: float, frozen_epochs: int
+) -> None:
+    finetune = {"epochs": 2, "encoder_lr_factor": factor, "frozen_epochs": frozen_epochs, "allow_partial_encoder": True}
+    pretrain(folders, plan=make_plan(features=[4, 8, 16]))
+    pretrain(folders, fold=1)
+    partly = make(plan=make_plan(finetune=finetune))
+    cascade = make(plan=make_plan(finetune=finetune), configuration="3d_cascade_fullres", fold=1)
+    for trainer, left in ((partly, "random weights"), (cascade, "weights of the cascade's labels at zero")):
+        trainer.initialize()
+        if factor:
+            trainer._load_pretrained_encoder()
+        else:
+            with pytest.raises(UserError, match=rf"has {left} that would never learn; set a factor above 0"):
+                trainer._load_pretrained_encoder()
 
 
 def test_the_pretrainings_decoder_is_loaded_if_asked_for(folders: Path) -> None:

@@ -406,6 +406,17 @@ def test_unlabelled_cases_are_used_too(tiny):
     assert trainer.cases[-1].path.startswith(folder)
 
 
+def test_unlabelled_cases_alone_will_do_but_have_no_folds(tiny):
+    tiny.data.rename(unlabelled_folder(str(tiny.folder), "nnUNetPlans_3d_fullres"))
+    run(make(tiny, epochs=1))
+    assert [case["name"] for case in final(tiny)["cases"]] == [f"case_{i}" for i in range(4)]
+    with pytest.raises(UserError, match=r"fold 0 was asked for, and there are only unlabelled cases.*; leave -f out"):
+        make(tiny, fold=0)
+    tiny.data.mkdir()  # what a preprocessing that failed leaves
+    with pytest.raises(UserError, match="no preprocessed images in"):
+        make(tiny)
+
+
 def test_a_folder_without_a_usable_unlabelled_case_is_no_obstacle(tiny):
     folder = tiny.folder / "nnUNetPlans_3d_fullres_unlabelled"
     folder.mkdir()

@@ -1,0 +1,268 @@
+"""One dataset pretrains for another: images of SOURCE, in a plan with spacing, patch and network of TARGET.
+
+`plan_for` makes that plan from what SOURCE is like and from a plan of TARGET; the rest is files. Normalisation and
+channels are SOURCE's: the intensity statistics of another dataset clip its images to constants (livers' do lungs), or
+take CT for MR. The plan lies beside SOURCE's own ones, under a name of its own and with data folders of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet.config import pcrl_block, without_settings
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import dataset_folder, read_json, resolve
+from pcrl_nnunet.scans import own_scans
+from pcrl_nnunet.unlabelled import write_text
+
+TARGET_KEY = "pcrl_target"  # of such a plan: which plan of which dataset it is for; nnU-Net does not look at it
+NEEDED_OF_FINGERPRINT = (
+    *("foreground_intensity_properties_per_channel", "median_relative_size_after_cropping"),
+    *("shapes_after_crop", "spacings"),
+)
+CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a dataset brings into the plan: its dataset.json, nnU-Net's fingerprint of it, the class that reads it."""
+
+    dataset_name: str
+    dataset_json: dict[str, Any]
+    fingerprint: dict[str, Any]
+    reader: str
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+
+
+def plan_for(
+    source: Source, target_plans: Mapping[str, Any], normalization: Literal["source", "target"] = "source"
+) -> tuple[dict[str, Any], list[str]]:
+    """The plan by which images of `source` pretrain for `target_plans`.
+
+    Its configurations are those of TARGET, less 3D ones where the images of SOURCE are flat. The ``pretrain`` part of
+    TARGET's ``pcrl`` block comes along, the rest of the block is about TARGET's own training. Of its views, which are
+    in voxels of the same spacing and for the same network, only crop sizes beyond SOURCE's median image do not: cut
+    down to the image, both crops of a pair would be all of it. The defaults then take their place.
+
+    Args:
+        target_plans: as nnU-Net's planner writes it.
+        normalization: whose scheme and intensity statistics.
+
+    Returns:
+        the plan, of plain JSON values; and a sentence about everything of TARGET's plan that was left out.
+
+    Raises:
+        UserError: no configuration is left, or TARGET's normalisation is for another number of channels.
+    """
+    target = {"dataset_name": target_plans["dataset_name"], "plans_name": target_plans["plans_name"]}
+    name = plans_name_for(**target)
+    axes = [int(axis) for axis in target_plans["transpose_forward"]]  # of the fingerprint's (Z, Y, X)
+    spacings = np.array(source.fingerprint["spacings"], float)[:, axes]  # (cases, 3), mm
+    shapes = np.array(source.fingerprint["shapes_after_crop"], float)[:, axes]  # (cases, 3), voxels
+    median_shape = np.median(shapes, 0)
+    schemes, masks = _own_normalization(source)
+    intensities = source.fingerprint["foreground_intensity_properties_per_channel"]
+    if normalization == "target":
+        intensities = PlansManager(dict(target_plans)).foreground_intensity_properties_per_channel
+
+    configurations: dict[str, Any] = {}
+    identifiers: dict[str, str] = {}  # configurations that shared their data, as a cascade does, go on to do so
+    flat = []
+    for configuration in target_plans["configurations"]:
+        this = deepcopy(resolve(target_plans, configuration))
+        this.pop("inherits_from", None)
+        dim = len(this["spacing"])
+        if 1 in median_shape[-dim:]:
+            flat.append(configuration)
+            continue
+        sizes = [
+            compute_new_shape(shape, spacing, this["spacing"])
+            for shape, spacing in zip(shapes[:, -dim:], spacings[:, -dim:], strict=True)
+        ]
+        this["median_image_size_in_voxels"] = np.median(sizes, 0).tolist()
+        this["data_identifier"] = identifiers.setdefault(this["data_identifier"], f"{name}_{configuration}")
+        if normalization == "source":
+            this.update(normalization_schemes=schemes, use_mask_for_norm=masks)
+        elif len(this["normalization_schemes"]) != source.num_channels:
+            raise UserError(
+                f"the images of {source.dataset_name} have {source.num_channels} channels and the normalisation of "
+                f"{target['dataset_name']} is for {len(this['normalization_schemes'])}; leave -normalization target out"
+            )
+        configurations[configuration] = this
+    what = f"{', '.join(flat)} of {target['plans_name']} of {target['dataset_name']}"
+    if not configurations:
+        raise UserError(
+            f"the images of {source.dataset_name} are flat, one voxel along an axis that all configurations ({what}) "
+            f"need; give a -target that has a 2d configuration with the same axes"
+        )
+    notes = [f"{what} cannot be pretrained on the flat images of {source.dataset_name}"] if flat else []
+    plan = {
+        "dataset_name": source.dataset_name,
+        "plans_name": name,
+        TARGET_KEY: target,
+        "original_median_spacing_after_transp": np.median(spacings, 0).tolist(),
+        "original_median_shape_after_transp": [round(n) for n in median_shape],
+        "image_reader_writer": source.reader,
+        "transpose_forward": axes,
+        "transpose_backward": list(target_plans["transpose_backward"]),
+        "configurations": configurations,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": intensities,
+    }
+    if "pretrain" in pcrl_block(target_plans):
+        settings, left_out = _pretrain_part(pcrl_block(target_plans)["pretrain"], configurations)
+        plan["pcrl"] = {"pretrain": settings}
+        notes += left_out
+    return json.loads(json.dumps(plan)), notes
+
+
+def plans_name_for(dataset_name: str, plans_name: str) -> str:
+    """The name, in SOURCE's folder, of the plan for a plan of TARGET."""
+    return f"{plans_name}_for_{dataset_name}"
+
+
+def _own_normalization(source: Source) -> tuple[list[str], list[bool]]:
+    """Schemes and use of the non-zero mask, a channel an entry, as nnU-Net's planner decides on them.
+
+    On two attributes of it: the planner itself wants raw data, and copies their split into the preprocessed folder.
+    """
+    planner = SimpleNamespace(dataset_json=source.dataset_json, dataset_fingerprint=source.fingerprint)
+    schemes, masks = ExperimentPlanner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(planner)
+    return schemes, masks
+
+
+def _pretrain_part(given: Mapping[str, Any], configurations: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """TARGET's ``pcrl.pretrain`` for a plan with these configurations, and what was left out of it."""
+    settings, notes = deepcopy(dict(given)), []
+    if isinstance(settings.get("views"), Mapping):  # anything else is for pretraining to refuse
+        settings["views"] = {name: views for name, views in settings["views"].items() if name in configurations}
+        for name, views in settings["views"].items():
+            median = configurations[name]["median_image_size_in_voxels"]
+            crops = [size for key in CROP_SIZES for size in views.get(key, ())]
+            if any(length > limit for size in crops for length, limit in zip(size, median, strict=False)):
+                settings["views"][name] = {key: value for key, value in views.items() if key not in CROP_SIZES}
+                notes.append(
+                    f"{' and '.join(CROP_SIZES)} of pcrl.pretrain.views.{name} exceed the median image of "
+                    f"{' x '.join(f'{n:g}' for n in median)} voxels: the defaults are used"
+                )
+    return settings, notes
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def read_source(folder: str, raw_folder: str) -> Source:
+    """Look at a dataset; what is planned or preprocessed of it does not matter.
+
+    Args:
+        folder: nnUNet_preprocessed/DatasetXXX_NAME.
+        raw_folder: nnUNet_raw/DatasetXXX_NAME.
+
+    Raises:
+        UserError: it has no fingerprint, no raw images, or none that nnU-Net can read.
+    """
+    name = os.path.basename(folder)
+    extract = f"run nnUNetv2_extract_fingerprint -d {name}"
+    file = os.path.join(folder, "dataset_fingerprint.json")
+    fingerprint = read_json(file, f"{extract} first")
+    missing = [key for key in NEEDED_OF_FINGERPRINT if key not in fingerprint]
+    if missing:
+        raise UserError(f"{file} has no {', '.join(missing)}; {extract} --clean")
+    where = f"set nnUNet_raw to the folder that has the raw images of {name}"
+    planned = os.path.join(folder, "dataset.json")
+    described = planned if os.path.isfile(planned) else os.path.join(raw_folder, "dataset.json")
+    dataset_json = read_json(described, where)
+    scans = own_scans(raw_folder, dataset_json)
+    if not scans:
+        raise UserError(f"no image of {name} was found in {raw_folder}; {where}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that fails
+            reader = determine_reader_writer_from_dataset_json(dataset_json, scans[0].files[0], verbose=False)
+    except RuntimeError:
+        raise UserError(
+            f"{scans[0].files[0]} cannot be read by any of nnU-Net's readers of {dataset_json['file_ending']} files; "
+            f"mend it, or take the case out of the dataset"
+        ) from None
+    return Source(name, dataset_json, fingerprint, reader.__name__)
+
+
+def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
+    """Write the plan into SOURCE's folder, and dataset.json where planning has not yet put it there.
+
+    Returns:
+        whether that was needed: a plan that is there already, is kept with its ``pcrl`` block.
+
+    Raises:
+        UserError: there is another plan of that name, or the folder cannot be written to.
+    """
+    path = os.path.join(folder, f"{plan['plans_name']}.json")
+    if os.path.exists(path):
+        there = read_json(path, "delete it and run this again")
+        old, new = _values(there), _values(plan)
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            raise UserError(
+                f"{path} is there already, with other values than it would have now of {', '.join(changed[:5])} (was "
+                f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to have the new "
+                f"one, delete or rename that file, whose pcrl block you may want to keep, and run this again"
+            )
+        return False
+    try:
+        if not os.path.isfile(os.path.join(folder, "dataset.json")):
+            write_text(os.path.join(folder, "dataset.json"), json.dumps(source.dataset_json, indent=4))
+        write_text(path, json.dumps(plan, indent=4))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): check permissions and free space") from error
+    return True
+
+
+def _values(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan says of data and network, by name."""
+    values = without_settings(plan)
+    for name, configuration in values.pop("configurations", {}).items():
+        values |= {f"configurations.{name}.{key}": value for key, value in configuration.items()}
+    return values
+
+
+def existing_plan(dataset: str, target: str, plans_name: str) -> str:
+    """The name of SOURCE's plan for a plan of TARGET.
+
+    Args:
+        dataset, target: names or IDs of SOURCE and TARGET.
+        plans_name: of TARGET's plan.
+
+    Raises:
+        UserError: with the command that makes it, where it is not there.
+    """
+    name = plans_name_for(os.path.basename(dataset_folder(target)), plans_name)
+    path = os.path.join(dataset_folder(dataset, "nnUNetv2_extract_fingerprint"), f"{name}.json")
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist; run {preprocess_command(dataset, target, plans_name)} first")
+    return name
+
+
+def preprocess_command(source: str, dataset_name: str, plans_name: str) -> str:
+    """What makes SOURCE's plan for a plan of another dataset, and the images for it."""
+    return f"pcrl_nnunet_preprocess -d {source} -target {dataset_name}{plans_option(plans_name)}"
+
+
+def plans_option(plans_name: str) -> str:
+    """-p, where it is needed."""
+    return "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"

@@ -1,0 +1,71 @@
+"""Steps of a fine-tuning on batches that are known, in this process or in two of DDP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny_dataset import DATASET_JSON, make_plan
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+EPOCHS = 3
+
+
+def random_batch(trainer: Any, seed: int) -> dict[str, Any]:
+    """A training batch as nnU-Net's loaders give it, of the network's own precision."""
+    generator = torch.Generator().manual_seed(seed)
+    size = trainer.configuration_manager.patch_size
+    dtype = next(trainer.network.parameters()).dtype
+    data = torch.randn(2, 1, *size, generator=generator, dtype=dtype)
+    target = torch.randint(0, 3, (2, 1, *size), generator=generator)
+    scales = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales()]
+    targets = [target[(..., *(slice(None, None, step) for step in scale))] for scale in scales]
+    return {"data": data, "target": targets, "keys": ["a", "b"]}
+
+
+def train_epochs(trainer: Any, first: int, end: int, rank: int = 0) -> list[dict[str, Tensor]]:
+    """Train from an epoch to before another, two steps each. Returns the parameters before them and after each."""
+    result = [parameters_of(trainer.network)]
+    for epoch in range(first, end):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        for step in range(2):
+            trainer.train_step(random_batch(trainer, seed=100 * rank + 10 * epoch + step))
+        result.append(parameters_of(trainer.network))
+    return result
+
+
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    """Copies, by their names in nnU-Net's network."""
+    plain = getattr(network, "module", network)
+    plain = getattr(plain, "_orig_mod", plain)
+    return {name: value.detach().clone() for name, value in plain.named_parameters()}
+
+
+def train_on_two_ranks(folder: Path, finetune: dict[str, Any]) -> None:
+    """Train as `train_epochs` in two processes of DDP, forked from this one; each writes FOLDER/RANK.pt."""
+    torch.set_num_threads(1)  # a process that has threads may not fork
+    torch.multiprocessing.start_processes(_train_on_one, (folder, finetune), nprocs=2, start_method="fork")
+
+
+def _train_on_one(rank: int, folder: Path, finetune: dict[str, Any]) -> None:
+    from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
+
+    os.environ["nnUNet_results"] = str(folder / f"results_{rank}")
+    plan = {**make_plan(finetune=finetune), "continue_training": False}
+    trainer: Any = PCRLFinetuneTrainer(plan, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer.initialize()
+    torch.manual_seed(rank)
+    for parameter in trainer.network.parameters():
+        parameter.data.normal_()  # DDP takes rank 0's
+    # As nnU-Net does it then, which takes no device but cuda:RANK.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer.network = DistributedDataParallel(trainer.network)
+    trainer.is_ddp = True
+    trainer.loss = trainer._build_loss()
+    torch.save(train_epochs(trainer, 0, EPOCHS, rank), folder / f"{rank}.pt")
+    dist.destroy_process_group()
