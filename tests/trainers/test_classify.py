@@ -66,7 +66,7 @@ def validation_of(trainer):
 
 
 def test_it_learns_to_tell_cases_apart(classes):
-    trainer = make(classes, finetune={"epochs": 4, "iters_per_epoch": 12})
+    trainer = make(classes, finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03})
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
@@ -91,7 +91,11 @@ def test_it_learns_to_tell_points_apart(classes):
         image[..., 9:] += 3 * (i % 2)
         os.remove(classes.data / f"case_{i}.b2nd")
         blosc2.asarray(image, urlpath=str(classes.data / f"case_{i}.b2nd"))
-    trainer = make(classes, finetune={"epochs": 5, "iters_per_epoch": 12}, classify={"crop_mm": 6.0, "jitter_mm": 0.5})
+    trainer = make(
+        classes,
+        finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03},
+        classify={"crop_mm": 6.0, "jitter_mm": 0.5},
+    )
     assert trainer.size == (6, 6, 6)
     trainer.run_training()
     trainer.perform_actual_validation()
