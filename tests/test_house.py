@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison"},
+    {"comparison", "maskless"},
     {
         "monitor",
         "memory",
