@@ -344,13 +344,17 @@ def pretrain_settings(
         median_size=configuration["median_image_size_in_voxels"],
         spacing=configuration["spacing"],
     )
+    # of this configuration: the other ones' views have other sizes
+    given_batch = given_views.pop("batch_size", None)
+    if given_batch is not None and (not isinstance(given_batch, int) or isinstance(given_batch, bool)):
+        raise UserError(f"pcrl.pretrain.views.{name}.batch_size is {given_batch!r}; expected a number of pairs")
     if given_views:
         views = _with(views, f"pcrl.pretrain.views.{name}", given_views)
         batch_size = _fitting_pairs(configuration["patch_size"], configuration["batch_size"], views)
     check_views(views, strides)
     settings = PretrainSettings(
         views=views,
-        batch_size=max(batch_size, DEFAULT_MIN_PAIRS),
+        batch_size=given_batch or max(batch_size, DEFAULT_MIN_PAIRS),
         augmentation=_with(Augmentation(), "pcrl.pretrain.augmentation", given_augmentation),
     )
     given.update({key: value for key, value in overrides.items() if value is not None})

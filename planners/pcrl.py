@@ -12,6 +12,7 @@ whatever the plan, and deletes the data folder before.)
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
@@ -24,11 +25,13 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from pcrl_nnunet.config import FinetuneSettings, PretrainSettings
+from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
 
 # The few settings that a user may want to edit; every other one can be added by hand.
-PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "restoration", "seed")
+PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "levels", "restoration", "seed")
+VIEWS_KEYS = ("global_crop_sizes", "local_crop_sizes", "global_input_size", "local_input_size", "num_local")
 FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_share")
 
 # What preprocessed voxels depend on, beside the raw data.
@@ -68,7 +71,7 @@ class PCRLPlanner(ExperimentPlanner):
                 configuration["data_identifier"] = self._data_identifier(plans, name)
         path = join(nnUNet_preprocessed, self.dataset_name, self.plans_identifier + ".json")
         old = load_json(path) if isfile(path) else {}
-        plans["pcrl"] = old.get("pcrl", default_block())
+        plans["pcrl"] = _kept(old, plans) if "pcrl" in old else default_block(plans)
         super().save_plans(plans)
 
     def _data_identifier(self, plans: dict[str, Any], configuration: str) -> str:
@@ -109,13 +112,43 @@ class PCRLPlannerResEncXL(PCRLPlanner, nnUNetPlannerResEncXL):
     stock_plans_name = "nnUNetResEncUNetXLPlans"
 
 
-def default_block() -> dict[str, dict[str, Any]]:
-    """The ``pcrl`` block of a new plan: `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults."""
+def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ``pcrl`` block of a new plan: what pretraining and fine-tuning would do without one.
+
+    These are `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and `VIEWS_KEYS` and ``batch_size`` of every
+    configuration that can be pretrained, as they follow from the plan.
+    """
     parts = (("pretrain", PretrainSettings, PRETRAIN_KEYS), ("finetune", FinetuneSettings, FINETUNE_KEYS))
-    return {
+    block = {
         part: {field.name: field.default for field in fields(settings) if field.name in keys}
         for part, settings, keys in parts
     }
+    block["pretrain"]["views"] = _default_views(plans)
+    return json.loads(json.dumps(block))  # lists for tuples, as in the file
+
+
+def _default_views(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    views = {}
+    for name in plans["configurations"]:
+        configuration = PlansManager(plans).get_configuration(name).configuration
+        if configuration.get("previous_stage"):  # a cascade takes 3d_fullres's pretraining
+            continue
+        settings = pretrain_settings({"configurations": plans["configurations"]}, name, configuration)
+        views[name] = {key: getattr(settings.views, key) for key in VIEWS_KEYS}
+        views[name]["batch_size"] = settings.batch_size
+    return views
+
+
+def _kept(old: dict[str, Any], plans: dict[str, Any]) -> dict[str, Any]:
+    """The block of an earlier plan, in which views that nobody has edited become those of the new plan."""
+    block = deepcopy(old["pcrl"])
+    given = block.get("pretrain", {}).get("views", {})
+    then, now = (default_block(p)["pretrain"]["views"] for p in (old, plans))
+    for name in [name for name, views in given.items() if views == then.get(name)]:
+        del given[name]
+        if name in now:
+            given[name] = now[name]
+    return block
 
 
 def _voxels(plans: dict[str, Any], configuration: dict[str, Any]) -> str:

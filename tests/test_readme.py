@@ -49,10 +49,11 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home folder with what the README takes for granted: dataset 4, new scans and scans without labels."""
-    phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(tmp_path / "nnUNet_raw"), "-d", "4"]
-    size = ["-size", "20", "20", "16", "-cases", "6", "-test", "1", "-unlabelled", "2", "-np", "1"]
-    subprocess.run([*phantom, *size], check=True, capture_output=True)
+    """A user's home folder with what the README takes for granted: datasets 4 and 16, new and unlabelled scans."""
+    phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(tmp_path / "nnUNet_raw"), "-np", "1"]
+    for number, cases in (("4", "6"), ("16", "3")):
+        counts = ["-d", number, "-cases", cases, "-test", "1", "-unlabelled", "2"]
+        subprocess.run([*phantom, *counts, "-size", "20", "20", "16"], check=True, capture_output=True)
     raw = tmp_path / "nnUNet_raw" / "Dataset004_PhantomOrgan"
     shutil.move(raw / "imagesTs", tmp_path / "new_scans")
     shutil.move(raw / "imagesUn", tmp_path / "unlabelled_scans")
@@ -93,7 +94,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
 
 def shorten(preprocessed: Path) -> None:
     """Write a `pcrl` block into every plan, as the README says a user may."""
-    for file in preprocessed.glob("Dataset004_*/*Plans.json"):
+    for file in preprocessed.glob("Dataset*/*Plans*.json"):
         plan = json.loads(file.read_text())
         plan["pcrl"] = SHORT
         file.write_text(json.dumps(plan))

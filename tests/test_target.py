@@ -328,6 +328,22 @@ def test_a_second_run_makes_nothing_again_and_keeps_an_edited_block(
     assert hashes(lungs_for_liver.folder) == before
 
 
+def test_an_own_image_that_changes_on_its_way_to_another_folder_keeps_its_name(
+    lungs_for_liver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(preprocess, "-d", "16", "-target", "42")
+    (lungs_for_liver.home / "elsewhere").mkdir()
+    lungs_for_liver.raw.rename(lungs_for_liver.home / "elsewhere" / "raw")
+    monkeypatch.setenv("nnUNet_raw", str(lungs_for_liver.home / "elsewhere" / "raw"))
+    images = lungs_for_liver.home / "elsewhere" / "raw" / SOURCE / "imagesTr"
+    (images / "lung_1_0000.nii.gz").write_bytes((images / "lung_2_0000.nii.gz").read_bytes())
+    assert run(preprocess, "-d", "16", "-target", "42") == 0
+    cases = find_cases(str(made(lungs_for_liver.folder)))
+    assert [case.name for case in cases] == ["lung_0", "lung_1", "lung_2"]
+    one, two = (blosc2.open(case.path, mode="r")[:] for case in cases[1:])
+    np.testing.assert_array_equal(one, two)
+
+
 def test_a_plan_that_would_be_another_one_now_is_not_overwritten(lungs_for_liver: SimpleNamespace) -> None:
     run(preprocess, "-d", "16", "-target", "42")
     before = hashes(lungs_for_liver.folder)
