@@ -98,27 +98,57 @@ def read_targets(folder: str, kind: Kind | None = None) -> Targets:
     return _parse(os.path.join(folder, FILES[wanted[0]]), wanted[0])
 
 
-def _parse(path: str, kind: Kind) -> Targets:
+def read_points(path: str, cases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Points to classify, of a table as candidates.csv, in which the column class is not needed.
+
+    Args:
+        cases: names of the images.
+
+    Returns:
+        (N,) names of cases, (N, 3) world mm.
+
+    Raises:
+        UserError: it is not as it should be, or none of its points lies in an image of `cases`.
+    """
+    table = _read(path, (CASE["candidates"], *COORDINATES))
+    names = table[CASE["candidates"]].to_numpy(str)
+    if not set(names) & set(cases):
+        raise UserError(
+            f"{path} has no point of any image: it has {', '.join(dict.fromkeys(names[:3]))}..., the images are "
+            f"{', '.join(list(cases)[:3])}...; correct its column {CASE['candidates']}"
+        )
+    return names, _coordinates(path, table)
+
+
+def _read(path: str, needed: Sequence[str]) -> pd.DataFrame:
+    """All of it as text."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as error:  # pandas' own errors are of the latter kind
         raise UserError(f"{path} cannot be read ({error}); expected a table with commas and a line of names") from error
     table = table.apply(lambda column: column.str.strip())
-    case, needed = CASE[kind], (CASE[kind], *((*COORDINATES, "class") if kind == "candidates" else ()))
     missing = [name for name in needed if name not in table]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    return table
+
+
+def _coordinates(path: str, table: pd.DataFrame) -> np.ndarray:
+    numbers: np.ndarray = table[list(COORDINATES)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    _all_or_line(path, np.isfinite(numbers).all(1), "coordinates that are no numbers")
+    return numbers
+
+
+def _parse(path: str, kind: Kind) -> Targets:
+    case = CASE[kind]
+    table = _read(path, (case, *((*COORDINATES, "class") if kind == "candidates" else ())))
     labels = ["class"] if kind == "candidates" else [name for name in table if name not in (case, PATIENT)]
     if not labels or table.empty:
         raise UserError(f"{path} has no {'line' if labels else 'column of a label'}; add what is to be learned")
     if kind == "classes" and table[case].duplicated().any():
         twice = table[case][table[case].duplicated()].iloc[0]
         raise UserError(f"{path} has more than one line for case {twice}; keep one")
-    point = None
-    if kind == "candidates":
-        numbers = table[list(COORDINATES)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        _all_or_line(path, np.isfinite(numbers).all(1), "coordinates that are no numbers")
-        point = numbers
+    point = _coordinates(path, table) if kind == "candidates" else None
     exclusive, names, value = _values(path, table[labels])
     patient = {}
     if PATIENT in table:

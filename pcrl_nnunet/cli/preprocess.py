@@ -91,22 +91,18 @@ def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
     from pcrl_nnunet.plans import read_json
     from pcrl_nnunet.unlabelled import worker_pool
 
+    missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         if not os.environ.get(variable):
-            raise UserError(f"the variable {variable} is not set; set it as for nnU-Net: export {variable}=FOLDER")
+            raise UserError(f"{missing} (or set {variable}, if it is the dataset itself that has no masks)")
     try:
         name = maybe_convert_to_dataset_name(dataset)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"dataset '{dataset}' was not found in {os.environ['nnUNet_raw']}; give its name or ID"
-        ) from error
+        raise UserError(f"{missing} (dataset '{dataset}' is not in {os.environ['nnUNet_raw']})") from error
     raw = os.path.join(os.environ["nnUNet_raw"], name)
     described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     if has_masks(raw, described):
-        raise UserError(
-            f"-i is missing; {name} has masks and is for nnUNetv2_plan_and_preprocess -d {dataset}; for scans without "
-            f"labels give their folder: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
-        )
+        raise UserError(f"{missing} ({name} has masks: plan it with nnUNetv2_plan_and_preprocess -d {dataset})")
     print(f"{name} has no masks: the foreground is found from the images, {num} at a time", flush=True)
     with worker_pool(num) as pool:
         bad = plan_and_preprocess(
@@ -120,7 +116,8 @@ def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
         )
     _list_set_aside(bad)
     print(
-        f"\n{name} is planned and preprocessed, without {len(bad)} bad images. Next: pcrl_nnunet_pretrain -d {dataset}; "
+        f"\n{name} is planned and preprocessed, {len(bad)} bad images were left out.\n"
+        f"Next: pcrl_nnunet_pretrain -d {dataset}; "
         f"with a classes.csv or candidates.csv, nnUNetv2_train {name} ... -tr PCRLClassificationTrainer"
     )
 
