@@ -67,7 +67,7 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, not of ours, or holding pickled code.
     """
-    content = _load(path)
+    content = read_any(path)
     if content.get("format") == expected_format:
         return content
     raise UserError(
@@ -85,7 +85,7 @@ def read_encoder(path: str) -> dict[str, Any]:
     Raises:
         UserError: as `read`, or none of the three.
     """
-    content = _load(path)
+    content = read_any(path)
     if content.get("format") == FORMAT:
         return content
     if isinstance(content.get("network_weights"), dict) and "format" not in content:
@@ -178,7 +178,8 @@ def _from_elsewhere(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _load(path: str) -> dict[str, Any]:
+def read_any(path: str) -> dict[str, Any]:
+    """A file of tensors and plain values, whatever it is, on the CPU; `UserError` as `read`."""
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
     try:

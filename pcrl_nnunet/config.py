@@ -4,6 +4,7 @@ Everything has a default derived from the plan. A plan may carry a ``pcrl`` bloc
 
     "pcrl": {"pretrain": {"epochs": 240, ..., "views": {"3d_fullres": {"num_local": 6, ...}}},
              "finetune": {"epochs": 1000, ...},
+             "classify": {"crop_mm": [40, 40, 40], ...},
              "checkpoint": "/path/to/checkpoint_final.pth"}
 
 Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
@@ -28,7 +29,7 @@ MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0, and two into +
 MIN_PAIRS = 4  # BatchNorm of the comparison heads on 2 samples maps every feature to +-1
 ADAMW_LR = 1e-3
 MAX_PAIRS = {2: 256, 3: 32}  # the paper's batches
-PARTS = ("pretrain", "finetune", "checkpoint")  # of a plan's block
+PARTS = ("pretrain", "finetune", "classify", "checkpoint")  # of a plan's block
 
 Size = tuple[int, ...]
 
@@ -240,6 +241,32 @@ class FinetuneSettings:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ClassifySettings:
+    """What a classification learns on; its schedule is fine-tuning's (`FinetuneSettings`)."""
+
+    target: Literal["", "classes", "candidates"] = ""  # which of the two tables; empty: the one that is there
+    crop_mm: float = 40.0  # edge of the cube, or square, around a point
+    jitter_mm: float = 4.0  # how far, an axis, a point may move while training
+    batch_size: int = 0  # 0: what has as many voxels as the plan's batch of patches, up to 32
+    balanced: bool = True  # draw classes, or a label's positives and negatives, alike often
+    class_weights: bool = False  # weigh them in the loss by their frequency
+
+    def __post_init__(self) -> None:
+        if self.target not in ("", "classes", "candidates"):
+            raise UserError(f"pcrl.classify.target is '{self.target}'; expected 'classes' or 'candidates'")
+        if self.crop_mm <= 0 or self.jitter_mm < 0 or self.batch_size < 0:
+            raise UserError(
+                f"pcrl.classify has crop_mm {self.crop_mm}, jitter_mm {self.jitter_mm}, batch_size {self.batch_size}; "
+                f"expected a size above 0 and no negative number"
+            )
+
+    @classmethod
+    def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> ClassifySettings:
+        """The plan's ``pcrl.classify`` part over the defaults, and overrides over both."""
+        return _with(cls(), "pcrl.classify", {**_part(pcrl_block(plan), "classify", "pcrl."), **overrides})
+
+
 def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
     """The plan's ``pcrl`` block, empty where there is none; `UserError` for a part that it does not have."""
     block = _part(plan, "pcrl")
@@ -264,7 +291,7 @@ def _part(settings: Mapping[str, Any], name: str, where: str = "") -> dict[str, 
     return dict(given)
 
 
-_Settings = TypeVar("_Settings", FinetuneSettings, PretrainSettings, Views, Augmentation)
+_Settings = TypeVar("_Settings", FinetuneSettings, ClassifySettings, PretrainSettings, Views, Augmentation)
 
 
 def _with(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Settings:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from sklearn.metrics import roc_curve
 
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.transforms.sub_crop import Volume
@@ -198,3 +199,71 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
             axis.set(title=name, xticks=[], yticks=[])
         axes[0].set_ylabel(title, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def classification_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
+    """Losses, AUROC and rate of a classification, an epoch a point, as a PNG."""
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    panels = (
+        ("loss", (("train_losses", "training"), ("val_losses", "validation"))),
+        (
+            "AUROC on batches of validation samples (0.5: chance)",
+            (("mean_fg_dice", "epoch"), ("ema_fg_dice", "moving mean")),
+        ),
+        ("learning rate", (("lrs", "rate"),)),
+    )
+    for axis, (title, curves) in zip(figure.subplots(len(panels), 1), panels, strict=True):
+        for key, label in curves:
+            axis.plot(range(len(log[key])), log[key], marker="." if len(log[key]) < 50 else None, label=label)
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="best")
+    axis.set_xlabel("epoch")
+    figure.savefig(path, dpi=100)
+
+
+def roc(
+    truth: np.ndarray, score: np.ndarray, names: Sequence[str], found: Mapping[str, Mapping[str, float]], path: str
+) -> None:
+    """The ROC curve of every output, as a PNG.
+
+    Args:
+        truth: (N, L) 1, 0 or NaN.
+        score: (N, L).
+        found: of every name, auroc, low and high.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = figure.subplots()
+    for i, name in enumerate(names):
+        known = ~np.isnan(truth[:, i])
+        if len(np.unique(truth[known, i])) == 2:
+            false, true, _ = roc_curve(truth[known, i], score[known, i])
+            values = found[name]
+            axis.plot(false, true, label=f"{name}: {values['auroc']:.3f} ({values['low']:.3f} to {values['high']:.3f})")
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axis.legend(loc="lower right", title="AUROC (95 %)")
+    figure.savefig(path, dpi=100)
+
+
+def activation(image: np.ndarray, maps: np.ndarray, columns: Sequence[str], title: str, path: str) -> None:
+    """An input and what of it speaks for every output, in the middle slice, first channel, as a PNG.
+
+    Args:
+        image: (C, *size).
+        maps: (L, *size).
+    """
+    middle = image.shape[1] // 2
+    picture, maps = (image[0, middle], maps[:, middle]) if image.ndim == 4 else (image[0], maps)
+    shown = min(len(maps), 6)
+    figure = Figure(figsize=(3 * (shown + 1), 3.4), layout="constrained")
+    axes = figure.subplots(1, shown + 1)
+    figure.suptitle(title)
+    limit = np.abs(maps).max() or 1.0
+    for i, axis in enumerate(axes):
+        axis.imshow(picture, cmap="gray")
+        axis.set_axis_off()
+        axis.set_title("input" if i == 0 else columns[i - 1])
+        if i:
+            axis.imshow(maps[i - 1], cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
+    figure.savefig(path, dpi=100)

@@ -1,4 +1,6 @@
-"""PCRLv2's losses, one function an equation. B batch, N local views, c channels, C image channels, * space.
+"""PCRLv2's losses, one function an equation, and that of classification.
+
+B batch, N local views, c channels, C image channels, L labels or classes, * space.
 
 All arithmetic is float32, also under autocast: cosines of half-precision vectors lose what they are to measure.
 """
@@ -31,3 +33,21 @@ def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_
         v_global, p_global: (B, 2, c).
     """
     return comparison_loss(v_local[:, :, None], p_local[:, :, None], v_global[:, None], p_global[:, None])
+
+
+def classification_loss(logits: Tensor, target: Tensor, exclusive: bool, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of exclusive classes, or the mean binary one of labels; over what is known, 0 where nothing is.
+
+    Args:
+        logits: (B, L).
+        target: (B, L) 0 or 1, NaN where unknown; of exclusive classes one is 1, or all are unknown.
+        weight: (L,) of the classes, or of the labels' positives.
+    """
+    logits, known = logits.float(), ~target.isnan()
+    if exclusive:
+        rows = known.all(1)
+        if not rows.any():
+            return logits.sum() * 0
+        return F.cross_entropy(logits[rows], target[rows].argmax(1), weight)
+    losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=weight, reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)

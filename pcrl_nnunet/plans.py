@@ -94,6 +94,14 @@ def dataset_folder(dataset: str, command: str = "nnUNetv2_plan_and_preprocess") 
     return folder
 
 
+def dataset_name_of(dataset: str) -> str:
+    """The name of a dataset's name or ID; `UserError` where there is none."""
+    try:
+        return str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"dataset '{dataset}' was not found; give the name or the ID of one in nnUNet_raw") from error
+
+
 def read_json(path: str, remedy: str) -> dict[str, Any]:
     """A file of names and values; `UserError`, which ends with the remedy, where it is none."""
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 CONTROL = "scratch"
 STOCK = "stock"
@@ -124,3 +125,43 @@ def verdict(scores: pd.DataFrame, method: str, patients: Mapping[str, str] | Non
     else:
         start = f"Whether {method} pays is undecided, more subsets (-seeds) would tell"
     return f"{start}: {'; '.join(told)}."
+
+
+def auroc(truth: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve over what is known; NaN where all of that is the same.
+
+    Args:
+        truth: (N,) 1, 0, or NaN for unknown.
+        score: (N,) higher for 1.
+    """
+    known = ~np.isnan(truth)
+    if len(np.unique(truth[known])) < 2:
+        return float("nan")
+    return float(roc_auc_score(truth[known], score[known]))
+
+
+def auroc_interval(
+    truth: np.ndarray, score: np.ndarray, groups: np.ndarray, bootstraps: int = 1000
+) -> dict[str, float]:
+    """AUROC with its percentile bootstrap interval; samples of a group (patient, scan) are drawn together.
+
+    Args:
+        groups: (N,) names.
+
+    Returns:
+        auroc, low, high, and the numbers known and positive.
+    """
+    rng = np.random.default_rng(0)
+    names, group = np.unique(groups, return_inverse=True)
+    members = [np.flatnonzero(group == i) for i in range(len(names))]
+    drawn = []
+    for _ in range(bootstraps):
+        samples = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
+        drawn.append(auroc(truth[samples], score[samples]))
+    finite = [value for value in drawn if not np.isnan(value)]
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if finite else (np.nan, np.nan)
+    known = int((~np.isnan(truth)).sum())
+    return {
+        "auroc": auroc(truth, score), "low": float(low), "high": float(high),
+        "known": known, "positive": int(np.nansum(truth)),
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """nnUNetTrainer subclasses; `pcrl_nnunet_register` lets nnU-Net's commands find them by name."""
 
+from pcrl_nnunet.trainers.classify import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 from pcrl_nnunet.trainers.finetune import (
     PCRLFinetuneTrainer,
     PCRLFinetuneTrainer_50epochs,
@@ -11,6 +12,8 @@ from pcrl_nnunet.trainers.finetune import (
 from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 
 __all__ = [
+    "PCRLClassificationScratchTrainer",
+    "PCRLClassificationTrainer",
     "PCRLFinetuneTrainer",
     "PCRLFinetuneTrainer_50epochs",
     "PCRLFinetuneTrainer_250epochs",

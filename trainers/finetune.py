@@ -67,6 +67,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     """
 
     epochs: int | None = None  # of a sibling class; wins over the plan's
+    saved_as = nnUNetTrainer.__name__  # whom those that load a checkpoint take it for
 
     def __init__(
         self,
@@ -176,9 +177,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
         finally:
             if os.path.exists(draft):
                 os.remove(draft)
-        content["trainer_name"] = nnUNetTrainer.__name__
+        content |= {"trainer_name": self.saved_as, **self.extra_content()}
         with exit_on_user_error():
             checkpoint_file.write(filename, content)
+
+    def extra_content(self) -> dict[str, Any]:
+        """What a subclass adds to its checkpoints."""
+        return {}
 
 
 class PCRLFinetuneTrainer(PCRLScratchTrainer):

@@ -58,7 +58,8 @@ def main() -> None:
     from pcrl_nnunet.target import plans_option
 
     if args.i is None and args.pl is None and args.target is None:
-        raise UserError("-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d DATASET -i FOLDER")
+        _without_masks(args.d, args.c or [], _num_processes(args.np))
+        return
     if args.normalization is not None and args.target is None:
         raise UserError("-normalization is for -target only: without it the plan decides; leave it out")
     if args.pl is not None and args.target is not None:
@@ -77,6 +78,47 @@ def main() -> None:
     if args.i is not None:
         _preprocess(args.d, args.i, configurations, plans_name, num)
         _say_next(f"-d {args.d}{plans_option(plans_name)}", args.c)
+
+
+def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
+    """Plan and preprocess a dataset that has no labelsTr."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from tqdm import tqdm
+
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.maskless import has_masks, plan_and_preprocess
+    from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.unlabelled import worker_pool
+
+    missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        if not os.environ.get(variable):
+            raise UserError(f"{missing} (or set {variable}, if it is the dataset itself that has no masks)")
+    try:
+        name = maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{missing} (dataset '{dataset}' is not in {os.environ['nnUNet_raw']})") from error
+    raw = os.path.join(os.environ["nnUNet_raw"], name)
+    described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
+    if has_masks(raw, described):
+        raise UserError(f"{missing} ({name} has masks: plan it with nnUNetv2_plan_and_preprocess -d {dataset})")
+    print(f"{name} has no masks: the foreground is found from the images, {num} at a time", flush=True)
+    with worker_pool(num) as pool:
+        bad = plan_and_preprocess(
+            raw,
+            os.environ["nnUNet_preprocessed"],
+            configurations,
+            num,
+            pool,
+            lambda line: tqdm.write(line, sys.stderr),
+            sys.stderr.isatty(),
+        )
+    _list_set_aside(bad)
+    print(
+        f"\n{name} is planned and preprocessed, {len(bad)} bad images were left out.\n"
+        f"Next: pcrl_nnunet_pretrain -d {dataset}; "
+        f"with a classes.csv or candidates.csv, nnUNetv2_train {name} ... -tr PCRLClassificationTrainer"
+    )
 
 
 def _plan(dataset: str, planner_name: str) -> str:

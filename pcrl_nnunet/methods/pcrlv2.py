@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pcrl_nnunet.config import PretrainSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
-from pcrl_nnunet.models import ComparisonHead, Decoder, RestorationHead
+from pcrl_nnunet.models import ComparisonHead, Decoder, RestorationHead, accept_any_size
 
 
 class Levels(NamedTuple):
@@ -78,11 +78,7 @@ class PCRLv2(nn.Module):
     ):
         super().__init__()
         self.encoder = encoder
-        for module in encoder.modules():
-            if isinstance(module, (nn.AvgPool2d, nn.AvgPool3d)):
-                # The shortcut of a residual block: it has to end where the strided convolution beside it ends, also
-                # where a local view's size is no multiple of the stride. There is no other difference.
-                module.ceil_mode = True
+        accept_any_size(encoder)  # local views' sizes are no multiples of the strides
         self.decoder = Decoder(encoder, skip_connections)
         self.full_resolution = restoration == "full"
         n = self.decoder.num_levels

@@ -1,0 +1,153 @@
+"""pcrl_nnunet_classify: what trained classifications say of new images, or of points in them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from time import time
+from typing import Any
+
+DESCRIPTION = """Classify images, or points in them, with what nnUNetv2_train ... -tr PCRLClassificationTrainer has
+trained; of several folds the mean probability. Images have nnU-Net's names (CASE_0000.nii.gz). Writes a table: a line
+an image or a point, a column p_NAME a label or class."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pcrl_nnunet_classify", description=DESCRIPTION)
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser.add_argument("-i", required=True, metavar="FOLDER", help="folder with the images")
+    parser.add_argument("-o", required=True, metavar="FILE.csv", help="the table to write")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="3d_fullres, 2d, ...")
+    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
+    parser.add_argument("-tr", metavar="TRAINER", default="PCRLClassificationTrainer", help="default: %(default)s")
+    parser.add_argument("-f", nargs="+", metavar="FOLD", default=["0", "1", "2", "3", "4"], help="default: 0 1 2 3 4")
+    parser.add_argument(
+        "-points",
+        metavar="FILE.csv",
+        help="for trainings on points: as candidates.csv; seriesuid is the image's name, class is not needed",
+    )
+    parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
+    return parser
+
+
+def main() -> None:
+    """Parse, load, classify, write."""
+    args = _parser().parse_args()
+    import pandas as pd
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from pcrl_nnunet.cli.pretrain import device_named
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import dataset_name_of, read_json
+    from pcrl_nnunet.targets import CASE, COORDINATES, read_points, to_voxels
+
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are kept")
+    folder = os.path.join(results, dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
+    train_first = f"train first: nnUNetv2_train {args.d} {args.c} FOLD -tr {args.tr} -p {args.p}"
+    plans = read_json(os.path.join(folder, "plans.json"), train_first)
+    dataset_json = read_json(os.path.join(folder, "dataset.json"), train_first)
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(args.c)
+    images = _images(args.i, dataset_json["file_ending"])
+    device = device_named(args.device)
+    predictor, kind = _predictor(folder, args.f, manager, configuration, dataset_json, device)
+    if (kind == "candidates") != (args.points is not None):
+        raise UserError(
+            f"these trainings are of {'points' if kind == 'candidates' else 'whole images'}; "
+            f"{'give the points with -points' if kind == 'candidates' else 'leave -points out'}"
+        )
+    points = None if args.points is None else read_points(args.points, list(images))
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    tables, start = [], time()
+    for name, files in images.items():
+        of_image = None if points is None else points[1][points[0] == name]
+        if of_image is not None and not len(of_image):
+            continue
+        data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
+        centres = None
+        if of_image is not None:
+            centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)
+        found = predictor.of_volume(data, centres)
+        table = pd.DataFrame({CASE[kind]: [name] * len(found)})
+        if of_image is not None:
+            table[list(COORDINATES)] = of_image
+        table[list(predictor.columns)] = found
+        tables.append(table)
+    seconds = time() - start
+    whole = pd.concat(tables, ignore_index=True)
+    try:
+        whole.to_csv(f"{args.o}.tmp", index=False)
+        os.replace(f"{args.o}.tmp", args.o)
+    except OSError as error:
+        raise UserError(f"{args.o} cannot be written ({error.strerror}); give another -o") from error
+    speed = f"{len(tables) / seconds:.2f} images a second"
+    if points is not None:
+        speed += f", {len(whole) / seconds:.1f} points a second"
+    print(f"{args.o}: {len(whole)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
+
+
+def _images(folder: str, ending: str) -> dict[str, list[str]]:
+    """Name -> files, one a channel."""
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    from pcrl_nnunet.errors import UserError
+
+    if not os.path.isdir(folder):
+        raise UserError(f"-i is {folder}, which is not a folder; give the folder with the images")
+    lists = create_lists_from_splitted_dataset_folder(folder, ending)
+    if not lists:
+        raise UserError(f"no image in {folder}; expected files named CASE_0000{ending}")
+    return {os.path.basename(files[0])[: -len(ending) - len("_0000")]: files for files in lists}
+
+
+def _predictor(
+    folder: str, folds: list[str], manager: Any, configuration: Any, dataset_json: dict[str, Any], device: Any
+) -> tuple[Any, Any]:
+    """The folds' networks, and what they are trained on: classes or candidates."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    from pcrl_nnunet import checkpoint
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.models import Classifier
+    from pcrl_nnunet.prediction import Predictor
+
+    networks: list[Any] = []
+    described: dict[str, Any] = {}
+    for fold in folds:
+        path = os.path.join(folder, f"fold_{fold}", checkpoint.FINAL)
+        content = checkpoint.read_any(path)
+        if "pcrl_classification" not in content:
+            raise UserError(f"checkpoint {path} is not of a classification; give the -tr of one")
+        if described and content["pcrl_classification"] != described:
+            raise UserError(
+                f"checkpoint {path} was trained on other labels or sizes than that of fold {folds[0]}; train the folds "
+                f"alike, or give fewer of them with -f"
+            )
+        described = content["pcrl_classification"]
+        network = get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(manager, configuration, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            deep_supervision=False,
+        )
+        classifier = Classifier(network, len(described["names"]))
+        classifier.load_state_dict(content["network_weights"])
+        networks.append(classifier.to(device).eval())
+    names, exclusive, size = described["names"], described["exclusive"], described["size"]
+    return Predictor(networks, names, exclusive, size, device), described["kind"]
+
+
+def main_entry() -> None:
+    """The console script."""
+    from pcrl_nnunet.errors import console
+
+    console(main)
+
+
+if __name__ == "__main__":
+    main_entry()

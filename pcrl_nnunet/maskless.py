@@ -1,0 +1,183 @@
+"""Datasets without masks, for classification or wholly unlabelled, through nnU-Net's own planning and preprocessing.
+
+nnU-Net wants a mask of every case: for the statistics of its intensities, and to train on. Here the mask is the
+foreground found from the image, made in a raw dataset beside the real one; nnU-Net does the rest, with its own code,
+and writes what it always writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from scipy.ndimage import binary_fill_holes
+from skimage.filters import threshold_otsu
+from tqdm import tqdm
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import read_json
+from pcrl_nnunet.scans import Scan, SetAside, own_scans, short_reason
+from pcrl_nnunet.unlabelled import MAX_BAD, write_text
+
+LABELS = {"background": 0, "foreground": 1}
+MASKS = "pcrl_masks"  # in nnUNet_preprocessed, while at work; no name of a dataset
+SAMPLED = 10**6  # voxels are enough for a threshold
+
+
+def foreground(image: np.ndarray) -> np.ndarray:
+    """Where there is a body: brighter than Otsu's threshold in any channel, and what that surrounds within a slice.
+
+    So lungs belong to it, dark as they are.
+
+    Args:
+        image: (C, Z, Y, X) as nnU-Net's readers give it.
+
+    Returns:
+        (Z, Y, X) bool.
+
+    Raises:
+        ValueError: the image is constant, or not finite.
+    """
+    found = np.zeros(image.shape[1:], bool)
+    for channel in image:
+        if not np.isfinite(channel).all():
+            raise ValueError("voxels that are not finite numbers")
+        sample = channel.ravel()[:: max(1, channel.size // SAMPLED)]
+        if sample.min() < sample.max():
+            found |= channel > threshold_otsu(sample)
+    if not found.any():
+        raise ValueError("all voxels are the same")
+    for slice_ in found:
+        slice_[...] = binary_fill_holes(slice_)
+    return found
+
+
+def write_mask(scan: Scan, reader: Any, path: str) -> SetAside | None:
+    """Write the mask of a case, whole or not at all; why it has none."""
+    try:
+        image, properties = reader().read_images(list(scan.files))
+        mask = foreground(image).astype(np.uint8)
+        folder, name = os.path.split(path)
+        draft = os.path.join(folder, f"draft_{name}")  # the ending decides on the format
+        reader().write_seg(mask, draft, properties)
+        os.replace(draft, path)
+    except Exception as error:  # whatever a file makes a reader do, the others go on
+        return SetAside(scan.sources[0], short_reason(error, ""))
+    return None
+
+
+def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
+    """Whether a raw dataset is one that nnU-Net can plan by itself."""
+    if "dataset" in dataset_json:
+        return all("label" in entry for entry in dataset_json["dataset"].values())
+    return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
+
+
+def plan_and_preprocess(
+    raw_folder: str,
+    preprocessed: str,
+    configurations: Sequence[str],
+    num_processes: int,
+    pool: Executor,
+    log: Callable[[str], None],
+    progress: bool,
+) -> list[SetAside]:
+    """Plan and preprocess a dataset without masks; what could not be used.
+
+    Masks that an interrupted run has made are kept.
+
+    Args:
+        raw_folder: nnUNet_raw/DatasetXXX_NAME.
+        preprocessed: nnUNet_preprocessed.
+        configurations: empty for nnU-Net's choice.
+
+    Raises:
+        UserError: over 10 % bad, or nnU-Net failed.
+    """
+    name = os.path.basename(raw_folder)
+    dataset_json = read_json(os.path.join(raw_folder, "dataset.json"), "describe the dataset as nnU-Net wants it")
+    scans = own_scans(raw_folder, dataset_json)
+    if not scans:
+        raise UserError(
+            f"no image in {os.path.join(raw_folder, 'imagesTr')}; put them there, named CASE_0000 and so on"
+        )
+    reader = determine_reader_writer_from_dataset_json(dataset_json, scans[0].files[0], verbose=False)
+    raw = os.path.join(preprocessed, MASKS, name)
+    masks = os.path.join(raw, "labelsTr")
+    os.makedirs(masks, exist_ok=True)
+    bad = _make_masks(scans, reader, masks, dataset_json["file_ending"], pool, log, progress)
+    if len(bad) > MAX_BAD * len(scans):
+        raise UserError(
+            f"{len(bad)} of {len(scans)} images are bad, over {MAX_BAD:.0%}: mend or remove them and run again; "
+            f"finished masks are kept. The first is {bad[0].where}: {bad[0].reason}."
+        )
+    without = {s.where for s in bad}
+    ending = dataset_json["file_ending"]
+    cases = {
+        scan.name: {"images": list(scan.files), "label": os.path.join("labelsTr", scan.name + ending)}
+        for scan in scans
+        if scan.sources[0] not in without
+    }
+    described = {**dataset_json, "labels": LABELS, "numTraining": len(cases)}
+    described.pop("regions_class_order", None)
+    write_text(os.path.join(raw, "dataset.json"), json.dumps({**described, "dataset": cases}, indent=4))
+    _run_nnunet(name, os.path.dirname(raw), configurations, num_processes)
+    if not bad and "dataset" not in dataset_json:  # nnU-Net finds the images itself: their paths need not be kept
+        write_text(os.path.join(preprocessed, name, "dataset.json"), json.dumps(described, indent=4))
+    shutil.rmtree(raw)
+    if not os.listdir(os.path.dirname(raw)):
+        os.rmdir(os.path.dirname(raw))
+    return bad
+
+
+def _make_masks(
+    scans: Sequence[Scan],
+    reader: Any,
+    folder: str,
+    ending: str,
+    pool: Executor,
+    log: Callable[[str], None],
+    progress: bool,
+) -> list[SetAside]:
+    todo = {scan: os.path.join(folder, scan.name + ending) for scan in scans}
+    todo = {scan: path for scan, path in todo.items() if not os.path.isfile(path)}
+    bad = []
+    try:
+        futures = {pool.submit(write_mask, scan, reader, path): scan for scan, path in todo.items()}
+        bar = tqdm(as_completed(futures), total=len(scans), initial=len(scans) - len(todo), disable=not progress)
+        for future in bar:
+            if (found := future.result()) is not None:
+                bad.append(found)
+                log(f"bad: {found.where}: {found.reason}")
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely because the memory ran out: run the same command with a smaller "
+            "-np, finished masks are kept"
+        ) from None
+    return bad
+
+
+def _run_nnunet(name: str, raw_root: str, configurations: Sequence[str], num_processes: int) -> None:
+    """nnU-Net's own command, on the dataset with masks."""
+    number = str(int(name[len("Dataset") :].split("_")[0]))
+    entry = (
+        "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
+    )
+    command = [sys.executable, "-c", entry, "-d", number, "-npfp", str(num_processes), "-np", str(num_processes)]
+    if configurations:
+        command += ["-c", *configurations]
+    done = subprocess.run(command, env={**os.environ, "nnUNet_raw": raw_root}, check=False)
+    if done.returncode != 0:
+        raise UserError(
+            f"nnUNetv2_plan_and_preprocess ended with status {done.returncode}, see above; mend what it says and run "
+            f"the same command again"
+        )

@@ -1,0 +1,100 @@
+"""What a classification says of cases or points. N samples, L outputs, * space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pcrl_nnunet.crops import crops_of, places, tiles
+from pcrl_nnunet.data import Case, CaseVolume
+from pcrl_nnunet.targets import CASE, COORDINATES, Targets
+from pcrl_nnunet.transforms.sub_crop import Volume
+
+BATCH = 8
+
+
+class Predictor:
+    """Mean probabilities of one or several trained classifiers (folds).
+
+    Of a case: the mean logit over patches that cover it. Of a point: that of the crop in whose middle it lies.
+
+    Args:
+        networks: in evaluation mode.
+        names: of the L outputs.
+        exclusive: softmax rather than sigmoid.
+        size: of the input, voxels.
+    """
+
+    def __init__(
+        self, networks: Sequence[Any], names: Sequence[str], exclusive: bool, size: Sequence[int], device: torch.device
+    ) -> None:
+        self.networks, self.exclusive, self.size, self.device = networks, exclusive, size, device
+        self.columns = tuple(f"p_{name}" for name in names)
+
+    @torch.inference_mode()
+    def of_volume(self, volume: Volume, centres: np.ndarray | None) -> np.ndarray:
+        """(N, L) probabilities, of points (N, axes) in voxels, or (1, L) of the whole."""
+        around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
+        logits: list[list[torch.Tensor]] = [[] for _ in self.networks]
+        for batch in crops_of(volume, around, self.size, BATCH):
+            on_device = batch.to(self.device)
+            for of_network, network in zip(logits, self.networks, strict=True):
+                of_network.append(network(on_device).float().cpu())
+        probabilities = []
+        for of_network in logits:
+            all_of_them = torch.cat(of_network)
+            if centres is None:
+                all_of_them = all_of_them.mean(0, keepdim=True)
+            probabilities.append(all_of_them.softmax(1) if self.exclusive else all_of_them.sigmoid())
+        return np.asarray(torch.stack(probabilities).mean(0))
+
+    def of_targets(
+        self, targets: Targets, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
+    ) -> pd.DataFrame:
+        """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME."""
+        found = np.full((len(samples), len(self.columns)), np.nan, np.float32)
+        for name in dict.fromkeys(targets.case[samples]):  # points are grouped, so that a scan is opened once
+            of_case = np.flatnonzero(targets.case[samples] == name)
+            case = cases[str(name)]
+            volume, centres = CaseVolume(case), None
+            if targets.point is not None:
+                centres = places(targets.point[samples[of_case]], case, volume.shape[1:], transpose)
+            found[of_case] = self.of_volume(volume, centres)
+        table = pd.DataFrame({CASE[targets.kind]: targets.case[samples]})
+        if targets.point is not None:
+            table[list(COORDINATES)] = targets.point[samples]
+        table[list(self.columns)] = found
+        table[list(targets.names)] = targets.value[samples]
+        return table
+
+    @torch.inference_mode()
+    def activation(
+        self, targets: Targets, index: int, cases: Mapping[str, Case], transpose: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An input (C, *size) and its class-activation maps (L, *size) by the first network.
+
+        Of a case: that patch of it with the highest logit.
+        """
+        case = cases[str(targets.case[index])]
+        volume = CaseVolume(case)
+        if targets.point is None:
+            around = tiles(volume.shape[1:], self.size)
+        else:
+            around = [tuple(c) for c in places(targets.point[[index]], case, volume.shape[1:], transpose)]
+        best: tuple[float, torch.Tensor, torch.Tensor] | None = None
+        for batch in crops_of(volume, around, self.size, BATCH):
+            maps = self.networks[0].activation_maps(batch.to(self.device)).float().cpu()  # (B, L, *stage)
+            highest = maps.flatten(2).mean(2).amax(1)
+            at = int(highest.argmax())
+            if best is None or float(highest[at]) > best[0]:
+                best = float(highest[at]), batch[at], maps[at]
+        assert best is not None
+        mode = "trilinear" if len(self.size) == 3 else "bilinear"
+        larger = torch.nn.functional.interpolate(best[2][None], size=tuple(self.size), mode=mode, align_corners=False)[
+            0
+        ]
+        return best[1].numpy(), larger.numpy()

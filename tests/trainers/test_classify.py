@@ -1,0 +1,226 @@
+import copy
+import json
+import os
+import pickle
+import shutil
+
+import blosc2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from tiny_dataset import make_plan
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.targets import read_targets
+from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
+from pcrl_nnunet.trainers.classify import fitting_batch, split_by_patient
+
+NUM_CASES = 12
+SHORT = {"epochs": 2, "iters_per_epoch": 3, "val_iters_per_epoch": 2}
+
+
+@pytest.fixture
+def classes(tiny):
+    """Twelve cases, of which every second one, the positive ones, has a bright half."""
+    for i in range(NUM_CASES):
+        path = tiny.data / f"case_{i}"
+        if i >= 4:
+            for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
+                shutil.copy(tiny.data / f"case_0{suffix}", f"{path}{suffix}")
+        image = np.random.default_rng(i).normal(size=(1, 14, 14, 14)).astype(np.float32)
+        image[:, :, 7:] += 2 * (i % 2)
+        os.remove(f"{path}.b2nd")
+        blosc2.asarray(image, urlpath=f"{path}.b2nd")
+        properties = {
+            "sitk_stuff": {"origin": (0.0,) * 3, "spacing": (1.0,) * 3, "direction": tuple(np.eye(3).ravel())},
+            "bbox_used_for_cropping": [[0, 14]] * 3,
+            "shape_after_cropping_and_before_resampling": (14, 14, 14),
+            "class_locations": {1: [], 2: []},
+        }
+        with open(f"{path}.pkl", "wb") as file:
+            pickle.dump(properties, file)
+    names = [f"case_{i}" for i in range(NUM_CASES)]
+    lines = "".join(f"{name},{i % 2}\n" for i, name in enumerate(names))
+    (tiny.folder / "classes.csv").write_text(f"case,bright\n{lines}")
+    splits = [{"train": names[:8], "val": names[8:]}, {"train": names[4:], "val": names[:4]}]
+    (tiny.folder / "splits_final.json").write_text(json.dumps(splits))
+    return tiny
+
+
+def make(tiny, cls=PCRLClassificationScratchTrainer, fold=0, classify=None, finetune=None, continue_training=False):
+    plan = make_plan(finetune={**SHORT, **(finetune or {})}, classify={"crop_mm": 8.0, **(classify or {})})
+    plan = {**plan, "continue_training": continue_training}
+    return cls(plan, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
+
+
+def log_of(trainer):
+    with open(trainer.log_file) as file:
+        return file.read()
+
+
+def validation_of(trainer):
+    return os.path.join(trainer.output_folder, "validation")
+
+
+def test_it_learns_to_tell_cases_apart(classes):
+    trainer = make(classes, finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03})
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
+    assert list(table.columns) == ["case", "p_bright", "bright"]
+    assert list(table["case"]) == [f"case_{i}" for i in range(8, 12)]
+    assert list(table["bright"]) == [0, 1, 0, 1]
+    assert table["p_bright"].between(0, 1).all()
+    with open(os.path.join(validation_of(trainer), "auroc.json")) as file:
+        assert json.load(file)["bright"]["auroc"] == 1
+    assert {"roc.png", "activation_case_8_8.png"} <= set(os.listdir(validation_of(trainer)))
+    assert os.path.isfile(os.path.join(trainer.output_folder, "progress.png"))
+    assert "AUROC" in log_of(trainer)
+    assert "Dice" not in log_of(trainer).split("Training done")[0].split("Please cite")[-1]
+
+
+def test_it_learns_to_tell_points_apart(classes):
+    lines = "".join(f"case_{i},{x},7,7,{int(x > 7 and i % 2)}\n" for i in range(NUM_CASES) for x in (3, 7, 10))
+    os.remove(classes.folder / "classes.csv")
+    (classes.folder / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ,class\n{lines}")
+    for i in range(NUM_CASES):  # bright where x is large, in the last axis of the array
+        image = np.random.default_rng(i).normal(size=(1, 14, 14, 14)).astype(np.float32)
+        image[..., 9:] += 3 * (i % 2)
+        os.remove(classes.data / f"case_{i}.b2nd")
+        blosc2.asarray(image, urlpath=str(classes.data / f"case_{i}.b2nd"))
+    trainer = make(
+        classes,
+        finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03},
+        classify={"crop_mm": 6.0, "jitter_mm": 0.5},
+    )
+    assert trainer.size == (6, 6, 6)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
+    assert list(table.columns) == ["seriesuid", "coordX", "coordY", "coordZ", "p_class", "class"]
+    assert len(table) == 12
+    with open(os.path.join(validation_of(trainer), "auroc.json")) as file:
+        assert json.load(file)["class"]["auroc"] > 0.9
+
+
+def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(classes):
+    lines = "".join(f"case_{i},{('a', 'b', 'c')[i % 3]}\n" for i in range(NUM_CASES))
+    (classes.folder / "classes.csv").write_text(f"case,kind\n{lines}")
+    trainer = make(classes, classify={"class_weights": True})
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
+    np.testing.assert_allclose(table[["p_a", "p_b", "p_c"]].sum(axis=1), 1, atol=1e-5)
+    assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
+
+
+def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch):
+    plan = make_plan()
+    settings = pretrain_settings(
+        plan, "3d_fullres", plan["configurations"]["3d_fullres"], epochs=1, iters_per_epoch=1, batch_size=4
+    )
+    plans = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
+    pretraining = PCRLPretrainTrainer(plans, "3d_fullres", "all", classes.dataset_json, torch.device("cpu"))
+    pretraining.run_training()
+    wanted = checkpoint.encoder_hash(pretraining.plan_network.encoder)
+    at_first_step = []
+    step = PCRLClassificationTrainer.train_step
+
+    def recording(self, batch):
+        at_first_step.append(checkpoint.encoder_hash(self.network.encoder))
+        return step(self, batch)
+
+    monkeypatch.setattr(PCRLClassificationTrainer, "train_step", recording)
+    trainer = make(classes, PCRLClassificationTrainer)
+    trainer.run_training()
+    assert at_first_step[0] == wanted
+    assert len(set(at_first_step)) == len(at_first_step)  # it moves
+    assert "100.0% of the encoder's parameters are pretrained" in log_of(trainer)
+    scratch = make(classes)
+    scratch.initialize()
+    assert checkpoint.encoder_hash(scratch.network.encoder) != wanted
+
+
+def test_without_a_pretraining_it_does_not_start(classes):
+    with pytest.raises(SystemExit, match="no pretrained encoder for fold 0"):
+        make(classes, PCRLClassificationTrainer).on_train_start()
+
+
+def test_a_continued_training_and_validation_alone_have_the_trained_weights(classes):
+    first = make(classes)
+    first.run_training()
+    trained = {name: tensor.clone() for name, tensor in first.network.state_dict().items()}
+    content = torch.load(os.path.join(first.output_folder, "checkpoint_final.pth"), weights_only=False)
+    assert content["trainer_name"] == "PCRLClassificationScratchTrainer"
+    assert content["pcrl_classification"]["names"] == ["bright"]
+    for arguments in ((True, False), (False, True)):
+        again = make(classes, finetune={"epochs": 3}, continue_training=arguments[0])
+        maybe_load_checkpoint(again, *arguments)
+        assert all(torch.equal(tensor, trained[name]) for name, tensor in again.network.state_dict().items())
+    again.perform_actual_validation()
+    assert os.path.isfile(os.path.join(validation_of(again), "predictions.csv"))
+
+
+def test_of_the_raw_dataset_the_newer_table_is_taken(classes):
+    raw = classes.folder.parents[1] / "raw" / classes.folder.name
+    raw.mkdir(parents=True)
+    (raw / "classes.csv").write_text("case,other\n" + "".join(f"case_{i},{i % 2}\n" for i in range(NUM_CASES)))
+    trainer = make(classes)
+    assert trainer.targets.names == ("other",)
+    assert (classes.folder / "classes.csv").read_text() == (raw / "classes.csv").read_text()
+    assert "classes.csv was taken from" in log_of(trainer)
+
+
+def test_patients_are_kept_on_one_side_of_a_split(classes):
+    rows = "".join(f"case_{i},{i % 2},p{i // 2}\n" for i in range(NUM_CASES))
+    (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
+    (classes.folder / "splits_final.json").unlink()
+    train, validation = make(classes, fold=2).do_split()
+    assert not {int(c.split("_")[1]) // 2 for c in train} & {int(c.split("_")[1]) // 2 for c in validation}
+    folds = json.loads((classes.folder / "splits_final.json").read_text())
+    assert sorted(case for fold in folds for case in fold["val"]) == sorted(f"case_{i}" for i in range(NUM_CASES))
+    assert folds == split_by_patient(sorted(train + validation), read_targets(str(classes.folder)))
+
+
+def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes):
+    rows = "".join(f"case_{i},{i % 2},{'p' if i in (0, 9) else i}\n" for i in range(NUM_CASES))
+    (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
+    before = (classes.folder / "splits_final.json").read_bytes()
+    trainer = make(classes)
+    trainer.do_split()
+    assert (classes.folder / "splits_final.json").read_bytes() == before
+    assert "has patients on both sides, so that scores will be too good: p" in log_of(trainer)
+
+
+@pytest.mark.parametrize(
+    ("table", "classify", "message"),
+    [
+        ("case,a\nother_1,1\nother_2,0\n", {}, "classes.csv tells nothing of the training cases of fold 0"),
+        (None, {}, "there is no classes.csv or candidates.csv"),
+        (None, {"target": "points"}, "pcrl.classify.target is 'points'; expected 'classes' or 'candidates'"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence_and_leave_nothing_behind(classes, table, classify, message):
+    if table is None:
+        os.remove(classes.folder / "classes.csv")
+    else:
+        (classes.folder / "classes.csv").write_text(table)
+    with pytest.raises(SystemExit, match=message):
+        make(classes, classify=classify).on_train_start()
+    assert not classes.results.exists()
+
+
+def test_crops_that_leave_nothing_at_the_bottleneck_are_refused(classes):
+    os.remove(classes.folder / "classes.csv")
+    (classes.folder / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\ncase_0,1,1,1,1\n")
+    with pytest.raises(SystemExit, match=r"crops of 4.0 mm are 4x4x4 voxels.*total stride 4x4x4 leaves 1; .*crop_mm"):
+        make(classes, classify={"crop_mm": 4.0})
+
+
+def test_the_batch_has_the_voxels_of_the_plans():
+    assert fitting_batch((40, 56, 40), 9, (40, 56, 40)) == 9
+    assert fitting_batch((40, 56, 40), 9, (20, 28, 20)) == 32
+    assert fitting_batch((40, 56, 40), 1, (40, 56, 40)) == 2

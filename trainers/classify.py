@@ -1,0 +1,303 @@
+"""Classification of cases or points with a plan's encoder, through nnU-Net's own `nnUNetv2_train`."""
+
+from __future__ import annotations
+
+import filecmp
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import autocast, nn
+
+from pcrl_nnunet import figures, scores
+from pcrl_nnunet.config import MIN_BOTTLENECK_VOXELS, ClassifySettings
+from pcrl_nnunet.crops import ClassificationLoader, crop_size
+from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.losses import classification_loss
+from pcrl_nnunet.models import Classifier
+from pcrl_nnunet.prediction import Predictor
+from pcrl_nnunet.targets import FILES, Targets, read_targets
+from pcrl_nnunet.trainers.finetune import NNUNET_DEFAULT_DEVICE, PCRLFinetuneTrainer, PCRLScratchTrainer
+from pcrl_nnunet.transfer import unwrap
+
+NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
+MAX_BATCH = 32  # the paper's
+NUM_MAPS = 4
+
+
+class ClassificationLogger(LocalLogger):
+    """nnU-Net's logger; what it calls Dice is the AUROC."""
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Write progress.png."""
+        figures.classification_progress(self.my_fantastic_logging, os.path.join(output_folder, "progress.png"))
+
+
+class _Classification(PCRLScratchTrainer):
+    """What both trainers of a classification replace of `PCRLScratchTrainer`.
+
+    __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
+    on_validation_epoch_end, print_to_log_file, extra_content, perform_actual_validation.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = NNUNET_DEFAULT_DEVICE,
+    ) -> None:
+        with exit_on_user_error():  # before nnU-Net creates the output folder
+            self.classify = ClassifySettings.from_plan(plans)
+            folder = os.path.join(nnUNet_preprocessed or "", plans["dataset_name"])
+            raw = os.path.join(nnUNet_raw or "", plans["dataset_name"])
+            changed = bring_tables(raw, folder)
+            self.targets: Targets = read_targets(folder, self.classify.target or None)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.saved_as = type(self).__name__
+        self.enable_deep_supervision = False
+        self.logger.local_logger = ClassificationLogger()
+        for name in changed:
+            self.print_to_log_file(f"{name} was taken from {raw} into {folder}")
+        with self._or_nothing_left_behind():
+            self.size = self._input_size()
+
+    def _input_size(self) -> tuple[int, ...]:
+        """Of the network, voxels: a patch for cases, a crop for points."""
+        manager = self.configuration_manager
+        size = tuple(manager.patch_size)
+        if self.targets.point is not None:
+            size = crop_size(self.classify.crop_mm, manager.spacing)
+        strides = manager.network_arch_init_kwargs["strides"]
+        total = [math.prod(stride[axis] for stride in strides) for axis in range(len(size))]
+        left = math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
+        if left < MIN_BOTTLENECK_VOXELS:
+            raise UserError(
+                f"crops of {self.classify.crop_mm} mm are {'x'.join(map(str, size))} voxels, of which an encoder with "
+                f"total stride {'x'.join(map(str, total))} leaves {left}; at least {MIN_BOTTLENECK_VOXELS} are needed: "
+                f"raise pcrl.classify.crop_mm"
+            )
+        return size
+
+    def build_network_architecture(  # a method here: the number of outputs is the table's
+        self,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The plan's encoder with a head for the table's labels."""
+        network = super().build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return Classifier(network, len(self.targets.names))
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """There is none."""
+
+    def _build_loss(self) -> Any:
+        train, _ = self.samples()
+        weight = None
+        if self.classify.class_weights:
+            weight = torch.tensor(self.targets.class_weights(train), dtype=torch.float32, device=self.device)
+        return lambda logits, target: classification_loss(logits, target, self.targets.exclusive, weight)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """As nnU-Net's; the split that it would draw is by patient where the table has patients."""
+        file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        patient = self.targets.patient
+        if patient and self.fold != "all" and not os.path.isfile(file) and self.local_rank == 0:
+            names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
+            save_json(split_by_patient(names, self.targets), file, sort_keys=False)
+            self.print_to_log_file(f"Wrote {file}: {NUM_FOLDS} folds by patient")
+        train, validation = super().do_split()
+        shared = {patient[c] for c in train if c in patient} & {patient[c] for c in validation if c in patient}
+        if shared and self.fold != "all":
+            self.print_to_log_file(
+                f"WARNING: {file} has patients on both sides, so that scores will be too good: "
+                f"{', '.join(sorted(shared)[:5])}"
+            )
+        return train, validation
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices into the targets, of training and validation.
+
+        Raises:
+            SystemExit: one of them is empty.
+        """
+        train, validation = (self.targets.of_cases(cases) for cases in self.do_split())
+        with self._or_nothing_left_behind():
+            for what, of_split in (("training", train), ("validation", validation)):
+                if not len(of_split):
+                    raise UserError(
+                        f"{FILES[self.targets.kind]} tells nothing of the {what} cases of fold {self.fold}; check its "
+                        f"names of cases against those in {self.preprocessed_dataset_folder}"
+                    )
+        return train, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's augmentation and processes around our loader."""
+        self.get_tr_and_val_datasets()  # opens every case
+        rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        transforms = (
+            self.get_training_transforms(self.size, rotation, None, mirror_axes, dummy_2d),
+            self.get_validation_transforms(None),
+        )
+        read_size = [int(n) for n in get_patch_size(self.size, rotation, rotation, rotation, (0.85, 1.25))]
+        if dummy_2d:
+            read_size[0] = self.size[0]
+        spacing = self.configuration_manager.spacing
+        points = self.targets.point is not None
+        jitter = [self.classify.jitter_mm / s for s in spacing] if points else []
+        cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
+        batch = self.classify.batch_size or fitting_batch(
+            self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
+        )
+        self.print_to_log_file(f"Batches of {batch} inputs of {'x'.join(map(str, self.size))} voxels, {self.classify}")
+        loaders = []
+        for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
+            loader = ClassificationLoader(
+                cases,
+                self.targets,
+                samples,
+                batch,
+                self.size,
+                read_size if train else self.size,
+                transform,
+                self.classify.balanced,
+                self.plans_manager.transpose_forward,
+                jitter if train else [0.0] * len(jitter),
+            )
+            loaders.append(self._augmenter(loader, train))
+        return loaders[0], loaders[1]
+
+    def _augmenter(self, loader: ClassificationLoader, train: bool) -> Any:
+        processes = get_allowed_n_proc_DA()
+        if processes == 0:
+            return SingleThreadedAugmenter(loader, None)
+        processes = processes if train else max(1, processes // 2)
+        return NonDetMultiThreadedAugmenter(
+            loader, None, processes, num_cached=max(3, processes // 2), pin_memory=self.device.type == "cuda"
+        )
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Loss, and what the AUROC is made of."""
+        data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
+        if self.device.type == "cuda":
+            with autocast("cuda"):
+                logits = self.network(data)
+        else:
+            logits = self.network(data)
+        loss = self.loss(logits, target)
+        return {"loss": loss.cpu().numpy(), "logits": logits.float().cpu().numpy(), "target": target.cpu().numpy()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """The AUROC of every output, and their mean, in the places of nnU-Net's Dice."""
+        if self.is_ddp:
+            of_ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(of_ranks, val_outputs)
+            val_outputs = [output for outputs in of_ranks for output in outputs]
+        logits, target = (np.concatenate([output[name] for output in val_outputs]) for name in ("logits", "target"))
+        auroc = [scores.auroc(target[:, i], logits[:, i]) for i in range(logits.shape[1])]
+        known = [value for value in auroc if not np.isnan(value)]
+        self.logger.log("mean_fg_dice", float(np.mean(known)) if known else 0.5, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", auroc, self.current_epoch)
+        self.logger.log("val_losses", float(np.mean([output["loss"] for output in val_outputs])), self.current_epoch)
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """As nnU-Net's, which speaks of a Dice."""
+        told = [
+            a.replace("pseudo Dice", "AUROC").replace("Pseudo dice", "AUROC") if isinstance(a, str) else a for a in args
+        ]
+        super().print_to_log_file(*told, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+
+    def extra_content(self) -> dict[str, Any]:
+        """What `pcrl_nnunet_classify` needs to know, for the checkpoints."""
+        return {
+            "pcrl_classification": {
+                "kind": self.targets.kind,
+                "names": list(self.targets.names),
+                "exclusive": self.targets.exclusive,
+                "size": list(self.size),
+            }
+        }
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Of the fold's validation cases: predictions.csv, auroc.json, roc.png, activation maps of a few samples."""
+        if self.local_rank != 0:
+            return
+        _, samples = self.samples()
+        folder = os.path.join(self.output_folder, "validation")
+        os.makedirs(folder, exist_ok=True)
+        network = unwrap(self.network)
+        network.eval()
+        predictor = Predictor([network], self.targets.names, self.targets.exclusive, self.size, self.device)
+        cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
+        table = predictor.of_targets(self.targets, samples, cases, self.plans_manager.transpose_forward)
+        table.to_csv(os.path.join(folder, "predictions.csv"), index=False)
+        truth, score = self.targets.value[samples], table[list(predictor.columns)].to_numpy()
+        groups = np.array([self.targets.patient.get(name, name) for name in self.targets.case[samples]])
+        found = {
+            name: scores.auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(self.targets.names)
+        }
+        save_json(found, os.path.join(folder, "auroc.json"), sort_keys=False)
+        for name, value in found.items():
+            self.print_to_log_file(
+                f"AUROC of {name}: {value['auroc']:.3f}, 95 % interval {value['low']:.3f} to {value['high']:.3f} "
+                f"({value['positive']} of {value['known']} positive)"
+            )
+        figures.roc(truth, score, self.targets.names, found, os.path.join(folder, "roc.png"))
+        chosen = samples[np.unique(np.linspace(0, len(samples) - 1, NUM_MAPS).astype(int))]
+        for index in chosen:
+            image, maps = predictor.activation(self.targets, int(index), cases, self.plans_manager.transpose_forward)
+            name = f"{self.targets.case[index]}_{index}"
+            figures.activation(image, maps, predictor.columns, name, os.path.join(folder, f"activation_{name}.png"))
+
+
+class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
+    """Classifies cases or points, starting from a pretrained encoder, which it finds as `PCRLFinetuneTrainer` does."""
+
+
+class PCRLClassificationScratchTrainer(_Classification):
+    """`PCRLClassificationTrainer` without the weights: the fair control."""
+
+
+def bring_tables(raw_folder: str, folder: str) -> list[str]:
+    """Copy a dataset's tables to where nnU-Net's trainings look; the names of those that were not there, or changed."""
+    changed = []
+    for name in FILES.values():
+        source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
+        if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
+            shutil.copyfile(source, f"{copy}.tmp")
+            os.replace(f"{copy}.tmp", copy)
+            changed.append(name)
+    return changed
+
+
+def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, list[str]]]:
+    """nnU-Net's five folds, with all cases of a patient in one, and as many positives in each as can be."""
+    groups = [targets.patient.get(name, name) for name in names]
+    positive = [bool(np.nansum(targets.value[targets.case == name][:, -1:])) for name in names]
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(names, positive, groups)
+    return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in folds]
+
+
+def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:
+    """Inputs that have as many voxels as the plan's batch of patches, 2 to 32."""
+    return max(2, min(MAX_BATCH, math.prod(patch_size) * batch_size // math.prod(size)))
