@@ -475,6 +475,19 @@ def global_views(folder: Path, count: int = 60) -> np.ndarray:
     return np.array([loader.sample(0, k)["target"].std(axis=(1, 2, 3, 4)) for k in range(count)])
 
 
+def local_views(folder: Path, count: int = 20) -> np.ndarray:
+    """Standard deviation of the local views, before noise and the like."""
+    plan = json.loads((folder / f"{NAME}.json").read_text())
+    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
+    settings = pretrain_settings(plan, "3d_fullres", configuration)
+    cases = find_cases(str(made(folder)))
+    loader = ViewLoader(cases, settings.views, settings.augmentation, 8, seed=0)
+    of_samples = [
+        loader.sample_in_steps(cases[k % len(cases)], np.random.default_rng(k))[1][2:] for k in range(count)
+    ]  # the first two are global
+    return np.array([[view.std() for view in views] for views in of_samples])
+
+
 LUNGS = {f"case_{k}": lung_ct(k) for k in range(3)}
 HEADS = {f"case_{k}": mri(k) for k in range(3)}
 
@@ -501,6 +514,7 @@ def test_no_view_is_clipped_to_a_constant(
     write_target(home, TARGET, scheme, statistics, spacing=spacing)
     assert run(preprocess, "-d", "16", "-target", "42") == 0
     assert global_views(folder).min() > 0.1  # of the standard deviation of all voxels, which is 1
+    assert local_views(folder).min() > 0.02
     whole = np.concatenate([blosc2.open(case.path, mode="r")[:].ravel() for case in find_cases(str(made(folder)))])
     assert 0.7 < whole.std() < 1.1
     if clipped_by_the_targets:  # so the line above can fail
@@ -512,3 +526,4 @@ def test_no_view_is_clipped_to_a_constant(
         else:
             assert said == 0
             assert np.mean(global_views(folder) < 1e-5) > 0.3
+            assert np.mean(local_views(folder) < 1e-5) > 0.3

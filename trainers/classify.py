@@ -69,6 +69,9 @@ class _Classification(PCRLScratchTrainer):
             changed = bring_tables(raw, folder)
             self.targets: Targets = read_targets(folder, self.classify.target or None)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        with self._or_nothing_left_behind():
+            if self.settings.load_decoder:
+                raise UserError("a classification has no decoder; set pcrl.finetune.load_decoder to false in the plan")
         self.saved_as = type(self).__name__
         self.enable_deep_supervision = False
         self.logger.local_logger = ClassificationLogger()

@@ -213,6 +213,12 @@ def test_mistakes_are_said_in_a_sentence_and_leave_nothing_behind(classes, table
     assert not classes.results.exists()
 
 
+def test_a_decoder_to_load_is_refused(classes):
+    with pytest.raises(SystemExit, match=r"a classification has no decoder; set pcrl.finetune.load_decoder to false"):
+        make(classes, PCRLClassificationTrainer, finetune={"load_decoder": True})
+    assert not classes.results.exists()
+
+
 def test_crops_that_leave_nothing_at_the_bottleneck_are_refused(classes):
     os.remove(classes.folder / "classes.csv")
     (classes.folder / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\ncase_0,1,1,1,1\n")

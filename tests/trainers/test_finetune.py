@@ -221,6 +221,44 @@ def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log
         assert part in log
 
 
+def test_a_model_of_nnssl_loads_into_a_resenc_plan(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As nnssl writes the OpenMind models: with a preset's name instead of an architecture, and fewer stages here."""
+    plan = make_plan(features=[4, 8, 8])
+    architecture = plan["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    kwargs = architecture["arch_kwargs"]
+    kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+    network = get_network_from_plans(
+        architecture["network_class_name"], kwargs, architecture["_kw_requires_import"], 1, 3, deep_supervision=False
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    of_preset = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    adaptation_plan = {
+        "architecture_plans": of_preset,
+        "pretrain_plan": {
+            "dataset_name": "Dataset745_OpenMind",
+            "configurations": {"onemmiso": {"spacing": [1, 1, 1]}},
+        },
+        "pretrain_num_input_channels": 1,
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "keys_to_in_proj": ("encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"),
+        "key_to_lpe": None,
+    }
+    content = {"network_weights": network.state_dict(), "citations": [], "nnssl_adaptation_plan": adaptation_plan}
+    torch.save(content, tmp_path / "openmind.pth")
+    plan["pcrl"]["checkpoint"] = str(tmp_path / "openmind.pth")
+    trainer = make(plan=plan)
+    assert equal(run_training(trainer, monkeypatch), encoder_of(network))
+    log = log_of(trainer)
+    for part in ("100.0% of the encoder", "method nnssl", "only a name: ResEncL", "does not list the cases"):
+        assert part in log
+
+
 def test_a_supervised_training_of_nnunet_loads_too_and_its_unknown_cases_are_a_warning(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -848,10 +886,18 @@ def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(st
         assert equal(whole.optimizer.state[a], resumed.optimizer.state[b])
 
 
-def test_under_ddp_an_encoder_is_frozen_and_then_the_same_on_all_ranks(
-    fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [({"frozen_epochs": 2}, 2), ({"encoder_lr_factor": 0.0}, 3), ({"layer_lr_decay": 0.5}, 0)],
+)
+def test_under_ddp_an_encoder_is_frozen_as_set_and_otherwise_the_same_on_all_ranks(
+    fork: Callable[..., tuple[int, str]],
+    preprocessed: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    frozen: int,
 ) -> None:
-    finetune = {"epochs": EPOCHS, "frozen_epochs": 2, "weight_decay": 0.1}
+    finetune = {"epochs": EPOCHS, "weight_decay": 0.1, **settings}
     code = (
         f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import train_on_two_ranks; "
         f"train_on_two_ranks(Path({str(tmp_path)!r}), {finetune})"
@@ -862,7 +908,7 @@ def test_under_ddp_an_encoder_is_frozen_and_then_the_same_on_all_ranks(
     for states in ranks:
         names = set(states[0])
         decoder = {name for name in names if name.startswith(DECODER)}
-        assert [moved(*pair) for pair in pairwise(states)] == [decoder, decoder, names]
+        assert [moved(*pair) for pair in pairwise(states)] == [decoder] * frozen + [names] * (EPOCHS - frozen)
     for states in zip(*ranks, strict=True):
         assert not moved(*states)
 
