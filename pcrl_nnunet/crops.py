@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
 from pcrl_nnunet.data import Case, CaseVolume
-from pcrl_nnunet.targets import Drawing, Targets, to_voxels
+from pcrl_nnunet.targets import GEOMETRY, Drawing, Targets, to_voxels
 from pcrl_nnunet.transforms.sub_crop import Volume
 
 TILE_STEP = 0.5  # of a patch, between those that cover a case; nnU-Net's
@@ -130,8 +131,14 @@ class ClassificationLoader(SlimDataLoaderBase):
 
 def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
     """(N, 3) in voxels of a case's image, of points (N, 3) in world mm."""
-    properties = load_pickle(case.path.rsplit(".", 1)[0] + ".pkl")
-    return to_voxels(points, properties, shape, transpose)
+    return to_voxels(points, _geometry(case.path.rsplit(".", 1)[0] + ".pkl"), shape, transpose)
+
+
+@cache
+def _geometry(path: str) -> dict[str, Any]:
+    """What `to_voxels` needs of a case's properties, read once: the file holds megabytes of label locations."""
+    properties = load_pickle(path)
+    return {name: properties[name] for name in GEOMETRY}
 
 
 def crops_of(

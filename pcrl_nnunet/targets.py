@@ -25,6 +25,7 @@ FILES: dict[Kind, str] = {"classes": "classes.csv", "candidates": "candidates.cs
 CASE: dict[Kind, str] = {"classes": "case", "candidates": "seriesuid"}
 COORDINATES = ("coordX", "coordY", "coordZ")
 PATIENT = "patient"
+GEOMETRY = ("sitk_stuff", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling")  # of nnU-Net's .pkl
 MAX_CLASSES = 100  # more different values are no classes, but a measurement
 
 

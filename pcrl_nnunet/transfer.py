@@ -325,8 +325,7 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
         )
     source = checkpoint["method_weights"]
     # both count from the deepest stage, of which there may be more on one side: what is alike is alike from above
-    theirs = {int(name.split(".")[2]) for name in source if name.startswith("decoder.upsample.")}
-    deeper = len(theirs) - len(plain_network.decoder.transpconvs)
+    deeper = decoder_levels(source) - len(plain_network.decoder.transpconvs)
     for names, tensor in _tensors(plain_network.decoder.state_dict(keep_vars=True)):
         name = f"decoder.{names[0]}"
         _, kind, number, rest = name.split(".", 3)
@@ -345,6 +344,11 @@ def load_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: Tran
         else:
             report.adapted[name] = size
             report.notes[name] = f"{given.shape[1]} of {tensor.shape[1]} input channels, the up-sampled features'"
+
+
+def decoder_levels(method_weights: Iterable[str]) -> int:
+    """How many levels a pretraining's decoder has, by the names of its weights."""
+    return len({name.split(".")[2] for name in method_weights if name.startswith("decoder.upsample.")})
 
 
 def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0, how: str = "repeat") -> Tensor:

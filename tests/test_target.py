@@ -465,25 +465,26 @@ def test_what_has_to_be_done_before_pretraining_is_said(lungs_for_liver: SimpleN
 # ---------------------------------------------------------------------------------------------------------- the views
 
 
-def global_views(folder: Path, count: int = 60) -> np.ndarray:
-    """Standard deviation of global views as the loader draws them, before noise and the like; count x 2 of them."""
+def loader_of(folder: Path) -> ViewLoader:
     plan = json.loads((folder / f"{NAME}.json").read_text())
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
     settings = pretrain_settings(plan, "3d_fullres", configuration)
     cases = find_cases(str(made(folder)))
-    loader = ViewLoader(cases, settings.views, settings.augmentation, 8, seed=0)
+    return ViewLoader(cases, settings.views, settings.augmentation, 8, seed=0)
+
+
+def global_views(folder: Path, count: int = 60) -> np.ndarray:
+    """Standard deviation of global views as the loader draws them, before noise and the like; count x 2 of them."""
+    loader = loader_of(folder)
     return np.array([loader.sample(0, k)["target"].std(axis=(1, 2, 3, 4)) for k in range(count)])
 
 
 def local_views(folder: Path, count: int = 20) -> np.ndarray:
     """Standard deviation of the local views, before noise and the like."""
-    plan = json.loads((folder / f"{NAME}.json").read_text())
-    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
-    settings = pretrain_settings(plan, "3d_fullres", configuration)
-    cases = find_cases(str(made(folder)))
-    loader = ViewLoader(cases, settings.views, settings.augmentation, 8, seed=0)
+    loader = loader_of(folder)
     of_samples = [
-        loader.sample_in_steps(cases[k % len(cases)], np.random.default_rng(k))[1][2:] for k in range(count)
+        loader.sample_in_steps(loader.cases[k % len(loader.cases)], np.random.default_rng(k))[1][2:]
+        for k in range(count)
     ]  # the first two are global
     return np.array([[view.std() for view in views] for views in of_samples])
 

@@ -288,7 +288,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             raise UserError(f"-init {path}: {error}") from error
         own, given = self.network.state_dict(), content.get("method_weights", {})
         fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
-        if len(content["architecture_kwargs"]["strides"] if given else ()) != len(self.plan_network.encoder.strides):
+        if transfer.decoder_levels(given) != transfer.decoder_levels(own):
             fitting = {}  # levels are counted from the coarsest: with other stages their numbers mean others
         self.network.load_state_dict(fitting, strict=False)
         known = ("method", "datasets", "configuration", "fold", "epochs", "cases")

@@ -182,23 +182,18 @@ def _write(
     """The plan comes last: where it is, everything is."""
     from pcrl_nnunet import checkpoint as checkpoint_file
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.unlabelled import write_text
 
-    draft = f"{plan_file}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         checkpoint_file.write(target, fitted)
         with open(os.path.join(os.path.dirname(target), TABLE), "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows])
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(plan, file, indent=4)
-        os.replace(draft, plan_file)
+        write_text(plan_file, json.dumps(plan, indent=4))
     except OSError as error:
         raise UserError(
             f"{error.filename} cannot be written ({error.strerror}); make room or the folder writable"
         ) from error
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
 
 
 def main_entry() -> None:

@@ -524,7 +524,10 @@ def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"finetun": {}}, r"pcrl\.finetun is no part of the plan's settings; expected pretrain, finetune, classify, checkpoint"),
+        (
+            {"finetun": {}},
+            r"pcrl\.finetun is no part of the plan's settings; expected pretrain, finetune, classify, checkpoint",
+        ),
         ({"checkpoint": 5}, r"pcrl\.checkpoint is 5; expected the path"),
     ],
 )

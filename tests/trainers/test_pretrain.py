@@ -327,6 +327,23 @@ def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuin
     assert content["all_cases_known"] is True
 
 
+def test_of_a_fitted_checkpoint_the_decoder_of_other_stages_does_not_go_on(tiny):
+    """Its network has the stages of the plan, its decoder those of the pretraining that it was fitted from."""
+    deeper = make(tiny, plan=make_plan(features=(4, 8, 8, 8)))
+    deeper.initialize()
+    same = make(tiny, fold=0)
+    same.initialize()
+    content = {**same.final_content(), "method_weights": deeper.final_content()["method_weights"]}
+    path = tiny.folder.parent / "fitted.pth"
+    checkpoint.write(str(path), content)
+    trainer = make(tiny, fold=1, init=str(path))
+    trainer.initialize()
+    before = {name: tensor.clone() for name, tensor in trainer.network.decoder.state_dict().items()}
+    trainer._load_init(str(path))
+    assert checkpoint.encoder_hash(trainer.plan_network.encoder) == content["encoder_hash"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.decoder.state_dict().items())
+
+
 def test_a_checkpoint_that_cannot_load_stops_before_anything_is_trained(tiny):
     other = tiny.folder.parent / "other.pth"
     checkpoint.write(str(other), {"format": checkpoint.FORMAT, "network_weights": {}})
