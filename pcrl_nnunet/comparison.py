@@ -8,10 +8,12 @@ A run is one fine-tuning: a method, a number of labelled cases, and a seed, whic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from glob import escape as glob_escape
@@ -26,18 +28,22 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import ClassifySettings, FinetuneSettings, pretrain_settings
 from pcrl_nnunet.data import Case, find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.plans import PlannedConfiguration
+from pcrl_nnunet.prediction import EVALUATION, PREDICTIONS
 from pcrl_nnunet.pseudo_labels import PseudoLabels
-from pcrl_nnunet.scores import COLUMNS, CONTROL, STOCK, per_case
+from pcrl_nnunet.scores import COLUMNS, CONTROL, PREDICTION_COLUMNS, STOCK, AurocScores, DiceScores, Scores
+from pcrl_nnunet.shortcuts import SHORTCUTS
+from pcrl_nnunet.targets import CASE, FILES, Targets
 from pcrl_nnunet.transfer import PRETRAINER, cases_seen, check_architecture
 from pcrl_nnunet.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's
 DESCRIPTION = "comparison.json"
+PARTS = ("pretrain", "finetune", "classify")  # of the plan's block, that -settings may change
 
 Protocol = Literal["all", "semi", "transfer"]
 
@@ -51,20 +57,19 @@ class Method:
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the method whose pretraining it takes; None: its own.
         pseudo_labels: also train on the cases without labels, with those that the control's network predicts.
+        shortcut: of a classification: no network, but one of `SHORTCUTS`.
     """
 
     pretrain: Mapping[str, Any] | None = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
     pseudo_labels: bool = False
-
-    @property
-    def trainer(self) -> str:
-        """Name of the class that trains."""
-        return "PCRLScratchTrainer" if self.pretrain is None else "PCRLFinetuneTrainer"
+    shortcut: str | None = None
 
 
-def built_in_methods(configuration: str, num_levels: int, batch_size: int) -> dict[str, Method]:
+def built_in_methods(
+    configuration: str, num_levels: int, batch_size: int, targets: Targets | None = None
+) -> dict[str, Method]:
     """The rows of the table by name: controls, PCRLv2, and its ablations (PCRLv2, Tables 1-3).
 
     Table 3 adds to the comparison step by step: its rows before the last two have global views only, and the last one,
@@ -74,6 +79,7 @@ def built_in_methods(configuration: str, num_levels: int, batch_size: int) -> di
         configuration: of the plan; the settings of views are a configuration's own.
         num_levels: n - 1 of the decoder; of three or fewer, three_levels would be all_levels and is left out.
         batch_size: pairs of pcrlv2, for all: of views without local ones more would fit.
+        targets: of a classification, which has no pseudo-labels, but shortcuts; None: a segmentation.
     """
     n = num_levels
     of_views: dict[str, Any] = {"batch_size": batch_size}
@@ -90,11 +96,15 @@ def built_in_methods(configuration: str, num_levels: int, batch_size: int) -> di
     }
     if n <= 3:
         del ablations["three_levels"]
+    of_task = {"pseudo_labels": Method(None, pseudo_labels=True)}
+    if targets is not None:
+        names = [name for name in SHORTCUTS if name != "position" or targets.point is not None]
+        of_task = {name: Method(None, shortcut=name) for name in names}
     return {
         CONTROL: Method(None),
         # nnUNetTrainer's schedule, in as many iterations as the others have
         STOCK: Method(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
-        "pseudo_labels": Method(None, pseudo_labels=True),
+        **of_task,
         "pcrlv2": Method(),
         **{name: Method(pretrain=settings) for name, settings in ablations.items()},
     }
@@ -118,6 +128,8 @@ def methods_of(names: Sequence[str], own: Mapping[str, Any], built_in: Mapping[s
             ) from None
         if known[name].pseudo_labels and known[name].pretrain is not None:
             raise UserError(f'method {name} has pseudo_labels and pretrains; only one of them can be: "pretrain": null')
+        if known[name].shortcut is not None or (known[name].pseudo_labels and "pseudo_labels" not in built_in):
+            raise UserError(f"method {name} has {given!r}, which cannot be of this task; take it out")
     for name in names:
         if name not in known:
             raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
@@ -206,6 +218,7 @@ class Comparison:
         scored: the part of the split whose cases are scored.
         settings: over the plan's ``pcrl`` block, for every method: ``pretrain`` and ``finetune``.
         checkpoint: of a pretraining that was done elsewhere.
+        targets: of a classification, which is scored by AUROC; None: a segmentation, by Dice.
     """
 
     folder: str
@@ -216,6 +229,7 @@ class Comparison:
     scored: Literal["val", "test"]
     settings: Mapping[str, Mapping[str, Any]]
     checkpoint: str | None = None
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         if (self.protocol == "transfer") != (self.checkpoint is not None):
@@ -228,8 +242,11 @@ class Comparison:
         self.move_to(self.folder)
         self.identifier = self.plan.resolved["data_identifier"]
         self.cases = {case.name: case for case in find_cases(os.path.join(self.plan.folder, self.identifier))}
-        self._check_patients()
-        self.split = split_by_patient(self.cases, self.patients)
+        if self.targets is not None and not self.patients:
+            self.patients = {case: name for case, name in self.targets.patient.items() if case in self.cases}
+        else:
+            self._check_patients()
+        self.split = split_by_patient(self._known_cases(), self.patients)
         self.unlabelled, self.left_out = self._unlabelled()
         self.folds: dict[str, dict[str, list[str]]] = {}  # by name, in nnU-Net's order: only ever appended to
         if self.checkpoint is not None:
@@ -255,14 +272,15 @@ class Comparison:
         }
         for where, block in blocks.items():
             for part, given in block.items():
-                if part not in ("pretrain", "finetune") or not isinstance(given, Mapping):
+                if part not in PARTS or not isinstance(given, Mapping):
                     raise UserError(
-                        f"{where} has {part}: {_short(given)}; expected the blocks of settings pretrain and finetune"
+                        f"{where} has {part}: {_short(given)}; expected the blocks of settings {', '.join(PARTS)}"
                     )
         for method in self.methods.values():
             plan = with_settings(self.plan.plans, self.settings, vars(method))
             pretrain_settings(plan, self.plan.configuration, self.plan.resolved)
             FinetuneSettings.from_plan(plan)
+            ClassifySettings.from_plan(plan)
             if self.checkpoint is not None and method.pretrain:
                 raise UserError(
                     f"a method with pretraining settings of its own ({_short(dict(method.pretrain))}) cannot take the "
@@ -301,6 +319,19 @@ class Comparison:
             )
 
     # ------------------------------------------------------------------------------------------------------- cases
+
+    def _known_cases(self) -> list[str]:
+        """Those that have labels: of a segmentation all."""
+        if self.targets is None:
+            return list(self.cases)
+        known = set(self.targets.case[self.targets.of_cases(list(self.cases))])
+        if not known:
+            raise UserError(
+                f"{FILES[self.targets.kind]} tells nothing of the {len(self.cases)} cases of {self.dataset}; check its "
+                f"names of cases, such as {next(iter(self.targets.case))}, against theirs, such as "
+                f"{next(iter(self.cases))}"
+            )
+        return [name for name in self.cases if name in known]
 
     def _all_unlabelled(self) -> list[Case]:
         folder = unlabelled_folder(self.plan.folder, self.identifier)
@@ -344,15 +375,22 @@ class Comparison:
         split, splits = self.split, {}
         scored = list(getattr(split, self.scored))
         held_out = [*split.val, *split.test]
+        patients = {self.patients.get(name, name) for name in held_out}
+        others = sorted(self.cases.keys() - {*split.train, *held_out})  # a classification's without a label
+        without = [name for name in others if self.patients.get(name, name) not in patients]
+        held_out += [name for name in others if name not in without]
         for run in runs:
             labelled = self.labelled_cases(run)
             train = sorted({*labelled, *self.pseudo_labelled(run)})
             splits[self._fold_name(run)] = {"train": train, "val": scored}
             if self.protocol == "semi":
                 rest = sorted(set(split.train) - set(labelled))
-                splits[self._pretraining_data_name(run)] = {"train": rest, "val": sorted({*held_out, *labelled})}
+                splits[self._pretraining_data_name(run)] = {
+                    "train": rest + without,
+                    "val": sorted({*held_out, *labelled}),
+                }
             else:
-                splits[self._pretraining_data_name(run)] = {"train": list(split.train), "val": held_out}
+                splits[self._pretraining_data_name(run)] = {"train": [*split.train, *without], "val": held_out}
         return splits
 
     def _fold_name(self, run: Run) -> str:
@@ -401,22 +439,28 @@ class Comparison:
             "split": {name: list(getattr(self.split, name)) for name in ("train", "val", "test")},
             "unlabelled": [case.name for case in self.unlabelled],
         }
+        table = self._table()
+        if table is not None:
+            with open(table, "rb") as file:
+                description["table"] = hashlib.sha256(file.read()).hexdigest()
         path = os.path.join(self.folder, DESCRIPTION)
         if self.has_begun():
             with open(path, encoding="utf-8") as file:
                 there = json.load(file)
             self.folds = there.pop("folds")
-            for name, value in description.items():
-                if there[name] != value:
+            for name in description | there:
+                if there.get(name) != description.get(name):
                     raise UserError(
-                        f"{self.folder} holds a comparison with another {name} ({_short(there[name])}, now "
-                        f"{_short(value)}); give another folder with -o, or the same settings to continue it"
+                        f"{self.folder} holds a comparison with another {name} ({_short(there.get(name))}, now "
+                        f"{_short(description.get(name))}); give another folder with -o, or the same settings to go on"
                     )
         target = os.path.join(self.preprocessed, self.dataset)
         for folder in (target, self.results, os.path.join(self.folder, "logs")):
             os.makedirs(folder, exist_ok=True)
         for name in (self.identifier, "gt_segmentations", "dataset_fingerprint.json"):
             _link(os.path.join(self.plan.folder, name), os.path.join(target, name))
+        if table is not None:
+            shutil.copyfile(table, os.path.join(target, os.path.basename(table)))
         if self.unlabelled:
             folder = unlabelled_folder(target, self.identifier)
             os.makedirs(folder, exist_ok=True)
@@ -431,6 +475,10 @@ class Comparison:
                 self._write_plan(os.path.join(target, f"{name}.json"), plan, run)
             if self.pseudo_labelled(run):
                 self.pseudo_labels(run).describe(self.description_of_pseudo_labels(run))
+
+    def _table(self) -> str | None:
+        """Of a classification, the file with the labels."""
+        return None if self.targets is None else os.path.join(self.plan.folder, FILES[self.targets.kind])
 
     def has_begun(self) -> bool:
         """Whether anything was trained in the folder; until then it may become any comparison."""
@@ -462,6 +510,8 @@ class Comparison:
         plan = with_settings(self.plan.plans, self.settings, vars(method))
         plan["plans_name"] = name
         plan["pcrl"]["pretrain"]["seed"] = run.seed
+        if self.targets is not None:
+            plan["pcrl"].setdefault("classify", {})["target"] = self.targets.kind
         if name == self.plans_name(run) and method.pretrain is not None:
             plan["pcrl"]["checkpoint"] = self.checkpoint or self.pretrained(run)
         configuration = plan["configurations"][self.plan.configuration]
@@ -500,30 +550,37 @@ class Comparison:
             self.results, self.dataset, name, f"fold_{self.pretraining_fold(run)}", checkpoint_file.FINAL
         )
 
+    def trainer(self, run: Run) -> str:
+        """Name of the class that trains, or of the shortcut, in its place in the name of the folder."""
+        method = self.methods[run.method]
+        if method.shortcut is not None:
+            return f"Shortcut_{method.shortcut}"
+        task, kind = "" if self.targets is None else "Classification", "Scratch" if method.pretrain is None else ""
+        return f"PCRL{task}{kind or ('Finetune' if self.targets is None else '')}Trainer"
+
     def output(self, run: Run) -> str:
         """The folder of a run's fold."""
-        name = f"{self.methods[run.method].trainer}__{self.plans_name(run)}__{self.plan.configuration}"
+        name = f"{self.trainer(run)}__{self.plans_name(run)}__{self.plan.configuration}"
         return os.path.join(self.results, self.dataset, name, f"fold_{self.fold(run)}")
 
-    def summary(self, run: Run) -> str:
-        """Path of nnU-Net's own evaluation, which is the last thing that a training writes."""
-        return os.path.join(self.output(run), "validation", "summary.json")
+    def evaluation(self, run: Run) -> str:
+        """Path of nnU-Net's own evaluation, or a classification's, which is the last thing that is written."""
+        name = "summary.json" if self.targets is None else EVALUATION
+        return os.path.join(self.output(run), "validation", name)
 
     def is_done(self, run: Run) -> bool:
         """Whether a run has been trained and scored."""
-        return _is_whole_json(self.summary(run))
+        return _is_whole_json(self.evaluation(run))
 
     def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """Dice of the patches that nnU-Net validates on after each epoch, mean over labels, and the iterations."""
+        """What nnU-Net validates by after each epoch, Dice or AUROC, mean over labels, and the iterations."""
         path = os.path.join(self.output(run), "checkpoint_final.pth")
         log = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["logging"]  # a file of our own making
         dice = np.asarray(log["mean_fg_dice"], dtype=float)
         an_epoch = FinetuneSettings.from_plan(self._plans(run)[self.plans_name(run)]).iters_per_epoch
         return an_epoch * np.arange(1, len(dice) + 1), dice
 
-    def examples(
-        self, runs: Sequence[Run], scores: pd.DataFrame
-    ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    def examples(self, runs: Sequence[Run], scores: DiceScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Image and labels (X, Y, Z) of the truth, the control and a pretrained method, with the fewest labels.
 
         Of the first subset that both have done, the cases with the largest loss, the median and the largest gain in
@@ -542,8 +599,8 @@ class Comparison:
             raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
         if not os.path.isdir(raw):
             raise FileNotFoundError(f"it needs the images in nnUNet_raw, where there is no {self.dataset}")
-        by_run = per_case(scores).set_index(["method", "labelled", "seed", "case"])["dice"].sort_index()
-        control, other = (by_run.loc[(run.method, run.labelled, run.seed)] * 100 for run in pairs[0])
+        by_run = scores.cases.set_index(["method", "labelled", "seed", "case"])["points"].sort_index()
+        control, other = (by_run.loc[(run.method, run.labelled, run.seed)] for run in pairs[0])
         gains = (other - control).dropna().sort_values()
         ending = self.plan.dataset_json["file_ending"]
         reader = PlansManager(self.plan.plans).image_reader_writer_class()
@@ -565,32 +622,67 @@ class Comparison:
         if self.is_done(run) and os.path.isfile(best):
             os.remove(best)
 
-    def scores(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """The columns of results.csv for the runs that are done, after those of other runs that are in it."""
-        names = {str(_label(value)): name for name, value in self.plan.dataset_json["labels"].items()}
-        path, rows = self.file("results.csv"), []
+    def write_scores(self, runs: Iterable[Run]) -> Scores:
+        """Of the runs that are done, and of others that have been in this folder; results.csv says them, too.
+
+        Of a classification, the other runs' are in predictions.csv, with each sample's truth and score.
+        """
+        if self.targets is None:
+            table = self._collected("results.csv", COLUMNS, runs, self._of_segmentation)
+            table.to_csv(self.file("results.csv"), index=False)
+            return DiceScores(table.astype({"dice": float}), self.patients)
+        predictions = self._collected("predictions.csv", PREDICTION_COLUMNS, runs, self._of_classification)
+        predictions.to_csv(self.file("predictions.csv"), index=False)
+        scores = AurocScores(predictions, self.patients)
+        table = scores.of_labels.assign(case="all")
+        table[["method", "labelled", "seed", "case", "label", "auroc"]].to_csv(self.file("results.csv"), index=False)
+        return scores
+
+    def _collected(
+        self, name: str, columns: Sequence[str], runs: Iterable[Run], of_run: Callable[[Run], list[tuple[Any, ...]]]
+    ) -> pd.DataFrame:
+        """A file's lines of other runs, and those of the runs that are done."""
+        path, tables = self.file(name), []
         if os.path.isfile(path):
-            own = {(run.method, run.labelled, run.seed) for run in runs}
-            there = pd.read_csv(path)[list(COLUMNS)]
-            rows = [tuple(row) for row in there.itertuples(index=False) if tuple(row)[:3] not in own]
-        for run in runs:
-            if not self.is_done(run):
-                continue
-            with open(self.summary(run), encoding="utf-8") as file:
-                summary = json.load(file)
-            for of_case in summary["metric_per_case"]:
-                case = os.path.basename(of_case["prediction_file"]).removesuffix(self.plan.dataset_json["file_ending"])
-                for label, metrics in of_case["metrics"].items():
-                    rows.append((run.method, run.labelled, run.seed, case, names.get(label, label), metrics["Dice"]))
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"dice": float})
+            there = pd.read_csv(path, dtype={"case": str, "label": str})[list(columns)]
+            own = pd.MultiIndex.from_tuples([(run.method, run.labelled, run.seed) for run in runs])
+            tables.append(there[~pd.MultiIndex.from_frame(there[["method", "labelled", "seed"]]).isin(own)])
+        rows = [(run.method, run.labelled, run.seed, *row) for run in runs if self.is_done(run) for row in of_run(run)]
+        tables.append(pd.DataFrame(rows, columns=list(columns)))
+        return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+
+    def _of_segmentation(self, run: Run) -> list[tuple[Any, ...]]:
+        """Case, label, Dice."""
+        names = {str(_label(value)): name for name, value in self.plan.dataset_json["labels"].items()}
+        with open(self.evaluation(run), encoding="utf-8") as file:
+            summary = json.load(file)
+        rows = []
+        for of_case in summary["metric_per_case"]:
+            case = os.path.basename(of_case["prediction_file"]).removesuffix(self.plan.dataset_json["file_ending"])
+            rows += [(case, names.get(label, label), metrics["Dice"]) for label, metrics in of_case["metrics"].items()]
+        return rows
+
+    def _of_classification(self, run: Run) -> list[tuple[Any, ...]]:
+        """Case, number of the sample, label, truth, score."""
+        assert self.targets is not None
+        path = os.path.join(os.path.dirname(self.evaluation(run)), PREDICTIONS)
+        table = pd.read_csv(path, dtype={CASE[self.targets.kind]: str})
+        cases = table[CASE[self.targets.kind]]
+        return [
+            (case, sample, name, truth, score)
+            for name in self.targets.names
+            for sample, (case, truth, score) in enumerate(zip(cases, table[name], table[f"p_{name}"], strict=True))
+        ]
 
 
 def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan with ``pretrain`` and ``finetune`` settings over its own, the later ones over the earlier."""
+    """A plan with settings over its own, the later ones over the earlier."""
     plan = dict(deepcopy(plans))
     block = plan.setdefault("pcrl", {})
-    for part in ("pretrain", "finetune"):
-        block[part] = _merged(block.get(part, {}), *(given.get(part) or {} for given in settings))
+    for part in PARTS:
+        merged = _merged(block.get(part, {}), *(given.get(part) or {} for given in settings))
+        if merged or part != "classify":
+            block[part] = merged
     block.pop("checkpoint", None)
     return plan
 

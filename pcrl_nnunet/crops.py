@@ -14,7 +14,9 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
+from pcrl_nnunet.config import MIN_BOTTLENECK_VOXELS
 from pcrl_nnunet.data import Case, CaseVolume
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.targets import GEOMETRY, Drawing, Targets, to_voxels
 from pcrl_nnunet.transforms.sub_crop import Volume
 
@@ -24,6 +26,30 @@ TILE_STEP = 0.5  # of a patch, between those that cover a case; nnU-Net's
 def crop_size(crop_mm: float, spacing: Sequence[float]) -> tuple[int, ...]:
     """Voxels of a crop's edges, an axis an entry."""
     return tuple(max(1, round(crop_mm / s)) for s in spacing)
+
+
+def input_size(targets: Targets, crop_mm: float, configuration: Any) -> tuple[int, ...]:
+    """Of the network, voxels: a patch for cases, a crop for points.
+
+    Args:
+        configuration: nnU-Net's ConfigurationManager.
+
+    Raises:
+        UserError: a crop of which the encoder leaves too little.
+    """
+    size = tuple(int(n) for n in configuration.patch_size)
+    if targets.point is not None:
+        size = crop_size(crop_mm, configuration.spacing)
+    strides = configuration.network_arch_init_kwargs["strides"]
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(size))]
+    left = math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
+    if left < MIN_BOTTLENECK_VOXELS:
+        raise UserError(
+            f"crops of {crop_mm} mm are {'x'.join(map(str, size))} voxels, of which an encoder with total stride "
+            f"{'x'.join(map(str, total))} leaves {left}; at least {MIN_BOTTLENECK_VOXELS} are needed: raise "
+            f"pcrl.classify.crop_mm"
+        )
+    return size
 
 
 def cut(volume: Volume, centre: Sequence[float], size: Sequence[int]) -> np.ndarray:

@@ -126,13 +126,13 @@ def _x(numbers: Sequence[float]) -> str:
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def label_efficiency(cases: pd.DataFrame, path: str) -> None:
-    """Dice against the number of labelled cases: a point a run (mean over its cases), a line through a method's means.
+def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
+    """Score against the number of labelled cases: a point a run, a line through a method's means.
 
     Args:
-        cases: columns method, labelled, seed, case, dice.
+        runs: columns method, labelled, seed, points.
+        measure: name of the score.
     """
-    runs = cases.groupby(["method", "labelled", "seed"], sort=False, as_index=False)["dice"].mean()
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     numbers = sorted(runs["labelled"].unique())
@@ -140,26 +140,29 @@ def label_efficiency(cases: pd.DataFrame, path: str) -> None:
     for place, method in enumerate(methods):
         own = runs[runs["method"] == method]
         beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
-        (points,) = axis.plot(own["labelled"] * beside, 100 * own["dice"], "o", ms=4, alpha=0.6)
-        means = 100 * own.groupby("labelled")["dice"].mean()
+        (points,) = axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6)
+        means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=points.get_color(), label=method)
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.minorticks_off()
     axis.set(
-        xlabel="labelled cases", ylabel="Dice, %", title="a point: one labelled subset, mean over its scored cases"
+        xlabel="labelled cases", ylabel=f"{measure}, %", title="a point: one labelled subset, all of its scored cases"
     )
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=120)
 
 
-def dice_while_training(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
-    """Dice against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
+def score_while_training(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], measure: str, path: str
+) -> None:
+    """Score against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
 
     Args:
-        curves: by number of labels and method, of each run: iterations and Dice, both (epochs,).
+        curves: by number of labels and method, of each run: iterations and score, both (epochs,).
+        measure: name of the score.
     """
     figure = Figure(figsize=(6 * len(curves), 4.5), layout="constrained")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
@@ -167,12 +170,12 @@ def dice_while_training(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndar
     for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
         for method, runs in by_method.items():
             colour = f"C{methods.index(method)}"  # the same in all panels, also where one lacks a method
-            for iterations, dice in runs:
-                axis.plot(iterations, 100 * dice, color=colour, alpha=0.3, lw=0.8)
-            epochs = min(len(dice) for _, dice in runs)
-            mean = np.nanmean([dice[:epochs] for _, dice in runs], axis=0)
+            for iterations, score in runs:
+                axis.plot(iterations, 100 * score, color=colour, alpha=0.3, lw=0.8)
+            epochs = min(len(score) for _, score in runs)
+            mean = np.nanmean([score[:epochs] for _, score in runs], axis=0)
             axis.plot(runs[0][0][:epochs], 100 * mean, color=colour, lw=2, label=method)
-        axis.set(title=title, xlabel="iterations of fine-tuning", ylabel="Dice of validation patches, %")
+        axis.set(title=title, xlabel="iterations of fine-tuning", ylabel=f"{measure} while training, %")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=120)
@@ -267,3 +270,26 @@ def activation(image: np.ndarray, maps: np.ndarray, columns: Sequence[str], titl
         if i:
             axis.imshow(maps[i - 1], cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
     figure.savefig(path, dpi=100)
+
+
+def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
+    """ROC curves, a panel a number of labels and label, a thin line a run; a method's mean is bold.
+
+    Args:
+        panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
+    """
+    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained")
+    methods = list(dict.fromkeys(method for by_method in panels.values() for method in by_method))
+    grid = np.linspace(0, 1, 201)
+    for axis, (title, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for method, runs in by_method.items():
+            colour, means = f"C{methods.index(method)}", []
+            for truth, score in runs:
+                false, true, _ = roc_curve(truth, score)
+                axis.plot(false, true, color=colour, alpha=0.3, lw=0.8)
+                means.append(np.interp(grid, false, true))
+            axis.plot(grid, np.mean(means, 0), color=colour, lw=2, label=method)
+        axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
+        axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+        axis.legend(loc="lower right")
+    figure.savefig(path, dpi=110)

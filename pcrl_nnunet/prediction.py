@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcrl_nnunet import figures
 from pcrl_nnunet.crops import crops_of, places, tiles
 from pcrl_nnunet.data import Case, CaseVolume
+from pcrl_nnunet.scores import auroc_interval
 from pcrl_nnunet.targets import CASE, COORDINATES, Targets
 from pcrl_nnunet.transforms.sub_crop import Volume
+from pcrl_nnunet.unlabelled import write_text
 
 BATCH = 8
+PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"
 
 
 class Predictor:
@@ -64,12 +70,7 @@ class Predictor:
             if targets.point is not None:
                 centres = places(targets.point[samples[of_case]], case, volume.shape[1:], transpose)
             found[of_case] = self.of_volume(volume, centres)
-        table = pd.DataFrame({CASE[targets.kind]: targets.case[samples]})
-        if targets.point is not None:
-            table[list(COORDINATES)] = targets.point[samples]
-        table[list(self.columns)] = found
-        table[list(targets.names)] = targets.value[samples]
-        return table
+        return table_of(targets, samples, found)
 
     @torch.inference_mode()
     def activation(
@@ -98,3 +99,36 @@ class Predictor:
             0
         ]
         return best[1].numpy(), larger.numpy()
+
+
+def table_of(targets: Targets, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:
+    """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME.
+
+    Args:
+        found: (N, L) probabilities.
+    """
+    table = pd.DataFrame({CASE[targets.kind]: targets.case[samples]})
+    if targets.point is not None:
+        table[list(COORDINATES)] = targets.point[samples]
+    table[[f"p_{name}" for name in targets.names]] = found
+    table[list(targets.names)] = targets.value[samples]
+    return table
+
+
+def write_evaluation(table: pd.DataFrame, targets: Targets, samples: np.ndarray, folder: str) -> list[str]:
+    """Write predictions.csv, roc.png and, as the last, auroc.json; lines that say what is in it.
+
+    Args:
+        table: as `table_of` gives it.
+    """
+    table.to_csv(os.path.join(folder, PREDICTIONS), index=False)
+    truth, score = targets.value[samples], table[[f"p_{name}" for name in targets.names]].to_numpy()
+    groups = np.array([targets.patient.get(name, name) for name in targets.case[samples]])
+    found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(targets.names)}
+    figures.roc(truth, score, targets.names, found, os.path.join(folder, "roc.png"))
+    write_text(os.path.join(folder, EVALUATION), json.dumps(found, indent=4))
+    return [
+        f"AUROC of {name}: {value['auroc']:.3f}, 95 % interval {value['low']:.3f} to {value['high']:.3f} "
+        f"({value['positive']} of {value['known']} positive)"
+        for name, value in found.items()
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,101 +14,239 @@ from sklearn.metrics import roc_auc_score
 CONTROL = "scratch"
 STOCK = "stock"
 COLUMNS = ("method", "labelled", "seed", "case", "label", "dice")
+PREDICTION_COLUMNS = ("method", "labelled", "seed", "case", "sample", "label", "truth", "score")
 BOOTSTRAPS = 10_000
 LEVEL = 0.95
-WORTH = 0.5  # Dice points: a gain that surely is smaller does not pay
+MAX_BLOCKS = 500  # of patients that are drawn together; of more patients several are in one
+WORTH = 0.5  # points: a gain that surely is smaller does not pay
 
 
-def per_case(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the labels of a case.
+class Scores(ABC):
+    """What the finished runs of a comparison reached, in points (100 is perfect).
 
-    nnU-Net gives no score to a label that neither the truth nor the prediction has. That prediction is right, and
-    counts 1: left out, a method that finds nothing where nothing is would not be better than one that does.
+    Attributes:
+        measure: its name.
+        runs: columns method, labelled, seed, points; one row a run.
     """
-    known = scores.fillna({"dice": 1.0})
-    return known.groupby(["method", "labelled", "seed", "case"], as_index=False, sort=False)["dice"].mean()
+
+    measure: str
+    runs: pd.DataFrame
+
+    @abstractmethod
+    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
+        """Of the subsets that both methods have; None where there is none."""
+
+    def gain(self, method: str, over: str, labelled: int) -> dict[str, float]:
+        """Paired difference of two methods on the subsets and cases that both have, in points.
+
+        Returns:
+            pairs (subsets), difference, low, high; empty without a pair, and NaN for the interval of a single one,
+            which says nothing of other subsets.
+        """
+        found = None if method == over else self.replicates(method, over, labelled, np.random.default_rng(0))
+        if found is None:
+            return {}
+        low, high = interval(found) if len(found.observed) > 1 else (float("nan"), float("nan"))
+        return {"pairs": len(found.observed), "difference": float(found.observed.mean()), "low": low, "high": high}
 
 
-def interval(
-    differences: np.ndarray, rng: np.random.Generator, patients: np.ndarray | None = None
-) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Replicates:
+    """Differences of two methods, each on the same cases.
+
+    Args:
+        observed: (S,) of every subset.
+        resampled: (BOOTSTRAPS, S) of cases that were drawn with replacement, a draw for all subsets; NaN where a draw
+            has no score.
+        of_subsets: (BOOTSTRAPS, S), how often each subset is drawn.
+    """
+
+    observed: np.ndarray
+    resampled: np.ndarray
+    of_subsets: np.ndarray
+
+
+def interval(found: Replicates) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of paired differences, over labelled subsets and cases at once.
 
     A bootstrap of a few subsets is too narrow, as it takes their spread for that of all subsets. Their distances from
     the mean are widened first, as far as Student's interval of S values is wider than a bootstrap's:
-    t(S-1) / z * sqrt(S / (S-1)).
-
-    Args:
-        differences: (S, K), of the same cases for every subset; S at least 2.
-        patients: (K,), whose cases are drawn together; None: each is a patient.
+    t(S-1) / z * sqrt(S / (S-1)). S is at least 2.
     """
-    num_seeds, num_cases = differences.shape
-    z, t = stats.norm.ppf((1 + LEVEL) / 2), stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1)
-    of_seed = differences.mean(1, keepdims=True) - differences.mean()
-    widened = differences + (t / z * np.sqrt(num_seeds / (num_seeds - 1)) - 1) * of_seed
-    _, patient = np.unique(np.arange(num_cases) if patients is None else patients, return_inverse=True)
-    num_patients = patient.max() + 1
-    # how often each is drawn
-    of_seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), BOOTSTRAPS)
-    of_cases = rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), BOOTSTRAPS)[:, patient]
-    means = np.einsum("bs,sk,bk->b", of_seeds, widened, of_cases, optimize=True) / (num_seeds * of_cases.sum(1))
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    num = len(found.observed)
+    z, t = stats.norm.ppf((1 + LEVEL) / 2), stats.t.ppf((1 + LEVEL) / 2, num - 1)
+    further = (t / z * np.sqrt(num / (num - 1)) - 1) * (found.observed - found.observed.mean())
+    means = (found.of_subsets * (found.resampled + further)).sum(1) / num
+    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def gain(cases: pd.DataFrame, method: str, over: str, labelled: int, patients: Mapping[str, str]) -> dict[str, float]:
-    """Paired difference of two methods on the subsets and cases that both have, in points (100 Dice).
+def _drawn(num: int, rng: np.random.Generator) -> np.ndarray:
+    """(BOOTSTRAPS, num), how often each of `num` is drawn with replacement."""
+    counts: np.ndarray = rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)
+    return counts
+
+
+def of_differences(differences: np.ndarray, rng: np.random.Generator, patients: np.ndarray | None = None) -> Replicates:
+    """Of a mean over cases.
 
     Args:
-        cases: as `per_case` gives them.
-
-    Returns:
-        pairs (subsets), difference, low, high; empty without a pair, and NaN for the interval of a single one, which
-        says nothing of other subsets.
+        differences: (S, K), of the same cases for every subset.
+        patients: (K,), whose cases are drawn together; None: each is a patient.
     """
-    first, second = (cases[(cases["labelled"] == labelled) & (cases["method"] == name)] for name in (method, over))
-    paired = first.merge(second, on=["seed", "case"], suffixes=("", "_over"))
-    if method == over or paired.empty:
-        return {}
-    paired["difference"] = (paired["dice"] - paired["dice_over"]) * 100
-    matrix = paired.pivot(index="seed", columns="case", values="difference")
-    low = high = float("nan")
-    if len(matrix) > 1:
-        of_patient = np.array([patients.get(case, case) for case in matrix.columns])
-        low, high = interval(matrix.to_numpy(), np.random.default_rng(0), of_patient)
-    return {"pairs": len(matrix), "difference": float(matrix.to_numpy().mean()), "low": low, "high": high}
+    num_seeds, num_cases = differences.shape
+    _, patient = np.unique(np.arange(num_cases) if patients is None else patients, return_inverse=True)
+    of_subsets = _drawn(num_seeds, rng)
+    of_cases = _drawn(patient.max() + 1, rng)[:, patient]
+    return Replicates(differences.mean(1), of_cases @ differences.T / of_cases.sum(1, keepdims=True), of_subsets)
 
 
-def table(scores: pd.DataFrame, patients: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """One row a method and number of labelled cases, in points (100 Dice).
+class DiceScores(Scores):
+    """Mean over cases of the mean over a case's labels.
 
-    Columns: method, labelled, seeds, mean, sd (over seeds, of the mean over cases), and of `gain` over `CONTROL`:
-    difference, low, high (of its 95 % interval).
+    nnU-Net gives no score to a label that neither the truth nor the prediction has. That prediction is right, and
+    counts 1: left out, a method that finds nothing where nothing is would not be better than one that does.
+
+    Args:
+        scores: columns `COLUMNS`.
+        patients: of the cases; one that is not in it is its own patient.
     """
-    cases = per_case(scores)
+
+    measure = "Dice"
+
+    def __init__(self, scores: pd.DataFrame, patients: Mapping[str, str] | None = None) -> None:
+        known = scores.fillna({"dice": 1.0})
+        self.cases = known.groupby(["method", "labelled", "seed", "case"], as_index=False, sort=False)["dice"].mean()
+        self.cases["points"] = 100 * self.cases.pop("dice")
+        self.runs = self.cases.groupby(["method", "labelled", "seed"], as_index=False, sort=False)["points"].mean()
+        self.patients = patients or {}
+
+    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
+        """As `Scores` says."""
+        of_number = self.cases[self.cases["labelled"] == labelled]
+        first, second = (of_number[of_number["method"] == name] for name in (method, over))
+        paired = first.merge(second, on=["seed", "case"], suffixes=("", "_over"))
+        if paired.empty:
+            return None
+        paired["difference"] = paired["points"] - paired["points_over"]
+        matrix = paired.pivot(index="seed", columns="case", values="difference")
+        of_patient = np.array([self.patients.get(case, case) for case in matrix.columns])
+        return of_differences(matrix.to_numpy(), rng, of_patient)
+
+
+class AurocScores(Scores):
+    """Area under the ROC curve, mean over the labels.
+
+    Args:
+        predictions: columns `PREDICTION_COLUMNS`; of all runs of the same samples, of each all.
+        patients: of the cases; one that is not in it is its own patient. Their samples are drawn together.
+    """
+
+    measure = "AUROC"
+
+    def __init__(self, predictions: pd.DataFrame, patients: Mapping[str, str] | None = None) -> None:
+        self.of_labels = pd.DataFrame(
+            [
+                (*run, auroc(own["truth"].to_numpy(float), own["score"].to_numpy(float)))
+                for run, own in predictions.groupby(["method", "labelled", "seed", "label"], sort=False)
+            ],
+            columns=["method", "labelled", "seed", "label", "auroc"],
+        )
+        self.runs = self.of_labels.groupby(["method", "labelled", "seed"], as_index=False, sort=False)["auroc"].mean()
+        self.runs["points"] = 100 * self.runs.pop("auroc")
+        self.predictions, self.patients = predictions, patients or {}
+
+    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
+        """As `Scores` says.
+
+        An AUROC is a mean over pairs of a positive and a negative. Summed up by the patients of both, once, a draw of
+        patients is a weighted sum of these.
+        """
+        of_number = self.predictions[self.predictions["labelled"] == labelled]
+        both = {name: dict(list(of_number[of_number["method"] == name].groupby("seed"))) for name in (method, over)}
+        seeds = sorted(both[method].keys() & both[over].keys())
+        if not seeds:
+            return None
+        cases = of_number["case"].unique()
+        names = {case: self.patients.get(case, case) for case in cases}
+        block = {name: i % MAX_BLOCKS for i, name in enumerate(rng.permutation(sorted(set(names.values()))))}
+        num = max(block.values()) + 1
+        of_subsets, drawn = _drawn(len(seeds), rng), _drawn(num, rng)
+        observed, resampled = [], []
+        for seed in seeds:
+            labels = []
+            second = dict(list(both[over][seed].groupby("label", sort=False)))
+            for label, own in both[method][seed].groupby("label", sort=False):
+                place = own["case"].map(lambda case: block[names[case]]).to_numpy(int)
+                truth, score, score_over = (
+                    frame[column].to_numpy(float)
+                    for frame, column in ((own, "truth"), (own, "score"), (second[label], "score"))
+                )
+                more_right = _pairs(truth, score, place, num) - _pairs(truth, score_over, place, num)
+                labels.append((more_right, _pairs(truth, None, place, num)))
+            labels = [(more_right, pairs) for more_right, pairs in labels if pairs.any()]
+            if not labels:
+                return None
+            observed.append(np.mean([more_right.sum() / pairs.sum() for more_right, pairs in labels]))
+            sums = [[((drawn @ matrix) * drawn).sum(1) for matrix in of_label] for of_label in labels]
+            with np.errstate(invalid="ignore"):  # 0 / 0 is NaN where a draw has no pair
+                resampled.append(np.mean([more_right / pairs for more_right, pairs in sums], 0))
+        return Replicates(100 * np.array(observed), 100 * np.stack(resampled, 1), of_subsets)
+
+    def curves(self) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
+        """By panel and method, of each run: truth and score, both (N,), where both classes are known."""
+        panels: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+        for (labelled, label, method, _), own in self.predictions.groupby(
+            ["labelled", "label", "method", "seed"], sort=False
+        ):
+            known = own.dropna(subset="truth")
+            if known["truth"].nunique() == 2:
+                of_method = panels.setdefault(f"{label}, {labelled} labelled cases", {}).setdefault(str(method), [])
+                of_method.append((known["truth"].to_numpy(float), known["score"].to_numpy(float)))
+        return panels
+
+
+def _pairs(truth: np.ndarray, score: np.ndarray | None, place: np.ndarray, num: int) -> np.ndarray:
+    """(num, num): by place of the positive and of the negative, how many pairs are in the right order, ties half.
+
+    Args:
+        truth: (N,) 1, 0, or NaN for unknown.
+        score: (N,); None: count all pairs.
+        place: (N,) 0 to num - 1.
+    """
+    counted = np.zeros((num, num))
+    positive, negative = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
+    for i in positive:
+        right = None
+        if score is not None:
+            right = (score[i] > score[negative]) + 0.5 * (score[i] == score[negative])
+        counted[place[i]] += np.bincount(place[negative], right, num)
+    return counted
+
+
+def table(scores: Scores) -> pd.DataFrame:
+    """One row a method and number of labelled cases, in points.
+
+    Columns: method, labelled, seeds, mean, sd (over seeds), and of `Scores.gain` over `CONTROL`: difference, low, high
+    (of its 95 % interval).
+    """
     rows = []
-    for (labelled, method), group in cases.groupby(["labelled", "method"], sort=False):
-        by_seed = group.groupby("seed")["dice"].mean() * 100
+    for (labelled, method), group in scores.runs.groupby(["labelled", "method"], sort=False):
+        points = group["points"]
         row = {
-            "method": method,
-            "labelled": labelled,
-            "seeds": len(by_seed),
-            "mean": by_seed.mean(),
-            "sd": by_seed.std(),
-        }
-        rows.append({**row, **gain(cases, method, CONTROL, labelled, patients or {})})
+            "method": method, "labelled": labelled, "seeds": len(points), "mean": points.mean(), "sd": points.std(),
+        }  # fmt: skip
+        rows.append({**row, **scores.gain(method, CONTROL, labelled)})
     columns = ["method", "labelled", "seeds", "mean", "sd", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 
-def verdict(scores: pd.DataFrame, method: str, patients: Mapping[str, str] | None = None) -> str:
+def verdict(scores: Scores, method: str) -> str:
     """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
-    cases = per_case(scores)
     told, lows, highs = [], [], []
-    for labelled in sorted(cases["labelled"].unique()):
-        of_number = cases[cases["labelled"] == labelled].groupby("method")["dice"].mean()
-        controls = of_number[of_number.index.isin([CONTROL, STOCK])]
-        found = gain(cases, method, str(controls.idxmax()), labelled, patients or {}) if len(controls) else {}
+    for labelled in sorted(scores.runs["labelled"].unique()):
+        controls = _means(scores, labelled, (CONTROL, STOCK))
+        found = scores.gain(method, str(controls.idxmax()), labelled) if len(controls) else {}
         if not found:
             continue
         difference, low, high = found["difference"], found["low"], found["high"]
@@ -115,7 +255,7 @@ def verdict(scores: pd.DataFrame, method: str, patients: Mapping[str, str] | Non
         highs.append(high)
         half = f" \N{PLUS-MINUS SIGN} {(high - low) / 2:.1f}" if np.isfinite(low) else ""
         kind = "expect" if low > 0 else "it costs" if high < 0 else "undecided,"
-        told.append(f"with {labelled} labels {kind} {difference:+.1f}{half} Dice{pairs}")
+        told.append(f"with {labelled} labels {kind} {difference:+.1f}{half} {scores.measure}{pairs}")
     if not told:
         return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
     if any(low > 0 for low in lows):
@@ -125,6 +265,28 @@ def verdict(scores: pd.DataFrame, method: str, patients: Mapping[str, str] | Non
     else:
         start = f"Whether {method} pays is undecided, more subsets (-seeds) would tell"
     return f"{start}: {'; '.join(told)}."
+
+
+def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
+    """Where a shortcut is as good as the best network: then neither number says that anything else was learned."""
+    names, told = set(shortcuts), []
+    for labelled in sorted(scores.runs["labelled"].unique()):
+        means = _means(scores, labelled, scores.runs["method"].unique())
+        short, networks = means[means.index.isin(names)], means[~means.index.isin(names)]
+        if len(short) and len(networks) and short.max() >= networks.max():
+            told.append(
+                f"with {labelled} labels {short.idxmax()} reaches {short.max():.1f}, {networks.idxmax()} "
+                f"{networks.max():.1f}"
+            )
+    if not told:
+        return None
+    return f"A shortcut is as good as the best network: {'; '.join(told)}."
+
+
+def _means(scores: Scores, labelled: int, methods: Iterable[str]) -> pd.Series:
+    runs = scores.runs[(scores.runs["labelled"] == labelled) & scores.runs["method"].isin(list(methods))]
+    means: pd.Series = runs.groupby("method")["points"].mean()
+    return means
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:

@@ -10,7 +10,9 @@ are labels that may occur together.
 
 from __future__ import annotations
 
+import filecmp
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +74,18 @@ class Targets:
             )
         weights: np.ndarray = known / (len(self.names) * positive) if self.exclusive else (known - positive) / positive
         return weights
+
+
+def bring_tables(raw_folder: str, folder: str) -> list[str]:
+    """Copy a dataset's tables to where nnU-Net's trainings look; the names of those that were not there, or changed."""
+    changed = []
+    for name in FILES.values():
+        source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
+        if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
+            shutil.copyfile(source, f"{copy}.tmp")
+            os.replace(f"{copy}.tmp", copy)
+            changed.append(name)
+    return changed
 
 
 def read_targets(folder: str, kind: Kind | None = None) -> Targets:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -299,14 +300,15 @@ def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison,
 def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(comparison):
     this = comparison()
     this.prepare(RUNS)
-    summary = Path(this.summary(RUNS[0]))
+    summary = Path(this.evaluation(RUNS[0]))
     summary.parent.mkdir(parents=True)
     summary.write_text('{"metric_per_case": [')
     assert not this.is_done(RUNS[0])
     metrics = {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}}
     summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": "x/case_1.nii.gz", "metrics": metrics}]}))
     Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
-    scores = this.scores(RUNS)
+    this.write_scores(RUNS)
+    scores = pd.read_csv(this.file("results.csv"))
     assert scores[["method", "label"]].to_numpy().tolist() == [["mine", "a"], ["scratch", "a"], ["scratch", "b"]]
 
 

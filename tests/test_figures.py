@@ -61,7 +61,8 @@ def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp
     figures_made = []
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, *_, **__: figures_made.append(self))
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
-    figures.dice_while_training({"10": {"a": [run], "b": [run], "c": [run]}, "all": {"a": [run], "c": [run]}}, "x.png")
+    given = {"10": {"a": [run], "b": [run], "c": [run]}, "all": {"a": [run], "c": [run]}}
+    figures.score_while_training(given, "Dice", "x.png")
     first, second = (
         {line.get_label(): line.get_color() for line in axis.lines if line.get_linewidth() == 2}
         for axis in figures_made[0].axes

@@ -2,11 +2,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from pcrl_nnunet.scores import interval, table, verdict
+from pcrl_nnunet import scores as scores_module
+from pcrl_nnunet.scores import (
+    PREDICTION_COLUMNS,
+    AurocScores,
+    DiceScores,
+    interval,
+    of_differences,
+    shortcut_warning,
+    table,
+    verdict,
+)
 
 
-def scores(gain, seeds=5, cases=40, noise=0.01):
+def frame(gain, seeds=5, cases=40, noise=0.01):
     rng = np.random.default_rng(0)
     base = rng.uniform(0.7, 0.9, (seeds, cases))
     better = base + gain + rng.normal(0, noise, base.shape)
@@ -21,21 +32,21 @@ def scores(gain, seeds=5, cases=40, noise=0.01):
 
 
 def test_the_table_has_the_paired_difference_and_an_interval_around_it():
-    rows = table(scores(0.03)).set_index("method")
+    rows = table(DiceScores(frame(0.03))).set_index("method")
     assert rows.loc["pcrlv2", "difference"] == pytest.approx(3.0, abs=0.3)
     assert 2.5 < rows.loc["pcrlv2", "low"] < rows.loc["pcrlv2", "difference"] < rows.loc["pcrlv2", "high"] < 3.5
     assert np.isnan(rows.loc["scratch", "difference"])
-    expected = scores(0.03).query("method == 'scratch'").groupby("seed")["dice"].mean() * 100
+    expected = frame(0.03).query("method == 'scratch'").groupby("seed")["dice"].mean() * 100
     assert rows.loc["scratch", "mean"] == pytest.approx(expected.mean())
     assert rows.loc["scratch", "sd"] == pytest.approx(expected.std())
 
 
 def test_finding_nothing_where_nothing_is_counts_as_right():
-    given = scores(0.0).query("label == 'a'").copy()
+    given = frame(0.0).query("label == 'a'").copy()
     empty = given["case"].isin([f"case_{i}" for i in range(20)])
     given.loc[empty & (given["method"] == "scratch"), "dice"] = np.nan  # nnU-Net's: rightly nothing
     given.loc[empty & (given["method"] == "pcrlv2"), "dice"] = 0.0  # a false positive
-    rows = table(given).set_index("method")
+    rows = table(DiceScores(given)).set_index("method")
     assert rows.loc["pcrlv2", "difference"] < -40
     assert rows.loc["pcrlv2", "difference"] == pytest.approx(rows.loc["pcrlv2", "mean"] - rows.loc["scratch", "mean"])
 
@@ -46,7 +57,7 @@ def test_an_interval_misses_the_truth_once_in_twenty_times_also_for_few_subsets(
     missed = []
     for _ in range(200):
         of_subset, of_case = rng.normal(0, 1, (subsets, 1)), rng.normal(0, 0.5, (1, 20))
-        low, high = interval(of_subset + of_case + rng.normal(0, 0.5, (subsets, 20)), rng)
+        low, high = interval(of_differences(of_subset + of_case + rng.normal(0, 0.5, (subsets, 20)), rng))
         missed.append(not low < 0 < high)
     assert np.mean(missed) < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 200)
 
@@ -56,22 +67,24 @@ def test_cases_of_a_patient_do_not_narrow_the_interval():
     by_patient = rng.normal(0, 1, 10)
     each, patients = np.tile(by_patient, (3, 1)), np.repeat(np.arange(10), 8)
     thrice = np.repeat(each, 8, axis=1)
-    one = interval(each, np.random.default_rng(1))
-    clustered = interval(thrice, np.random.default_rng(1), patients)
+    one = interval(of_differences(each, np.random.default_rng(1)))
+    clustered = interval(of_differences(thrice, np.random.default_rng(1), patients))
     assert clustered == pytest.approx(one, abs=0.05)
-    assert np.subtract(*interval(thrice, np.random.default_rng(1))) > 0.6 * np.subtract(*one)  # both below 0
+    assert np.subtract(*interval(of_differences(thrice, np.random.default_rng(1)))) > 0.6 * np.subtract(
+        *one
+    )  # both below 0
 
 
 def test_subsets_that_disagree_widen_the_interval_as_in_theory():
     by_subset = np.random.default_rng(1).normal(1.0, 2.0, (40, 1))
-    low, high = interval(np.broadcast_to(by_subset, (40, 50)), np.random.default_rng(0))
+    low, high = interval(of_differences(np.broadcast_to(by_subset, (40, 50)), np.random.default_rng(0)))
     expected = stats.t.interval(0.95, 39, by_subset.mean(), stats.sem(by_subset[:, 0]))
     assert (low, high) == pytest.approx(expected, abs=0.1)
 
 
 def together(*given):
     """Scores of several numbers of labels: (number, gain)."""
-    return pd.concat([scores(gain, noise=noise).assign(labelled=number) for number, gain, noise in given])
+    return DiceScores(pd.concat([frame(gain, noise=noise).assign(labelled=number) for number, gain, noise in given]))
 
 
 def test_the_verdict_names_gains_costs_and_what_is_undecided():
@@ -87,11 +100,85 @@ def test_the_verdict_names_gains_costs_and_what_is_undecided():
     )
     assert verdict(together((10, 0.0, 1e-3)), "pcrlv2").startswith("pcrlv2 does not pay here: ")
     assert verdict(together((10, 0.0, 0.5)), "pcrlv2").startswith("Whether pcrlv2 pays is undecided, more subsets")
-    assert verdict(scores(0.03, seeds=1, noise=1e-4), "pcrlv2").startswith("Whether pcrlv2 pays is undecided")
-    assert "no finished pair" in verdict(scores(0.0), "other")
+    assert verdict(DiceScores(frame(0.03, seeds=1, noise=1e-4)), "pcrlv2").startswith(
+        "Whether pcrlv2 pays is undecided"
+    )
+    assert "no finished pair" in verdict(DiceScores(frame(0.0)), "other")
 
 
 def test_the_verdict_takes_the_better_control():
-    stock = scores(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
-    told = verdict(pd.concat([scores(0.01, noise=1e-4), stock]), "pcrlv2")
+    stock = frame(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
+    told = verdict(DiceScores(pd.concat([frame(0.01, noise=1e-4), stock])), "pcrlv2")
     assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5")
+
+
+def predictions(seeds=3, cases=30, points=4, labels=("a",), better=1.5):
+    """Points of cases, three cases a patient; the second method's scores tell the classes apart further."""
+    rng = np.random.default_rng(0)
+    truth = {label: rng.integers(0, 2, cases * points).astype(float) for label in labels}
+    rows = []
+    for method, distance in (("scratch", 0.5), ("pcrlv2", better)):
+        for seed in range(seeds):
+            for label in labels:
+                score = np.round(distance * truth[label] + rng.normal(0, 1, cases * points), 1)  # with ties
+                for sample, (t, s) in enumerate(zip(truth[label], score, strict=True)):
+                    rows.append((method, 10, seed, f"case_{sample // points}", sample, label, t, s))
+    return pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+
+
+OF_THREE = {f"case_{i}": f"patient_{i // 3}" for i in range(30)}
+
+
+def of_run(given, method, seed, label="a"):
+    return given[(given["method"] == method) & (given["seed"] == seed) & (given["label"] == label)]
+
+
+def test_an_auroc_is_scikit_learns_and_a_draw_of_patients_is_its_weighted_one(monkeypatch):
+    given = predictions(labels=("a", "b"))
+    given.loc[(given["label"] == "b") & (given["sample"] < 30), "truth"] = np.nan  # unknown
+    weights = np.random.default_rng(3).multinomial(10, np.full(10, 0.1), 4)
+    monkeypatch.setattr(scores_module, "_drawn", lambda num, rng: weights[:, :num])
+    order = np.random.default_rng(0).permutation(sorted(set(OF_THREE.values())))
+    place = {name: i for i, name in enumerate(order)}
+    scores = AurocScores(given, OF_THREE)
+    found = scores.replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
+    for seed in range(3):
+        for draw, weight in enumerate([np.ones(10, int), *weights]):
+            differences = []
+            for label in ("a", "b"):
+                first, second = (of_run(given, m, seed, label).dropna() for m in ("pcrlv2", "scratch"))
+                own = weight[[place[OF_THREE[case]] for case in first["case"]]]
+                values = [roc_auc_score(f["truth"], f["score"], sample_weight=own) for f in (first, second)]
+                differences.append(values[0] - values[1])
+            got = found.observed[seed] if draw == 0 else found.resampled[draw - 1, seed]
+            assert got == pytest.approx(100 * np.mean(differences))
+    rows = table(AurocScores(given, OF_THREE)).set_index("method")
+    assert rows.loc["pcrlv2", "difference"] == pytest.approx(rows.loc["pcrlv2", "mean"] - rows.loc["scratch", "mean"])
+    assert rows.loc["pcrlv2", "low"] < rows.loc["pcrlv2", "difference"] < rows.loc["pcrlv2", "high"]
+
+
+def test_a_draw_without_both_classes_does_not_count():
+    given = predictions(cases=4, points=1)
+    given["truth"] = (given["sample"] == 0).astype(float)  # one positive: in many draws there is none
+    found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
+    assert 0.2 < np.isnan(found.resampled).mean() < 0.5  # (3/4)^4 = 0.32 have no positive, 1/256 no negative
+    assert np.isfinite(interval(found)).all()
+
+
+def test_more_patients_than_blocks_are_drawn_by_the_block(monkeypatch):
+    given = predictions(cases=200, points=1, seeds=4)
+    fine = interval(AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0)))
+    monkeypatch.setattr(scores_module, "MAX_BLOCKS", 50)
+    coarse = interval(AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0)))
+    assert coarse == pytest.approx(fine, abs=2.0)
+
+
+def test_the_verdict_speaks_of_auroc_and_a_shortcut_that_is_as_good_is_named():
+    given = predictions(cases=200)
+    told = verdict(AurocScores(given), "pcrlv2")
+    assert told.startswith("pcrlv2 pays: with 10 labels expect +")
+    assert "AUROC (3 subsets)" in told
+    shortcut = given[given["method"] == "pcrlv2"].assign(method="thumbnail")
+    assert shortcut_warning(AurocScores(given), ["thumbnail"]) is None
+    both = pd.concat([given[given["method"] == "scratch"], shortcut])
+    assert "with 10 labels thumbnail reaches" in shortcut_warning(AurocScores(both), ["thumbnail"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,14 +21,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import autocast, nn
 
 from pcrl_nnunet import figures, scores
-from pcrl_nnunet.config import MIN_BOTTLENECK_VOXELS, ClassifySettings
-from pcrl_nnunet.crops import ClassificationLoader, crop_size
+from pcrl_nnunet.config import ClassifySettings
+from pcrl_nnunet.crops import ClassificationLoader, input_size
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.models import Classifier
-from pcrl_nnunet.prediction import Predictor
-from pcrl_nnunet.targets import FILES, Targets, read_targets
+from pcrl_nnunet.prediction import Predictor, write_evaluation
+from pcrl_nnunet.targets import FILES, Targets, bring_tables, read_targets
 from pcrl_nnunet.trainers.finetune import NNUNET_DEFAULT_DEVICE, PCRLFinetuneTrainer, PCRLScratchTrainer
 from pcrl_nnunet.transfer import unwrap
 
@@ -78,24 +76,7 @@ class _Classification(PCRLScratchTrainer):
         for name in changed:
             self.print_to_log_file(f"{name} was taken from {raw} into {folder}")
         with self._or_nothing_left_behind():
-            self.size = self._input_size()
-
-    def _input_size(self) -> tuple[int, ...]:
-        """Of the network, voxels: a patch for cases, a crop for points."""
-        manager = self.configuration_manager
-        size = tuple(manager.patch_size)
-        if self.targets.point is not None:
-            size = crop_size(self.classify.crop_mm, manager.spacing)
-        strides = manager.network_arch_init_kwargs["strides"]
-        total = [math.prod(stride[axis] for stride in strides) for axis in range(len(size))]
-        left = math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
-        if left < MIN_BOTTLENECK_VOXELS:
-            raise UserError(
-                f"crops of {self.classify.crop_mm} mm are {'x'.join(map(str, size))} voxels, of which an encoder with "
-                f"total stride {'x'.join(map(str, total))} leaves {left}; at least {MIN_BOTTLENECK_VOXELS} are needed: "
-                f"raise pcrl.classify.crop_mm"
-            )
-        return size
+            self.size = input_size(self.targets, self.classify.crop_mm, self.configuration_manager)
 
     def build_network_architecture(  # a method here: the number of outputs is the table's
         self,
@@ -253,19 +234,8 @@ class _Classification(PCRLScratchTrainer):
         predictor = Predictor([network], self.targets.names, self.targets.exclusive, self.size, self.device)
         cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
         table = predictor.of_targets(self.targets, samples, cases, self.plans_manager.transpose_forward)
-        table.to_csv(os.path.join(folder, "predictions.csv"), index=False)
-        truth, score = self.targets.value[samples], table[list(predictor.columns)].to_numpy()
-        groups = np.array([self.targets.patient.get(name, name) for name in self.targets.case[samples]])
-        found = {
-            name: scores.auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(self.targets.names)
-        }
-        save_json(found, os.path.join(folder, "auroc.json"), sort_keys=False)
-        for name, value in found.items():
-            self.print_to_log_file(
-                f"AUROC of {name}: {value['auroc']:.3f}, 95 % interval {value['low']:.3f} to {value['high']:.3f} "
-                f"({value['positive']} of {value['known']} positive)"
-            )
-        figures.roc(truth, score, self.targets.names, found, os.path.join(folder, "roc.png"))
+        for line in write_evaluation(table, self.targets, samples, folder):
+            self.print_to_log_file(line)
         chosen = samples[np.unique(np.linspace(0, len(samples) - 1, NUM_MAPS).astype(int))]
         for index in chosen:
             image, maps = predictor.activation(self.targets, int(index), cases, self.plans_manager.transpose_forward)
@@ -279,18 +249,6 @@ class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
 
 class PCRLClassificationScratchTrainer(_Classification):
     """`PCRLClassificationTrainer` without the weights: the fair control."""
-
-
-def bring_tables(raw_folder: str, folder: str) -> list[str]:
-    """Copy a dataset's tables to where nnU-Net's trainings look; the names of those that were not there, or changed."""
-    changed = []
-    for name in FILES.values():
-        source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
-        if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
-            shutil.copyfile(source, f"{copy}.tmp")
-            os.replace(f"{copy}.tmp", copy)
-            changed.append(name)
-    return changed
 
 
 def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, list[str]]]:

@@ -19,8 +19,9 @@ from typing import Any
 
 DESCRIPTION = """Compare pretraining with training from scratch, for several numbers of labelled cases: splits the
 dataset's cases (70 % training, 10 % validation, 20 % test; splits_final.json is not touched), pretrains without the
-held-out ones, trains every method on the same randomly drawn labelled cases, and scores them. The same command goes on
-where it was stopped."""
+held-out ones, trains every method on the same randomly drawn labelled cases, and scores them: segmentations by Dice,
+classifications (classes.csv or candidates.csv) by AUROC. The same command goes on where it was stopped."""
+DEFAULT_METHODS = ("stock", "pseudo_labels", *("thumbnail", "mean_intensity", "position"), "pcrlv2")  # where there are
 MEASURED_SECONDS = 10.0  # of training, to tell how long all of it takes
 # A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order), and
 # in order, so that the processes end that load its data.
@@ -51,6 +52,14 @@ if device == "cpu":
 from pcrl_nnunet.pseudo_labels import PseudoLabels
 PseudoLabels.load(description).write(model, int(fold), torch.device(device))
 """
+SHORTCUT = f"""{_CHILD}
+import torch
+threads, name, dataset, configuration, fold, plans, folder = sys.argv[1:]
+torch.set_num_threads(int(threads))
+from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.shortcuts import write
+write(name, load_plan(dataset, plans, configuration), int(fold), folder)
+"""
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-methods",
         nargs="+",
-        default=["stock", "pseudo_labels", "pcrlv2"],
-        help="beside scratch (default: stock pseudo_labels pcrlv2); ablations: skip_connections cross_scale "
+        help="beside scratch (default: stock pseudo_labels pcrlv2; of a classification stock, pcrlv2 and the shortcuts "
+        "thumbnail mean_intensity position); ablations: skip_connections cross_scale "
         "restoration_only comparison_only one_level three_levels all_levels multi_crop",
     )
     parser.add_argument(
@@ -86,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-settings", metavar="JSON", help='file with settings for all: {"pretrain": {}, "finetune": {}}'
+    )
+    parser.add_argument(
+        "-task",
+        choices=("segmentation", "classification"),
+        help="default: segmentation; classification of a dataset without masks",
     )
     parser.add_argument("-seeds", type=int, default=5, help="labelled subsets a number (default: 5)")
     parser.add_argument("-protocol", choices=("all", "semi", "transfer"), default="all", help="what is pretrained on")
@@ -168,11 +182,14 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
     if args.o is None and not nnUNet_results.is_set():
         raise UserError("the variable nnUNet_results is not set; set it as for nnU-Net, or give a folder with -o")
+    targets = _targets(args.task, plan)
     name = f"{plan.plans['dataset_name']}__{plan.plans['plans_name']}__{plan.configuration}"
+    name += "__classification" * (targets is not None)
     folder = os.path.abspath(args.o or os.path.join(nnUNet_results, "pcrl_compare", name))
     num_levels = len(plan.resolved["architecture"]["arch_kwargs"]["strides"]) - 1
-    built_in = built_in_methods(plan.configuration, num_levels, settings.batch_size)
-    methods = methods_of(args.methods, _json(args.own_methods), built_in)
+    built_in = built_in_methods(plan.configuration, num_levels, settings.batch_size, targets)
+    chosen = args.methods or [name for name in DEFAULT_METHODS if name in built_in]
+    methods = methods_of(chosen, _json(args.own_methods), built_in)
     comparison = Comparison(
         folder,
         plan,
@@ -182,9 +199,10 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         args.scored,
         given,
         args.checkpoint and os.path.abspath(args.checkpoint),
+        targets,
     )
     numbers = sorted({number_of(text, len(comparison.split.train)) for text in args.labelled})
-    named = [name for name in methods if name in (*args.methods, CONTROL)]
+    named = [name for name in methods if name in (*chosen, CONTROL)]
     runs = []
     for run in [Run(m, n, seed) for seed in range(args.seeds) for n in numbers for m in named]:
         reason = comparison.why_not(run)
@@ -193,6 +211,27 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         elif run.seed == 0:
             print(f"{run.method} with {run.labelled} labels is left out: {reason}")
     return comparison, runs
+
+
+def _targets(task: str | None, plan: Any) -> Any:
+    """Of a classification, what it learns; None of a segmentation."""
+    from nnunetv2.paths import nnUNet_raw
+
+    from pcrl_nnunet.config import ClassifySettings
+    from pcrl_nnunet.maskless import has_masks
+    from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.targets import bring_tables, read_targets
+
+    raw = os.path.join(nnUNet_raw.get(), plan.plans["dataset_name"]) if nnUNet_raw.is_set() else ""
+    if task is None:
+        described = os.path.join(raw, "dataset.json")
+        without = os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it"))
+        task = "classification" if without else "segmentation"
+    if task == "segmentation":
+        return None
+    if raw:
+        bring_tables(raw, plan.folder)
+    return read_targets(plan.folder, ClassifySettings.from_plan(plan.plans).target or None)
 
 
 def _json(path: str | None) -> dict[str, Any]:
@@ -245,6 +284,13 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
             is_done = partial(os.path.isfile, comparison.pretrained(run))
             jobs.setdefault(name, Job(name, (*command, "-device", device.type), is_done))
             after = (name,)
+        shortcut = comparison.methods[run.method].shortcut
+        if shortcut is not None:
+            command = (sys.executable, "-c", SHORTCUT, common[0], shortcut, comparison.dataset)
+            command += (comparison.plan.configuration, str(comparison.fold(run)), comparison.plans_name(run))
+            command += (os.path.dirname(comparison.evaluation(run)),)
+            jobs[str(run)] = Job(str(run), command, partial(comparison.is_done, run))
+            continue
         if comparison.pseudo_labelled(run):
             name, control = f"labels_of_{run}", Run(CONTROL, run.labelled, run.seed)
             output = comparison.output(control)
@@ -254,7 +300,7 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
             jobs[name] = Job(name, command, is_done, (str(control),))
             after = (name,)
         command = (sys.executable, "-c", TRAIN, *common, comparison.dataset, comparison.plan.configuration)
-        command += (str(comparison.fold(run)), comparison.methods[run.method].trainer, comparison.plans_name(run))
+        command += (str(comparison.fold(run)), comparison.trainer(run), comparison.plans_name(run))
         jobs[str(run)] = Job(str(run), command, partial(comparison.is_done, run), after)
     return list(jobs.values())
 
@@ -382,13 +428,14 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
                 a_step[kind] = pretrain.measured(plan, comparison.pretraining_fold(run), device, {}).seconds_a_step
             settings = pretrain_settings(plan.plans, configuration, plan.resolved)
             hours[name] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
-        if not comparison.is_done(run):
+        if not comparison.is_done(run) and comparison.methods[run.method].shortcut is None:
             plan = load_plan(comparison.dataset, comparison.plans_name(run), configuration)
             kind = "training with labels"
             if kind not in a_step:
                 control = Run(CONTROL, run.labelled, run.seed)  # pseudo-labels may not be there yet
                 of_control = load_plan(comparison.dataset, comparison.plans_name(control), configuration)
-                a_step[kind] = _seconds_an_iteration(of_control, comparison.fold(control), device)
+                trainer = comparison.trainer(control)
+                a_step[kind] = _seconds_an_iteration(of_control, comparison.fold(control), device, trainer)
             tuned = FinetuneSettings.from_plan(plan.plans)
             iterations = tuned.epochs * (tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3)  # no backward pass
             hours[str(run)] = a_step[kind] * iterations / 3600
@@ -401,13 +448,15 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     print("evaluations come on top")
 
 
-def _seconds_an_iteration(plan: Any, fold: int, device: Any) -> float:
+def _seconds_an_iteration(plan: Any, fold: int, device: Any, trainer_name: str) -> float:
     """Of nnU-Net's training with its loading of data, in a results folder that is thrown away."""
-    from pcrl_nnunet.trainers.finetune import PCRLScratchTrainer
+    import pcrl_nnunet.trainers
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(nnUNet_results=folder, nnUNet_wandb_enabled="0")
-        trainer = PCRLScratchTrainer(plan.plans, plan.configuration, fold, plan.dataset_json, device)
+        trainer = getattr(pcrl_nnunet.trainers, trainer_name)(
+            plan.plans, plan.configuration, fold, plan.dataset_json, device
+        )
         trainer.on_train_start()
         trainer.on_train_epoch_start()
         ends = [time()]
@@ -425,43 +474,48 @@ def _write_results(comparison: Any, runs: list[Any]) -> Any:
     """The scores of what is done, also as results.csv, which keeps those of other runs in this folder."""
     for run in runs:
         comparison.drop_best_checkpoint(run)
-    scores = comparison.scores(runs)
-    scores.to_csv(comparison.file("results.csv"), index=False)
-    return scores
+    return comparison.write_scores(runs)
 
 
 def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
     """The table, where the pictures are, and the verdicts on what is done; PCRLv2's, if it is there, comes last."""
-    from pcrl_nnunet.scores import CONTROL, table, verdict
+    from pcrl_nnunet.scores import CONTROL, shortcut_warning, table, verdict
+    from pcrl_nnunet.shortcuts import SHORTCUTS
 
     scores = _write_results(comparison, runs)
-    rows = table(scores, comparison.patients)
+    rows = table(scores)
     yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
     yield from _pictures(comparison, runs, scores)
-    others = [name for name in dict.fromkeys(scores["method"]) if name != CONTROL]
+    warning = shortcut_warning(scores, SHORTCUTS)
+    if warning is not None:
+        yield warning
+    others = [name for name in dict.fromkeys(scores.runs["method"]) if name not in (CONTROL, *SHORTCUTS)]
     for name in sorted(others, key=lambda name: name == "pcrlv2"):
-        yield verdict(scores, name, comparison.patients)
+        yield verdict(scores, name)
 
 
 def _pictures(comparison: Any, runs: list[Any], scores: Any) -> Iterator[str]:
     """Draw what is done, and say where; a picture that cannot be drawn does not take the results with it."""
     from pcrl_nnunet import figures
-    from pcrl_nnunet.scores import per_case
 
     done = [run for run in runs if comparison.is_done(run)]
 
     def iterations(path: str) -> None:
         curves: dict[str, dict[str, list[Any]]] = {}
         for run in sorted(done, key=lambda run: run.labelled):
-            of_method = curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, [])
-            of_method.append(comparison.curve(run))
-        figures.dice_while_training(curves, path)
+            if comparison.methods[run.method].shortcut is None:
+                of_method = curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, [])
+                of_method.append(comparison.curve(run))
+        figures.score_while_training(curves, scores.measure, path)
 
     drawings: dict[str, Callable[[str], None]] = {
-        "label_efficiency.png": lambda path: figures.label_efficiency(per_case(scores), path),
+        "label_efficiency.png": lambda path: figures.label_efficiency(scores.runs, scores.measure, path),
         "iterations.png": iterations,
-        "segmentations.png": lambda path: figures.segmentations(comparison.examples(done, scores), path),
     }
+    if comparison.targets is None:
+        drawings["segmentations.png"] = lambda path: figures.segmentations(comparison.examples(done, scores), path)
+    else:
+        drawings["roc.png"] = lambda path: figures.roc_of_methods(scores.curves(), path)
     for name, draw in drawings.items():
         path = comparison.file(name)
         try:

@@ -53,6 +53,7 @@ def classes(tiny):
 def make(tiny, cls=PCRLClassificationScratchTrainer, fold=0, classify=None, finetune=None, continue_training=False):
     plan = make_plan(finetune={**SHORT, **(finetune or {})}, classify={"crop_mm": 8.0, **(classify or {})})
     plan = {**plan, "continue_training": continue_training}
+    torch.manual_seed(0)
     return cls(plan, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
 
 
@@ -66,7 +67,7 @@ def validation_of(trainer):
 
 
 def test_it_learns_to_tell_cases_apart(classes):
-    trainer = make(classes, finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03})
+    trainer = make(classes, finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01})
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
@@ -93,7 +94,7 @@ def test_it_learns_to_tell_points_apart(classes):
         blosc2.asarray(image, urlpath=str(classes.data / f"case_{i}.b2nd"))
     trainer = make(
         classes,
-        finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.03},
+        finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01},
         classify={"crop_mm": 6.0, "jitter_mm": 0.5},
     )
     assert trainer.size == (6, 6, 6)
