@@ -249,24 +249,25 @@ def roc(
     figure.savefig(path, dpi=100)
 
 
-def activation(image: np.ndarray, maps: np.ndarray, columns: Sequence[str], title: str, path: str) -> None:
+def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str, path: str) -> None:
     """An input and what of it speaks for every output, in the middle slice, first channel, as a PNG.
 
     Args:
         image: (C, *size).
         maps: (L, *size).
+        titles: of the maps.
     """
     middle = image.shape[1] // 2
     picture, maps = (image[0, middle], maps[:, middle]) if image.ndim == 4 else (image[0], maps)
     shown = min(len(maps), 6)
-    figure = Figure(figsize=(3 * (shown + 1), 3.4), layout="constrained")
+    figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
     axes = figure.subplots(1, shown + 1)
     figure.suptitle(title)
     limit = np.abs(maps).max() or 1.0
     for i, axis in enumerate(axes):
         axis.imshow(picture, cmap="gray")
         axis.set_axis_off()
-        axis.set_title("input" if i == 0 else columns[i - 1])
+        axis.set_title("input" if i == 0 else titles[i - 1])
         if i:
             axis.imshow(maps[i - 1], cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
     figure.savefig(path, dpi=100)
@@ -278,7 +279,7 @@ def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, 
     Args:
         panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
     """
-    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 5.5), layout="constrained")
     methods = list(dict.fromkeys(method for by_method in panels.values() for method in by_method))
     grid = np.linspace(0, 1, 201)
     for axis, (title, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

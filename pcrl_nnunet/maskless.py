@@ -85,6 +85,7 @@ def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
 def plan_and_preprocess(
     raw_folder: str,
     preprocessed: str,
+    plans_name: str | None,
     configurations: Sequence[str],
     num_processes: int,
     pool: Executor,
@@ -98,6 +99,7 @@ def plan_and_preprocess(
     Args:
         raw_folder: nnUNet_raw/DatasetXXX_NAME.
         preprocessed: nnUNet_preprocessed.
+        plans_name: of a plan that is there, to preprocess by; None: plan, too.
         configurations: empty for nnU-Net's choice.
 
     Raises:
@@ -122,17 +124,18 @@ def plan_and_preprocess(
         )
     without = {s.where for s in bad}
     ending = dataset_json["file_ending"]
-    cases = {
-        scan.name: {"images": list(scan.files), "label": os.path.join("labelsTr", scan.name + ending)}
-        for scan in scans
-        if scan.sources[0] not in without
-    }
-    described = {**dataset_json, "labels": LABELS, "numTraining": len(cases)}
-    described.pop("regions_class_order", None)
-    write_text(os.path.join(raw, "dataset.json"), json.dumps({**described, "dataset": cases}, indent=4))
-    _run_nnunet(name, os.path.dirname(raw), configurations, num_processes)
-    if not bad and "dataset" not in dataset_json:  # nnU-Net finds the images itself: their paths need not be kept
-        write_text(os.path.join(preprocessed, name, "dataset.json"), json.dumps(described, indent=4))
+    good = [scan for scan in scans if scan.sources[0] not in without]
+    images = os.path.join(raw, "imagesTr")
+    shutil.rmtree(images, ignore_errors=True)  # of an interrupted run
+    os.makedirs(images)
+    for scan in good:
+        for channel, file in enumerate(scan.files):
+            os.symlink(os.path.abspath(file), os.path.join(images, f"{scan.name}_{channel:04d}{ending}"))
+    described = {**dataset_json, "labels": LABELS, "numTraining": len(good)}
+    for key in ("regions_class_order", "dataset"):
+        described.pop(key, None)
+    write_text(os.path.join(raw, "dataset.json"), json.dumps(described, indent=4))
+    _run_nnunet(name, os.path.dirname(raw), plans_name, configurations, num_processes)
     shutil.rmtree(raw)
     if not os.listdir(os.path.dirname(raw)):
         os.rmdir(os.path.dirname(raw))
@@ -166,18 +169,20 @@ def _make_masks(
     return bad
 
 
-def _run_nnunet(name: str, raw_root: str, configurations: Sequence[str], num_processes: int) -> None:
+def _run_nnunet(
+    name: str, raw_root: str, plans_name: str | None, configurations: Sequence[str], num_processes: int
+) -> None:
     """nnU-Net's own command, on the dataset with masks."""
     number = str(int(name[len("Dataset") :].split("_")[0]))
-    entry = (
-        "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
-    )
-    command = [sys.executable, "-c", entry, "-d", number, "-npfp", str(num_processes), "-np", str(num_processes)]
+    step = "plan_and_preprocess" if plans_name is None else "preprocess"
+    entry = f"from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import {step}_entry as e; e()"
+    command = [sys.executable, "-c", entry, "-d", number, "-np", str(num_processes)]
+    command += ["-npfp", str(num_processes)] if plans_name is None else ["-plans_name", plans_name]
     if configurations:
         command += ["-c", *configurations]
     done = subprocess.run(command, env={**os.environ, "nnUNet_raw": raw_root}, check=False)
     if done.returncode != 0:
         raise UserError(
-            f"nnUNetv2_plan_and_preprocess ended with status {done.returncode}, see above; mend what it says and run "
+            f"nnUNetv2_{step} ended with status {done.returncode}, see above; mend what it says and run "
             f"the same command again"
         )

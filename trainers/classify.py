@@ -240,7 +240,10 @@ class _Classification(PCRLScratchTrainer):
         for index in chosen:
             image, maps = predictor.activation(self.targets, int(index), cases, self.plans_manager.transpose_forward)
             name = f"{self.targets.case[index]}_{index}"
-            figures.activation(image, maps, predictor.columns, name, os.path.join(folder, f"activation_{name}.png"))
+            (row,) = np.flatnonzero(samples == index)
+            said = [f"{column} {table[column][row]:.2f}" for column in predictor.columns]
+            titles = [f"{a}\ntruth {v:g}" for a, v in zip(said, self.targets.value[index], strict=True)]
+            figures.activation(image, maps, titles, name, os.path.join(folder, f"activation_{name}.png"))
 
 
 class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):

@@ -58,7 +58,7 @@ def main() -> None:
     from pcrl_nnunet.target import plans_option
 
     if args.i is None and args.pl is None and args.target is None:
-        _without_masks(args.d, args.c or [], _num_processes(args.np))
+        _without_masks(args.d, args.p, args.c or [], _num_processes(args.np))
         return
     if args.normalization is not None and args.target is None:
         raise UserError("-normalization is for -target only: without it the plan decides; leave it out")
@@ -80,14 +80,15 @@ def main() -> None:
         _say_next(f"-d {args.d}{plans_option(plans_name)}", args.c)
 
 
-def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
-    """Plan and preprocess a dataset that has no labelsTr."""
+def _without_masks(dataset: str, plans_name: str | None, configurations: list[str], num: int) -> None:
+    """Plan and preprocess a dataset that has no labelsTr; with the name of a plan, preprocess by that."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from tqdm import tqdm
 
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.maskless import has_masks, plan_and_preprocess
-    from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.plans import load_plan, read_json
+    from pcrl_nnunet.target import plans_option
     from pcrl_nnunet.unlabelled import worker_pool
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
@@ -102,11 +103,15 @@ def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
     described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     if has_masks(raw, described):
         raise UserError(f"{missing} ({name} has masks: plan it with nnUNetv2_plan_and_preprocess -d {dataset})")
+    if plans_name is not None:
+        planned = load_plan(dataset, plans_name, configurations[0] if configurations else None)
+        configurations = configurations or [planned.configuration]
     print(f"{name} has no masks: the foreground is found from the images, {num} at a time", flush=True)
     with worker_pool(num) as pool:
         bad = plan_and_preprocess(
             raw,
             os.environ["nnUNet_preprocessed"],
+            plans_name,
             configurations,
             num,
             pool,
@@ -115,9 +120,9 @@ def _without_masks(dataset: str, configurations: list[str], num: int) -> None:
         )
     _list_set_aside(bad)
     print(
-        f"\n{name} is planned and preprocessed, {len(bad)} bad images were left out.\n"
-        f"Next: pcrl_nnunet_pretrain -d {dataset}; "
-        f"with a classes.csv or candidates.csv, nnUNetv2_train {name} ... -tr PCRLClassificationTrainer"
+        f"\n{name} is {'' if plans_name else 'planned and '}preprocessed, {len(bad)} bad images were left out.\n"
+        f"Next: pcrl_nnunet_pretrain -d {dataset}{plans_option(plans_name or 'nnUNetPlans')}; with a classes.csv or "
+        f"candidates.csv, nnUNetv2_train {name} ... -tr PCRLClassificationTrainer"
     )
 
 

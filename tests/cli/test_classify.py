@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 
+import blosc2
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet.cli import classify
+from pcrl_nnunet.cli import classify, preprocess
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer
 
 NAME = "Dataset777_NoMasks"
@@ -106,3 +107,25 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_classify", *arguments, *wrong])
     with pytest.raises(SystemExit, match="leave -points out" if kind == "classes" else "give the points with -points"):
         classify.main_entry()
+
+
+@pytest.mark.slow
+def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monkeypatch):
+    plan = json.loads((folder / "nnUNetPlans.json").read_text())
+    edited = plan["configurations"]["3d_fullres"]
+    spacing = [2 * s for s in edited["spacing"]]
+    edited |= {"spacing": spacing, "data_identifier": "Coarse_3d"}
+    (folder / "Coarse.json").write_text(json.dumps({**plan, "plans_name": "Coarse"}))
+    before = (folder / "nnUNetPlans.json").read_bytes()
+    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "777", "-np", "1", "-p", "Coarse"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fine, coarse = (
+        [blosc2.open(str(path)).shape for path in sorted((folder / name).glob("case_?.b2nd"))]
+        for name in ("nnUNetPlans_3d_fullres", "Coarse_3d")
+    )
+    assert [tuple(round(n / 2) for n in shape[1:]) for shape in fine] == [shape[1:] for shape in coarse]
+    assert (folder / "nnUNetPlans.json").read_bytes() == before
+    monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_preprocess", "-d", "777", "-p", "Other"])
+    with pytest.raises(SystemExit, match=r"Other.json does not exist; .* name one of its plans with -p"):
+        preprocess.main_entry()

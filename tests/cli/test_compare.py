@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 
 from pcrl_nnunet.cli import register
 
@@ -169,3 +170,45 @@ def wait_until(there, seconds=30):
     while not there():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(environment):
+    raw, out = (Path(environment[name]) / DATASET for name in ("nnUNet_raw", "nnUNet_results"))
+    images = sorted((raw / "imagesTr").glob("*.nii.gz"))
+    names = [image.name.removesuffix("_0000.nii.gz") for image in images]
+    middle = sitk.ReadImage(str(images[0]))
+    corner = middle.TransformContinuousIndexToPhysicalPoint([3, 3, 3])
+    middle = middle.TransformContinuousIndexToPhysicalPoint([s / 2 for s in middle.GetSize()])
+    # the last case is unknown: it is pretrained on, and never scored
+    lines = [f"{n},{','.join(map(str, p))},{c}" for n in names[:-1] for p, c in ((middle, 1), (corner, 0))]
+    (raw / "candidates.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,class", *lines]))
+    settings = raw / "settings.json"
+    settings.write_text(json.dumps({"classify": {"crop_mm": 16.0, "batch_size": 2}}))
+    registered = register.is_registered()
+    command = [str(Path(sys.executable).parent / "pcrl_nnunet_compare"), "-d", "8", "-device", "cpu", "-labelled", "3"]
+    command += ["-seeds", "1", "-methods", "position", "pcrlv2", "-task", "classification", "-settings", str(settings)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=600)
+    finally:
+        if not registered:
+            register.undo()
+        (raw / "candidates.csv").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = out.parent / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres__classification"
+    split = json.loads((folder / "comparison.json").read_text())["split"]
+    assert sorted(case for part in split.values() for case in part) == names[:-1]
+    (pretraining,) = folder.rglob("PCRLPretrainTrainer__*/fold_*/checkpoint_final.pth")
+    seen = {case["name"] for case in torch.load(pretraining, weights_only=True)["cases"]}
+    assert not seen & {*split["val"], *split["test"]}
+    assert names[-1] in seen
+    scores = pd.read_csv(folder / "results.csv")
+    assert list(scores) == ["method", "labelled", "seed", "case", "label", "auroc"]
+    assert set(scores["method"]) == {"scratch", "position", "pcrlv2"}
+    assert scores.set_index("method").loc["position", "auroc"] == 1.0  # all there is to learn
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert set(predictions["case"]) == {*split["test"]}
+    assert len(predictions) == 3 * 2 * len(split["test"])
+    assert {"label_efficiency.png", "iterations.png", "roc.png"} <= {path.name for path in folder.iterdir()}
+    assert "A shortcut is as good as the best network: with 3 labels position reaches 100.0" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1].startswith("Whether pcrlv2 pays is undecided")
