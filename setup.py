@@ -47,6 +47,8 @@ setup(
         # The following come with nnU-Net; they are named because we import them ourselves.
         "blosc2",  # reads boxes of preprocessed cases
         "scipy",  # Gaussian filters
+        "scikit-learn",  # AUROC, splits by patient, logistic regressions
+        "scikit-image",  # Otsu's threshold
         "matplotlib",  # figures
         "tqdm",  # progress bars
         "pandas",  # tables of a comparison
@@ -56,7 +58,7 @@ setup(
         "numba; python_version < '3.15'",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "torchio"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "torchio"],
         "benchmark": ["torchio"],  # scripts/benchmark_views.py compares with it
     },
     options={"build": {"build_base": BUILD_FOLDER.name}},

@@ -25,5 +25,6 @@ say "mypy"
 mypy pcrl_nnunet trainers planners scripts
 say "pytest, on the installed package${PCRL_TEST_DATA:+, with the real data in $PCRL_TEST_DATA}"
 # Not `python -m pytest`: it would put this folder, where pcrl_nnunet has no trainers, before the installed package.
-pytest --durations=10 "$@"
+# Two at a time, a thread each; tests that register our trainers in the environment share a process.
+OMP_NUM_THREADS=1 pytest --durations=10 -n 2 --dist loadgroup "$@"
 say "All checks passed"

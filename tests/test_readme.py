@@ -62,6 +62,11 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(home: Path) -> dict[str, str]:
+    """That of a user with this home folder."""
+    return environment_in(home)
+
+
+def environment_in(home: Path) -> dict[str, str]:
     """A user's environment on a small machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     return {
@@ -81,6 +86,8 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
     if command.startswith(NEEDS_DEVICE) and not torch.cuda.is_available():
         command += " -device cpu"
     command += SHORTER.get(command, "")
+    if command.startswith("nnUNetv2_plan_and_preprocess"):
+        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start
     if "_plan_" in command:
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])
@@ -92,15 +99,19 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
     return done.stdout
 
 
-def shorten(preprocessed: Path) -> None:
-    """Write a `pcrl` block into every plan, as the README says a user may."""
+def shorten(preprocessed: Path, features: int | None = None) -> None:
+    """Write a `pcrl` block into every plan, as the README says a user may; and if wanted a width."""
     for file in preprocessed.glob("Dataset*/*Plans*.json"):
         plan = json.loads(file.read_text())
-        plan["pcrl"] = SHORT
+        plan["pcrl"] = {**plan.get("pcrl", {}), **SHORT}
+        for configuration in plan["configurations"].values() if features else ():
+            network = configuration["architecture"]["arch_kwargs"]
+            network["features_per_stage"] = [features] * len(network["features_per_stage"])
         file.write_text(json.dumps(plan))
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("registers")
 def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str]) -> None:
     check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], env=environment, check=False)
     exports: list[str] = []
