@@ -8,7 +8,8 @@
   reads;
 - the rest says what it is: method, settings, plan, cases, versions, epochs, loss.
 
-``checkpoint_latest.pth`` beside it is the training state, there until the training is finished.
+``checkpoint_latest.pth`` beside it is the training state, there until the training is finished, and
+``checkpoint_previous.pth`` the one before, for the case that a disk has damaged the latest.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from pcrl_nnunet.config import without_settings
 from pcrl_nnunet.errors import UserError
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/2"  # of what --c takes
+STATE_FORMAT = "pcrl_nnunet/state/3"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
+PREVIOUS = "checkpoint_previous.pth"
 
 # What nnU-Net's own checkpoints hold besides tensors and plain values: scores, as numpy's numbers. They are data.
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -42,14 +44,20 @@ _NUMPY: list[Any] = [
 ]
 
 
-def write(path: str, content: Mapping[str, Any]) -> None:
-    """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile."""
+def write(path: str, content: Mapping[str, Any], previous: str | None = None) -> None:
+    """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile.
+
+    Args:
+        previous: what the file that is there becomes; None: it goes.
+    """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and os.path.isfile(path):
+            os.replace(path, previous)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

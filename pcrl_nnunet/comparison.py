@@ -243,7 +243,7 @@ class Comparison:
         self.identifier = self.plan.resolved["data_identifier"]
         self.cases = {case.name: case for case in find_cases(os.path.join(self.plan.folder, self.identifier))}
         if self.targets is not None and not self.patients:
-            self.patients = {case: name for case, name in self.targets.patient.items() if case in self.cases}
+            self.patients = dict(self.targets.patient)
         else:
             self._check_patients()
         self.split = split_by_patient(self._known_cases(), self.patients)
@@ -644,7 +644,10 @@ class Comparison:
         """A file's lines of other runs, and those of the runs that are done."""
         path, tables = self.file(name), []
         if os.path.isfile(path):
-            there = pd.read_csv(path, dtype={"case": str, "label": str})[list(columns)]
+            names, numbers = ("method", "case", "label"), ("dice", "truth", "score")
+            types, empty = dict.fromkeys(names, str), {name: [""] for name in numbers}
+            # a class may be called NA
+            there = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)[list(columns)]
             own = pd.MultiIndex.from_tuples([(run.method, run.labelled, run.seed) for run in runs])
             tables.append(there[~pd.MultiIndex.from_frame(there[["method", "labelled", "seed"]]).isin(own)])
         rows = [(run.method, run.labelled, run.seed, *row) for run in runs if self.is_done(run) for row in of_run(run)]

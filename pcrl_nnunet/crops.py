@@ -164,7 +164,7 @@ def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequ
 def _geometry(path: str) -> dict[str, Any]:
     """What `to_voxels` needs of a case's properties, read once: the file holds megabytes of label locations."""
     properties = load_pickle(path)
-    return {name: properties[name] for name in GEOMETRY}
+    return {name: properties[name] for name in GEOMETRY if name in properties}
 
 
 def crops_of(

@@ -5,10 +5,13 @@ B batch, N local views, C channels, G global and L local input size.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import sleep
@@ -256,8 +259,14 @@ class _Worker(SlimDataLoaderBase):
         self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
 
     def set_thread_id(self, thread_id: int) -> None:
+        """The first thing that batchgenerators does in the worker's process."""
         super().set_thread_id(thread_id)
         self.loader.set_thread_id(thread_id)
+        if multiprocessing.parent_process() is not None:
+            # schedulers send it to all processes of a job: the training answers, and ends its workers when it is done
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if sys.platform == "linux":  # a training that is killed cannot end them
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     def generate_train_batch(self) -> dict[str, Any]:
         """``slot``, its number, and ``cases``; or ``error``."""

@@ -6,6 +6,8 @@ B pairs, c channels of a level.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,21 @@ class Monitor:
         self._vectors: dict[int, list[Tensor]] = defaultdict(list)
         self._margins: dict[int, list[float]] = defaultdict(list)
         self._restorations: dict[int, list[float]] = defaultdict(list)
+
+    def state(self) -> dict[str, dict[int, list[Any]]]:
+        """What has been collected, as plain values and tensors."""
+        return {
+            "vectors": dict(self._vectors),
+            "margins": dict(self._margins),
+            "restorations": dict(self._restorations),
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[int, list[Any]]]) -> None:
+        """Go on from what `state` gave."""
+        self.clear()
+        self._vectors.update(state["vectors"])
+        self._margins.update(state["margins"])
+        self._restorations.update(state["restorations"])
 
     def update(self, output: StepOutput, target: Tensor) -> None:
         """One step; target (B, 2, C, *)."""

@@ -188,9 +188,11 @@ class AurocScores(Scores):
             if not labels:
                 return None
             observed.append(np.mean([more_right.sum() / pairs.sum() for more_right, pairs in labels]))
-            sums = [[((drawn @ matrix) * drawn).sum(1) for matrix in of_label] for of_label in labels]
-            with np.errstate(invalid="ignore"):  # 0 / 0 is NaN where a draw has no pair
-                resampled.append(np.mean([more_right / pairs for more_right, pairs in sums], 0))
+            sums = np.array([[((drawn @ matrix) * drawn).sum(1) for matrix in of_label] for of_label in labels])
+            counts = sums[:, 1] > 0  # (labels, BOOTSTRAPS): of a rare label a draw may have no pair
+            differences = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(counts.shape), where=counts)
+            with np.errstate(invalid="ignore"):  # 0 / 0 is NaN where it has none of any
+                resampled.append(differences.sum(0) / counts.sum(0))
         return Replicates(100 * np.array(observed), 100 * np.stack(resampled, 1), of_subsets)
 
     def curves(self) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:

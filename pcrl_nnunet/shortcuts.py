@@ -79,7 +79,8 @@ def features(
                 rows[i] = of_name(image, np.zeros(len(shape)))
             else:
                 (place,) = places(targets.point[samples[[i]]], case, shape, axes)
-                rows[i] = of_name(cut(volume, place, size), place / shape)
+                crop = np.empty(0) if of_name is position else cut(volume, place, size)
+                rows[i] = of_name(crop, place / shape)
     return np.stack(rows)
 
 
@@ -98,8 +99,8 @@ def predict(training: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> np.n
     for i, column in enumerate(truth.T):
         known = ~np.isnan(column)
         values = np.unique(column[known])
-        if len(values) == 1:  # nothing to tell apart
-            found[:, i] = values[0]
+        if len(values) < 2:  # nothing to tell apart
+            found[:, i] = values[0] if len(values) else 0.5
             continue
         model = make_pipeline(
             StandardScaler(), LogisticRegression(C=1 / training.shape[1], class_weight="balanced", max_iter=1000)

@@ -19,7 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from sklearn.model_selection import StratifiedGroupKFold
 
+from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.errors import UserError
 
 Kind = Literal["classes", "candidates"]
@@ -27,7 +30,14 @@ FILES: dict[Kind, str] = {"classes": "classes.csv", "candidates": "candidates.cs
 CASE: dict[Kind, str] = {"classes": "case", "candidates": "seriesuid"}
 COORDINATES = ("coordX", "coordY", "coordZ")
 PATIENT = "patient"
-GEOMETRY = ("sitk_stuff", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling")  # of nnU-Net's .pkl
+# of nnU-Net's .pkl, what its readers have noted down
+GEOMETRY = (
+    *("sitk_stuff", "nibabel_stuff", "spacing"),
+    *("bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"),
+)
+UNKNOWN_WORDS = ("na", "n/a", "nan", "null")  # in a table; of a class nobody thinks so
+NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
+SPLITS = "splits_final.json"
 MAX_CLASSES = 100  # more different values are no classes, but a measurement
 
 
@@ -82,10 +92,54 @@ def bring_tables(raw_folder: str, folder: str) -> list[str]:
     for name in FILES.values():
         source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
         if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
-            shutil.copyfile(source, f"{copy}.tmp")
-            os.replace(f"{copy}.tmp", copy)
+            draft = f"{copy}.{os.getpid()}.tmp"  # folds may start at the same time
+            shutil.copyfile(source, draft)
+            os.replace(draft, copy)
             changed.append(name)
     return changed
+
+
+def planned_targets(plans: Mapping[str, Any], folder: str, raw_folder: str | None) -> Targets:
+    """What a plan's dataset has to classify, from its raw folder where that is there; `UserError` if nothing."""
+    if raw_folder is not None:
+        bring_tables(raw_folder, folder)
+    return read_targets(folder, ClassifySettings.from_plan(plans).target or None)
+
+
+def write_split_by_patient(names: Sequence[str], targets: Targets, folder: str) -> str | None:
+    """Make nnU-Net's splits_final.json by patient, unless there is one; its path if it was made.
+
+    Args:
+        names: of the dataset's cases.
+        targets: with patients; without them nnU-Net's own split will do.
+        folder: nnUNet_preprocessed/DatasetXXX_NAME.
+    """
+    file = os.path.join(folder, SPLITS)
+    if not targets.patient or os.path.isfile(file):
+        return None
+    draft = f"{file}.{os.getpid()}.tmp"
+    save_json(split_by_patient(names, targets), draft, sort_keys=False)
+    os.replace(draft, file)
+    return file
+
+
+def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, list[str]]]:
+    """nnU-Net's five folds, with all cases of a patient in one, and as many positives in each as can be.
+
+    These are of the last class that a case has, of labels of the rarest.
+    """
+    of_names = {name: 0 for name in names}
+    value = np.nan_to_num(targets.value)
+    kind = value.argmax(1) if targets.exclusive else value[:, value.sum(0).argmin()].astype(int)
+    for name, of_sample in zip(targets.case, kind, strict=True):
+        if name in of_names:
+            of_names[str(name)] = max(of_names[str(name)], int(of_sample))
+    groups = [targets.patient.get(name, name) for name in names]
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED)
+    return [
+        {"train": [names[i] for i in train], "val": [names[i] for i in held_out]}
+        for train, held_out in folds.split(names, list(of_names.values()), groups)
+    ]
 
 
 def read_targets(folder: str, kind: Kind | None = None) -> Targets:
@@ -178,6 +232,10 @@ def _parse(path: str, kind: Kind) -> Targets:
 def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np.ndarray]:
     """Whether they exclude each other, their names, (N, L)."""
     found = [{value for value in columns[name] if value} for name in columns]
+    for name, values in zip(columns, found, strict=True):
+        words = sorted(value for value in values if value.lower() in UNKNOWN_WORDS)
+        if words:
+            raise UserError(f"{path} has '{words[0]}' in column {name}; leave a cell empty where a value is unknown")
     binary = [values <= {"0", "1", "0.0", "1.0"} for values in found]
     if all(binary):
         numbers = columns.apply(pd.to_numeric, errors="coerce").to_numpy(float)
@@ -188,15 +246,16 @@ def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np
             f"{path} has {', '.join(sorted(found[binary.index(False)])[:5])} in column {name}; of several labels each "
             f"is 0, 1 or empty: give classes that exclude each other a single column"
         )
-    classes = sorted(
-        found[0], key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value)
-    )
+    given = columns.iloc[:, 0].to_numpy(str)
+    classes = sorted(found[0])
+    if all(map(_is_number, classes)):  # 1 and 1.0 are one
+        given = np.array([f"{float(value):g}" if value else "" for value in given])
+        classes = sorted(set(given) - {""}, key=float)
     if len(classes) > MAX_CLASSES or len(classes) < 2:
         raise UserError(
             f"{path} has {len(classes)} different values in column {columns.columns[0]}; expected 2 to {MAX_CLASSES} "
             f"classes"
         )
-    given = columns.iloc[:, 0].to_numpy(str)
     one_hot = (given[:, None] == np.array(classes)[None]).astype(float)
     one_hot[given == ""] = np.nan
     return True, tuple(classes), one_hot
@@ -240,7 +299,8 @@ def to_voxels(
     """Where points of the world lie in a preprocessed image.
 
     Through the geometry that nnU-Net's reader has noted down: world to voxel of the file, axes to nnU-Net's order,
-    crop to the non-zero region, and resampling, in which voxel centres k become (k + 0.5) * new / old - 0.5.
+    crop to the non-zero region, and resampling, in which voxel centres k become (k + 0.5) * new / old - 0.5. Of images
+    without a place in the world (PNG, TIFF) the first voxel's is 0; of 2D images the third coordinate is not looked at.
 
     Args:
         point: (N, 3) world mm, LPS.
@@ -251,10 +311,30 @@ def to_voxels(
     Returns:
         (N, 3) in voxels, not rounded; may lie outside.
     """
-    geometry = properties["sitk_stuff"]
-    matrix = np.reshape(geometry["direction"], (3, 3)) * np.asarray(geometry["spacing"])  # voxel (x, y, z) to mm
-    index = np.linalg.solve(matrix, (np.asarray(point) - np.asarray(geometry["origin"])).T).T[:, ::-1]  # (z, y, x)
+    matrix, origin = _voxel_to_world(properties)
+    axes = len(origin)
+    index = np.zeros((len(point), 3))  # (z, y, x)
+    index[:, 3 - axes :] = np.linalg.solve(matrix, (np.asarray(point)[:, :axes] - origin).T).T[:, ::-1]
     index = index[:, list(transpose)] - np.array([lower for lower, _ in properties["bbox_used_for_cropping"]])
     old = np.asarray(properties["shape_after_cropping_and_before_resampling"], float)
     voxels: np.ndarray = (index + 0.5) * np.asarray(shape) / old - 0.5
     return voxels
+
+
+def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(axes, axes) and (axes,): voxel (x, y, z), in 2D (x, y), to mm, LPS."""
+    if "sitk_stuff" in properties:
+        geometry = properties["sitk_stuff"]
+        axes = len(geometry["origin"])
+        return np.reshape(geometry["direction"], (axes, axes)) * geometry["spacing"], np.asarray(geometry["origin"])
+    if "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        affine = np.diag([-1, -1, 1, 1]) @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))
+        return affine[:3, :3], affine[:3, 3]
+    return np.diag(np.asarray(properties["spacing"], float)[::-1]), np.zeros(3)
+
+
+def outside(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """(N,) which points (N, 3) lie more than a voxel beyond an image of this shape."""
+    beyond: np.ndarray = np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)
+    return beyond

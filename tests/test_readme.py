@@ -161,6 +161,7 @@ def check_where_files_land(home: Path) -> None:
             while_it_runs_or_if_any = name in (
                 "checkpoint_latest.pth",
                 "checkpoint_latest_old.pth",
+                "checkpoint_previous.pth",
                 "bad_cases.txt",
             )
             assert while_it_runs_or_if_any or (place / name).is_file(), (folder, name)

@@ -182,3 +182,10 @@ def test_the_verdict_speaks_of_auroc_and_a_shortcut_that_is_as_good_is_named():
     assert shortcut_warning(AurocScores(given), ["thumbnail"]) is None
     both = pd.concat([given[given["method"] == "scratch"], shortcut])
     assert "with 10 labels thumbnail reaches" in shortcut_warning(AurocScores(both), ["thumbnail"])
+
+
+def test_of_a_draw_without_a_rare_labels_positives_the_other_labels_count():
+    given = predictions(cases=40, points=1, labels=("a", "rare"))
+    given.loc[given["label"] == "rare", "truth"] = (given["sample"] == 0).astype(float)
+    found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
+    assert np.isfinite(found.resampled).all()  # a third of the draws have no positive of the rare one

@@ -3,12 +3,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from skimage.transform import resize
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.targets import Drawing, read_targets, to_voxels
+from pcrl_nnunet.targets import Drawing, outside, read_targets, to_voxels
 
 
 def write(folder, name, text):
@@ -37,6 +39,12 @@ def test_one_column_of_other_values_has_classes_that_exclude_each_other(tmp_path
     assert list(targets.of_cases(list("abcd"))) == [0, 1, 2]  # of d nothing is known
 
 
+def test_a_number_is_the_same_class_however_it_is_written(tmp_path):
+    targets = read_targets(write(tmp_path, "classes", "case,kind\na,1\nb,1.0\nc,2\nd,\n"))
+    assert targets.names == ("1", "2")
+    np.testing.assert_array_equal(targets.value[:3], [[1, 0], [1, 0], [0, 1]])
+
+
 def test_points_are_read_as_luna_writes_them(tmp_path):
     text = "seriesuid,coordX,coordY,coordZ,class\n1.3.6,-56.08,-67.85,-311.92,0\n1.3.6,53.21,-244.41,-245.17,1\n"
     targets = read_targets(write(tmp_path, "candidates", text))
@@ -61,6 +69,7 @@ def test_points_are_read_as_luna_writes_them(tmp_path):
             "one patient for case x",
         ),
         ("candidates", "", "cannot be read"),
+        ("classes", "case,a\nx,1\ny,NA\n", "'NA' in column a; leave a cell empty where a value is unknown"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, name, text, message):
@@ -129,3 +138,50 @@ def test_a_point_of_the_world_is_found_in_the_preprocessed_image(tmp_path, direc
     centre = [np.average(grid, weights=weight) for grid in np.indices(weight.shape)]
     (found,) = to_voxels(np.array([world]), properties, shape, transpose)
     np.testing.assert_allclose(found, centre, atol=0.25)
+
+
+def preprocessed(properties, shape):
+    """As nnU-Net's preprocessing leaves them without transposing, cropping or resampling."""
+    whole = [[0, n] for n in shape]
+    return {**properties, "bbox_used_for_cropping": whole, "shape_after_cropping_and_before_resampling": shape}
+
+
+def test_a_point_is_found_in_2d_images_and_the_third_coordinate_is_not_looked_at(tmp_path):
+    image = sitk.Image([24, 20], sitk.sitkFloat32)
+    image.SetSpacing([0.9, 1.4])
+    image.SetOrigin([-30.0, 12.0])
+    world = image.TransformContinuousIndexToPhysicalPoint([13.0, 8.0])
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    data, properties = SimpleITKIO().read_images([str(tmp_path / "x.mha")])
+    shape = data.shape[1:]
+    for z in (0.0, 57.0):
+        (found,) = to_voxels(np.array([[*world, z]]), preprocessed(properties, shape), shape, [0, 1, 2])
+        np.testing.assert_allclose(found, [0, 8, 13], atol=1e-6)
+
+
+def test_pixels_of_natural_images_are_counted_from_the_first(tmp_path):
+    sitk.WriteImage(sitk.Image([24, 20], sitk.sitkUInt8), str(tmp_path / "x.png"))
+    data, properties = NaturalImage2DIO().read_images([str(tmp_path / "x.png")])
+    shape = data.shape[1:]
+    (found,) = to_voxels(np.array([[13.0, 8.0, 0.0]]), preprocessed(properties, shape), shape, [0, 1, 2])
+    np.testing.assert_allclose(found, [0, 8, 13])
+
+
+@pytest.mark.parametrize("reader", [NibabelIO, NibabelIOWithReorient])
+def test_a_point_is_found_in_images_that_nibabel_reads(tmp_path, reader):
+    image = sitk.Image([24, 20, 16], sitk.sitkFloat32)
+    image.SetSpacing([0.9, 1.4, 2.5])
+    image.SetOrigin([-30.0, 12.0, 100.0])
+    image.SetDirection([-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0])
+    world = image.TransformContinuousIndexToPhysicalPoint([13.0, 8.0, 9.0])
+    image[13, 8, 9] = 1.0
+    sitk.WriteImage(image, str(tmp_path / "x.nii.gz"))
+    data, properties = reader().read_images([str(tmp_path / "x.nii.gz")])
+    shape = data.shape[1:]
+    (found,) = to_voxels(np.array([world]), preprocessed(properties, shape), shape, [0, 1, 2])
+    np.testing.assert_allclose(found, np.argwhere(data[0] == 1)[0], atol=1e-4)
+
+
+def test_a_point_more_than_a_voxel_beyond_the_image_is_outside():
+    points = np.array([[0, 0, 0], [-1, 2, 2], [-1.1, 2, 2], [3, 4, 5.0], [3, 4, 6.1]])
+    assert list(outside(points, (4, 5, 6))) == [False, False, True, False, True]

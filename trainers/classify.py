@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from sklearn.model_selection import StratifiedGroupKFold
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast, nn
 
 from pcrl_nnunet import figures, scores
 from pcrl_nnunet.config import ClassifySettings
-from pcrl_nnunet.crops import ClassificationLoader, input_size
-from pcrl_nnunet.data import find_cases
+from pcrl_nnunet.crops import ClassificationLoader, input_size, places
+from pcrl_nnunet.data import Case, CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.models import Classifier
 from pcrl_nnunet.prediction import Predictor, write_evaluation
-from pcrl_nnunet.targets import FILES, Targets, bring_tables, read_targets
+from pcrl_nnunet.targets import (
+    FILES,
+    SPLITS,
+    Drawing,
+    Targets,
+    bring_tables,
+    outside,
+    read_targets,
+    write_split_by_patient,
+)
 from pcrl_nnunet.trainers.finetune import NNUNET_DEFAULT_DEVICE, PCRLFinetuneTrainer, PCRLScratchTrainer
 from pcrl_nnunet.transfer import unwrap
 
-NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
 MAX_BATCH = 32  # the paper's
 NUM_MAPS = 4
+MAX_OUTSIDE = 0.1  # of the points may lie outside of their image
 
 
 class ClassificationLogger(LocalLogger):
@@ -62,6 +71,8 @@ class _Classification(PCRLScratchTrainer):
     ) -> None:
         with exit_on_user_error():  # before nnU-Net creates the output folder
             self.classify = ClassifySettings.from_plan(plans)
+            if PlansManager(plans).get_configuration(configuration).previous_stage_name is not None:
+                raise UserError(f"{configuration} takes the labels of another stage as input; choose another with -c")
             folder = os.path.join(nnUNet_preprocessed or "", plans["dataset_name"])
             raw = os.path.join(nnUNet_raw or "", plans["dataset_name"])
             changed = bring_tables(raw, folder)
@@ -104,17 +115,19 @@ class _Classification(PCRLScratchTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net's; the split that it would draw is by patient where the table has patients."""
-        file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        patient = self.targets.patient
-        if patient and self.fold != "all" and not os.path.isfile(file) and self.local_rank == 0:
+        base, patient = self.preprocessed_dataset_folder_base, self.targets.patient
+        if self.fold != "all" and self.local_rank == 0:
             names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
-            save_json(split_by_patient(names, self.targets), file, sort_keys=False)
-            self.print_to_log_file(f"Wrote {file}: {NUM_FOLDS} folds by patient")
+            made = write_split_by_patient(names, self.targets, base)
+            if made is not None:
+                self.print_to_log_file(f"Wrote {made}: folds by patient")
+        if self.is_ddp:
+            dist.barrier()  # the others would make one of their own
         train, validation = super().do_split()
         shared = {patient[c] for c in train if c in patient} & {patient[c] for c in validation if c in patient}
         if shared and self.fold != "all":
             self.print_to_log_file(
-                f"WARNING: {file} has patients on both sides, so that scores will be too good: "
+                f"WARNING: {os.path.join(base, SPLITS)} has patients on both sides, so that scores will be too good: "
                 f"{', '.join(sorted(shared)[:5])}"
             )
         return train, validation
@@ -150,9 +163,12 @@ class _Classification(PCRLScratchTrainer):
         points = self.targets.point is not None
         jitter = [self.classify.jitter_mm / s for s in spacing] if points else []
         cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
+        self._check_targets(cases)
         batch = self.classify.batch_size or fitting_batch(
             self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
         )
+        if self.is_ddp:  # of all ranks together
+            batch = math.ceil(batch / dist.get_world_size())
         self.print_to_log_file(f"Batches of {batch} inputs of {'x'.join(map(str, self.size))} voxels, {self.classify}")
         loaders = []
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
@@ -170,6 +186,38 @@ class _Classification(PCRLScratchTrainer):
             )
             loaders.append(self._augmenter(loader, train))
         return loaders[0], loaders[1]
+
+    def _check_targets(self, cases: Mapping[str, Case]) -> None:
+        """Say which lines of the table are of no case, and which points lie outside of their image.
+
+        Raises:
+            SystemExit: many points do.
+        """
+        file, point = FILES[self.targets.kind], self.targets.point
+        missing = sorted(set(self.targets.case) - cases.keys())
+        if missing:
+            self.print_to_log_file(
+                f"WARNING: {file} has {len(missing)} cases that are not among the {len(cases)} preprocessed ones: "
+                f"{', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"
+            )
+        if point is None:
+            return
+        beyond: list[str] = []
+        known = np.flatnonzero(np.isin(self.targets.case, list(cases)))
+        for name, of_case in pd.Series(known).groupby(self.targets.case[known]):
+            case = cases[str(name)]
+            shape = CaseVolume(case).shape[1:]
+            voxels = places(point[of_case.to_numpy()], case, shape, self.plans_manager.transpose_forward)
+            beyond += [str(name)] * int(outside(voxels, shape).sum())
+        told = (
+            f"{len(beyond)} of {len(known)} points of {file} lie outside of their image, such as one of "
+            f"{beyond[0] if beyond else ''}; they have to be mm of the world in LPS, as SimpleITK and DICOM count"
+        )
+        with self._or_nothing_left_behind():
+            if len(beyond) > MAX_OUTSIDE * len(known):
+                raise UserError(told)
+        if beyond:
+            self.print_to_log_file(f"WARNING: {told}")
 
     def _augmenter(self, loader: ClassificationLoader, train: bool) -> Any:
         processes = get_allowed_n_proc_DA()
@@ -236,8 +284,10 @@ class _Classification(PCRLScratchTrainer):
         table = predictor.of_targets(self.targets, samples, cases, self.plans_manager.transpose_forward)
         for line in write_evaluation(table, self.targets, samples, folder):
             self.print_to_log_file(line)
-        chosen = samples[np.unique(np.linspace(0, len(samples) - 1, NUM_MAPS).astype(int))]
-        for index in chosen:
+        groups = Drawing(self.targets, samples, balanced=True).groups[:NUM_MAPS]  # positives are few
+        each = max(1, NUM_MAPS // len(groups))
+        chosen = {int(group[i]) for group in groups for i in np.linspace(0, len(group) - 1, each).astype(int)}
+        for index in sorted(chosen):
             image, maps = predictor.activation(self.targets, int(index), cases, self.plans_manager.transpose_forward)
             name = f"{self.targets.case[index]}_{index}"
             (row,) = np.flatnonzero(samples == index)
@@ -252,14 +302,6 @@ class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
 
 class PCRLClassificationScratchTrainer(_Classification):
     """`PCRLClassificationTrainer` without the weights: the fair control."""
-
-
-def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, list[str]]]:
-    """nnU-Net's five folds, with all cases of a patient in one, and as many positives in each as can be."""
-    groups = [targets.patient.get(name, name) for name in names]
-    positive = [bool(np.nansum(targets.value[targets.case == name][:, -1:])) for name in names]
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(names, positive, groups)
-    return [{"train": [names[i] for i in train], "val": [names[i] for i in held_out]} for train, held_out in folds]
 
 
 def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:

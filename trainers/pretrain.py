@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import nullcontext
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -14,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -34,6 +39,7 @@ from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
+from pcrl_nnunet.targets import FILES, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
@@ -66,8 +72,13 @@ class PretrainingCases:
         )
 
     @classmethod
-    def find(cls, folder: str, data_identifier: str, fold: int | str) -> PretrainingCases:
+    def find(
+        cls, folder: str, data_identifier: str, fold: int | str, plans: Mapping[str, Any] | None = None
+    ) -> PretrainingCases:
         """Look into the dataset's preprocessed folder; unlabelled cases alone will do, without a fold.
+
+        Args:
+            plans: of a dataset with a table of patients, whose folds are made by these, as a classification does.
 
         Raises:
             UserError: there are no preprocessed cases, or the fold is none of the split's.
@@ -80,7 +91,10 @@ class PretrainingCases:
                 f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
                 f"{unlabelled_cases}; leave -f out"
             )
-        out = set() if fold == "all" else cls._validation_cases(folder, fold, [case.name for case in cases])
+        names = [case.name for case in cases]
+        if fold != "all" and plans is not None:
+            _split_by_patient(folder, names, plans)
+        out = set() if fold == "all" else cls._validation_cases(folder, fold, names)
         found = cls(
             [case for case in cases if case.name not in out],
             unlabelled,
@@ -113,6 +127,20 @@ class PretrainingCases:
         return set(splits[int(fold)]["val"])
 
 
+@contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """A list that SIGTERM puts something into, instead of ending the process (in the main thread, which hears it)."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _mean(values: list[float]) -> float:
     """Not a number where there are none."""
     return float(np.mean(values)) if values else float("nan")
@@ -120,6 +148,16 @@ def _mean(values: list[float]) -> float:
 
 def _has_files(folder: str, suffix: str) -> bool:
     return os.path.isdir(folder) and any(name.endswith(suffix) for name in os.listdir(folder))
+
+
+def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -> None:
+    """Make the split of a dataset that has a table for classification with patients, unless there is one.
+
+    A classification would make the same; nnU-Net's own, by case, has patients on both sides.
+    """
+    raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
+    if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):
+        write_split_by_patient(names, planned_targets(plans, folder, raw), folder)
 
 
 class PretrainLogger(LocalLogger):
@@ -140,7 +178,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     Replaced of nnUNetTrainer: __init__, initialize, configure_optimizers, get_dataloaders, run_training,
     on_train_start, train_step, on_train_epoch_end, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
-    perform_actual_validation. There is no validation: the monitor says whether it learns.
+    perform_actual_validation. There is no validation: the monitor says whether it learns. On SIGTERM, which schedulers
+    send before they end a job, it saves after the step at hand and exits with 0.
 
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
@@ -172,7 +211,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
                 f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
             )
-        cases = PretrainingCases.find(folder, identifier, fold)
+        cases = PretrainingCases.find(folder, identifier, fold, plans)
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: PretrainSettings = settings
@@ -181,14 +220,15 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         self.logger.local_logger = PretrainLogger()
         self.monitor = Monitor()
+        self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
         self.last_loss = float("nan")
         self.init_path: str | None = init
         self.init: dict[str, Any] | None = None  # what is known of it, once it has been loaded
 
     @property
     def step(self) -> int:
-        """Steps done before this epoch."""
-        return self.current_epoch * self.num_iterations_per_epoch
+        """Steps done."""
+        return self.current_epoch * self.num_iterations_per_epoch + len(self.outputs)
 
     def initialize(self) -> None:
         """The plan's network, and the method around its encoder."""
@@ -250,20 +290,34 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.on_train_start()
         total = self.num_epochs * self.num_iterations_per_epoch
         try:
-            with tqdm(total=total, initial=self.step, disable=None, unit="step", dynamic_ncols=True) as bar:
+            with (
+                _sigterm() as asked_to_stop,
+                tqdm(total=total, initial=self.step, disable=None, unit="step", dynamic_ncols=True) as bar,
+            ):
                 while self.current_epoch < self.num_epochs:
-                    self.on_epoch_start()
-                    self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
-                    outputs = []
-                    for i in range(self.num_iterations_per_epoch):
-                        outputs.append(self.train_step(next(self.dataloader_train), self.step + i))
-                        bar.set_postfix({name: f"{value:.3f}" for name, value in outputs[-1].items()}, refresh=False)
+                    if not self.outputs:  # else it goes on within an epoch
+                        self.on_epoch_start()
+                        self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
+                    while len(self.outputs) < self.num_iterations_per_epoch:
+                        output = self.train_step(next(self.dataloader_train), self.step)
+                        self.outputs.append(output)
+                        bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
-                    self.on_train_epoch_end(outputs)
+                        if asked_to_stop:
+                            self._stop()
+                    self.on_train_epoch_end(self.outputs)
                     self.on_epoch_end(bar)
         finally:
             self.dataloader_train.close()
         self.on_train_end()
+
+    def _stop(self) -> None:
+        """Save, say how to go on, and end with status 0."""
+        latest = os.path.join(self.output_folder, checkpoint.LATEST)
+        self.save_checkpoint(latest)
+        again = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
+        self.print_to_log_file(f"Stopped by SIGTERM after step {self.step}, saved as {latest}. To go on: {again}")
+        raise SystemExit(0)
 
     def on_train_start(self) -> None:
         """Say what is about to happen, start the loader."""
@@ -372,7 +426,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.logger.log(name, _mean(list(of_level.values())), epoch)
 
     def on_epoch_end(self, bar: tqdm | None = None) -> None:
-        """One line, the alarms, the training state, progress.png."""
+        """One line, the alarms, the training state, progress.png; then the next epoch begins."""
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
@@ -383,24 +437,25 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
             f"steps/s, {left} left"
         )
-        lines = [line, *(f"ALARM: {a}" for a in self.monitor.alarms(self.step + self.num_iterations_per_epoch))]
+        lines = [line, *(f"ALARM: {a}" for a in self.monitor.alarms((epoch + 1) * self.num_iterations_per_epoch))]
         on_terminal = bar is not None and not bar.disable
         for line in lines:
             if bar is not None and on_terminal:
                 bar.write(line)  # print() would tear the bar
             self.print_to_log_file(line, also_print_to_console=not on_terminal)
         self.monitor.clear()
+        self.outputs = []
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         self.logger.plot_progress_png(self.output_folder)
 
     def on_train_end(self) -> None:
-        """Write what fine-tuning takes, then drop the training state."""
+        """Write what fine-tuning takes, then drop the training states."""
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
-        latest = os.path.join(self.output_folder, checkpoint.LATEST)
-        if os.path.isfile(latest):
-            os.remove(latest)
+        for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
+            if os.path.isfile(path := os.path.join(self.output_folder, name)):
+                os.remove(path)
         self.print_to_log_file(f"Pretraining done: {final}\n{self._next_command(final)}")
 
     def _next_command(self, final: str) -> str:
@@ -487,7 +542,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             return None
 
     def save_checkpoint(self, filename: str) -> None:
-        """The training state, whole or not at all."""
+        """The training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
         state = {
             "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
@@ -497,6 +552,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
             "current_epoch": self.current_epoch,
+            "outputs": self.outputs,
+            "monitor": self.monitor.state(),
             "last_loss": self.last_loss,
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
@@ -504,7 +561,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "plans": self.plans_manager.plans,
             "cases": [case.name for case in self.cases],
         }
-        checkpoint.write(filename, state)
+        checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
@@ -536,6 +593,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.logger.load_checkpoint(state["logging"])
         self.current_epoch, self.last_loss = state["current_epoch"], state["last_loss"]
+        self.outputs = state["outputs"]
+        self.monitor.load_state(state["monitor"])
         self.init = state.get("init")
         torch.set_rng_state(state["torch_rng"])
 

@@ -35,11 +35,12 @@ def main() -> None:
     args = _parser().parse_args()
     import pandas as pd
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from tqdm import tqdm
 
     from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import dataset_name_of, read_json
-    from pcrl_nnunet.targets import CASE, COORDINATES, read_points, to_voxels
+    from pcrl_nnunet.targets import CASE, COORDINATES, outside, read_points, to_voxels
 
     results = os.environ.get("nnUNet_results")
     if not results:
@@ -59,16 +60,26 @@ def main() -> None:
             f"{'give the points with -points' if kind == 'candidates' else 'leave -points out'}"
         )
     points = None if args.points is None else read_points(args.points, list(images))
+    if points is not None:
+        elsewhere = sorted({str(name) for name in points[0]} - images.keys())
+        if elsewhere:
+            print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
+    _check_output(args.o)
     preprocessor = configuration.preprocessor_class(verbose=False)
-    tables, start = [], time()
-    for name, files in images.items():
+    tables, bad, num_outside, start = [], [], 0, time()
+    for name, files in tqdm(images.items(), unit="image", disable=None):
         of_image = None if points is None else points[1][points[0] == name]
         if of_image is not None and not len(of_image):
             continue
-        data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
+        try:
+            data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
+        except Exception as error:  # whatever a file makes a reader do, the others go on
+            bad.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            continue
         centres = None
         if of_image is not None:
             centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)
+            num_outside += int(outside(centres, data.shape[1:]).sum())
         found = predictor.of_volume(data, centres)
         table = pd.DataFrame({CASE[kind]: [name] * len(found)})
         if of_image is not None:
@@ -76,16 +87,31 @@ def main() -> None:
         table[list(predictor.columns)] = found
         tables.append(table)
     seconds = time() - start
+    if not tables:
+        raise UserError(f"none of the {len(bad)} images could be read; the first is {bad[0]}")
     whole = pd.concat(tables, ignore_index=True)
     try:
         whole.to_csv(f"{args.o}.tmp", index=False)
         os.replace(f"{args.o}.tmp", args.o)
     except OSError as error:
         raise UserError(f"{args.o} cannot be written ({error.strerror}); give another -o") from error
+    if num_outside:
+        print(f"WARNING: {num_outside} points lie outside of their image: they have to be mm of the world in LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
     if points is not None:
         speed += f", {len(whole) / seconds:.1f} points a second"
     print(f"{args.o}: {len(whole)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
+    if bad:
+        raise UserError(f"{len(bad)} images could not be read and are not in {args.o}: {'; '.join(bad)}")
+
+
+def _check_output(path: str) -> None:
+    """Raises `UserError` for a table that could not be written, before the work is done."""
+    from pcrl_nnunet.errors import UserError
+
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise UserError(f"-o is {path}, which cannot be written; give the name of a file in a folder that is there")
 
 
 def _images(folder: str, ending: str) -> dict[str, list[str]]:

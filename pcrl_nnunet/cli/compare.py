@@ -149,7 +149,9 @@ def main() -> None:
         if not register.is_registered():
             for line in register.register():
                 print(line)
-        failed = _run(jobs, args.np, comparison, lambda: _write_results(comparison, runs))
+        # of many candidates the predictions have gigabytes: once will do
+        after_each = (lambda: _write_results(comparison, runs)) if comparison.targets is None else (lambda: None)
+        failed = _run(jobs, args.np, comparison, after_each)
         for line in _report(comparison, runs):
             print(line)
     if failed:
@@ -217,10 +219,9 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
-    from pcrl_nnunet.config import ClassifySettings
     from pcrl_nnunet.maskless import has_masks
     from pcrl_nnunet.plans import read_json
-    from pcrl_nnunet.targets import bring_tables, read_targets
+    from pcrl_nnunet.targets import planned_targets
 
     raw = os.path.join(nnUNet_raw.get(), plan.plans["dataset_name"]) if nnUNet_raw.is_set() else ""
     if task is None:
@@ -229,9 +230,7 @@ def _targets(task: str | None, plan: Any) -> Any:
         task = "classification" if without else "segmentation"
     if task == "segmentation":
         return None
-    if raw:
-        bring_tables(raw, plan.folder)
-    return read_targets(plan.folder, ClassifySettings.from_plan(plan.plans).target or None)
+    return planned_targets(plan.plans, plan.folder, raw or None)
 
 
 def _json(path: str | None) -> dict[str, Any]:
@@ -401,7 +400,10 @@ def _environments(comparison: Any, at_a_time: int) -> list[dict[str, str]]:
 
 def _folders(comparison: Any) -> dict[str, str]:
     """The environment in which nnU-Net sees the comparison's folders as its own."""
-    return {"nnUNet_preprocessed": comparison.preprocessed, "nnUNet_results": comparison.results}
+    folders = {"nnUNet_preprocessed": comparison.preprocessed, "nnUNet_results": comparison.results}
+    if comparison.targets is not None:
+        folders["nnUNet_raw"] = ""  # a table that is edited there meanwhile would be taken
+    return folders
 
 
 def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_a_time: int) -> None:

@@ -140,7 +140,9 @@ def _keep_unfinished(trainer: Any) -> None:
     """Put the state of an interrupted pretraining aside: whoever forgot --c has not lost it."""
     from pcrl_nnunet import checkpoint
 
-    latest = os.path.join(trainer.output_folder, checkpoint.LATEST)
+    latest, previous = (os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
+    if os.path.isfile(previous):  # of another training than the one that begins
+        os.replace(previous, previous.replace(".pth", "_old.pth"))
     kept = latest.replace(".pth", "_old.pth")
     if os.path.isfile(latest):
         os.replace(latest, kept)
@@ -154,10 +156,12 @@ def _load(trainer: Any) -> bool:
     """Load the training state, if there is one; whether there is anything left to train."""
     from pcrl_nnunet import checkpoint
 
-    latest, final = (os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.FINAL))
-    if os.path.isfile(latest):
-        trainer.load_checkpoint(latest)
-        trainer.print_to_log_file(f"Continuing after epoch {trainer.current_epoch} from {latest}")
+    latest, previous, final = (
+        os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
+    )
+    if os.path.isfile(latest) or os.path.isfile(previous):
+        trainer.load_checkpoint(_readable(trainer, latest, previous))
+        trainer.print_to_log_file(f"Continuing after step {trainer.step}")
         if trainer.init_path:
             trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
     elif os.path.isfile(final):
@@ -167,6 +171,21 @@ def _load(trainer: Any) -> bool:
     else:
         trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
     return True
+
+
+def _readable(trainer: Any, latest: str, previous: str) -> str:
+    """The latest training state, or, where that is damaged, the one before; `UserError` where both are."""
+    from pcrl_nnunet import checkpoint
+    from pcrl_nnunet.errors import UserError
+
+    try:
+        checkpoint.read(latest, checkpoint.STATE_FORMAT)
+        return latest
+    except UserError as error:
+        if not os.path.isfile(previous):
+            raise
+        trainer.print_to_log_file(f"WARNING: {error}. Going on from the state before, {previous}, instead")
+        return previous
 
 
 def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path: str) -> None:

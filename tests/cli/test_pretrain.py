@@ -12,6 +12,8 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.comparison import built_in_methods
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
 
@@ -111,6 +113,41 @@ def test_an_unfinished_pretraining_is_kept_where_c_was_forgotten(command, tiny, 
     assert command("-d", "999", *SHORT) == 0
     assert path.with_name("checkpoint_latest_old.pth").read_text() == "days of work"
     assert "--c was not given: starting anew. Its state is kept as" in capsys.readouterr().out
+
+
+def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny, capsys, monkeypatch):
+    def stop_in_the_last_epoch(trainer, batch, step, *levels):
+        if step == 4:
+            raise UserError("stopped")
+        return train_step(trainer, batch, step, *levels)
+
+    three_epochs = ["-d", "999", "-epochs", "3", *SHORT[2:]]
+    train_step = PCRLPretrainTrainer.train_step
+    command(*three_epochs)
+    (final,) = tiny.results.rglob(checkpoint.FINAL)
+    expected = checkpoint.read(str(final))["encoder_hash"]
+    final.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(PCRLPretrainTrainer, "train_step", stop_in_the_last_epoch)
+        assert command(*three_epochs) == "Error: stopped"
+    latest, previous = final.with_name(checkpoint.LATEST), final.with_name(checkpoint.PREVIOUS)
+    whole, before = latest.read_bytes(), previous.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"\0" * len(whole), b""):
+        latest.write_bytes(damaged)
+        previous.write_bytes(before)
+        capsys.readouterr()
+        assert command(*three_epochs, "--c") == 0
+        said = capsys.readouterr().out
+        assert f"WARNING: checkpoint {latest}" in said
+        assert f"Going on from the state before, {previous}, instead" in said
+        assert "Continuing after step 2" in said
+        assert checkpoint.read(str(final))["encoder_hash"] == expected
+        assert results(tiny) == [checkpoint.FINAL]
+        final.unlink()
+    latest.write_bytes(whole[:100])
+    previous.write_bytes(before[:100])
+    assert f"checkpoint {previous}" in command(*three_epochs, "--c")
+    assert (latest.read_bytes(), previous.read_bytes()) == (whole[:100], before[:100])  # nothing is lost
 
 
 def test_two_pretrainings_of_one_folder_are_refused(command, tiny):

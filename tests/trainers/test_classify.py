@@ -14,9 +14,9 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.targets import read_targets
+from pcrl_nnunet.targets import read_targets, split_by_patient
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
-from pcrl_nnunet.trainers.classify import fitting_batch, split_by_patient
+from pcrl_nnunet.trainers.classify import fitting_batch
 
 NUM_CASES = 12
 SHORT = {"epochs": 2, "iters_per_epoch": 3, "val_iters_per_epoch": 2}
@@ -231,3 +231,38 @@ def test_the_batch_has_the_voxels_of_the_plans():
     assert fitting_batch((40, 56, 40), 9, (40, 56, 40)) == 9
     assert fitting_batch((40, 56, 40), 9, (20, 28, 20)) == 32
     assert fitting_batch((40, 56, 40), 1, (40, 56, 40)) == 2
+
+
+def test_points_outside_of_their_image_stop_it_or_are_said(classes):
+    os.remove(classes.folder / "classes.csv")
+    head = "seriesuid,coordX,coordY,coordZ,class\n"
+    right = "".join(f"case_{i},7,7,{z},{z % 2}\n" for i in range(NUM_CASES) for z in (6, 7))
+    (classes.folder / "candidates.csv").write_text(head + right + "case_1,7,7,-70,1\nelsewhere,1,1,1,1\n")
+    trainer = make(classes)
+    trainer.run_training()
+    assert "WARNING: 1 of 25 points of candidates.csv lie outside of their image, such as one of case_1" in log_of(
+        trainer
+    )
+    assert "WARNING: candidates.csv has 1 cases that are not among the 12 preprocessed ones: elsewhere" in log_of(
+        trainer
+    )
+    mirrored = right.replace(",7,7,", ",-7,-7,")
+    (classes.folder / "candidates.csv").write_text(head + mirrored)
+    trainer = make(classes)
+    with pytest.raises(SystemExit, match=r"24 of 24 points .* lie outside .* LPS"):
+        trainer.run_training()
+
+
+def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification_validates(classes):
+    os.remove(classes.folder / "splits_final.json")
+    rows = "".join(f"case_{i},{i % 2},{i // 3}\n" for i in range(NUM_CASES - 2)) + "case_10,1,8\ncase_11,0,9\n"
+    (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
+    plan = make_plan()
+    configuration = plan["configurations"]["3d_fullres"]
+    settings = pretrain_settings(plan, "3d_fullres", configuration, epochs=1, iters_per_epoch=1)
+    given = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
+    pretraining = PCRLPretrainTrainer(given, "3d_fullres", 0, classes.dataset_json, torch.device("cpu"))
+    train, validation = make(classes).do_split()
+    assert {case.name for case in pretraining.cases} == set(train)
+    patients = read_targets(str(classes.folder)).patient
+    assert not {patients[name] for name in train} & {patients[name] for name in validation}

@@ -1,0 +1,124 @@
+"""A pretraining as a process that is ended from outside, and goes on: the result is that of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pcrl_nnunet import checkpoint
+
+EPOCHS, STEPS = 3, 6
+COMMAND = ["-d", "999", "-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", "4", "-device", "cpu"]
+# Our command, of which the given step waits for the signal; a step that is done writes its number.
+CODE = """
+import os, signal, sys
+from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+register.is_registered = lambda: True
+wait_at, file = int(sys.argv.pop(1)), sys.argv.pop(1)
+train_step = PCRLPretrainTrainer.train_step
+def step(self, batch, number, *rest):
+    found = train_step(self, batch, number, *rest)
+    with open(file, "a") as done:
+        done.write(f"{number}\\n")
+    if number == wait_at:
+        signal.pause()
+    return found
+PCRLPretrainTrainer.train_step = step
+pretrain.main_entry()
+"""
+
+
+class Pretraining:
+    """Starts the command in a process group of its own, as a scheduler does."""
+
+    def __init__(self, tiny, tmp_path: Path) -> None:
+        self.results, self.folder, self.done = tiny.results, tmp_path, tmp_path / "steps"
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "2"}
+
+    def start(self, *more: str, wait_at: int = -1) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CODE, str(wait_at), str(self.done), *COMMAND, *more]
+        options = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "start_new_session": True,
+            "cwd": self.folder,
+        }
+        return subprocess.Popen(command, env=self.environment, encoding="utf-8", **options)
+
+    def run(self, *more: str) -> str:
+        process = self.start(*more)
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, out
+        return out
+
+    def steps(self) -> list[int]:
+        return [int(line) for line in self.done.read_text().split()] if self.done.exists() else []
+
+    def wait_for(self, step: int) -> None:
+        for _ in range(600):
+            if step in self.steps():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"step {step} was not reached: {self.steps()}")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        (final,) = self.results.rglob(checkpoint.FINAL)
+        assert [path.name for path in final.parent.glob("*.pth")] == [checkpoint.FINAL]
+        return torch.load(final, weights_only=True)["network_weights"]
+
+
+@pytest.fixture
+def pretraining(tiny, tmp_path):
+    return Pretraining(tiny, tmp_path)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(pretraining):
+    pretraining.run()
+    whole = pretraining.weights()
+    assert pretraining.steps() == list(range(EPOCHS * STEPS))
+    (final,) = pretraining.results.rglob(checkpoint.FINAL)
+    final.unlink()
+    pretraining.done.unlink()
+
+    stopped = pretraining.start(wait_at=8)  # in the second epoch
+    pretraining.wait_for(8)
+    os.killpg(stopped.pid, signal.SIGTERM)  # to its workers, too
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 0, out
+    assert "Stopped by SIGTERM after step 9, saved as" in out
+    assert out.rstrip().endswith(f"{' '.join(COMMAND)} --c")
+    assert not alive(stopped.pid)
+
+    killed = pretraining.start("--c", wait_at=15)  # in the third
+    pretraining.wait_for(15)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=60)
+    for _ in range(100):  # its workers end with it
+        if not alive(killed.pid):
+            break
+        time.sleep(0.1)
+    assert not alive(killed.pid)
+
+    assert "Continuing after step 12" in pretraining.run("--c")
+    # nothing is repeated after SIGTERM, and after SIGKILL what came after the last epoch's end
+    assert pretraining.steps() == [*range(16), *range(12, EPOCHS * STEPS)]
+    weights = pretraining.weights()
+    assert weights.keys() == whole.keys()
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
