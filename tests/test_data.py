@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing.heap
 import os
 import pickle
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import blosc2
@@ -204,6 +206,21 @@ def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -
     for num_workers in (1, 3):
         for first, second in zip(expected, batches(folder, 5, num_workers=num_workers), strict=True):
             assert_equal(first, second)
+
+
+def test_workers_do_without_a_shared_memory_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /dev/shm is too small, which Python finds out before it puts memory there."""
+    free: list[str] = []
+
+    def full(path: str) -> SimpleNamespace:
+        free.append(path)
+        return SimpleNamespace(f_bavail=1, f_frsize=4096)
+
+    monkeypatch.setattr(multiprocessing.heap.BufferWrapper, "_heap", multiprocessing.heap.Heap())
+    monkeypatch.setattr(multiprocessing.heap.os, "statvfs", full)
+    for first, second in zip(batches(folder, 5), batches(folder, 5, num_workers=2), strict=True):
+        assert_equal(first, second)
+    assert free == ["/dev/shm"] * len(free) != []
 
 
 @pytest.mark.parametrize("slots", [None, 1])

@@ -1,6 +1,7 @@
 """The architecture of the package: imports point one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison", "maskless"},
+    {"comparison", "maskless", "shortcuts"},
     {
         "monitor",
         "memory",
@@ -55,3 +56,14 @@ def test_imports_point_one_way(name, path):
             imported |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pcrl_nnunet.")}
     wrong = {other for other in imported - {"__version__"} if layer(other) < layer(name)}
     assert not wrong
+
+
+def test_the_tests_that_the_list_of_faults_names_are_there() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    file = ""
+    named = re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for given, test in named:
+        file = given or file
+        if file and (given or test):
+            assert not test or f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)

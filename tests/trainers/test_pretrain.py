@@ -452,6 +452,15 @@ def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
         run(make(tiny, epochs=20))
 
 
+@pytest.mark.parametrize("value", [0.0, -3.5])
+def test_cases_of_constant_intensity_are_no_obstacle(tiny, value):
+    for case in find_cases(str(tiny.data))[:2]:
+        blosc2.asarray(np.full(blosc2.open(case.path).shape, value, np.float32), urlpath=case.path, mode="w")
+    log = run(make(tiny, epochs=2, iters_per_epoch=6))
+    assert np.isfinite(log).all()
+    assert all(torch.isfinite(tensor).all() for tensor in final(tiny)["network_weights"].values())
+
+
 def test_a_case_that_vanishes_at_the_end_does_not_cost_the_training(tiny):
     trainer = make(tiny, epochs=1)
     on_epoch_end = trainer.on_epoch_end
