@@ -231,10 +231,12 @@ class FinetuneSettings:
         return int(self.epochs * self.warmup_share)
 
     @classmethod
-    def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> FinetuneSettings:
-        """The plan's ``pcrl.finetune`` part over the defaults, and overrides over both."""
+    def from_plan(
+        cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, **overrides: Any
+    ) -> FinetuneSettings:
+        """The plan's ``pcrl.finetune`` part over the defaults, some of which may be others, and overrides over both."""
         given = _part(pcrl_block(plan), "finetune", "pcrl.")
-        return _with(cls(), "pcrl.finetune", {**given, **overrides})
+        return _with(cls(**(defaults or {})), "pcrl.finetune", {**given, **overrides})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the checkpoint."""
@@ -243,7 +245,7 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class ClassifySettings:
-    """What a classification learns on; its schedule is fine-tuning's (`FinetuneSettings`)."""
+    """What a classification learns on; its schedule is fine-tuning's (`FinetuneSettings`), at a tenth of the rate."""
 
     target: Literal["", "classes", "candidates"] = ""  # which of the two tables; empty: the one that is there
     crop_mm: float = 40.0  # edge of the cube, or square, around a point

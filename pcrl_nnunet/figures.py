@@ -263,7 +263,7 @@ def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title
     figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
     axes = figure.subplots(1, shown + 1)
     figure.suptitle(title)
-    limit = np.abs(maps).max() or 1.0
+    limit = np.percentile(np.abs(maps), 99.5) or 1.0  # a single voxel, such as a maximum, would pale the rest
     for i, axis in enumerate(axes):
         axis.imshow(picture, cmap="gray")
         axis.set_axis_off()

@@ -86,19 +86,13 @@ class Predictor:
             around = tiles(volume.shape[1:], self.size)
         else:
             around = [tuple(c) for c in places(targets.point[[index]], case, volume.shape[1:], transpose)]
-        best: tuple[float, torch.Tensor, torch.Tensor] | None = None
-        for batch in crops_of(volume, around, self.size, BATCH):
-            maps = self.networks[0].activation_maps(batch.to(self.device)).float().cpu()  # (B, L, *stage)
-            highest = maps.flatten(2).mean(2).amax(1)
-            at = int(highest.argmax())
-            if best is None or float(highest[at]) > best[0]:
-                best = float(highest[at]), batch[at], maps[at]
-        assert best is not None
-        mode = "trilinear" if len(self.size) == 3 else "bilinear"
-        larger = torch.nn.functional.interpolate(best[2][None], size=tuple(self.size), mode=mode, align_corners=False)[
-            0
-        ]
-        return best[1].numpy(), larger.numpy()
+        network = self.networks[0]
+        batches = list(crops_of(volume, around, self.size, BATCH))
+        inputs = torch.cat(batches)
+        highest = torch.cat([network(batch.to(self.device)).amax(1) for batch in batches]).argmax()
+        image = inputs[[int(highest)]]
+        maps = network.activation_maps(image.to(self.device)).float().cpu()
+        return image[0].numpy(), maps[0].numpy()
 
 
 def table_of(targets: Targets, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:

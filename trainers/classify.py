@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,10 @@ class _Classification(PCRLScratchTrainer):
     __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
     on_validation_epoch_end, print_to_log_file, extra_content, perform_actual_validation.
     """
+
+    # With nnU-Net's momentum of 0.99, its 1e-2 lets few cases be fitted within tens of steps, and forgotten again: on
+    # chest X-rays, 24 of them labelled, the AUROC fell from epoch to epoch. Dice and deep supervision are steadier.
+    defaults = MappingProxyType({"initial_lr": 1e-3})
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     """
 
     epochs: int | None = None  # of a sibling class; wins over the plan's
+    defaults: Mapping[str, Any] = MappingProxyType({})  # of settings, where a sibling class has others
     saved_as = nnUNetTrainer.__name__  # whom those that load a checkpoint take it for
 
     def __init__(
@@ -80,7 +82,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         with exit_on_user_error():  # before nnU-Net creates the output folder
             _check_surroundings(plans, configuration, device)
             overrides = {} if self.epochs is None else {"epochs": self.epochs}
-            self.settings = FinetuneSettings.from_plan(plans, **overrides)
+            self.settings = FinetuneSettings.from_plan(plans, self.defaults, **overrides)
         # nnU-Net takes an item out of the plan that it is given, and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
         with exit_on_user_error(), output_folder.creating():
