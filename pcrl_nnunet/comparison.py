@@ -79,8 +79,7 @@ def built_in_methods(
         configuration: of the plan; the settings of views are a configuration's own.
         num_levels: n - 1 of the decoder; of three or fewer, three_levels would be all_levels and is left out.
         batch_size: pairs of pcrlv2, for all: of views without local ones more would fit.
-        targets: of a classification, which has shortcuts, but no pseudo-labels and, as nnU-Net has none, no stock
-            training; None: a segmentation.
+        targets: of a classification, which has no pseudo-labels, but shortcuts; None: a segmentation.
     """
     n = num_levels
     of_views: dict[str, Any] = {"batch_size": batch_size}
@@ -97,16 +96,14 @@ def built_in_methods(
     }
     if n <= 3:
         del ablations["three_levels"]
-    of_task = {
-        # nnUNetTrainer's schedule, in as many iterations as the others have
-        STOCK: Method(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
-        "pseudo_labels": Method(None, pseudo_labels=True),
-    }
+    of_task = {"pseudo_labels": Method(None, pseudo_labels=True)}
     if targets is not None:
         names = [name for name in SHORTCUTS if name != "position" or targets.point is not None]
         of_task = {name: Method(None, shortcut=name) for name in names}
     return {
         CONTROL: Method(None),
+        # nnUNetTrainer's schedule, in as many iterations as the others have
+        STOCK: Method(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
         **of_task,
         "pcrlv2": Method(),
         **{name: Method(pretrain=settings) for name, settings in ablations.items()},

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-methods",
         nargs="+",
-        help="beside scratch (default: stock pseudo_labels pcrlv2; of a classification pcrlv2 and the shortcuts "
+        help="beside scratch (default: stock pseudo_labels pcrlv2; of a classification stock, pcrlv2 and the shortcuts "
         "thumbnail mean_intensity position); ablations: skip_connections cross_scale "
         "restoration_only comparison_only one_level three_levels all_levels multi_crop",
     )
