@@ -62,8 +62,8 @@ class _Classification(PCRLScratchTrainer):
     on_validation_epoch_end, print_to_log_file, extra_content, perform_actual_validation.
     """
 
-    # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained (docs/evidence.md). A training from
-    # scratch wants that rate: comparisons have it as `stock`.
+    # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained (docs/evidence.md). From scratch
+    # that rate is the better one: comparisons have it as `stock`.
     defaults = MappingProxyType({"initial_lr": 1e-3})
 
     def __init__(
