@@ -247,7 +247,7 @@ def verdict(scores: Scores, method: str) -> str:
     """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
     told, lows, highs = [], [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
-        controls = _means(scores, labelled, (CONTROL, STOCK))
+        controls = _means(scores, labelled, {CONTROL, STOCK} - {method})
         found = scores.gain(method, str(controls.idxmax()), labelled) if len(controls) else {}
         if not found:
             continue

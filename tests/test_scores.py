@@ -110,6 +110,8 @@ def test_the_verdict_takes_the_better_control():
     stock = frame(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
     told = verdict(DiceScores(pd.concat([frame(0.01, noise=1e-4), stock])), "pcrlv2")
     assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5")
+    of_control = verdict(DiceScores(pd.concat([frame(0.01, noise=1e-4), stock])), "stock")
+    assert of_control.startswith("stock pays: with 10 labels expect +2.5")
 
 
 def predictions(seeds=3, cases=30, points=4, labels=("a",), better=1.5):
