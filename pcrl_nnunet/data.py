@@ -37,10 +37,15 @@ SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
 @dataclass(frozen=True)
 class Case:
-    """One preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it."""
+    """One preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it.
+
+    Attributes:
+        weight: how often it is drawn, beside others.
+    """
 
     name: str
     path: str
+    weight: float = 1.0
 
 
 def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
@@ -131,7 +136,7 @@ class ViewLoader(SlimDataLoaderBase):
     augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation, unless N is 0; ``cases``, B names.
 
     Args:
-        cases: to draw from, uniformly.
+        cases: to draw from, by their weights.
         views: sizes and numbers.
         augmentation: strengths.
         batch_size: B, of this rank.
@@ -158,6 +163,8 @@ class ViewLoader(SlimDataLoaderBase):
         self.first_step = first_step
         self.batches_done = 0
         self.views = views
+        weights = np.array([case.weight for case in cases])
+        self._up_to = None if len(set(weights)) <= 1 else np.cumsum(weights) / weights.sum()
         self._last_read: tuple[tuple[int, int], Case, Window] | None = None
         self.transform = Compose(
             [
@@ -224,7 +231,10 @@ class ViewLoader(SlimDataLoaderBase):
         return list(self._data)
 
     def _draw(self, rng: np.random.Generator) -> tuple[Case, CaseVolume]:
-        case = self._data[rng.integers(len(self._data))]
+        if self._up_to is None:
+            case = self._data[rng.integers(len(self._data))]
+        else:
+            case = self._data[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
         return case, CaseVolume(case)
 
     def _shared_read(self, step: int, index: int) -> tuple[Case, Window]:

@@ -350,6 +350,23 @@ def test_every_case_is_drawn(folder: Path) -> None:
     assert set(drawn) == {"a", "b", "c"}
 
 
+def test_cases_are_drawn_by_their_weights(folder: Path) -> None:
+    cases = find_cases(str(folder))
+    weighted = [replace(case, weight=weight) for case, weight in zip(cases, (3.0, 1.0, 0.0), strict=False)]
+    loader = ViewLoader(weighted, VIEWS, Augmentation(), 1, 0)
+    drawn = [loader._draw(np.random.default_rng(i))[0].name for i in range(400)]
+    counts = [drawn.count(case.name) for case in weighted]
+    assert counts[2] == 0
+    assert counts[0] == pytest.approx(300, abs=5 * np.sqrt(400 * 0.75 * 0.25))
+    for first, second in zip(batches(folder, 3), same_weights(folder), strict=True):  # as without weights
+        assert_equal(first, second)
+
+
+def same_weights(folder: Path) -> list[dict[str, Any]]:
+    cases = [replace(case, weight=2.5) for case in find_cases(str(folder))]
+    return list(islice(make_loader(cases, VIEWS, Augmentation(), 2, 5), 3))
+
+
 def test_a_loader_can_be_sent_to_a_process(folder: Path) -> None:
     loader = ViewLoader(find_cases(str(folder)), VIEWS, Augmentation(), 2, 5)
     copy = pickle.loads(pickle.dumps(loader))

@@ -26,9 +26,11 @@ from tiny_dataset import write_source, write_target
 from pcrl_nnunet import checkpoint, unlabelled
 from pcrl_nnunet.cli import preprocess, pretrain, register
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.data import ViewLoader, find_cases
+from pcrl_nnunet.data import Case, ViewLoader, find_cases
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.target import Source, plan_for, read_source
+from pcrl_nnunet.trainers.pretrain import of_several
+from pcrl_nnunet.transfer import cases_seen
 
 SOURCE, TARGET = "Dataset016_Lungs", "Dataset042_Liver"
 NAME = f"nnUNetPlans_for_{TARGET}"
@@ -438,6 +440,42 @@ def test_it_pretrains_and_the_checkpoint_says_what_it_is(
         f"Bring it into {TARGET} with: pcrl_nnunet_transfer -i {path} -d {TARGET} -c 3d_fullres -p nnUNetPlans "
         f"-name {SOURCE}"
     )
+
+
+def test_several_datasets_pretrain_one_network(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, third = "Dataset017_Knees", "Dataset018_Many"
+    write_source(home, SOURCE, {f"scan_{k}": mri(k, 18) for k in range(3)}, "MRI")
+    write_source(home, other, {f"scan_{k}": mri(9 + k, 18) for k in range(2)}, "MRI")
+    write_source(home, third, {"scan_0": mri(20, 18, 2)}, "MRI")
+    write_target(home, TARGET, "CTNormalization", LIVER)
+    run(preprocess, "-d", "16", "-target", "42")
+    command = ["-target", "42", "-device", "cpu"]
+    message = run(pretrain, "-d", "16", "17", *command)
+    assert message.endswith(f"{NAME}.json does not exist; run pcrl_nnunet_preprocess -d 17 -target 42 first")
+    for dataset in ("17", "18"):
+        run(preprocess, "-d", dataset, "-target", "42")
+    assert f"{third} has 2 channels and {SOURCE} 1" in run(pretrain, "-d", "16", "18", *command)
+    assert f"-d has {other} more than once" in run(pretrain, "-d", "16", "17", other, *command)
+    capsys.readouterr()
+    assert run(pretrain, "-d", "16", "17", *command) == 0
+    assert f"and 2 of {other}" in capsys.readouterr().out
+    path = home / "results" / SOURCE / f"PCRLPretrainTrainer__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
+    content = checkpoint.read(str(path))
+    assert content["datasets"] == [SOURCE, other]
+    folders = [f"{name}/{NAME}_3d_fullres_unlabelled" for name in 3 * [SOURCE] + 2 * [other]]
+    names = ["scan_0", "scan_1", "scan_2", "scan_0", "scan_1"]
+    assert [case["name"] for case in content["cases"]] == names
+    assert [case["path"] for case in content["cases"]] == [f"{a}/{b}.b2nd" for a, b in zip(folders, names, strict=True)]
+    one_of_the_other = find_cases(str(home / "preprocessed" / other / f"{NAME}_3d_fullres_unlabelled"))[1:]
+    assert cases_seen(content, other, one_of_the_other) == ["scan_1"]
+
+
+def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
+    sizes = {"Dataset004_A": 4, "Dataset016_B": 400}
+    cases = of_several({name: [Case(f"c{i}", f"{name}/c{i}") for i in range(n)] for name, n in sizes.items()})
+    assert [case.name for case in cases[:5]] == ["c0", "c1", "c2", "c3", "Dataset016_B/c0"]
+    shares = [sum(case.weight for case in cases if case.path.startswith(name)) for name in sizes]
+    assert shares[1] / shares[0] == pytest.approx(10)  # root of 100
 
 
 def test_the_plan_by_its_own_name_is_the_same(lungs_for_liver: SimpleNamespace) -> None:

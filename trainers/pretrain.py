@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from time import time
@@ -160,6 +160,23 @@ def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -
         write_split_by_patient(names, planned_targets(plans, folder, raw), folder)
 
 
+def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
+    """The cases of several datasets, with weights: a dataset is drawn in proportion to the root of its number of cases.
+
+    In proportion to the number itself, a large one would be nearly all that is seen; alike often, the few cases of a
+    small one would be seen again and again.
+
+    Args:
+        datasets: by name, of which cases but the first's get the dataset's name before their own.
+    """
+    own = next(iter(datasets))
+    return [
+        Case(case.name if name == own else f"{name}/{case.name}", case.path, len(cases) ** -0.5)
+        for name, cases in datasets.items()
+        for case in cases
+    ]
+
+
 class PretrainLogger(LocalLogger):
     """nnU-Net's logger with the pretraining's curves: LocalLogger knows a fixed set of keys and plots just these."""
 
@@ -184,7 +201,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
             `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
-            whose encoder it starts from (see `checkpoint.read_encoder`).
+            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_others``: by name, folder and data
+            identifier of other datasets to pretrain on.
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
@@ -199,6 +217,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ):
         settings, init = plans.pop("pcrl_settings", None), plans.pop("pcrl_init", None)
+        others: Mapping[str, tuple[str, str]] = plans.pop("pcrl_others", {})
         if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
@@ -212,11 +231,16 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
             )
         cases = PretrainingCases.find(folder, identifier, fold, plans)
+        found = {plans["dataset_name"]: cases.used}
+        found |= {name: PretrainingCases.find(*where, "all").used for name, where in others.items()}
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: PretrainSettings = settings
-        self.cases = cases.used
+        self.cases = cases.used if len(found) == 1 else of_several(found)
+        self.datasets = list(found)
         self.print_to_log_file(cases)
+        for name, of_other in list(found.items())[1:]:
+            self.print_to_log_file(f"  and {len(of_other)} of {name}")
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         self.logger.local_logger = PretrainLogger()
         self.monitor = Monitor()
@@ -278,10 +302,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
         if any(case.path.endswith(".npz") for case in self.cases):
             self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
-            unpack_dataset(self.preprocessed_dataset_folder, unpack_segmentation=False)
+            for folder in sorted({os.path.dirname(case.path) for case in self.cases if case.path.endswith(".npz")}):
+                unpack_dataset(folder, unpack_segmentation=False)
             names = [case.path.removesuffix(".npz") for case in self.cases]
             self.cases = [
-                Case(case.name, f"{name}.npy" if case.path.endswith(".npz") else case.path)
+                replace(case, path=f"{name}.npy") if case.path.endswith(".npz") else case
                 for case, name in zip(self.cases, names, strict=True)
             ]
 
@@ -510,13 +535,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 self.num_input_channels,
                 network,
             ),
-            "datasets": [self.plans_manager.dataset_name],
+            "datasets": self.datasets,
             "init": self.init,
             "all_cases_known": self.init is None or self.init["all_cases_known"],
             "cases": [
                 *(
                     {
-                        "name": case.name,
+                        "name": case.name.rsplit("/", 1)[-1],
                         "path": os.path.relpath(case.path, nnUNet_preprocessed),
                         "sha256": self._fingerprint(case),
                     }

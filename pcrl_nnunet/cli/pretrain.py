@@ -18,7 +18,14 @@ the dataset and on those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pcrl_nnunet_pretrain", description=DESCRIPTION)
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser.add_argument(
+        "-d",
+        required=True,
+        nargs="+",
+        metavar="DATASET",
+        help="dataset name or ID; further ones are pretrained on, too, for the network of the first: as "
+        "pcrl_nnunet_preprocess -target has prepared them for it",
+    )
     parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument(
@@ -58,9 +65,10 @@ def main() -> None:
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.target import existing_plan
 
-    plans_name = args.p if args.target is None else existing_plan(args.d, args.target, args.p)
-    plan = load_plan(args.d, plans_name, args.c)
+    plans_name = args.p if args.target is None else existing_plan(args.d[0], args.target, args.p)
+    plan = load_plan(args.d[0], plans_name, args.c)
     refuse_cascade(plan)
+    others = _others(args, plan)
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
@@ -69,7 +77,7 @@ def main() -> None:
     if args.init is not None:
         _check_init(plan, args.init)
     if args.dry_run:
-        _dry_run(plan, fold, device, overrides)
+        _dry_run(plan, fold, device, overrides, others)
         return
     if not register.is_registered():
         try:
@@ -77,8 +85,34 @@ def main() -> None:
                 print(line)
         except UserError as error:  # pretraining needs no registration, fine-tuning does
             print(f"Warning: {error}")
-    trainer = _trainer(plan, fold, device, overrides, args.continue_training, args.init)
+    trainer = _trainer(plan, fold, device, overrides, args.continue_training, args.init, others)
     _run(trainer, args.continue_training)
+
+
+def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
+    """Folder and data identifier of the datasets after the first, by name.
+
+    Raises:
+        UserError: one of them is not prepared for the first's (or -target's) plan, or has other channels.
+    """
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.target import existing_plan
+
+    found: dict[str, tuple[str, str]] = {}
+    for dataset in args.d[1:]:
+        name = existing_plan(dataset, args.target or args.d[0], args.p)
+        other = load_plan(dataset, name, plan.configuration)
+        channels, own = (len(p.dataset_json["channel_names"]) for p in (other, plan))
+        if channels != own:
+            raise UserError(
+                f"{other.plans['dataset_name']} has {channels} channels and {plan.plans['dataset_name']} {own}; take "
+                f"datasets with the same number, or pretrain on each alone"
+            )
+        if other.plans["dataset_name"] in (plan.plans["dataset_name"], *found):
+            raise UserError(f"-d has {other.plans['dataset_name']} more than once; give every dataset once")
+        found[other.plans["dataset_name"]] = other.folder, other.resolved["data_identifier"]
+    return found
 
 
 def refuse_cascade(plan: Any) -> None:
@@ -211,6 +245,7 @@ def _trainer(
     overrides: dict[str, Any],
     continues: bool = False,
     init: str | None = None,
+    others: dict[str, tuple[str, str]] | None = None,
 ) -> Any:
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
@@ -219,6 +254,8 @@ def _trainer(
     plans = {**deepcopy(plan.plans), "continue_training": continues, "pcrl_settings": settings}
     if init is not None:
         plans["pcrl_init"] = os.path.abspath(init)
+    if others:
+        plans["pcrl_others"] = others
     return PCRLPretrainTrainer(plans, plan.configuration, fold, plan.dataset_json, device)
 
 
@@ -260,12 +297,18 @@ class Measurement:
 
 
 def measured(
-    plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], pictures: str | None = None
+    plan: Any,
+    fold: int | str,
+    device: Any,
+    overrides: dict[str, Any],
+    pictures: str | None = None,
+    others: dict[str, tuple[str, str]] | None = None,
 ) -> Measurement:
     """One step a level on the device, in a results folder that is thrown away.
 
     Args:
         pictures: folder for the views of a few cases.
+        others: folder and data identifier of further datasets, by name.
     """
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -277,7 +320,7 @@ def measured(
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
-        trainer = _trainer(plan, fold, device, overrides)
+        trainer = _trainer(plan, fold, device, overrides, others=others)
         trainer.initialize()
         settings, by_depth = trainer.settings, trainer.network.all_levels()
         views = settings.views
@@ -307,12 +350,14 @@ def measured(
     return Measurement(trainer, loader, estimate, peak, loading, a_step)
 
 
-def _dry_run(plan: Any, fold: int | str, device: Any, overrides: dict[str, Any]) -> None:
+def _dry_run(
+    plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], others: dict[str, tuple[str, str]]
+) -> None:
     """Sizes, estimated and measured memory and hours, and pictures of views."""
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
-    found = measured(plan, fold, device, overrides, pictures)
+    found = measured(plan, fold, device, overrides, pictures, others)
     settings, network = found.trainer.settings, found.trainer.network
     views, steps = settings.views, settings.epochs * settings.iters_per_epoch
     print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
@@ -347,7 +392,7 @@ def _draw_views(loader: Any, folder: str) -> None:
     for number in sorted({round(i * last / (NUM_PICTURES - 1)) for i in range(NUM_PICTURES)}):
         case = loader.cases[number]
         sample, before = loader.sample_in_steps(case, np.random.default_rng((loader.seed, number)))
-        path = os.path.join(folder, f"{case.name}.png")
+        path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")
         try:
             os.makedirs(folder, exist_ok=True)
             views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, path)
