@@ -1,4 +1,4 @@
-"""Steps of a fine-tuning on batches that are known, in this process or in two of DDP."""
+"""Steps of a training, in this process or in two of DDP: fine-tuning on batches that are known, classification."""
 
 from __future__ import annotations
 
@@ -68,4 +68,39 @@ def _train_on_one(rank: int, folder: Path, finetune: dict[str, Any]) -> None:
     trainer.is_ddp = True
     trainer.loss = trainer._build_loss()
     torch.save(train_epochs(trainer, 0, EPOCHS, rank), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def classify_on_two_ranks(folder: Path, classify: dict[str, Any]) -> None:
+    """A step, a validation and the final one in two processes of DDP; each writes FOLDER/RANK.pt."""
+    torch.set_num_threads(1)
+    torch.multiprocessing.start_processes(_classify_on_one, (folder, classify), nprocs=2, start_method="fork")
+
+
+def _classify_on_one(rank: int, folder: Path, classify: dict[str, Any]) -> None:
+    from pcrl_nnunet.trainers.classify import PCRLClassificationScratchTrainer
+
+    os.environ |= {"nnUNet_results": str(folder / f"results_{rank}"), "nnUNet_n_proc_DA": "0"}
+    plan = {**make_plan(classify=classify), "continue_training": False}
+    trainer: Any = PCRLClassificationScratchTrainer(plan, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer.initialize()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer.network = DistributedDataParallel(trainer.network)
+    trainer.is_ddp, trainer.local_rank = True, rank
+    train, validation = trainer.get_dataloaders()
+    batch = next(train)
+    trainer.train_step(batch)
+    with torch.no_grad():  # as nnU-Net's loop
+        of_rank = trainer.validation_step(next(validation))
+    trainer.on_validation_epoch_end([of_rank])
+    trainer.perform_actual_validation()
+    found = {
+        "batch": len(batch["data"]),
+        "split": trainer.do_split(),
+        "parameters": parameters_of(trainer.network),
+        "logits": torch.from_numpy(of_rank["logits"]),
+        "auroc": float(trainer.logger.get_value("mean_fg_dice", None)[-1]),
+        "validated": os.path.isfile(os.path.join(trainer.output_folder, "validation", "auroc.json")),
+    }
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -121,13 +121,11 @@ class _Classification(PCRLScratchTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net's; the split that it would draw is by patient where the table has patients."""
         base, patient = self.preprocessed_dataset_folder_base, self.targets.patient
-        if self.fold != "all" and self.local_rank == 0:
+        if self.fold != "all":  # every rank: which one comes first, all write the same
             names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
             made = write_split_by_patient(names, self.targets, base)
             if made is not None:
                 self.print_to_log_file(f"Wrote {made}: folds by patient")
-        if self.is_ddp:
-            dist.barrier()  # the others would make one of their own
         train, validation = super().do_split()
         shared = {patient[c] for c in train if c in patient} & {patient[c] for c in validation if c in patient}
         if shared and self.fold != "all":

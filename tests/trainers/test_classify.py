@@ -3,6 +3,9 @@ import json
 import os
 import pickle
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -266,3 +269,24 @@ def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification
     assert {case.name for case in pretraining.cases} == set(train)
     patients = read_targets(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
+
+
+def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_path):
+    os.remove(classes.folder / "splits_final.json")
+    rows = "".join(f"case_{i},{i % 2},{i // 2}\n" for i in range(NUM_CASES))
+    (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import classify_on_two_ranks; "
+        f"classify_on_two_ranks(Path({str(tmp_path)!r}), {{'batch_size': 6}})"
+    )
+    folders = {"nnUNet_preprocessed": str(classes.folder.parent)}
+    status, output = fork(code, Path(sysconfig.get_path("purelib")), folders)
+    assert status == 0, output
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert (first["batch"], second["batch"]) == (3, 3)
+    assert first["split"] == second["split"]
+    patients = read_targets(str(classes.folder)).patient
+    assert not {patients[name] for name in first["split"][0]} & {patients[name] for name in first["split"][1]}
+    assert all(torch.equal(first["parameters"][name], second["parameters"][name]) for name in first["parameters"])
+    assert first["auroc"] == second["auroc"]
+    assert (first["validated"], second["validated"]) == (True, False)
