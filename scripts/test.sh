@@ -25,6 +25,11 @@ say "mypy"
 mypy pcrl_nnunet trainers planners scripts
 say "pytest, on the installed package${PCRL_TEST_DATA:+, with the real data in $PCRL_TEST_DATA}"
 # Not `python -m pytest`: it would put this folder, where pcrl_nnunet has no trainers, before the installed package.
-# Two at a time, a thread each; tests that register our trainers in the environment share a process.
-OMP_NUM_THREADS=1 pytest --durations=10 -n 2 --dist loadgroup "$@"
+# Registered here: a test that did so itself would undo it under another one that runs beside it.
+if ! pcrl_nnunet_register --check >/dev/null; then
+    trap 'pcrl_nnunet_register --undo' EXIT
+    pcrl_nnunet_register
+fi
+# Two at a time, a thread each.
+OMP_NUM_THREADS=1 pytest --durations=10 -n 2 "$@"
 say "All checks passed"

@@ -63,7 +63,6 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("registers")
 def test_every_line_of_the_recipes_runs(home: Path) -> None:
     environment = environment_in(home)
     blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)

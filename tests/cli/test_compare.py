@@ -23,7 +23,6 @@ SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
     "finetune": {"epochs": 2, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
 }
-pytestmark = pytest.mark.xdist_group("registers")
 COMMAND = ["-d", "8", "-device", "cpu", "-labelled", "2", "-seeds", "1", "-methods", "stock", "pseudo_labels", "pcrlv2"]
 
 

@@ -15,7 +15,6 @@ SCRIPTS = Path(sys.executable).parent
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("registers")
 def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     for left in ("made_by_demo.sh", "nnUNet_raw/Dataset901_PhantomOrgan/imagesTr/broken_0000.nii.gz", "predictions/x"):
