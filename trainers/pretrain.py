@@ -39,7 +39,7 @@ from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
-from pcrl_nnunet.targets import FILES, planned_targets, write_split_by_patient
+from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
@@ -155,6 +155,8 @@ def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -
 
     A classification would make the same; nnU-Net's own, by case, has patients on both sides.
     """
+    if os.path.isfile(os.path.join(folder, SPLITS)):  # whatever the table says: a segmentation may have no use for it
+        return
     raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
     if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):
         write_split_by_patient(names, planned_targets(plans, folder, raw), folder)

@@ -269,6 +269,10 @@ def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification
     assert {case.name for case in pretraining.cases} == set(train)
     patients = read_targets(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
+    (classes.folder / "classes.csv").write_text("no table of ours")  # with a split at hand it is not read
+    given = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
+    again = PCRLPretrainTrainer(given, "3d_fullres", 0, classes.dataset_json, torch.device("cpu"))
+    assert {case.name for case in again.cases} == set(train)
 
 
 def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_path):
