@@ -130,7 +130,7 @@ def fingerprint(case: Case) -> str:
 
 
 class ViewLoader(SlimDataLoaderBase):
-    """Batches of views, each a function of (seed, rank, step, sample) alone.
+    """Batches of views, each a function of (seed, step, sample) alone, whoever makes it.
 
     A batch has float32 arrays ``target`` (B, 2, C, *G), the global views; ``input`` (B, 2, C, *G), the same after pixel
     augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation, unless N is 0; ``cases``, B names.
@@ -139,9 +139,9 @@ class ViewLoader(SlimDataLoaderBase):
         cases: to draw from, by their weights.
         views: sizes and numbers.
         augmentation: strengths.
-        batch_size: B, of this rank.
+        batch_size: B.
         seed: of the training.
-        rank: of this process among those that train together.
+        first_sample: number of the batch's first sample; processes that train together each make a part of a batch.
         first_step: number of the first batch.
         num_workers: processes that share the steps, each with its copy of this loader; 0 for none.
     """
@@ -153,13 +153,13 @@ class ViewLoader(SlimDataLoaderBase):
         augmentation: Augmentation,
         batch_size: int,
         seed: int,
-        rank: int = 0,
+        first_sample: int = 0,
         first_step: int = 0,
         num_workers: int = 0,
     ) -> None:
         super().__init__(list(cases), batch_size, max(1, num_workers))
         self.seed = seed
-        self.rank = rank
+        self.first_sample = first_sample
         self.first_step = first_step
         self.batches_done = 0
         self.views = views
@@ -190,7 +190,8 @@ class ViewLoader(SlimDataLoaderBase):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            samples = [self.sample(step, index) for index in range(self.batch_size)]
+            first = self.first_sample
+            samples = [self.sample(step, first + index) for index in range(self.batch_size)]
         finally:
             torch.set_num_threads(threads)
         batch: dict[str, Any] = {
@@ -203,7 +204,8 @@ class ViewLoader(SlimDataLoaderBase):
 
     def sample(self, step: int, index: int) -> dict[str, Any]:
         """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
-        rng = np.random.default_rng((self.seed, self.rank, step, index))
+        # not (seed, step, ...), which is the generator that draws the step's level
+        rng = np.random.default_rng((self.seed, 0, step, index))
         case: Case
         volume: Volume
         case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
@@ -242,7 +244,7 @@ class ViewLoader(SlimDataLoaderBase):
         group = (step, index // self.views.pairs_per_read)
         if self._last_read is None or self._last_read[0] != group:
             # a number more than a sample's generator has; not 0, which would be the same as none
-            rng = np.random.default_rng((self.seed, self.rank, *group, 1))
+            rng = np.random.default_rng((self.seed, 0, *group, 1))
             case, volume = self._draw(rng)
             self._last_read = group, case, read_window(volume, self.views, rng)
         return self._last_read[1:]
@@ -364,7 +366,7 @@ def make_loader(
     augmentation: Augmentation,
     batch_size: int,
     seed: int,
-    rank: int = 0,
+    first_sample: int = 0,
     first_step: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -374,5 +376,5 @@ def make_loader(
     Args:
         pin_memory: give pinned tensors instead of arrays, where there is CUDA.
     """
-    loader = ViewLoader(cases, views, augmentation, batch_size, seed, rank, first_step, num_workers)
+    loader = ViewLoader(cases, views, augmentation, batch_size, seed, first_sample, first_step, num_workers)
     return Batches(loader, num_workers, pin_memory)

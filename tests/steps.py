@@ -1,4 +1,4 @@
-"""Steps of a training, in this process or in two of DDP: fine-tuning on batches that are known, classification."""
+"""Steps of a training, in this process or in two: fine-tuning on known batches, classification, pretraining."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import DATASET_JSON, make_plan
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from pcrl_nnunet.config import pretrain_settings
 
 EPOCHS = 3
 
@@ -104,3 +107,53 @@ def _classify_on_one(rank: int, folder: Path, classify: dict[str, Any]) -> None:
     }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def pretrain_on_ranks(folder: Path, steps: int) -> None:
+    """Steps of a pretraining in one process, and in two that share its batches; FOLDER/RANK-OF-SIZE.pt of each.
+
+    Then one more, in which a case of the second process is not finite.
+    """
+    torch.set_num_threads(1)
+    for size in (1, 2):
+        torch.multiprocessing.start_processes(_pretrain_on_one, (size, folder, steps), size, start_method="fork")
+
+
+def _pretrain_on_one(rank: int, size: int, folder: Path, steps: int) -> None:
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.trainers import PCRLPretrainTrainer
+
+    name = f"{rank}-of-{size}"
+    os.environ |= {"nnUNet_results": str(folder / name), "LOCAL_RANK": str(rank)}
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=size)
+    plan = make_plan(pretrain={"batch_size": 5, "epochs": 1, "iters_per_epoch": steps + 1})
+    settings = pretrain_settings(plan, "3d_fullres", PlansManager(plan).get_configuration("3d_fullres").configuration)
+    plan |= {"continue_training": False, "pcrl_settings": settings}
+    trainer: Any = PCRLPretrainTrainer(plan, "3d_fullres", "all", DATASET_JSON, torch.device("cpu"))
+    torch.manual_seed(rank)
+    trainer.initialize()
+    if rank > 0:
+        for parameter in trainer.network.parameters():
+            parameter.data.normal_()  # the first one's are taken
+    trainer.on_train_start()
+    found: dict[str, Any] = {"losses": [], "gradients": [], "weights": [], "cases": []}
+    for step in range(steps):
+        batch = next(trainer.dataloader_train)
+        found["cases"].append(batch["cases"])
+        found["losses"].append(trainer.train_step(batch, step))
+        named = trainer.network.named_parameters()
+        found["gradients"].append({n: p.grad.clone() for n, p in named if p.grad is not None})
+        found["weights"].append({n: t.clone() for n, t in trainer.network.state_dict().items()})
+    batch = next(trainer.dataloader_train)
+    if rank == size - 1:
+        batch["input"][-1] = float("nan")
+    try:
+        trainer.train_step(batch, steps)
+    except UserError as error:
+        found["error"] = str(error)
+    found["cases"].append(batch["cases"])
+    found["parameters"] = parameters_of(trainer.network)
+    torch.save(found, folder / f"{name}.pt")
+    if size > 1:
+        dist.destroy_process_group()

@@ -26,7 +26,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"methods"},
     {"crops", "targets"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
-    {"boxes", "config", "lock"},
+    {"boxes", "config", "distributed", "lock"},
     {"errors"},
 ]
 

@@ -30,7 +30,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 from tqdm import tqdm
 
-from pcrl_nnunet import checkpoint, transfer
+from pcrl_nnunet import checkpoint, distributed, transfer
 from pcrl_nnunet.config import PretrainSettings, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
@@ -209,6 +209,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     """
 
     was_initialized: bool
+    current_epoch: int
+    grad_scaler: torch.amp.GradScaler | None
 
     def __init__(
         self,
@@ -237,6 +239,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         found |= {name: PretrainingCases.find(*where, "all").used for name, where in others.items()}
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
+            self.device = device
+            self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings: PretrainSettings = settings
         self.cases = cases.used if len(found) == 1 else of_several(found)
         self.datasets = list(found)
@@ -273,6 +278,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         )
         self.network = PCRLv2.from_settings(encoder_of(self.plan_network), self.num_input_channels, self.settings)
         self.network.to(self.device)
+        if self.is_ddp:
+            distributed.synchronise_batch_norms(self.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
 
@@ -288,13 +295,15 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * s.iters_per_epoch)
 
     def get_dataloaders(self) -> Batches:
-        """Batches from the step where the training stands."""
+        """Batches from the step where the training stands; of each, this rank's part."""
+        first_sample, number = distributed.part_of(self.settings.batch_size)
         return make_loader(
             self.cases,
             self.settings.views,
             self.settings.augmentation,
-            self.settings.batch_size,
+            number,
             self.settings.seed,
+            first_sample,
             first_step=self.step,
             num_workers=get_allowed_n_proc_DA(),
             pin_memory=self.device.type == "cuda",
@@ -304,8 +313,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
         if any(case.path.endswith(".npz") for case in self.cases):
             self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
-            for folder in sorted({os.path.dirname(case.path) for case in self.cases if case.path.endswith(".npz")}):
-                unpack_dataset(folder, unpack_segmentation=False)
+            if distributed.local_rank() == 0:
+                for folder in sorted({os.path.dirname(case.path) for case in self.cases if case.path.endswith(".npz")}):
+                    unpack_dataset(folder, unpack_segmentation=False)
+            distributed.wait_for_all()
             names = [case.path.removesuffix(".npz") for case in self.cases]
             self.cases = [
                 replace(case, path=f"{name}.npy") if case.path.endswith(".npz") else case
@@ -319,7 +330,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         try:
             with (
                 _sigterm() as asked_to_stop,
-                tqdm(total=total, initial=self.step, disable=None, unit="step", dynamic_ncols=True) as bar,
+                tqdm(
+                    total=total,
+                    initial=self.step,
+                    disable=None if self.local_rank == 0 else True,
+                    unit="step",
+                    dynamic_ncols=True,
+                ) as bar,
             ):
                 while self.current_epoch < self.num_epochs:
                     if not self.outputs:  # else it goes on within an epoch
@@ -330,7 +347,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                         self.outputs.append(output)
                         bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
-                        if asked_to_stop:
+                        # schedulers' signals reach processes between different steps
+                        if distributed.total(torch.tensor(float(len(asked_to_stop)), device=self.device)):
                             self._stop()
                     self.on_train_epoch_end(self.outputs)
                     self.on_epoch_end(bar)
@@ -343,6 +361,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         latest = os.path.join(self.output_folder, checkpoint.LATEST)
         self.save_checkpoint(latest)
         again = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        again = f"the same torchrun, with {again}" if by_torchrun else again
         self.print_to_log_file(f"Stopped by SIGTERM after step {self.step}, saved as {latest}. To go on: {again}")
         raise SystemExit(0)
 
@@ -355,6 +375,19 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Views are computed by {by}")
         if self.init_path and self.current_epoch == 0:  # else its weights are in the training state
             self._load_init(self.init_path)
+        if self.is_ddp:
+            _, number = distributed.part_of(self.settings.batch_size)
+            self.print_to_log_file(
+                f"{distributed.world_size()} processes share each batch of {self.settings.batch_size} pairs; the "
+                f"monitor watches the {number} of the first one"
+            )
+            for what, value in (
+                ("settings", repr(self.settings)),
+                ("plans", checkpoint.plans_hash(self.plans_manager.plans)),
+                ("cases", repr([case.name for case in self.cases])),
+            ):
+                distributed.require_same(what, value)
+            distributed.same_weights(self.network)
         self.unpack()
         self.dataloader_train = self.get_dataloaders()
 
@@ -410,7 +443,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             ) from error
         self.lr_scheduler.step()
         self.monitor.update(output, data["target"])
-        return {"loss": float(output.loss.detach()), **{name: float(term) for name, term in output.terms.items()}}
+        losses = torch.stack([output.loss.detach(), *output.terms.values()]).float()
+        values = distributed.total(losses * self._share(batch)).tolist()
+        return dict(zip(("loss", *output.terms), values, strict=True))
+
+    def _share(self, batch: dict[str, Any]) -> float:
+        """Of all ranks' batch that this one has. Losses are means over a batch: times this, their sum is all's mean."""
+        return len(batch["cases"]) / self.settings.batch_size if self.is_ddp else 1.0
 
     def _forward_and_backward(
         self, data: dict[str, torch.Tensor], levels: Levels, batch: dict[str, Any], step: int
@@ -419,15 +458,18 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
             output: StepOutput = self.network(data, levels, step / (self.num_epochs * self.num_iterations_per_epoch))
-        self._stop_unless_finite("loss", output.loss, batch, step)
+        loss = output.loss * self._share(batch)
+        self._stop_unless_finite("loss", distributed.total(loss), batch, step)
         if self.grad_scaler is not None:
-            self.grad_scaler.scale(output.loss).backward()
+            self.grad_scaler.scale(loss).backward()
+            distributed.sum_gradients(self.network.parameters())
             self.grad_scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
-            output.loss.backward()
+            loss.backward()
+            distributed.sum_gradients(self.network.parameters())
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
             self._stop_unless_finite("gradient", norm, batch, step)  # clipping makes NaN of an infinite one
             self.optimizer.step()
@@ -435,10 +477,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     @staticmethod
     def _stop_unless_finite(what: str, value: torch.Tensor, batch: dict[str, Any], step: int) -> None:
-        if not torch.isfinite(value):
+        if not torch.isfinite(value):  # on all ranks or on none: it is their sum
+            cases = sorted({case for of_rank in distributed.of_all_ranks(batch["cases"]) for case in of_rank})
             raise UserError(
                 f"the {what} of step {step} is {value.item()}; the weights of the last epoch are kept. Look at the "
-                f"images of its cases {', '.join(sorted(set(batch['cases'])))}, or lower pcrl.pretrain.initial_lr and "
+                f"images of its cases {', '.join(cases)}, or lower pcrl.pretrain.initial_lr and "
                 f"start again"
             )
 
@@ -474,10 +517,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.outputs = []
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
-        self.logger.plot_progress_png(self.output_folder)
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
 
     def on_train_end(self) -> None:
         """Write what fine-tuning takes, then drop the training states."""
+        if self.local_rank != 0:
+            return
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
         for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
@@ -570,6 +616,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """The training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
+        if self.local_rank != 0:
+            return
         state = {
             "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
@@ -593,7 +641,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
         self.initialize()
-        state = checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT)
+        # of the first rank, which wrote it: other machines may not have the file
+        state = distributed.of_first_rank(lambda: checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT))
         now = {
             "settings": self.settings.as_dict(),
             "plans": without_settings(self.plans_manager.plans),

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from time import time
@@ -38,6 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all: none)"
     )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
+    parser.add_argument(
+        "-num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share each batch among so many GPUs of this machine, or processes with -device cpu (default: 1); several "
+        "machines: torchrun ... --no_python pcrl_nnunet_pretrain ...",
+    )
     parser.add_argument("-epochs", type=int, help="default: 240, or the plan's")
     parser.add_argument("-iters_per_epoch", type=int, help="steps an epoch (default: 250, or the plan's)")
     parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
@@ -57,9 +66,14 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, check, pretrain."""
     args = _parser().parse_args()
+    _pretrain(args)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
     # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
     # something else, the loading processes above all, wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pcrl_nnunet import distributed
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
@@ -79,14 +93,91 @@ def main() -> None:
     if args.dry_run:
         _dry_run(plan, fold, device, overrides, others)
         return
-    if not register.is_registered():
+    spawns = _spawns(args.num_gpus, device)
+    if not distributed.launched() and not register.is_registered():
         try:
             for line in register.register():
                 print(line)
         except UserError as error:  # pretraining needs no registration, fine-tuning does
             print(f"Warning: {error}")
-    trainer = _trainer(plan, fold, device, overrides, args.continue_training, args.init, others)
-    _run(trainer, args.continue_training)
+    if spawns:
+        args.device = device.type  # said once
+        _on_several(args)
+        return
+    with distributed.process_group(device) as of_rank:
+        trainer = _trainer(plan, fold, of_rank, overrides, args.continue_training, args.init, others)
+        _run(trainer, args.continue_training)
+
+
+def _spawns(number: int, device: Any) -> bool:
+    """Whether the training is to be shared by that many processes which this one has to start.
+
+    Raises:
+        UserError: there are not so many GPUs, or torchrun has started the processes.
+    """
+    import torch
+
+    from pcrl_nnunet import distributed
+    from pcrl_nnunet.errors import UserError
+
+    if number < 1:
+        raise UserError(f"-num_gpus is {number}; expected 1 or more")
+    if distributed.launched():
+        if number > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError(f"-num_gpus {number} was given to a process of torchrun, which starts them: leave it out")
+        return False
+    if number > 1 and device.type == "mps":
+        raise UserError(f"-num_gpus is {number}, and -device mps has one; leave it out")
+    if device.type == "cuda" and number > torch.cuda.device_count():
+        raise UserError(
+            f"-num_gpus is {number}, and torch finds {torch.cuda.device_count()}; give that number or fewer"
+        )
+    return number > 1
+
+
+def _on_several(args: argparse.Namespace) -> None:
+    """The same command in processes of this machine; what a user has to know of their errors is said once."""
+    import signal
+
+    import torch
+    from nnunetv2.run.run_training import find_free_network_port
+
+    from pcrl_nnunet.errors import UserError
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // args.num_gpus)))  # they read it when they import torch
+    variables = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "WORLD_SIZE": str(args.num_gpus),
+    }
+    errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    ranks = torch.multiprocessing.spawn(_rank, (args, variables, errors), args.num_gpus, join=False)
+    before = signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in ranks.processes])
+    try:
+        while not ranks.join(grace_period=5):
+            pass
+    except torch.multiprocessing.ProcessExitedException as error:
+        if not errors.empty():
+            raise UserError(errors.get()) from None
+        raise UserError(
+            f"{error} (see above for what it said); the training has ended, and its state of the last epoch is kept: "
+            f"continue with --c"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _rank(number: int, args: argparse.Namespace, variables: dict[str, str], errors: Any) -> None:
+    """What each of the processes does."""
+    from pcrl_nnunet.errors import UserError
+
+    os.environ |= {**variables, "RANK": str(number), "LOCAL_RANK": str(number)}
+    try:
+        _pretrain(args)
+    except UserError as error:
+        errors.put(str(error))
+        sys.exit(1)
 
 
 def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
@@ -139,17 +230,25 @@ def _check_init(plan: Any, path: str) -> None:
 
 
 def _run(trainer: Any, continue_training: bool) -> None:
+    from pcrl_nnunet import distributed
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.lock import locked
     from pcrl_nnunet.trainers import output_folder
 
+    def prepared() -> str | None:
+        _refuse_fitted(trainer)
+        if continue_training:
+            return _to_continue_from(trainer)
+        _keep_unfinished(trainer)
+        return ""
+
     # refused by the lock, it must not clean up: the folder is another's
-    with locked(trainer.output_folder, "pcrl_nnunet_pretrain"):
+    with locked(trainer.output_folder, "pcrl_nnunet_pretrain") if trainer.local_rank == 0 else nullcontext():
         try:
-            _refuse_fitted(trainer)
-            if not continue_training:
-                _keep_unfinished(trainer)
-            if not continue_training or _load(trainer):
+            state = distributed.of_first_rank(prepared)
+            if state:
+                _load(trainer, state)
+            if state is not None:
                 trainer.run_training()
         except UserError:
             output_folder.remove_if_unused(trainer)
@@ -186,25 +285,29 @@ def _keep_unfinished(trainer: Any) -> None:
         )
 
 
-def _load(trainer: Any) -> bool:
-    """Load the training state, if there is one; whether there is anything left to train."""
+def _load(trainer: Any, path: str) -> None:
+    """Go on from a training state."""
+    trainer.load_checkpoint(path)
+    trainer.print_to_log_file(f"Continuing after step {trainer.step}")
+    if trainer.init_path:
+        trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
+
+
+def _to_continue_from(trainer: Any) -> str | None:
+    """The training state, empty if there is none; None if there is nothing left to train."""
     from pcrl_nnunet import checkpoint
 
     latest, previous, final = (
         os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
     )
     if os.path.isfile(latest) or os.path.isfile(previous):
-        trainer.load_checkpoint(_readable(trainer, latest, previous))
-        trainer.print_to_log_file(f"Continuing after step {trainer.step}")
-        if trainer.init_path:
-            trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
-    elif os.path.isfile(final):
+        return _readable(trainer, latest, previous)
+    if os.path.isfile(final):
         _check_settings_of_finished(checkpoint.read(final)["settings"], trainer.settings.as_dict(), final)
         trainer.print_to_log_file(f"This pretraining is finished: {final}")
-        return False
-    else:
-        trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
-    return True
+        return None
+    trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
+    return ""
 
 
 def _readable(trainer: Any, latest: str, previous: str) -> str:

@@ -1,0 +1,194 @@
+"""One training on several processes (ranks), each with a part of every batch.
+
+Without a process group all functions do what one process needs. In one, the sums over ranks make the training that of
+one process with the same batch, up to the order in which floats are added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pcrl_nnunet.errors import UserError
+
+MIN_PAIRS_OF_A_RANK = 2  # the monitor tells pairs apart, those of the first rank
+_T = TypeVar("_T")
+
+
+def launched() -> bool:
+    """Whether this is one of several processes, of torchrun or of `-num_gpus`, which set these variables."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def is_distributed() -> bool:
+    """Whether there is a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Of this process, 0 is the one that writes."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def local_rank() -> int:
+    """Of this process on its machine."""
+    return int(os.environ["LOCAL_RANK"]) if is_distributed() else 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the other processes, if this one was launched with any; all but the first are silent.
+
+    Yields:
+        this process's device: of GPUs the one with its number on the machine.
+    """
+    if not launched():
+        yield device
+        return
+    of_rank = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
+    if of_rank.type == "cuda":
+        torch.cuda.set_device(of_rank)
+    dist.init_process_group("nccl" if of_rank.type == "cuda" else "gloo")
+    try:
+        if rank() == 0:
+            yield of_rank
+        else:
+            os.environ["nnUNet_wandb_enabled"] = "0"  # the run is listed once
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                yield of_rank
+    finally:
+        dist.destroy_process_group()
+
+
+def part_of(batch_size: int) -> tuple[int, int]:
+    """First sample and number of samples of this rank's part of a batch.
+
+    Raises:
+        UserError: there are too few for this number of ranks.
+    """
+    if batch_size < MIN_PAIRS_OF_A_RANK * world_size():
+        raise UserError(
+            f"{world_size()} processes share a batch of {batch_size} pairs, and each needs {MIN_PAIRS_OF_A_RANK}: "
+            f"give -batch_size {MIN_PAIRS_OF_A_RANK * world_size()} or more, or fewer processes"
+        )
+    first, last = (batch_size * number // world_size() for number in (rank(), rank() + 1))
+    return first, last - first
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over ranks, without gradient."""
+    values = values.detach().clone()
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum over ranks, in place. Which parameters have gradients depends on the level alone, which all ranks share."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not is_distributed() or not gradients:
+        return
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    for gradient, summed in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def of_first_rank(make: Callable[[], _T]) -> _T:
+    """What the function gives on the first rank, on all; the others do not call it."""
+    if not is_distributed():
+        return make()
+    holder: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(holder)
+    found: _T = holder[0]
+    return found
+
+
+def wait_for_all() -> None:
+    """Until every rank is here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def of_all_ranks(value: _T) -> list[_T]:
+    """Every rank's value, by rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_same(what: str, value: str) -> None:
+    """Raises `UserError`, on all ranks, unless they have the same value."""
+    values = of_all_ranks(value)
+    differing = [number for number, other in enumerate(values) if other != values[0]]
+    if differing:
+        raise UserError(
+            f"the {what} of rank 0 are not those of rank {', '.join(map(str, differing))}: every machine needs the "
+            f"same plans and preprocessed data, and the same version of pcrl_nnunet"
+        )
+
+
+def same_weights(network: nn.Module) -> None:
+    """Give all ranks the weights of the first."""
+    if is_distributed():
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def synchronise_batch_norms(network: nn.Module) -> None:
+    """Let every batch norm normalise over the samples of all ranks, in place, on any device.
+
+    torch's SyncBatchNorm has no CPU, and its conversion puts two modules in the place of one that has two names.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = SyncedBatchNorm
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """Batch norm of all ranks' samples while training: mean and variance of c channels come from an all-gather."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # any number of dimensions
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, c, *) to (B, c, *)."""
+        if not self.training or not is_distributed():
+            return super().forward(input)
+        others = [0, *range(2, input.ndim)]
+        variance, mean = torch.var_mean(input.float(), others, correction=0)
+        number = mean.new_tensor([input.numel() / input.shape[1]])  # of values a channel, which ranks may have more of
+        of_ranks: Tensor = AllGatherGrad.apply(torch.cat([mean, variance, number]))
+        means, variances, numbers = of_ranks.split([len(mean), len(mean), 1], 1)
+        share = numbers / numbers.sum()
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean) ** 2)).sum(0)
+        self._follow(mean.detach(), variance.detach(), numbers.detach().sum())
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        scale = torch.rsqrt(variance + self.eps)
+        output = (input - mean.view(shape)) * (scale * self.weight if self.affine else scale).view(shape)
+        return (output + self.bias.view(shape) if self.affine else output).to(input.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor, number: Tensor) -> None:
+        """Running statistics, as nn.BatchNorm keeps them: of the unbiased variance."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * number / (number - 1), momentum)
