@@ -1,3 +1,4 @@
+import ctypes
 import json
 import os
 import re
@@ -236,6 +237,54 @@ def test_a_results_folder_that_is_none_is_named(command, tiny, monkeypatch):
     file.touch()
     monkeypatch.setenv("nnUNet_results", str(file))
     assert re.search("a_file.* cannot be written to .*nnUNet_results.* has to be a folder", command("-d", "999"))
+
+
+@pytest.fixture
+def as_users_do():
+    """Permissions count for this thread, also where it is root's: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
+    if os.geteuid() != 0:
+        yield
+        return
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3; effective first, of two
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform != "linux" or libc.capget(header, sets) != 0:
+        pytest.skip("the tests run as root, whom no permission binds")
+    effective = sets[0]
+    sets[0] = effective & ~0b110
+    assert libc.capset(header, sets) == 0
+    yield
+    sets[0] = effective
+    assert libc.capset(header, sets) == 0
+
+
+def test_a_read_only_results_folder_is_named_and_nothing_is_left_behind(command, tiny, as_users_do):
+    results_folder = tiny.results.parent
+    results_folder.mkdir()
+    results_folder.chmod(0o555)
+    error = command("-d", "999", *SHORT)
+    results_folder.chmod(0o755)
+    assert re.search(r"results\S* cannot be written to \(Permission denied\); nnUNet_results.* has to be", error)
+    assert not list(results_folder.iterdir())
+
+
+def test_a_results_folder_that_becomes_read_only_keeps_the_last_state(command, tiny, as_users_do, monkeypatch):
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    train_step = PCRLPretrainTrainer.train_step
+
+    def step(self, batch, number, *rest):
+        if number == 3:  # in the second epoch
+            folder.chmod(0o555)
+        return train_step(self, batch, number, *rest)
+
+    monkeypatch.setattr(PCRLPretrainTrainer, "train_step", step)
+    longer = ["-epochs", "2", "-iters_per_epoch", "2", "-batch_size", "4"]
+    error = command("-d", "999", *longer)
+    folder.chmod(0o755)
+    assert re.search(r"could not write \S*checkpoint_latest.pth \(Permission denied\); .* continue with --c", error)
+    assert results(tiny) == [checkpoint.LATEST]
+    monkeypatch.setattr(PCRLPretrainTrainer, "train_step", train_step)
+    assert command("-d", "999", *longer, "--c") == 0
+    assert results(tiny) == [checkpoint.FINAL]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nan"])
