@@ -99,7 +99,7 @@ def views_of_a_case(
         kind = f"global {number + 1}" if number < 2 else f"local {number - 1}"
         mm = [n * s for n, s in zip(box.shape, spacing, strict=True)]
         title = f"{kind}\n{_x(box.shape)} voxels\n{_x(mm)} mm\nto {_x(plain.shape[1:])} voxels"
-        rows[0, number].set_title(title, fontsize=8)
+        rows[0, number].set_title(title, fontsize=10)
         aspect = (mm[-2] / plain.shape[-2]) / (mm[-1] / plain.shape[-1])  # as in the body: a view's voxels are no cubes
         for axis, view in zip(rows[:, number], (plain, augmented), strict=True):
             axis.imshow(_middle(view), aspect=aspect, **grey)
@@ -160,7 +160,7 @@ def chart_svg(
     """Curves over epochs as an <svg> element for a page, in the page's colours.
 
     Args:
-        curves: label -> epochs and values, both (N,).
+        curves: label -> epochs and values, both (N,); with a label that is empty there is no legend.
         lower: end of the axis.
         line: a value that is drawn dotted.
     """
@@ -179,7 +179,7 @@ def chart_svg(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.15)
-        if curves:
+        if "" not in curves:
             above: dict[str, Any] = {"bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "frameon": False}
             axis.legend(loc="lower left", ncols=4, handlelength=1.2, columnspacing=1.2, **above)
         file = StringIO()

@@ -50,8 +50,8 @@ _WATCHED: tuple[tuple[str, str, str, float | None, float, str], ...] = (
         "rises above 0",
         None,
         0,
-        "0 (dotted): two views of one scan look no more alike to the network than views of two scans, they are not told "
-        "apart. It should rise above; where all scans show the same small organ that takes thousands of steps.",
+        "0 (dotted): not told apart, two views of one scan look no more alike to the network than views of two scans. "
+        "It should rise above; where all scans show the same small organ that takes thousands of steps.",
     ),
     (
         "sd_ratio",
@@ -130,7 +130,7 @@ class Report:
     def _page(self, trainer: Any, following: Sequence[str], finished: bool) -> str:
         sections: tuple[tuple[str, Callable[[], str]], ...] = (
             ("Is it learning?", self._learning),
-            ("Losses", lambda: _losses(trainer)),
+            ("Training", lambda: _losses(trainer)),
             ("What it restores", lambda: self._restorations(trainer)),
             ("What it sees", lambda: self._views(trainer)),
             ("Cases", lambda: _cases(trainer)),
@@ -156,6 +156,8 @@ class Report:
         last = self.epochs[-1]
         alarms = "".join(f'<p class="alarm"><b>Alarm:</b> {_text(text)}</p>' for text in last["alarms"])
         levels = sorted({level for values in last["monitor"].values() for level in values})
+        if not levels:
+            return "<p>This method has nothing that the monitor looks at.</p>"
         table = _table(
             [["Level", ""], *([heading, good] for _, heading, good, *_ in _WATCHED)],
             [
@@ -165,8 +167,8 @@ class Report:
         )  # fmt: skip
         return (
             f"{alarms or '<p class=good>No alarm in the last epoch.</p>'}"
-            f"<p>Epoch {last['epoch']}, means over its steps. A step draws one level of the decoder: 1 is the coarsest, "
-            f"the last one full resolution.</p>{table}"
+            f"<p>Epoch {last['epoch']}, means over its steps. A step draws one level of the decoder: 1 is the coarsest "
+            f"with an image, the last one has full resolution.</p>{table}"
             f'<div class="charts">{"".join(self._chart(*watched) for watched in _WATCHED)}</div>{self._earlier()}'
         )
 
@@ -220,11 +222,11 @@ class Report:
         what = "The middle slice" if target.ndim == 6 else "The whole"
         channels = f", the first of {target.shape[2]} channels" if target.shape[2] > 1 else ""
         return (
-            f"<p>{what} of a global view{channels}, in the same grey scale throughout: what the network gets (augmented, "
-            f"with blocks swapped), what it should restore, and what it restores at each level. Finer levels should "
-            f"show finer structures. <i>Error</i> is over the variance of the target: 1 means that nothing is restored. "
-            f"The network is evaluated here, so the numbers differ a little from those while it trains, most in the "
-            f"first epochs.</p>{''.join(figures)}"
+            f"<p>{what} of a global view{channels}, in the same grey scale throughout: what the network gets "
+            f"(augmented, with blocks swapped), what it should restore, and what it restores at each level. Finer "
+            f"levels should show finer structures. <i>Error</i> is over the variance of the target: 1 means that "
+            f"nothing is restored. The network is evaluated here, so the numbers differ from those while it trains, "
+            f"most in the first epochs.</p>{''.join(figures)}"
         )
 
     def _views(self, trainer: Any) -> str:
@@ -232,12 +234,11 @@ class Report:
             f'<figure><div class="wide"><img alt="Views of {_text(example.name)}" src="{example.views}"></div></figure>'
             for example in self._examples_of(trainer)
         )
-        views = trainer.settings.views
         return (
-            f"<p>Where the views of a few cases lie, and what they show before and after augmentation. Look whether the "
-            f"boxes hold the parts of the body that matter, and whether the two global views "
-            f"{f'and the {views.num_local} local ones' if views.num_local else ''} still show them. Training draws new "
-            f"ones in every step. On a narrow screen the pictures can be moved sideways.</p>{figures}"
+            f"<p>Where the views of a few cases lie, and what they show before and after augmentation. Look whether "
+            f"the boxes hold the parts of the body that matter, and whether one can still recognise these in the two "
+            f"global views. Training draws new views in every step. On a narrow screen the pictures can be moved "
+            f"sideways.</p>{figures}"
         )
 
     def _examples_of(self, trainer: Any) -> list[_Example]:
@@ -321,15 +322,18 @@ def _heading(trainer: Any, finished: bool) -> str:
         "A step": f"{trainer.settings.batch_size} pairs" + (f", {np.median(a_step):.2g} s" if a_step else ""),
         "Cases": f"{len(trainer.cases):,}",
         "Device": trainer.device,
-        "Versions": ", ".join(f"{name} {version(name)}" for name in ("pcrl_nnunet", "nnunetv2", "torch")),
         "Written": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "Folder": trainer.output_folder,
     }
+    long = {"Versions": ", ".join(f"{name} {version(name)}" for name in ("pcrl_nnunet", "nnunetv2", "torch"))}
     if trainer.init:
-        facts["Started from"] = trainer.init["checkpoint"]
-    listed = "".join(f"<div><dt>{name}</dt><dd>{_text(fact)}</dd></div>" for name, fact in facts.items())
+        long["Started from"] = trainer.init["checkpoint"]
+    long["Folder"] = trainer.output_folder
+    listed = "".join(
+        f"<div{' class=long' if name in long else ''}><dt>{name}</dt><dd>{_text(fact)}</dd></div>"
+        for name, fact in {**facts, **long}.items()
+    )
     return (
-        f'<header><p class="kind">Pretraining by {_text(_plain(trainer.network).name)}, without labels</p>'
+        f'<header><p class="kind">Pretraining by {type(_plain(trainer.network)).__name__}, without labels</p>'
         f'<h1>{_text(" + ".join(trainer.datasets))} <span class="badge {"done" if finished else "open"}">{badge}</span>'
         f'</h1><p class="of"><span>plan <b>{_text(plan["plans_name"])}</b></span> '
         f"<span>configuration <b>{_text(trainer.configuration_name)}</b></span> <span><b>{_text(fold)}</b></span></p>"
@@ -362,6 +366,8 @@ def _chart(
     lower: float | None = None,
     line: float | None = None,
 ) -> str:
+    if not curves:
+        return ""
     return (
         f"<figure><figcaption><b>{_text(title)}</b> {_text(caption)}</figcaption>"
         f"{chart_svg(curves, lower, line)}</figure>"
@@ -396,14 +402,16 @@ def _cases(trainer: Any) -> str:
 def _names(title: str, names: Sequence[str]) -> str:
     shown = "".join(f"<li>{_text(name)}</li>" for name in names[:CASES_LISTED])
     more = f"<p>The first {CASES_LISTED} are listed.</p>" if len(names) > CASES_LISTED else ""
-    return f'<details><summary>{len(names):,} cases: {_text(title)}</summary>{more}<ul class="cases">{shown}</ul></details>'
+    summary = f"<summary>{len(names):,} cases: {_text(title)}</summary>"
+    return f'<details>{summary}{more}<ul class="cases">{shown}</ul></details>'
 
 
 def _following(trainer: Any, following: Sequence[str]) -> str:
     parts = []
     for line in following:
         what, command = line.split(": ", 1)
-        parts.append(f"<p>{_text(what)}</p><pre>{_text(command)}</pre>")
+        words = " ".join(f"<span>{_text(word)}</span>" for word in command.split(" "))  # lines break between them
+        parts.append(f"<p>{_text(what)}</p><pre>{words}</pre>")
     notes = ["FOLD is the number of a fold, 0 to 4 as a rule."] if any("FOLD" in line for line in following) else []
     if any("nnUNetv2_train" in line for line in following):
         notes.append("Without a GPU add <code>-device cpu</code>.")
@@ -420,8 +428,8 @@ def _settings(settings: Mapping[str, Any]) -> str:
         for title, group in groups.items()
     )
     return (
-        f"<p>All that was in effect, from the command, from the plan's block <code>pcrl.pretrain</code> and by default. "
-        f'Sizes in voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
+        f"<p>All that was in effect, by the command, the plan's block <code>pcrl.pretrain</code> and default. Sizes in "
+        f'voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
     )
 
 
@@ -431,7 +439,7 @@ def _value(name: str, value: Any) -> str:
         return ", ".join(f"restore {r}, compare {c}" for r, c in value) or "all"
     if isinstance(value, (tuple, list)):
         nested = any(isinstance(item, (tuple, list)) for item in value)
-        return (", " if nested else " x ").join(_value("", item) for item in value)
+        return (", " if nested else "x").join(_value("", item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -441,11 +449,15 @@ def _table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[object]]) -> s
     """Cells are escaped; of a column's head the second line is smaller."""
     cells = "".join(f"<th>{_text(name)}<small>{_text(small)}</small></th>" for name, small in head)
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table>{f"<thead><tr>{cells}</tr></thead>" if cells else ""}<tbody>{body}</tbody></table></div>'
+    above = f"<thead><tr>{cells}</tr></thead>" if cells else ""
+    return f'<div class="wide"><table>{above}<tbody>{body}</tbody></table></div>'
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
+    if value is None:
+        return "none"
+    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
 
 
 def _text(anything: object) -> str:
@@ -461,6 +473,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{title}</title>
@@ -496,8 +509,9 @@ small, figcaption, dt, .of, .kind, summary { color: var(--soft) }
 .done, .good { color: var(--good) }
 .open { color: var(--accent) }
 .alarm { color: var(--bad); background: var(--bad-card); padding: .6rem .9rem; border-radius: .5rem }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .9rem 1.5rem;
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .9rem 1.5rem;
   background: var(--card); border-radius: .7rem; padding: 1rem 1.2rem; margin: 1.2rem 0 0 }
+.long { grid-column: 1 / -1 }
 dt { font-size: .8rem }
 dd { margin: 0 }
 figure { margin: 0 0 1.6rem }
@@ -518,11 +532,13 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th { text-align: left; vertical-align: top; line-height: 1.3 }
 th small { display: block; font-weight: normal }
 th, td { padding: .35rem 1.6rem .35rem 0; border-bottom: 1px solid var(--line); overflow-wrap: normal }
+@media (max-width: 36rem) { th, td { padding-right: .7rem } table { font-size: .85rem } }
 .settings { display: grid; gap: 1rem 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 .settings table { width: 100% }
 .settings td { vertical-align: top; padding-right: .8rem; overflow-wrap: anywhere }
 .settings td:first-child { color: var(--soft); width: 45% }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; font-size: .88rem; white-space: pre-wrap }
+pre span { display: inline-block; max-width: 100% }
 details { margin: .8rem 0 }
 summary { cursor: pointer }
 .cases { columns: 14rem; font-size: .85rem; padding-left: 1.2rem; margin: .5rem 0 }
