@@ -227,6 +227,12 @@ class ViewLoader(SlimDataLoaderBase):
         sample["slice"] = sample["origin"][:extra]
         return sample, before
 
+    def examples(self, number: int) -> Iterator[tuple[Case, dict[str, Any], list[np.ndarray]]]:
+        """A few cases, evenly from first to last, each with what `sample_in_steps` gives of it; always the same."""
+        cases = self.cases
+        for i in sorted({round(k * (len(cases) - 1) / max(1, number - 1)) for k in range(number)}):
+            yield cases[i], *self.sample_in_steps(cases[i], np.random.default_rng((self.seed, i)))
+
     @property
     def cases(self) -> list[Case]:
         """What it draws from."""

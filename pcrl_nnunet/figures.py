@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from io import BytesIO, StringIO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from pcrl_nnunet.boxes import Box
@@ -49,7 +54,7 @@ def views_of_a_case(
     sample: Mapping[str, Any],
     before: Sequence[np.ndarray],
     spacing: Sequence[float],
-    path: str,
+    path: str | IO[bytes],
 ) -> None:
     """Where the views of one sample lie, and each view before and after pixel augmentation, as a PNG.
 
@@ -63,6 +68,7 @@ def views_of_a_case(
             the views after augmentation, ``input`` (2, C, *G) and ``local`` (N, C, *L).
         before: the views before it, the pair first.
         spacing: mm, an axis of the views each.
+        path: where to, a file's or an open one.
     """
     boxes, after = sample["boxes"], [*sample["input"], *sample.get("local", ())]
     crops = [*boxes.pair, *boxes.local]
@@ -72,7 +78,8 @@ def views_of_a_case(
     grey = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
     figure = Figure(figsize=(2.1 * len(crops), 9), layout="constrained")
     where = "".join(f", slice {index} of {volume.shape[1]}" for index in sample["slice"])
-    figure.suptitle(f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel")
+    title = f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel"
+    figure.suptitle(title, parse_math=False)  # a case may be called $x$
     grid = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     for axis, plane, image in zip(upper.subplots(1, len(planes), squeeze=False)[0], planes, slices, strict=True):
@@ -92,14 +99,20 @@ def views_of_a_case(
         kind = f"global {number + 1}" if number < 2 else f"local {number - 1}"
         mm = [n * s for n, s in zip(box.shape, spacing, strict=True)]
         title = f"{kind}\n{_x(box.shape)} voxels\n{_x(mm)} mm\nto {_x(plain.shape[1:])} voxels"
-        rows[0, number].set_title(title, fontsize=8)
+        rows[0, number].set_title(title, fontsize=10)
         aspect = (mm[-2] / plain.shape[-2]) / (mm[-1] / plain.shape[-1])  # as in the body: a view's voxels are no cubes
         for axis, view in zip(rows[:, number], (plain, augmented), strict=True):
-            axis.imshow(view[0][view.shape[1] // 2] if view.ndim == 4 else view[0], aspect=aspect, **grey)
+            axis.imshow(_middle(view), aspect=aspect, **grey)
             axis.set(xticks=[], yticks=[])
     rows[0, 0].set_ylabel("before")
     rows[1, 0].set_ylabel("after pixel\naugmentation")
     figure.savefig(path, dpi=90)
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """The middle slice of (C, *size), first channel."""
+    plane: np.ndarray = image[0, image.shape[1] // 2] if image.ndim == 4 else image[0]
+    return plane
 
 
 def _slice(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:
@@ -121,6 +134,60 @@ def _draw(
 
 def _x(numbers: Sequence[float]) -> str:
     return "x".join(f"{number:.3g}" for number in numbers)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+_INK = "#010203"  # becomes the colour of the text around the chart, light or dark
+_ON_BOTH = ("#4c8dd6", "#e0803a", "#3fa66b", "#c85f9b", "#8d76d6", "#b3962b", "#3ea9bb", "#d65f5f")  # visible on either
+
+
+def slice_png(image: np.ndarray, low: float, high: float) -> bytes:
+    """The middle slice of an image, first channel, a pixel a voxel, as a PNG.
+
+    Args:
+        image: (C, *size).
+        low, high: what is black, and what white.
+    """
+    file = BytesIO()
+    imsave(file, _middle(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), format="png")
+    return file.getvalue()
+
+
+def chart_svg(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], lower: float | None = None, line: float | None = None
+) -> str:
+    """Curves over epochs as an <svg> element for a page, in the page's colours.
+
+    Args:
+        curves: label -> epochs and values, both (N,); with a label that is empty there is no legend.
+        lower: end of the axis.
+        line: a value that is drawn dotted.
+    """
+    style: Any = {"svg.fonttype": "none", "font.size": 9, "grid.color": _INK, "text.color": _INK}
+    style |= {key: _INK for key in ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
+    with rc_context(style):
+        figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+        axis = figure.subplots()
+        for number, (label, (epochs, values)) in enumerate(curves.items()):
+            colour, marker = _ON_BOTH[number % len(_ON_BOTH)], "o" if len(values) < 50 else None
+            axis.plot(epochs, values, color=colour, marker=marker, markersize=3, lw=1.6, label=label)
+        if line is not None:
+            axis.axhline(line, color=_INK, ls=":", lw=1)
+        axis.set_ylim(bottom=lower)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.15)
+        if "" not in curves:
+            above: dict[str, Any] = {"bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "frameon": False}
+            axis.legend(loc="lower left", ncols=4, handlelength=1.2, columnspacing=1.2, **above)
+        file = StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # whose names would be links
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :])  # the next chart has the same ones
+    return text.replace(_INK, "currentColor")
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -257,8 +324,7 @@ def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title
         maps: (L, *size).
         titles: of the maps.
     """
-    middle = image.shape[1] // 2
-    picture, maps = (image[0, middle], maps[:, middle]) if image.ndim == 4 else (image[0], maps)
+    picture, maps = _middle(image), maps[:, image.shape[1] // 2] if image.ndim == 4 else maps
     shown = min(len(maps), 6)
     figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
     axes = figure.subplots(1, shown + 1)

@@ -102,7 +102,7 @@ cat <<TEXT
 This shows that the parts work together, not that pretraining helps: phantoms, minutes of training, one fold, one seed.
 
 Pictures
-  pretraining   $results/PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/progress.png
+  pretraining   $results/PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/report.html
   fine-tuning   $results/PCRLFinetuneTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
   scratch       $results/PCRLScratchTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
   predictions   $demo/predictions.png

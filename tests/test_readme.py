@@ -156,7 +156,7 @@ def check_where_files_land(home: Path) -> None:
     assert len(rows) == 5
     for folder, what in rows:
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
-        for name in re.findall(r"`(\S+\.(?:json|png|pth|txt))`", what):
+        for name in re.findall(r"`(\S+\.(?:html|json|png|pth|txt))`", what):
             while_it_runs_or_if_any = name in (
                 "checkpoint_latest.pth",
                 "checkpoint_latest_old.pth",

@@ -38,6 +38,7 @@ from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.report import Report
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
@@ -139,6 +140,11 @@ def _sigterm() -> Iterator[list[int]]:
         yield heard
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _command_to_go_on() -> str:
+    command = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
+    return f"the same torchrun, with {command}" if "TORCHELASTIC_RUN_ID" in os.environ else command
 
 
 def _mean(values: list[float]) -> float:
@@ -251,6 +257,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         self.logger.local_logger = PretrainLogger()
         self.monitor = Monitor()
+        self.report = Report()
         self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
         self.last_loss = float("nan")
         self.init_path: str | None = init
@@ -360,11 +367,18 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Save, say how to go on, and end with status 0."""
         latest = os.path.join(self.output_folder, checkpoint.LATEST)
         self.save_checkpoint(latest)
-        again = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
-        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        again = f"the same torchrun, with {again}" if by_torchrun else again
-        self.print_to_log_file(f"Stopped by SIGTERM after step {self.step}, saved as {latest}. To go on: {again}")
+        self.print_to_log_file(
+            f"Stopped by SIGTERM after step {self.step}, saved as {latest}. To go on: {_command_to_go_on()}"
+        )
+        self._write_report()
         raise SystemExit(0)
+
+    def _write_report(self, finished: bool = False) -> None:
+        """report.html, with the commands that come next; it never costs the training."""
+        if self.local_rank == 0:
+            following = [] if finished else [f"Go on with: {_command_to_go_on()}"]
+            following.append(self._next_command(os.path.join(self.output_folder, checkpoint.FINAL)))
+            self.report.write(self, following, finished)
 
     def on_train_start(self) -> None:
         """Say what is about to happen, start the loader."""
@@ -496,7 +510,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.logger.log(name, _mean(list(of_level.values())), epoch)
 
     def on_epoch_end(self, bar: tqdm | None = None) -> None:
-        """One line, the alarms, the training state, progress.png; then the next epoch begins."""
+        """One line, the alarms, the training state, progress.png, now and then the report; the next epoch begins."""
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
@@ -507,7 +521,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
             f"steps/s, {left} left"
         )
-        lines = [line, *(f"ALARM: {a}" for a in self.monitor.alarms((epoch + 1) * self.num_iterations_per_epoch))]
+        alarms = self.monitor.alarms((epoch + 1) * self.num_iterations_per_epoch)
+        self.report.add(epoch + 1, self.monitor.summary(), alarms)
+        lines = [line, *(f"ALARM: {alarm}" for alarm in alarms)]
         on_terminal = bar is not None and not bar.disable
         for line in lines:
             if bar is not None and on_terminal:
@@ -519,6 +535,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
+        if self.report.is_due():
+            self._write_report()
 
     def on_train_end(self) -> None:
         """Write what fine-tuning takes, then drop the training states."""
@@ -529,6 +547,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
             if os.path.isfile(path := os.path.join(self.output_folder, name)):
                 os.remove(path)
+        self._write_report(finished=True)
         self.print_to_log_file(f"Pretraining done: {final}\n{self._next_command(final)}")
 
     def _next_command(self, final: str) -> str:
@@ -629,6 +648,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "current_epoch": self.current_epoch,
             "outputs": self.outputs,
             "monitor": self.monitor.state(),
+            "report": self.report.epochs,
             "last_loss": self.last_loss,
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
@@ -672,6 +692,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.outputs = state["outputs"]
         self.monitor.load_state(state["monitor"])
         self.init = state.get("init")
+        self.report.epochs = state.get("report", [])
         torch.set_rng_state(state["torch_rng"])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -485,16 +485,11 @@ def _dry_run(
 
 def _draw_views(loader: Any, folder: str) -> None:
     """One picture a case, for a few cases, evenly from first to last."""
-    import numpy as np
-
     from pcrl_nnunet.data import CaseVolume
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.figures import views_of_a_case
 
-    last = len(loader.cases) - 1
-    for number in sorted({round(i * last / (NUM_PICTURES - 1)) for i in range(NUM_PICTURES)}):
-        case = loader.cases[number]
-        sample, before = loader.sample_in_steps(case, np.random.default_rng((loader.seed, number)))
+    for case, sample, before in loader.examples(NUM_PICTURES):
         path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")
         try:
             os.makedirs(folder, exist_ok=True)

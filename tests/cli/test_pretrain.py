@@ -14,6 +14,7 @@ from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.comparison import built_in_methods
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.report import Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
@@ -23,6 +24,7 @@ SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
 def command(tiny, monkeypatch):
     """Runs the command in this process; returns its exit status."""
     monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds each, of which tests/test_report.py is
     tiny.cwd = tiny.folder.parents[1] / "here"
     tiny.cwd.mkdir()
     monkeypatch.chdir(tiny.cwd)

@@ -32,7 +32,7 @@ def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path
             subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--undo"], check=True)
     table = done.stdout.split("Dice on the test cases")[1]
     assert re.search(r"^organ +\d\.\d{3} +\d\.\d{3}$", table, re.MULTILINE)
-    pictures = [Path(line.split(maxsplit=1)[1]) for line in table.splitlines() if line.endswith(".png")]
+    pictures = [Path(line.split(maxsplit=1)[1]) for line in table.splitlines() if line.endswith((".png", ".html"))]
     assert len(pictures) == 4
     assert all(picture.is_file() for picture in pictures)
 

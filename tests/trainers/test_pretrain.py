@@ -20,9 +20,23 @@ from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import Levels, StepOutput
+from pcrl_nnunet.report import NAME, Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.transforms import kernels
 from pcrl_nnunet.unlabelled import unlabelled_folder
+
+WRITE_REPORT = Report.write
+
+
+@pytest.fixture(autouse=True)
+def without_reports(monkeypatch):
+    """Seconds each, of which tests/test_report.py is."""
+    monkeypatch.setattr(Report, "write", lambda *_: None)
+
+
+def has_whole_report(folder):
+    (log,) = folder.glob("training_log_*.txt")
+    return (folder / NAME).is_file() and "WARNING" not in log.read_text()
 
 
 def make(tiny, fold="all", continue_training=False, plan=None, init=None, **overrides):
@@ -117,13 +131,15 @@ def variant(tiny, kind):
     ],
 )
 @pytest.mark.parametrize("restoration", ["single", "full"])
-def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, kind, restoration):
+def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, monkeypatch, kind, restoration):
+    monkeypatch.setattr(Report, "write", WRITE_REPORT)
     plan, channels = variant(tiny, kind)
     plan["pcrl"] = {"pretrain": {"restoration": restoration}}
     trainer = make(tiny, plan=plan, epochs=1, iters_per_epoch=6)
     assert np.isfinite(run(trainer)).all()
     content = final(tiny)
     assert content["num_input_channels"] == channels
+    assert has_whole_report(folder_of(tiny))
     drawn = {trainer.network.draw_levels(0, step).restoration for step in range(200)}
     assert drawn == set(range(1, trainer.network.decoder.num_levels + 1))
 
@@ -221,10 +237,12 @@ class Mean(torch.nn.Module):
 
 def test_a_method_of_the_readmes_form_pretrains(tiny, monkeypatch):
     monkeypatch.setattr(pretrain, "PCRLv2", Mean)
+    monkeypatch.setattr(Report, "write", WRITE_REPORT)
     losses = run(make(tiny, epochs=2))
     assert len(losses) == 2
     assert final(tiny)["method"] == "mean"
     assert final(tiny)["citations"][0]["apa_citations"] == ["Nobody (2026). Means."]
+    assert has_whole_report(folder_of(tiny))
 
 
 def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
