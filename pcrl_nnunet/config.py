@@ -142,6 +142,7 @@ class PretrainSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     augmentation: Augmentation = Augmentation()
+    probe_every: int = 0  # epochs between two linear probes, which take labels; 0: none
 
     def __post_init__(self) -> None:
         if self.batch_size < MIN_PAIRS:
@@ -152,6 +153,8 @@ class PretrainSettings:
         for name in ("epochs", "iters_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.probe_every < 0:
+            raise UserError(f"probe_every is {self.probe_every}; expected a number of epochs, or 0 for no probe")
         if self.initial_lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.seed < 0:
             raise UserError(
                 f"initial_lr {self.initial_lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, seed "
@@ -173,6 +176,11 @@ class PretrainSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the checkpoint."""
         return asdict(self)
+
+
+def without_probe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A pretraining's settings as plain values, less what its weights do not depend on."""
+    return {name: value for name, value in settings.items() if name != "probe_every"}
 
 
 INPUT_CHANNELS = ("repeat", "first", "mean")

@@ -27,15 +27,19 @@ _PANELS = (  # title, lower limit, named curves: (key of the log, label)
     ("features: spread / even spread, effective rank / 10", 0, (("sd_ratio", "spread"), ("effective_rank", "rank"))),
     ("learning rate", 0, (("lrs", "rate"),)),
 )
+_PROBE_TITLE = "labels told apart by the encoder's features: AUROC of a linear probe (0.5: chance)"
+_PROBED = {"probe": "all stages", "probe_start": "all stages, before the first step"}
 
 
 def pretraining_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
     """The pretraining's own curves, an epoch a point, as a PNG."""
-    figure = Figure(figsize=(11, 3 * len(_PANELS)), layout="constrained")
-    for axis, (title, lower, curves) in zip(figure.subplots(len(_PANELS), 1), _PANELS, strict=True):
+    probed = [(key, _PROBED.get(key, key.removeprefix("probe_").replace("_", " "))) for key in log if "probe" in key]
+    panels = [*_PANELS, *([(_PROBE_TITLE, None, probed)] if probed else [])]
+    figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
+    for axis, (title, lower, curves) in zip(figure.subplots(len(panels), 1), panels, strict=True):
         for key, label in curves:
-            values = [v / 10 if key == "effective_rank" else v for v in log[key]]
-            axis.plot(range(len(values)), values, marker="." if len(values) < 50 else None, label=label)
+            values = {i: v / 10 if key == "effective_rank" else v for i, v in enumerate(log[key]) if not np.isnan(v)}
+            axis.plot(values.keys(), values.values(), marker="." if len(values) < 50 else None, label=label)
         axis.set_title(title)
         axis.set_ylim(bottom=lower)
         axis.grid(alpha=0.3)

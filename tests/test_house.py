@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison", "maskless", "shortcuts", "report"},
+    {"comparison", "maskless", "probe", "report", "shortcuts"},
     {
         "monitor",
         "memory",

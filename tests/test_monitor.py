@@ -1,8 +1,17 @@
+import copy
 import math
+import re
 
+import blosc2
+import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scipy.ndimage import gaussian_filter
+from tiny_dataset import make_plan
 
+from pcrl_nnunet import monitor as monitor_module
+from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.methods import Levels, StepOutput
 from pcrl_nnunet.monitor import Monitor, effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
 
@@ -91,3 +100,46 @@ def test_an_epoch_starts_empty():
     monitor.update(*healthy(level=2))
     assert all(list(of_level) == [2] for of_level in monitor.summary().values())
     assert all(math.isfinite(x) for of_level in monitor.summary().values() for x in of_level.values())
+
+
+DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell scans apart"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "weight_decay", "expected"),
+    [
+        ("textures", 1e-4, set()),  # coarser from scan to scan
+        ("noise", 1e-4, {DEAD, UNTOLD}),  # of which nothing can be restored, nor is one scan's like itself
+        ("textures", 1.0, {DEAD, COLLAPSED, UNTOLD}),  # absurd: nothing is left of the weights
+    ],
+)
+def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind, weight_decay, expected):
+    """Real trainings of 303 steps; an alarm that comes after 2000 is let off after 200, as the others are."""
+    from pcrl_nnunet.trainers import PCRLPretrainTrainer
+
+    torch.set_num_threads(1)
+    monkeypatch.setattr(monitor_module, "COMPARISON_GRACE_STEPS", monitor_module.GRACE_STEPS)
+    rng = np.random.default_rng(0)
+    for path, sigma in zip(sorted(tiny.data.glob("case_?.b2nd")), (1.5, 2, 2.5, 3), strict=True):
+        image = rng.normal(size=(1, 14, 14, 14))
+        if kind == "textures":
+            image = gaussian_filter(image, (0, sigma, sigma, sigma))
+        image = (image - image.mean()) / image.std()
+        blosc2.asarray(image.astype(np.float32), urlpath=str(path), mode="w")
+    plan = make_plan(pretrain={"views": {"3d_fullres": {"num_local": 0}}, "weight_decay": weight_decay})
+    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
+    given = {"epochs": 3, "iters_per_epoch": 101, "batch_size": 8, "initial_lr": 0.1}
+    plans = {
+        **copy.deepcopy(plan),
+        "continue_training": False,
+        "pcrl_settings": pretrain_settings(plan, "3d_fullres", configuration, **given),
+    }
+    trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
+    trainer.run_training()
+    (log,) = tiny.results.rglob("training_log_*.txt")
+    first, *later = re.split(r"epoch \d/3: ", log.read_text())[1:]
+    assert "ALARM" not in first  # too early to tell
+    alarms = [line for line in "".join(later).splitlines() if "ALARM" in line]
+    assert {kind for kind in (DEAD, COLLAPSED, UNTOLD) if any(kind in line for line in alarms)} == expected
+    assert bool(alarms) == bool(expected)

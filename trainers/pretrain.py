@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,13 +31,14 @@ from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, distributed, transfer
-from pcrl_nnunet.config import PretrainSettings, without_settings
+from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
@@ -188,10 +189,15 @@ def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
 class PretrainLogger(LocalLogger):
     """nnU-Net's logger with the pretraining's curves: LocalLogger knows a fixed set of keys and plots just these."""
 
-    def __init__(self) -> None:
+    def __init__(self, probed: Sequence[str] = ()) -> None:
         super().__init__()
-        keys = ("train_losses", *_TERMS, *_WATCHED, "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
+        keys = ("train_losses", *_TERMS, *_WATCHED, *probed, "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
         self.my_fantastic_logging: dict[str, list[float]] = {key: [] for key in keys}
+
+    def load_checkpoint(self, checkpoint: dict[str, list[float]]) -> None:
+        """Go on with these curves; of a probe that was not on before, there is none of the epochs so far."""
+        none = [float("nan")] * len(checkpoint["train_losses"])
+        super().load_checkpoint({key: checkpoint.get(key, list(none)) for key in self.my_fantastic_logging})
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png."""
@@ -255,7 +261,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         for name, of_other in list(found.items())[1:]:
             self.print_to_log_file(f"  and {len(of_other)} of {name}")
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
-        self.logger.local_logger = PretrainLogger()
+        stages = len(self.configuration_manager.network_arch_init_kwargs["strides"])
+        self.probe_keys = [*names_of_values(stages), AT_START] if settings.probe_every else []
+        self.probe: Probe | None = None
+        self.probed: dict[int, dict[str, float]] = {}  # what it found, by epochs done
+        self.logger.local_logger = PretrainLogger(self.probe_keys)
         self.monitor = Monitor()
         self.report = Report()
         self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
@@ -322,7 +332,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
             if distributed.local_rank() == 0:
                 for folder in sorted({os.path.dirname(case.path) for case in self.cases if case.path.endswith(".npz")}):
-                    unpack_dataset(folder, unpack_segmentation=False)
+                    unpack_dataset(folder, unpack_segmentation=self.settings.probe_every > 0)
             distributed.wait_for_all()
             names = [case.path.removesuffix(".npz") for case in self.cases]
             self.cases = [
@@ -403,7 +413,26 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 distributed.require_same(what, value)
             distributed.same_weights(self.network)
         self.unpack()
+        if self.settings.probe_every and self.local_rank == 0:
+            self._start_probe()
         self.dataloader_train = self.get_dataloaders()
+
+    def _start_probe(self) -> None:
+        """Find the labels, and what the encoder is worth before the first step."""
+        cases, size = labelled(self.cases, self.preprocessed_dataset_folder), self.settings.views.global_input_size
+        self.probe = Probe(cases, size, self.settings.seed, self.label_manager.ignore_label)
+        self.print_to_log_file(self.probe)
+        if self.step == 0:
+            self.probed[0] = self.probe(self.plan_network.encoder, self.device)
+            values = ", ".join(f"{name} {value:.4f}" for name, value in self.probed[0].items())
+            self.print_to_log_file(f"Before the first step: {values}")
+
+    def _probe(self, epochs_done: int) -> dict[str, float]:
+        """What to log of the probe after an epoch: nothing, unless it is its turn; after the last one it is."""
+        if self.probe is None or (epochs_done % self.settings.probe_every and epochs_done < self.num_epochs):
+            return {}
+        self.probed[epochs_done] = self.probe(self.plan_network.encoder, self.device)
+        return {**self.probed[epochs_done], AT_START: self.probed.get(0, {}).get(ALL_STAGES, float("nan"))}
 
     def _load_init(self, path: str) -> None:
         """Start from another training's encoder and, where that is of ours, from what fits of decoder and heads."""
@@ -508,6 +537,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.logger.log(name, _mean([o[name] for o in train_outputs if name in o]), epoch)
         for name, of_level in self.monitor.summary().items():
             self.logger.log(name, _mean(list(of_level.values())), epoch)
+        probed = self._probe(epoch + 1)
+        for name in self.probe_keys:
+            self.logger.log(name, probed.get(name, float("nan")), epoch)
 
     def on_epoch_end(self, bar: tqdm | None = None) -> None:
         """One line, the alarms, the training state, progress.png, now and then the report; the next epoch begins."""
@@ -515,7 +547,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
         left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
-        values = {name: value(name, epoch) for name in (*_TERMS, *_WATCHED)}
+        values = {name: value(name, epoch) for name in (*_TERMS, *_WATCHED, *self.probe_keys)}
         parts = [f"{name} {number:.4f}" for name, number in values.items() if not np.isnan(number)]
         line = (
             f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
@@ -621,6 +653,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "epochs": self.num_epochs,
             "steps": self.step,
             "loss": self.last_loss,
+            "probe": self.probed,
             "versions": {name: version(name) for name in _PACKAGES},
             "finished": True,
         }
@@ -650,6 +683,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "monitor": self.monitor.state(),
             "report": self.report.epochs,
             "last_loss": self.last_loss,
+            "probed": self.probed,
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
             "settings": self.settings.as_dict(),
@@ -664,11 +698,12 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         # of the first rank, which wrote it: other machines may not have the file
         state = distributed.of_first_rank(lambda: checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT))
         now = {
-            "settings": self.settings.as_dict(),
+            "settings": without_probe(self.settings.as_dict()),
             "plans": without_settings(self.plans_manager.plans),
             "cases": [case.name for case in self.cases],
         }
         state["plans"] = without_settings(state["plans"])  # what of them matters here is in `settings`
+        state["settings"] = without_probe(state["settings"])
         for what, value in now.items():
             if state[what] != value:
                 then = state[what]
@@ -693,6 +728,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.monitor.load_state(state["monitor"])
         self.init = state.get("init")
         self.report.epochs = state.get("report", [])
+        self.probed = state.get("probed", {})
         torch.set_rng_state(state["torch_rng"])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -13,6 +13,7 @@ from time import time
 from typing import Any
 
 NUM_PICTURES = 3
+SETTINGS = ("epochs", "iters_per_epoch", "batch_size", "seed", "probe_every")  # that have a flag
 DESCRIPTION = """Pretrain the encoder of an nnU-Net plan's network without labels (PCRLv2), on the preprocessed cases of
 the dataset and on those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train ... -tr PCRLFinetuneTrainer."""
 
@@ -52,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-batch_size", type=int, help="pairs a step (default: what fits the plan's voxel budget)")
     parser.add_argument("-seed", type=int, help="default: 0, or the plan's")
     parser.add_argument(
+        "-probe_every",
+        type=int,
+        metavar="EPOCHS",
+        help="see every so many epochs how well a linear classifier tells the dataset's labels apart by the features "
+        "(default: 0, never, or the plan's); labels are used for that alone",
+    )
+    parser.add_argument(
         "-init", metavar="CHECKPOINT", help="start from its encoder: one of ours, of nnssl, or of a training of nnU-Net"
     )
     parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted one")
@@ -87,7 +95,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
     device = device_named(args.device)
-    overrides = {name: getattr(args, name) for name in ("epochs", "iters_per_epoch", "batch_size", "seed")}
+    overrides = {name: getattr(args, name) for name in SETTINGS}
     if args.init is not None:
         _check_init(plan, args.init)
     if args.dry_run:
@@ -328,12 +336,14 @@ def _readable(trainer: Any, latest: str, previous: str) -> str:
 def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path: str) -> None:
     from dataclasses import fields
 
-    from pcrl_nnunet.config import PretrainSettings
+    from pcrl_nnunet.config import PretrainSettings, without_probe
     from pcrl_nnunet.errors import UserError
 
     # a setting that a file of an older version lacks has the value that was the only one then: the default
     then = {**{field.name: field.default for field in fields(PretrainSettings)}, **then}
-    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+    differing = [
+        f"{name} {then[name]}, now {value}" for name, value in without_probe(now).items() if then[name] != value
+    ]
     if differing:
         raise UserError(
             f"{path} is finished, with other settings ({'; '.join(differing)}): leave --c out to pretrain anew with "

@@ -109,6 +109,25 @@ def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, ca
     assert "This pretraining is finished" in capsys.readouterr().out
 
 
+def test_the_flag_of_a_probe_sets_it_and_another_value_leaves_a_finished_pretraining_as_it_is(command, tiny, capsys):
+    assert command("-d", "999", *SHORT, "-probe_every", "1") == 0
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    content = checkpoint.read(str(path))
+    assert content["settings"]["probe_every"] == 1
+    assert list(content["probe"]) == [0, 1]
+    assert command("-d", "999", *SHORT, "--c") == 0
+    assert "This pretraining is finished" in capsys.readouterr().out
+    assert checkpoint.read(str(path))["probe"] == content["probe"]
+    assert "probe_every is -1; expected a number of epochs" in command("-d", "999", *SHORT, "-probe_every", "-1")
+
+
+def test_a_probe_without_labels_leaves_nothing_behind(command, tiny):
+    for path in tiny.data.glob("*_seg.b2nd"):
+        path.unlink()
+    assert "a probe needs labels" in command("-d", "999", *SHORT, "-probe_every", "1")
+    assert not tiny.results.exists() or not list(tiny.results.rglob("fold_all"))
+
+
 def test_an_unfinished_pretraining_is_kept_where_c_was_forgotten(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
