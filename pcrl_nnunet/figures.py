@@ -36,14 +36,15 @@ def pretraining_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
     probed = [(key, _PROBED.get(key, key.removeprefix("probe_").replace("_", " "))) for key in log if "probe" in key]
     panels = [*_PANELS, *([(_PROBE_TITLE, None, probed)] if probed else [])]
     figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
-    for axis, (title, lower, curves) in zip(figure.subplots(len(panels), 1), panels, strict=True):
+    for axis, (title, lower, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         for key, label in curves:
             values = {i: v / 10 if key == "effective_rank" else v for i, v in enumerate(log[key]) if not np.isnan(v)}
             axis.plot(values.keys(), values.values(), marker="." if len(values) < 50 else None, label=label)
         axis.set_title(title)
         axis.set_ylim(bottom=lower)
+        axis.tick_params(labelbottom=True)
         axis.grid(alpha=0.3)
-        axis.legend(loc="upper right")
+        axis.legend(loc="best")
     axis.set_xlabel("epoch")
     figure.savefig(path, dpi=100)
 
