@@ -63,7 +63,7 @@ class Pretraining:
         return [int(line) for line in self.done.read_text().split()] if self.done.exists() else []
 
     def wait_for(self, step: int) -> None:
-        for _ in range(600):
+        for _ in range(2000):
             if step in self.steps():
                 return
             time.sleep(0.1)
@@ -100,7 +100,7 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     stopped = pretraining.start(wait_at=8)  # in the second epoch
     pretraining.wait_for(8)
     os.killpg(stopped.pid, signal.SIGTERM)  # to its workers, too
-    out, _ = stopped.communicate(timeout=60)
+    out, _ = stopped.communicate(timeout=200)
     assert stopped.returncode == 0, out
     assert "Stopped by SIGTERM after step 9, saved as" in out
     assert out.rstrip().endswith(f"{' '.join(COMMAND)} --c")
@@ -111,7 +111,7 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     killed = pretraining.start("--c", wait_at=15)  # in the third
     pretraining.wait_for(15)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=200)
     for _ in range(100):  # its workers end with it
         if not alive(killed.pid):
             break
