@@ -27,6 +27,7 @@ from pcrl_nnunet.data import Case, CaseVolume, ViewLoader
 from pcrl_nnunet.figures import chart_svg, slice_png, views_of_a_case
 from pcrl_nnunet.methods import Levels
 from pcrl_nnunet.monitor import COLLAPSED_RANK, COLLAPSED_SD, restoration_ratio
+from pcrl_nnunet.probe import ALL_STAGES
 
 NAME = "report.html"
 WORTH = 100  # a report while it trains: when this many times as long has passed as the last one took, so 1 % at most
@@ -355,8 +356,26 @@ def _losses(trainer: Any) -> str:
     charts = (
         _chart("Losses", caption, there),
         _chart("Learning rate", "A cosine decay to 0 over all steps, as it is when an epoch begins.", {"": of("lrs")}),
+        _probe(trainer.probed),
     )
     return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _probe(probed: Mapping[int, Mapping[str, float]]) -> str:
+    """The chart of a probe's values by epochs done; nothing without any."""
+    caption = (
+        "Are the segmentation's labels told apart by the frozen encoder's features? AUROC on cases that the classifier "
+        "has not seen; 0.5 is chance. Epoch 0 is the encoder before the first step: it should rise above that."
+    )
+    names = list(dict.fromkeys(name for values in probed.values() for name in values))
+    curves: dict[str, tuple[list[float], list[float]]] = {
+        "all stages" if name == ALL_STAGES else name.removeprefix("probe_").replace("_", " "): (
+            [epoch for epoch, values in probed.items() if name in values],
+            [values[name] for values in probed.values() if name in values],
+        )
+        for name in names
+    }
+    return _chart("Linear probe", caption, curves)
 
 
 def _chart(

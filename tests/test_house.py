@@ -10,7 +10,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison", "maskless", "probe", "report", "shortcuts"},
+    {"comparison", "report"},
+    {"probe"},
+    {"maskless", "shortcuts"},
     {
         "monitor",
         "memory",

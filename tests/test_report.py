@@ -346,6 +346,15 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
     assert 2 not in curves["level 2"][0]
 
 
+def test_a_probe_is_shown_by_epochs_done_from_before_the_first_step(monkeypatch) -> None:
+    charts = []
+    monkeypatch.setattr(report, "chart_svg", lambda *given: charts.append(given) or "")
+    assert report._probe({}) == ""
+    probed = {0: {"probe_stage_1": 0.6, "probe": 0.7}, 2: {"probe_stage_1": 0.65, "probe": 0.8}}
+    assert "Epoch 0 is the encoder before the first step" in report._probe(probed)
+    assert charts[0][0] == {"stage 1": ([0, 2], [0.6, 0.65]), "all stages": ([0, 2], [0.7, 0.8])}
+
+
 WIDTHS = (1300, 420)
 HARNESS = """<body>{frames}<pre id="found">not done</pre><script>
 onload = () => {{  // the frames and their pictures have loaded, or failed to
