@@ -62,6 +62,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.memory import keep_freed_memory
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.target import existing_plan
 
@@ -73,6 +74,8 @@ def main() -> None:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
     device = device_named(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     overrides = {name: getattr(args, name) for name in ("epochs", "iters_per_epoch", "batch_size", "seed")}
     if args.init is not None:
         _check_init(plan, args.init)
