@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
 from time import time
 from typing import Any
 
@@ -606,6 +607,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         method = self.network.state_dict().items()
         own = {name: t.cpu() for name, t in method if not name.startswith("encoder.")}
         plans, this = self.plans_manager.plans, self.configuration_manager.configuration
+        with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:  # reading and hashing do not hold the interpreter
+            fingerprints = pool.map(self._fingerprint, self.cases)
         return {
             "format": checkpoint.FORMAT,
             "network_weights": network.state_dict(),
@@ -642,9 +645,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                     {
                         "name": case.name.rsplit("/", 1)[-1],
                         "path": os.path.relpath(case.path, nnUNet_preprocessed),
-                        "sha256": self._fingerprint(case),
+                        "sha256": sha256,
                     }
-                    for case in self.cases
+                    for case, sha256 in zip(self.cases, fingerprints, strict=True)
                 ),
                 *(self.init["cases"] if self.init else ()),  # the encoder has seen them, too
             ],

@@ -84,6 +84,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     from pcrl_nnunet import distributed
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.memory import keep_freed_memory
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.target import existing_plan
 
@@ -95,6 +96,8 @@ def _pretrain(args: argparse.Namespace) -> None:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
     device = device_named(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     overrides = {name: getattr(args, name) for name in SETTINGS}
     if args.init is not None:
         _check_init(plan, args.init)

@@ -148,10 +148,12 @@ def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> N
     padded = np.empty(length + 2 * reach, np.float32)
     for a in range(before):
         line, to = image[a], smoothed[a]
-        padded[:reach], padded[reach : reach + length], padded[reach + length :] = line[0], line, line[length - 1]
         weight = half[0]
-        for i in range(length):
+        for i in range(length):  # loops: assigning slices takes numba two seconds more to compile
             to[i] = weight * line[i]
+            padded[reach + i] = line[i]
+        for i in range(reach):
+            padded[i], padded[reach + length + i] = line[0], line[length - 1]
         for shift in range(1, reach + 1):
             low, high = padded[reach - shift :], padded[reach + shift :]
             weight = half[shift]

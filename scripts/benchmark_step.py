@@ -1,0 +1,552 @@
+"""What a step of pretraining costs, against the authors' way, and what grows with the number of cases. Linux.
+
+    pip install .
+    python scripts/benchmark_step.py [--json FILE] [--quick]
+
+On a GPU where there is one, else on one CPU thread, where times of steps are CPU seconds, to which other programs on
+the machine add little. Steps are those of the trainer, with its optimiser; what is stated are medians.
+
+- steps: the authors' way (every step decodes global and local views to full resolution, and has the restoration and
+  the comparison of all levels in its loss) and ours (`restoration: single`: both of one drawn level, where the decoder
+  stops) in turn, with the same weights and the same batch; ours at each level alike often, as a training draws them.
+- memory: peak of a step over what the process held before its first one; each way in a process of its own. Ours goes
+  through the levels from the coarsest.
+- allocator: the same steps with what `pcrl_nnunet_pretrain` sets on a CPU (`memory.keep_freed_memory`).
+- growth: the command itself until its first batch is there, on ten cases and on 100,000 (links to the ten), and the
+  memory of it and of its two loading processes, shared pages counted once, after a few batches. And the fingerprints
+  that it takes of all cases in the end, extrapolated from some.
+- disk: batches of one loading process from files that are not in the system's cache, and the same ones again.
+- GPU: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
+
+Not measured here, as it takes days, are the hours to the same validation Dice: docs/evidence.md, "Hours to a Dice".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout, suppress
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from multiprocessing import active_children
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter, process_time, time
+from typing import Any
+
+from benchmark_views import SETTINGS, replaced, volume_of  # it sets one thread, before torch is imported
+
+import numpy as np  # isort: skip
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+import pcrl_nnunet.trainers.pretrain as trainer_module
+from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet.config import Augmentation, pretrain_settings
+from pcrl_nnunet.data import find_cases, fingerprint, make_loader
+from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
+from pcrl_nnunet.memory import keep_freed_memory
+from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
+from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.transforms import kernels
+
+DATASET = "Dataset900_Benchmark"
+DATA = "nnUNetPlans_3d_fullres"
+FEW = 10  # cases that are files of their own
+BATCHES = 5  # of a start, until memory is looked at
+GPU_LOADERS = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured on: a plan as nnU-Net makes for LiTS; on a CPU half of its channels and of its pairs."""
+
+    features: int = 32 if torch.cuda.is_available() else 16  # of the first stage
+    max_features: int = 320 if torch.cuda.is_available() else 160
+    stages: tuple[int, int] = (6, 4)  # of the encoder, of two plans; the first is for everything but the step
+    patch: int = 128  # an edge, voxels
+    pairs: int = 8 if torch.cuda.is_available() else 4
+    case: int = 128  # an edge of the images that are trained on
+    rounds: int = 3  # each has all levels
+    many: int = 100_000  # cases
+    fingerprints: int = 400
+    large_case: tuple[int, int, int] = (224, 224, 160)  # for reading
+    large_cases: int = 16
+    cold_batches: int = 8
+
+
+QUICK = Sizes(4, 8, (4, 3), 32, 4, 48, 1, 200, 20, (48, 48, 48), 3, 2)
+
+
+class AuthorsWay(nn.Module):
+    """A step as the authors' code makes it, of the same parts: all levels of all views, whatever level is drawn.
+
+    The loss is the mean over the levels of what `PCRLv2` has for each, so that both can train at the same rate.
+    """
+
+    def __init__(self, method: PCRLv2) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
+        """As `PCRLv2.forward`."""
+        method, target, local = self.method, batch["target"], batch["local"]
+        of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), method.decoder.num_levels)
+        of_local = method.decoder(method.encoder(local.flatten(0, 1)), method.decoder.num_levels)
+        terms = []
+        for level in range(1, method.decoder.num_levels + 1):
+            restored = method.restoration_heads[str(level)](of_global[level], target.shape[3:])
+            restored = restored.unflatten(0, target.shape[:2])
+            terms += [restoration_loss(restored[:, view], target[:, view]) for view in (0, 1)]
+            compare = method.comparison_heads[str(level)]
+            v, p = (x.unflatten(0, target.shape[:2]) for x in compare(of_global[level]))
+            v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in compare(of_local[level]))
+            terms += [comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1]), local_comparison_loss(v_l, p_l, v, p)]
+        loss = torch.stack(terms).sum() / method.decoder.num_levels
+        return StepOutput(loss, {}, levels, restored.detach(), v.detach(), p.detach())
+
+
+# ------------------------------------------------------------------------------------------------- what is measured on
+
+
+def plan_of(stages: int, sizes: Sizes) -> dict[str, Any]:
+    """A plan as nnU-Net's default planner writes it for large, nearly isotropic CT volumes; `stages` names it."""
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [min(sizes.max_features, sizes.features * 2**i) for i in range(stages)],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    configuration = {
+        "data_identifier": DATA,
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [sizes.patch] * 3,
+        "median_image_size_in_voxels": [4.0 * sizes.patch] * 3,
+        "spacing": [1.0, 0.77, 0.77],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": architecture,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": f"Stages{stages}",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "configurations": {"3d_fullres": configuration},
+        "pcrl": {"pretrain": {"batch_size": sizes.pairs}},
+    }
+
+
+def write_case(path: Path, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+    """As nnU-Net's preprocessing writes it; `path` without ending."""
+    data = volume_of(shape, rng)
+    blocks, chunks = comp_blosc2_params(data.shape, (128, 128, 128), data.itemsize)
+    seg = np.zeros((1, 1, 1, 1), np.int8)
+    nnUNetDatasetBlosc2.save_case(data, seg, {}, str(path), chunks, blocks, seg.shape, seg.shape)
+
+
+def write_dataset(home: Path, sizes: Sizes, number: int = FEW) -> None:
+    """A preprocessed dataset with two plans; cases beyond the tenth are links to the first ten."""
+    folder = home / "preprocessed" / DATASET
+    data = folder / DATA
+    data.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(FEW):
+        write_case(data / f"case_{i:06d}", (sizes.case,) * 3, rng)
+    for i in range(FEW, number):
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            os.link(data / f"case_{i % FEW:06d}{ending}", data / f"case_{i:06d}{ending}")
+    labels = {"background": 0, "liver": 1}
+    described = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": number, "file_ending": ".nii.gz"}
+    for name, content in (("dataset", described), *((f"Stages{n}", plan_of(n, sizes)) for n in sizes.stages)):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def use_folders(home: Path, loaders: int = 0) -> None:
+    """Let nnU-Net work below `home`, with so many loading processes."""
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(home / name)
+    os.environ["nnUNet_n_proc_DA"] = str(loaders)
+    os.environ["nnUNet_wandb_enabled"] = "0"
+
+
+def trainer_of(home: Path, stages: int) -> tuple[Any, dict[str, Any]]:
+    """A trainer that is ready for its first step, and a batch."""
+    use_folders(home)
+    plan = load_plan(DATASET, f"Stages{stages}")
+    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved)
+    plans = {**plan.plans, "continue_training": False, "pcrl_settings": settings}
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
+        trainer = trainer_module.PCRLPretrainTrainer(plans, plan.configuration, "all", plan.dataset_json, device())
+        trainer.initialize()
+    return trainer, next(trainer.get_dataloaders())
+
+
+def device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds() -> float:
+    """Of the clock that steps are measured by. A step ends with its loss on the CPU: nothing is left to wait for."""
+    return perf_counter() if torch.cuda.is_available() else process_time()
+
+
+# ----------------------------------------------------------------------------------------------- steps, memory, growth
+
+
+def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
+    """Median seconds of a step in the authors' way, and of ours by level."""
+    trainer, batch = trainer_of(home, stages)
+    ours = trainer.network
+    authors, by_depth = AuthorsWay(ours), ours.all_levels()
+
+    def timed(network: nn.Module, levels: Levels) -> float:
+        trainer.network = network
+        start = seconds()
+        trainer.train_step(batch, 0, levels)
+        return seconds() - start
+
+    for network in (authors, ours):
+        timed(network, by_depth[-1])  # warms up
+    of_authors: list[float] = []
+    of_ours: dict[int, list[float]] = {levels.deepest: [] for levels in by_depth}
+    for _ in range(rounds):
+        for levels in by_depth:
+            of_authors.append(timed(authors, levels))
+            of_ours[levels.deepest].append(timed(ours, levels))
+    return median(of_authors), [median(of_level) for of_level in of_ours.values()]
+
+
+def costs(home: Path, stages: int, way: str, keeps: bool) -> dict[str, list[float]]:
+    """Of steps in a process of its own, by level: bytes at the peak, and then, once more, seconds and page faults.
+
+    Args:
+        way: authors or ours.
+        keeps: what is freed.
+    """
+    if keeps:
+        keep_freed_memory()
+    trainer, batch = trainer_of(Path(home), stages)
+    by_depth = trainer.network.all_levels()
+    if way == "authors":
+        trainer.network, by_depth = AuthorsWay(trainer.network), by_depth[-1:]
+    before = resident("VmRSS")
+    found: dict[str, list[float]] = {"peak": [], "seconds": [], "faults": []}
+    for levels in by_depth:
+        forget_peak()
+        trainer.train_step(batch, 0, levels)
+        found["peak"].append(resident("VmHWM") - before)
+    for levels in by_depth:
+        faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, seconds()
+        trainer.train_step(batch, 0, levels)
+        found["seconds"].append(seconds() - start)
+        found["faults"].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+    return found
+
+
+def resident(which: str) -> int:
+    """Bytes that are held (VmRSS), or were at most (VmHWM). `ru_maxrss` would begin at what the parent process held."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def start(home: Path, stages: int, started: float) -> dict[str, float]:
+    """The command from its start (`started`) until the first batch is there; and memory after `BATCHES`, bytes."""
+    use_folders(Path(home), loaders=2)
+    found: dict[str, float] = {}
+
+    def looked_at(trainer: Any, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
+        if step == 0:
+            found.update(seconds=time() - started, cpu_seconds=process_time())
+        if step + 1 == BATCHES:
+            loaders = [process.pid for process in active_children()]
+            found.update(cases=len(trainer.cases), training=shared_once(os.getpid()))
+            found.update(loading=sum(shared_once(pid) for pid in loaders if pid))
+            raise SystemExit
+        return {"loss": 0.0}
+
+    with (
+        replaced(trainer_module.PCRLPretrainTrainer, "train_step", looked_at),
+        replaced(register, "is_registered", lambda: True),  # a benchmark leaves nnU-Net's folders alone
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        suppress(SystemExit),
+    ):
+        sys.argv = ["pcrl_nnunet_pretrain", "-d", DATASET, "-p", f"Stages{stages}", "-device", "cpu"]
+        pretrain.main()
+    return found
+
+
+def shared_once(pid: int) -> int:
+    """Bytes of a process in memory, of what n processes share the n-th part (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def seconds_of_fingerprints(home: Path, number: int) -> float:
+    """Of as many cases, as a training takes them in the end."""
+    cases = find_cases(str(home / "preprocessed" / DATASET / DATA))[:number]
+    begin = perf_counter()
+    with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
+        pool.map(fingerprint, cases)
+    return perf_counter() - begin
+
+
+def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
+    """Seconds a batch from the disk and from memory, and bytes read from the disk; None: the folder is in memory."""
+    views = SETTINGS[0].views
+    folder = home / "large"
+    folder.mkdir()
+    write_case(folder / "case_0", sizes.large_case, np.random.default_rng(0))
+    for i in range(1, sizes.large_cases):
+        shutil.copyfile(folder / "case_0.b2nd", folder / f"case_{i}.b2nd")
+    cases = find_cases(str(folder))
+    kernels.compile_all()
+    cold, warm = (make_loader(cases, views, Augmentation(), sizes.pairs, 0) for _ in range(2))
+    found: dict[str, list[float]] = {"cold": [], "warm": [], "read": []}
+    for number in range(-1, sizes.cold_batches):
+        for case in cases:
+            file = os.open(case.path, os.O_RDONLY)
+            os.fsync(file)  # what is not written yet cannot be dropped
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+        blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+        times = [perf_counter()]
+        next(cold)
+        times.append(perf_counter())
+        read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock - blocks
+        next(warm)  # the same views
+        times.append(perf_counter())
+        if number >= 0:  # the first one warms up
+            for name, value in zip(found, (times[1] - times[0], times[2] - times[1], 512 * read), strict=True):
+                found[name].append(value)
+    medians = {name: median(values) for name, values in found.items()}
+    return medians if medians["read"] else None
+
+
+def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool, rounds: int) -> dict[str, float]:
+    """Steps a second, peak bytes, and the share of time that the GPU waits for its loading processes."""
+    trainer, batch = trainer_of(Path(home), stages)
+    network = trainer.network
+    if channels_last:
+        network.to(memory_format=torch.channels_last_3d)
+    if compiled:
+        torch._dynamo.config.recompile_limit = 64  # a graph a level and size of views
+        for part in (network.encoder, network.decoder):
+            part.compile(dynamic=False)
+    if not amp:
+        trainer.grad_scaler = None
+    with nullcontext() if amp else replaced(trainer_module, "autocast", lambda kind: nullcontext()):
+        by_depth = network.all_levels()
+        for levels in 2 * by_depth:  # warms up
+            trainer.train_step(batch, 0, levels)
+        forget_peak()
+        begin = perf_counter()
+        for levels in islice(cycle(by_depth), rounds * len(by_depth)):
+            trainer.train_step(batch, 0, levels)
+        a_step = (perf_counter() - begin) / (rounds * len(by_depth))
+        peak = resident("VmHWM")
+        os.environ["nnUNet_n_proc_DA"] = str(GPU_LOADERS)
+        loader, waited = trainer.get_dataloaders(), 0.0
+        for _ in range(4 * GPU_LOADERS):  # more than their queues hold
+            trainer.train_step(next(loader), 0)
+        begin = perf_counter()
+        for step in range(4 * GPU_LOADERS):
+            asked = perf_counter()
+            batch = next(loader)
+            waited += perf_counter() - asked
+            trainer.train_step(batch, step)
+        share = waited / (perf_counter() - begin)
+        loader.close()
+    return {"steps_a_second": 1 / a_step, "peak": peak, "waiting": share}
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def fresh(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of this file finds in a process of its own."""
+    call = json.dumps([measure.__name__, *arguments], default=str)
+    done = subprocess.run([sys.executable, __file__, "--measure", call], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
+    """Both ways, for the two plans."""
+    results: dict[str, float] = {}
+    for stages in sizes.stages:
+        trainer, _ = trainer_of(home, stages)
+        views, channels = trainer.settings.views, trainer.network.encoder.output_channels
+        print(
+            f"\nSteps with {stages} stages ({channels[0]} to {channels[-1]} channels), {sizes.pairs} pairs: 2 views of "
+            f"{views.global_input_size}, {views.num_local} of {views.local_input_size} a pair"
+        )
+        authors, by_level = steps(home, stages, sizes.rounds)
+        ours = fmean(by_level)
+        print(f"  authors' way        {authors:8.3f} s")
+        print(f"  ours                {ours:8.3f} s, mean over levels: {', '.join(f'{s:.3f}' for s in by_level)}")
+        print(f"  ratio               {authors / ours:8.2f}")
+        name = "" if stages == sizes.stages[0] else f"_{stages}_stages"
+        results |= {
+            f"early_exit_speedup{name}": authors / ours,
+            f"authors_seconds_a_step{name}": authors,
+            f"seconds_a_step{name}": ours,
+        }
+    return results
+
+
+def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
+    """Peak memory of both ways, and what keeping freed memory does to ours."""
+    authors, ours = (fresh(costs, home, sizes.stages[0], way, False) for way in ("authors", "ours"))
+    peak, peaks = authors["peak"][0], ours["peak"]
+    print(f"\nPeak memory of a step over what was there before, {sizes.stages[0]} stages")
+    print(f"  authors' way        {peak / 2**30:8.3f} GB")
+    print(f"  ours, by level      {', '.join(f'{p / 2**30:.3f}' for p in peaks)} GB")
+    print(f"  ours / authors'     {max(peaks) / peak:8.3f} of a training (its deepest level), "
+          f"{fmean(peaks) / peak:.3f} of a step (mean over levels)")  # fmt: skip
+    results = {
+        "peak_memory_ratio": max(peaks) / peak,
+        "peak_memory_ratio_mean_level": fmean(peaks) / peak,
+    }
+    if torch.cuda.is_available():
+        return results
+    kept = fresh(costs, home, sizes.stages[0], "ours", True)
+    print("\nAllocator, the same steps of ours: as glibc sets it, and as pcrl_nnunet_pretrain does on a CPU")
+    for name, found in (("glibc", ours), ("pcrl_nnunet_pretrain", kept)):
+        print(f"  {name:20}{fmean(found['seconds']):8.3f} s a step, {fmean(found['faults']):10.0f} page faults, peak "
+              f"{max(found['peak']) / 2**30:.3f} GB")  # fmt: skip
+    return results | {
+        "allocator_speedup": fmean(ours["seconds"]) / fmean(kept["seconds"]),
+        "allocator_peak_ratio": max(kept["peak"]) / max(peaks),
+    }
+
+
+def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
+    """Start-up and memory by number of cases."""
+    write_dataset(many, sizes, sizes.many)
+    print(f"\nStart of pcrl_nnunet_pretrain with 2 loading processes; memory after {BATCHES} batches")
+    found = {}
+    for number, home in ((FEW, few), (FEW, few), (sizes.many, many)):  # the first time reads programs from the disk
+        found[number] = fresh(start, home, sizes.stages[0], time())
+    for number, of in found.items():
+        print(
+            f"  {int(of['cases']):7} cases: first batch after {of['seconds']:6.2f} s ({of['cpu_seconds']:.2f} of the "
+            f"training process's CPU); {of['training'] / 2**20:.0f} MB of the training and {of['loading'] / 2**20:.0f} "
+            f"MB of the loading processes"
+        )
+        assert of["cases"] == number
+    fingerprints = seconds_of_fingerprints(many, sizes.fingerprints) / sizes.fingerprints * sizes.many
+    print(f"  {sizes.many:7} fingerprints at the end: {fingerprints:.0f} s, extrapolated from {sizes.fingerprints}")
+    memory = {number: of["training"] + of["loading"] for number, of in found.items()}
+    return {
+        "startup_seconds_10": found[FEW]["seconds"],
+        "startup_seconds_100000": found[sizes.many]["seconds"],
+        "startup_cpu_seconds_100000": found[sizes.many]["cpu_seconds"],
+        "rss_100000_vs_10": memory[sizes.many] / memory[FEW],
+        "fingerprint_seconds_100000": fingerprints,
+    }
+
+
+def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
+    """Cold against warm."""
+    found = cold_and_warm(home, sizes)
+    print(f"\nReading {sizes.large_cases} distinct files of {sizes.large_case} voxels, {sizes.pairs} pairs a "
+          f"batch of the paper's sizes, one process")  # fmt: skip
+    if found is None:
+        print(f"  not measured: {home} is in memory; set TMPDIR to a folder on a disk")
+        return {}
+    print(
+        f"  cold cache          {1 / found['cold']:8.2f} batches a second, {found['read'] / 2**20:.1f} MB read a batch"
+    )
+    print(f"  warm                {1 / found['warm']:8.2f}")
+    return {"cold_batches_a_second": 1 / found["cold"], "cold_vs_warm": found["warm"] / found["cold"]}
+
+
+def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
+    """What the GPU's modes give."""
+    print(f"\n{torch.cuda.get_device_name()}, ours with {sizes.stages[0]} stages, {GPU_LOADERS} loading processes")
+    results: dict[str, float] = {}
+    for name, amp, compiled, channels_last in (
+        ("float32", False, False, False),
+        ("amp", True, False, False),
+        ("amp_channels_last", True, False, True),
+        ("amp_compile", True, True, False),
+        ("amp_compile_channels_last", True, True, True),
+    ):
+        found = fresh(gpu, home, sizes.stages[0], amp, compiled, channels_last, 4 * sizes.rounds)
+        print(f"  {name:28}{found['steps_a_second']:7.2f} steps a second, {found['peak'] / 2**30:6.2f} GB, "
+              f"{100 * found['waiting']:5.1f} % of the time waiting for the loader")  # fmt: skip
+        results |= {f"gpu_{name}_{key}": value for key, value in found.items()}
+    return results
+
+
+def main() -> None:
+    """Measure, print, and write JSON where asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.measure:
+        name, *arguments = json.loads(args.measure)
+        print(json.dumps(globals()[name](*arguments)))
+        return
+    sizes = QUICK if args.quick else Sizes()
+    if device().type == "cpu":
+        keep_freed_memory()
+    print(f"torch {torch.__version__} on {device()}, {os.cpu_count()} cores, one thread; sizes: {asdict(sizes)}")
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = Path(folder) / "few", Path(folder) / "many"
+        write_dataset(few, sizes)
+        results = report_steps(few, sizes) | report_memory(few, sizes)
+        results |= report_growth(few, many, sizes) | report_reading(few, sizes)
+        if torch.cuda.is_available():
+            results |= report_gpu(few, sizes)
+    results = {name: round(value, 4) for name, value in results.items()}
+    print(f"\n{json.dumps(results, indent=2)}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

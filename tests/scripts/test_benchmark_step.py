@@ -1,0 +1,111 @@
+"""The benchmark runs and measures what it says; how fast anything is, is for the benchmark itself to tell."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script, whose changes to the environment and to torch go with the test."""
+    folders = ("raw", "preprocessed", "results", "n_proc_DA", "wandb_enabled")
+    for name in (*THREADS, *(f"nnUNet_{folder}" for folder in folders)):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    threads = torch.get_num_threads()
+    yield importlib.import_module("benchmark_step")
+    torch.set_num_threads(threads)
+
+
+def dataset(benchmark: ModuleType, home: Path) -> Path:
+    """That of a quick run."""
+    benchmark.write_dataset(home, benchmark.QUICK)
+    return home
+
+
+def test_a_quick_run_writes_finite_numbers_that_agree_with_what_it_prints(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    def in_this_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+        ctypes.CDLL(None).malloc_trim(0)  # else steps that small take what was freed before
+        return measure(*arguments)
+
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)  # this process goes on with other tests
+    monkeypatch.setattr(benchmark, "fresh", in_this_process)  # imports would take most of the time
+    file = tmp_path / "numbers.json"
+    sys.argv = ["benchmark_step.py", "--quick", "--json", str(file)]
+    benchmark.main()
+    printed, numbers = capsys.readouterr().out, json.loads(file.read_text())
+    needed = {"early_exit_speedup", "peak_memory_ratio", "startup_seconds_100000", "rss_100000_vs_10"}
+    assert needed <= set(numbers)
+    assert all(math.isfinite(number) and number > 0 for number in numbers.values())
+    ratio, ratio_of_other = re.findall(r"ratio +([\d.]+)", printed)
+    assert float(ratio) == pytest.approx(numbers["early_exit_speedup"], abs=0.01)
+    assert float(ratio_of_other) == pytest.approx(numbers["early_exit_speedup_3_stages"], abs=0.01)
+    authors, ours = (float(re.search(rf"{way} +([\d.]+) s", printed)[1]) for way in ("authors' way", "ours"))  # type: ignore[index]
+    assert authors / ours == pytest.approx(numbers["early_exit_speedup"], rel=0.05)
+    assert f"{numbers['peak_memory_ratio']:.3f} of a training" in printed
+    seconds = re.search(r"200 cases: first batch after +([\d.]+) s", printed)
+    assert seconds is not None
+    assert float(seconds[1]) == pytest.approx(numbers["startup_seconds_100000"], abs=0.01)
+
+
+def test_the_authors_way_has_the_mean_loss_and_gradient_of_our_levels(benchmark: ModuleType, tmp_path: Path) -> None:
+    trainer, batch = benchmark.trainer_of(dataset(benchmark, tmp_path), 4)
+    data = {name: torch.as_tensor(batch[name]) for name in ("input", "target", "local")}
+    method = trainer.network
+    by_depth = method.all_levels()
+    assert len(by_depth) == 3
+    mean = torch.stack([method(data, levels).loss for levels in by_depth]).mean()
+    ours = torch.autograd.grad(mean, list(method.parameters()))
+    output = benchmark.AuthorsWay(method)(data, by_depth[0])
+    theirs = torch.autograd.grad(output.loss, list(method.parameters()))  # all of them have part in it
+    assert output.loss.item() == pytest.approx(mean.item(), rel=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).abs().max()) < 1e-4 * largest
+
+
+def test_the_peak_of_a_step_is_that_of_the_memory_it_takes(benchmark: ModuleType) -> None:
+    before = benchmark.resident("VmRSS")
+    array = np.ones(1 << 28, np.uint8)
+    del array
+    assert benchmark.resident("VmHWM") - before > 0.8 * (1 << 28)  # the rest had been freed, and not yet given back
+    benchmark.forget_peak()
+    assert benchmark.resident("VmHWM") - before < 0.2 * (1 << 28)
+
+
+def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_path: Path) -> None:
+    benchmark.write_dataset(tmp_path, benchmark.QUICK, 25)
+    data = tmp_path / "preprocessed" / benchmark.DATASET / benchmark.DATA
+    cases = benchmark.find_cases(str(data))
+    assert len(cases) == 25
+    assert len({os.stat(case.path).st_ino for case in cases}) == 10
+
+
+@pytest.mark.slow
+def test_a_measurement_in_a_process_of_its_own_comes_back(benchmark: ModuleType, tmp_path: Path) -> None:
+    found = benchmark.fresh(benchmark.costs, dataset(benchmark, tmp_path), 4, "ours", True)
+    assert {name: len(of_levels) for name, of_levels in found.items()} == {"peak": 3, "seconds": 3, "faults": 3}
+    assert min(found["seconds"]) > 0
