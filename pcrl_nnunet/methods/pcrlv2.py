@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pcrl_nnunet.config import PretrainSettings
 from pcrl_nnunet.errors import UserError
@@ -138,6 +139,9 @@ class PCRLv2(nn.Module):
         """
         target, local = batch["target"], batch.get("local")
         deepest = self.decoder.num_levels if self.full_resolution else levels.deepest
+        of_local = None
+        if levels.comparison is not None and local is not None:
+            of_local = self._features_of_local(local.flatten(0, 1), levels.comparison)
         features = self._features(batch["input"].flatten(0, 1), deepest)
         terms: dict[str, Tensor] = {}
         restored = v = p = None
@@ -152,8 +156,7 @@ class PCRLv2(nn.Module):
             v, p = self._compared_global(features, levels.comparison, levels.comparison_of_second)
             terms["comparison_global"] = comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
             if local is not None:
-                of_local = self._features(local.flatten(0, 1), levels.comparison)
-                both = self.comparison_heads[str(levels.comparison)](of_local[-1])
+                both = self.comparison_heads[str(levels.comparison)](of_local)
                 v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in both)
                 terms["comparison_local"] = local_comparison_loss(v_l, p_l, v, p)
         loss = torch.stack(list(terms.values())).sum()
@@ -163,6 +166,17 @@ class PCRLv2(nn.Module):
     def _features(self, x: Tensor, level: int) -> list[Tensor]:
         features: list[Tensor] = self.decoder(self.encoder(x), level)
         return features
+
+    def _features_of_local(self, x: Tensor, level: int) -> Tensor:
+        """Of the level alone.
+
+        At full resolution, where a step takes the most memory, the backward pass computes them again instead of keeping
+        what is before them: as the first of the forward pass they are its last, when the global views' are freed.
+        """
+        if level < self.decoder.num_levels:
+            return self._features(x, level)[-1]
+        feature: Tensor = checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
+        return feature
 
     def _compared_global(self, features: list[Tensor], first: int, second: int) -> tuple[Tensor, Tensor]:
         """v and p (B, 2, c) of the global views, the first one of one level, the second of another or the same."""
