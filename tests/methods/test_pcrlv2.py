@@ -5,7 +5,7 @@ from torch import nn
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import restoration_loss
-from pcrl_nnunet.methods import Levels, PCRLv2
+from pcrl_nnunet.methods import Levels, PCRLv2, pcrlv2
 
 B, N, CHANNELS = 4, 6, 2
 
@@ -41,6 +41,29 @@ def test_every_view_receives_gradient(level, restoration):
     method(restoration)(views, at(level)).loss.backward()
     assert (views["input"].grad.flatten(2).abs().sum(2) > 0).all()
     assert (views["local"].grad.flatten(2).abs().sum(2) > 0).all()
+
+
+def test_at_full_resolution_local_views_leave_nothing_for_backward_and_have_the_same_gradients(monkeypatch):
+    def step():
+        trained, kept = method(), 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = trained(batch(), at(2)).loss
+        loss.backward()
+        return kept, {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+
+    kept, gradients = step()
+    monkeypatch.setattr(pcrlv2, "checkpoint", lambda function, x, use_reentrant: function(x))
+    kept_without, expected = step()
+    assert kept < 0.75 * kept_without  # 6 local views of 5^3 beside 2 of 8^3
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient)
 
 
 def test_the_loss_is_the_sum_of_its_terms():
