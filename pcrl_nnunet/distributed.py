@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ _T = TypeVar("_T")
 
 def launched() -> bool:
     """Whether this is one of several processes, of torchrun or of `-num_gpus`, which set these variables."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def is_distributed() -> bool:
@@ -61,7 +62,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     of_rank = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
     if of_rank.type == "cuda":
         torch.cuda.set_device(of_rank)
-    dist.init_process_group("nccl" if of_rank.type == "cuda" else "gloo")
+    # ranks wait for the first one's unpacking of old preprocessed data, probe, report and files
+    dist.init_process_group("nccl" if of_rank.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         if rank() == 0:
             yield of_rank
@@ -69,8 +71,12 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             os.environ["nnUNet_wandb_enabled"] = "0"  # the run is listed once
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 yield of_rank
-    finally:
+    except UserError:
+        raise  # the group ends with the process: before, the others' errors would be said instead of this one
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def part_of(batch_size: int) -> tuple[int, int]:

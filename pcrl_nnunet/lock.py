@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from pcrl_nnunet.errors import UserError
 
@@ -18,11 +19,23 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: str, command: str) -> Iterator[None]:
-    """Keep a second run of a command out; the lock goes with the process, however it ends."""
-    with open(os.path.join(folder, LOCK), "w") as file:
-        if fcntl is not None:
-            try:
+    """Keep a second run of a command out; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: there is a second one, or the folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # the lock's file may be there, and the folder read-only by now
+                pass
+            file = stack.enter_context(open(os.path.join(folder, LOCK), "w"))
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another {command} is at work on {folder}: wait for it to end.") from None
+        except BlockingIOError:
+            raise UserError(f"Another {command} is at work on {folder}: wait for it to end.") from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written to, or not be locked ({error.strerror}); it has to be a folder that you "
+                f"may write to, on a file system with locks"
+            ) from error
         yield

@@ -122,7 +122,7 @@ class Report:
         """
         start, path = monotonic(), os.path.join(trainer.output_folder, NAME)
         try:
-            _write(path, self._page(trainer, following, finished))
+            write_whole(path, self._page(trainer, following, finished).encode())
         except Exception as error:
             trainer.print_to_log_file(f"WARNING: {path} could not be written ({_said(error)}); the training goes on")
         self._last = monotonic()
@@ -289,12 +289,12 @@ def _plain(network: Any) -> Any:
     return getattr(network, "_orig_mod", network)  # of torch.compile
 
 
-def _write(path: str, text: str) -> None:
-    """Whole or not at all: the last good report survives a full disk."""
+def write_whole(path: str, content: bytes) -> None:
+    """Whole or not at all: the last good file survives a full disk."""
     draft = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(draft, "wb") as file:
+            file.write(content)
         os.replace(draft, path)
     finally:
         if os.path.exists(draft):

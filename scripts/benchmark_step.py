@@ -6,8 +6,8 @@
 On a GPU where there is one, else on one CPU thread, where times of steps are CPU seconds, to which other programs on
 the machine add little. Steps are those of the trainer, with its optimiser; what is stated are medians.
 
-- steps: the authors' way (every step decodes global and local views to full resolution, and has the restoration and
-  the comparison of all levels in its loss) and ours (`restoration: single`: both of one drawn level, where the decoder
+- steps: the authors' way (every step decodes global and local views to full resolution and has the heads of all levels,
+  see `AuthorsWay`) and ours (`restoration: single`: both of one drawn level, where the decoder
   stops) in turn, with the same weights and the same batch; ours at each level alike often, as a training draws them.
 - memory: peak of a step over what the process held before its first one; each way in a process of its own. Ours goes
   through the levels from the coarsest.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -54,7 +55,7 @@ import pcrl_nnunet.trainers.pretrain as trainer_module
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.config import Augmentation, pretrain_settings
 from pcrl_nnunet.data import find_cases, fingerprint, make_loader
-from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
+from pcrl_nnunet.losses import comparison_loss, restoration_loss
 from pcrl_nnunet.memory import keep_freed_memory
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.plans import load_plan
@@ -89,31 +90,45 @@ QUICK = Sizes(4, 8, (4, 3), 32, 4, 48, 1, 200, 20, (48, 48, 48), 3, 2)
 
 
 class AuthorsWay(nn.Module):
-    """A step as the authors' code makes it, of the same parts: all levels of all views, whatever level is drawn.
+    """A step as the authors' code makes it, of the same parts: all heads of all levels of all views.
 
-    The loss is the mean over the levels of what `PCRLv2` has for each, so that both can train at the same rate.
+    In its loss are, of the first view, the restorations at full resolution and of the drawn level (whose weight fades);
+    of the two global views the drawn level's comparison; and of each pair of a local and a global view that of a level
+    drawn for it.
     """
 
     def __init__(self, method: PCRLv2) -> None:
         super().__init__()
         self.method = method
+        self.rng = np.random.default_rng(0)
 
     def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
         """As `PCRLv2.forward`."""
         method, target, local = self.method, batch["target"], batch["local"]
-        of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), method.decoder.num_levels)
-        of_local = method.decoder(method.encoder(local.flatten(0, 1)), method.decoder.num_levels)
-        terms = []
-        for level in range(1, method.decoder.num_levels + 1):
-            restored = method.restoration_heads[str(level)](of_global[level], target.shape[3:])
-            restored = restored.unflatten(0, target.shape[:2])
-            terms += [restoration_loss(restored[:, view], target[:, view]) for view in (0, 1)]
-            compare = method.comparison_heads[str(level)]
-            v, p = (x.unflatten(0, target.shape[:2]) for x in compare(of_global[level]))
-            v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in compare(of_local[level]))
-            terms += [comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1]), local_comparison_loss(v_l, p_l, v, p)]
-        loss = torch.stack(terms).sum() / method.decoder.num_levels
-        return StepOutput(loss, {}, levels, restored.detach(), v.detach(), p.detach())
+        n, drawn = method.decoder.num_levels, levels.deepest
+        of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), n)
+        of_local = method.decoder(method.encoder(local.flatten(0, 1)), n)
+        restored, compared, compared_local = {}, {}, {}
+        for level in range(1, n + 1):
+            image = method.restoration_heads[str(level)](of_global[level], target.shape[3:])
+            restored[level] = image.unflatten(0, target.shape[:2])
+            head = method.comparison_heads[str(level)]
+            compared[level] = tuple(x.unflatten(0, target.shape[:2]) for x in head(of_global[level]))
+            compared_local[level] = tuple(x.unflatten(0, local.shape[:2]) for x in head(of_local[level]))
+        v, p = compared[drawn]
+        loss = restoration_loss(restored[n][:, 0], target[:, 0])
+        fading = 0.5 * (1 + math.cos(math.pi * progress))
+        loss = loss + fading * restoration_loss(restored[drawn][:, 0], target[:, 0])
+        loss = loss + comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
+        pairs = []
+        for number in range(local.shape[1]):
+            for view in (0, 1):
+                level = int(self.rng.integers(1, n + 1))
+                v_l, p_l = (x[:, number] for x in compared_local[level])
+                v_g, p_g = (x[:, view] for x in compared[level])
+                pairs.append(comparison_loss(v_l, p_l, v_g, p_g))
+        loss = loss + torch.stack(pairs).mean()
+        return StepOutput(loss, {}, levels, restored[drawn].detach(), v.detach(), p.detach())
 
 
 # ------------------------------------------------------------------------------------------------- what is measured on

@@ -1,5 +1,6 @@
 import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -36,6 +37,35 @@ def test_a_failed_write_leaves_the_last_good_file(tmp_path):
         checkpoint.write(path, content(bad=Unwritable()))
     assert torch.equal(checkpoint.read(path)["tensor"], torch.arange(5.0))
     assert os.listdir(tmp_path) == ["c.pth"]
+
+
+@pytest.mark.parametrize("room", [100, 100_000, 1_000_000])
+def test_a_disk_that_is_full_leaves_the_last_good_file(tmp_path, room):
+    resource = pytest.importorskip("resource")
+    path = str(tmp_path / "c.pth")
+    checkpoint.write(path, content())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a file that grows beyond fails as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"could not write .*c.pth \(.*\); the file .* last good one"):
+            checkpoint.write(path, content(large=torch.rand(500_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert torch.equal(checkpoint.read(path)["tensor"], torch.arange(5.0))
+    assert os.listdir(tmp_path) == ["c.pth"]
+
+
+def test_a_bit_that_has_changed_is_noticed(tmp_path):
+    path = tmp_path / "c.pth"
+    checkpoint.write(str(path), content(large=torch.zeros(1000)))
+    data = bytearray(path.read_bytes())
+    place = data.index(bytes(2000))  # within the tensor
+    data[place + 1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"c.pth cannot be read \(the checksum of .* is another\): .* damaged"):
+        checkpoint.read(str(path))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

@@ -197,6 +197,26 @@ def step(self, batch, number):
 PCRLPretrainTrainer.train_step = step
 """
 
+FAILS = """
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+train_step = PCRLPretrainTrainer.train_step
+def step(self, batch, number):
+    if number == 1 and self.local_rank == 1:
+        raise UserError("a case of the second one is damaged")
+    return train_step(self, batch, number)
+PCRLPretrainTrainer.train_step = step
+"""
+OTHERS = """
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+on_train_start = PCRLPretrainTrainer.on_train_start
+def with_fewer(self):
+    if self.local_rank == 1:
+        self.cases = self.cases[1:]
+    on_train_start(self)
+PCRLPretrainTrainer.on_train_start = with_fewer
+"""
+
 
 @pytest.fixture
 def forked(fork, tiny):
@@ -216,6 +236,20 @@ def test_an_error_of_all_processes_is_said_once_without_a_traceback(forked, tiny
     assert output.count("3 processes share a batch of 4 pairs, and each needs 2: give -batch_size 6 or more") == 1
     assert "Traceback" not in output
     assert not tiny.results.exists()
+
+
+def test_an_error_of_one_process_alone_is_said_and_not_what_it_does_to_the_others(forked, tiny) -> None:
+    status, output = forked(*COMMAND, "-num_gpus", "2", more=FAILS)
+    assert status == 1, output
+    assert output.count("Error: a case of the second one is damaged") == 1
+    assert "Traceback" not in output
+
+
+def test_processes_with_other_cases_are_refused_before_the_first_step(forked, tiny) -> None:
+    status, output = forked(*COMMAND, "-num_gpus", "2", more=OTHERS)
+    assert status == 1, output
+    assert output.count("the cases of rank 0 are not those of rank 1") == 1
+    assert not list(tiny.results.rglob("*.pth"))
 
 
 def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) -> None:

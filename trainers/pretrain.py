@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
+from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from time import time
 from typing import Any
@@ -40,7 +41,7 @@ from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
-from pcrl_nnunet.report import Report
+from pcrl_nnunet.report import Report, write_whole
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
@@ -201,8 +202,11 @@ class PretrainLogger(LocalLogger):
         super().load_checkpoint({key: checkpoint.get(key, list(none)) for key in self.my_fantastic_logging})
 
     def plot_progress_png(self, output_folder: str) -> None:
-        """Write progress.png."""
-        pretraining_progress(self.my_fantastic_logging, os.path.join(output_folder, "progress.png"))
+        """Write progress.png, whole or not at all."""
+        path = os.path.join(output_folder, "progress.png")
+        picture = BytesIO()
+        pretraining_progress(self.my_fantastic_logging, picture)
+        write_whole(path, picture.getvalue())
 
 
 class PCRLPretrainTrainer(nnUNetTrainer):
@@ -409,7 +413,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             for what, value in (
                 ("settings", repr(self.settings)),
                 ("plans", checkpoint.plans_hash(self.plans_manager.plans)),
-                ("cases", repr([case.name for case in self.cases])),
+                ("cases", repr([(case.name, os.path.getsize(case.path)) for case in self.cases])),
+                ("versions", repr([version(name) for name in _PACKAGES])),
             ):
                 distributed.require_same(what, value)
             distributed.same_weights(self.network)
@@ -567,7 +572,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
+            try:
+                self.logger.plot_progress_png(self.output_folder)
+            except OSError as error:
+                self.print_to_log_file(f"WARNING: progress.png could not be written ({error}); the training goes on")
         if self.report.is_due():
             self._write_report()
 

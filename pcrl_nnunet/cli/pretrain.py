@@ -168,9 +168,11 @@ def _on_several(args: argparse.Namespace) -> None:
     try:
         while not ranks.join(grace_period=5):
             pass
-    except torch.multiprocessing.ProcessExitedException as error:
-        if not errors.empty():
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+        if not errors.empty():  # of the first that failed; others then fail for want of it
             raise UserError(errors.get()) from None
+        if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+            raise
         raise UserError(
             f"{error} (see above for what it said); the training has ended, and its state of the last epoch is kept: "
             f"continue with --c"

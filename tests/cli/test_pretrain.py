@@ -1,5 +1,6 @@
 import ctypes
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -194,6 +195,64 @@ def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
     assert log.exists()  # of the one at work
 
 
+def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed(command, tiny, monkeypatch):
+    pytest.importorskip("fcntl")
+    refused = []
+    train_step = PCRLPretrainTrainer.train_step
+
+    def step(self, batch, number, *rest):
+        if number == 1 and not refused:
+            refused.append("")
+            refused.append(command("-d", "999", *SHORT, "-device", "cpu"))
+        return train_step(self, batch, number, *rest)
+
+    def weights():
+        (path,) = tiny.results.rglob(checkpoint.FINAL)
+        return checkpoint.read(str(path))["encoder_hash"]
+
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    undisturbed = weights()
+    monkeypatch.setattr(PCRLPretrainTrainer, "train_step", step)
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    assert "Another pcrl_nnunet_pretrain is at work on" in refused[1]
+    assert weights() == undisturbed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the killed worker's queue
+@pytest.mark.parametrize("fault", ["worker", "truncated", "vanished"])
+def test_after_a_fault_of_the_data_in_the_second_epoch_c_goes_on(command, tiny, monkeypatch, fault):
+    longer = ["-epochs", "2", "-iters_per_epoch", "40", "-batch_size", "4", "-device", "cpu"]
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1" if fault == "worker" else "0")
+    train_step = PCRLPretrainTrainer.train_step
+    images = {path: path.read_bytes() for path in tiny.data.glob("case_?.b2nd")}
+
+    def step(self, batch, number, *rest):
+        if number == 41:  # in the second epoch
+            if fault == "worker":
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+            for path in images if fault != "worker" else ():
+                os.truncate(path, 100) if fault == "truncated" else path.unlink()
+        return train_step(self, batch, number, *rest)
+
+    monkeypatch.setattr(PCRLPretrainTrainer, "train_step", step)
+    said = {"worker": "a process that loads data has ended", "vanished": "the file is missing"}
+    assert said.get(fault, "cannot be read from") in command("-d", "999", *longer)
+    assert results(tiny) == [checkpoint.LATEST]
+    for path, data in images.items():
+        path.write_bytes(data)
+    monkeypatch.setattr(PCRLPretrainTrainer, "train_step", train_step)
+    assert command("-d", "999", *longer, "--c") == 0
+    assert results(tiny) == [checkpoint.FINAL]
+
+
+def test_a_progress_picture_that_cannot_be_written_is_a_warning(command, tiny, capsys):
+    (tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / "progress.png").mkdir(parents=True)
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    assert "WARNING: progress.png could not be written" in capsys.readouterr().out
+    assert results(tiny) == [checkpoint.FINAL]
+
+
 def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
     monkeypatch.setattr(register, "is_registered", lambda: False)
     monkeypatch.setattr(register, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
@@ -295,6 +354,19 @@ def test_a_read_only_results_folder_is_named_and_nothing_is_left_behind(command,
     results_folder.chmod(0o755)
     assert re.search(r"results\S* cannot be written to \(Permission denied\); nnUNet_results.* has to be", error)
     assert not list(results_folder.iterdir())
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_an_output_folder_that_is_read_only_is_refused_before_the_first_step(command, tiny, as_users_do, lock):
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder.mkdir(parents=True)
+    if lock:
+        (folder / ".lock").touch()
+    folder.chmod(0o555)
+    error = command("-d", "999", *SHORT)
+    folder.chmod(0o755)
+    assert re.search(r"fold_all cannot be written to, .*\(Permission denied\); it has to be a folder", error)
+    assert results(tiny) == []
 
 
 def test_a_results_folder_that_becomes_read_only_keeps_the_last_state(command, tiny, as_users_do, monkeypatch):
