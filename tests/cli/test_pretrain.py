@@ -82,6 +82,15 @@ def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypat
     assert "Using device cpu: no GPU was found" in capsys.readouterr().out
 
 
+def test_freed_memory_is_kept_before_the_trainer_is_made_on_a_cpu(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr("pcrl_nnunet.memory.keep_freed_memory", lambda: calls.append("kept"))
+    trainer = pretrain._trainer
+    monkeypatch.setattr(pretrain, "_trainer", lambda *a, **k: (calls.append("made"), trainer(*a, **k))[1])
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    assert calls == ["kept", "made"]
+
+
 def test_continuing_a_finished_pretraining_changes_nothing(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)

@@ -91,6 +91,7 @@ def test_the_peak_of_a_step_is_that_of_the_memory_it_takes(benchmark: ModuleType
     before = benchmark.resident("VmRSS")
     array = np.ones(1 << 28, np.uint8)
     del array
+    ctypes.CDLL(None).malloc_trim(0)  # where another test has set that it is kept
     assert benchmark.resident("VmHWM") - before > 0.8 * (1 << 28)  # the rest had been freed, and not yet given back
     benchmark.forget_peak()
     assert benchmark.resident("VmHWM") - before < 0.2 * (1 << 28)
@@ -106,6 +107,6 @@ def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_pat
 
 @pytest.mark.slow
 def test_a_measurement_in_a_process_of_its_own_comes_back(benchmark: ModuleType, tmp_path: Path) -> None:
-    found = benchmark.fresh(benchmark.costs, dataset(benchmark, tmp_path), 4, "ours", True)
-    assert {name: len(of_levels) for name, of_levels in found.items()} == {"peak": 3, "seconds": 3, "faults": 3}
+    found = benchmark.fresh(benchmark.costs, dataset(benchmark, tmp_path), 4, "ours", [1, 3], True)
+    assert {name: len(of_levels) for name, of_levels in found.items()} == {"peak": 2, "seconds": 2, "faults": 2}
     assert min(found["seconds"]) > 0
