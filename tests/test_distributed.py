@@ -263,13 +263,16 @@ def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) ->
     assert final(tiny.results)["steps"] == 4
 
 
+TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+
+
 @pytest.mark.parametrize(
     ("number", "device", "variables", "message"),
     [
         (0, "cpu", {}, "-num_gpus is 0; expected 1 or more"),
         (2, "mps", {}, "-num_gpus is 2, and -device mps has one"),
         (3, "cuda", {}, "-num_gpus is 3, and torch finds 2"),
-        (2, "cpu", {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, "a process of torchrun"),
+        (2, "cpu", TORCHRUN, "a process of torchrun"),
     ],
 )
 def test_processes_that_cannot_be_had_are_refused(monkeypatch, number, device, variables, message) -> None:

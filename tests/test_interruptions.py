@@ -105,7 +105,7 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     assert "Stopped by SIGTERM after step 9, saved as" in out
     assert out.rstrip().endswith(f"{' '.join(COMMAND)} --c")
     (report,) = pretraining.results.rglob("report.html")
-    assert f"<dd>9 of {EPOCHS * STEPS}</dd>" in report.read_text()
+    assert f"<dd>9 of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
     assert not alive(stopped.pid)
 
     killed = pretraining.start("--c", wait_at=15)  # in the third
@@ -121,7 +121,7 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     assert "Continuing after step 12" in pretraining.run("--c")
     # nothing is repeated after SIGTERM, and after SIGKILL what came after the last epoch's end
     assert pretraining.steps() == [*range(16), *range(12, EPOCHS * STEPS)]
-    assert f"<dd>{EPOCHS * STEPS} of {EPOCHS * STEPS}</dd>" in report.read_text()
+    assert f"<dd>{EPOCHS * STEPS} of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
     weights = pretraining.weights()
     assert weights.keys() == whole.keys()
     assert all(torch.equal(weights[name], whole[name]) for name in whole)

@@ -214,7 +214,7 @@ def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monke
         without = trained()
     monkeypatch.setattr(Report, "is_due", lambda self: True)
     written = []
-    monkeypatch.setattr(report, "_write", lambda path, text: written.append(text))
+    monkeypatch.setattr(report, "write_whole", lambda path, content: written.append(content.decode()))
     reported = trained()
     assert len(written) == 3
     assert "could not be made" not in "".join(written)

@@ -14,6 +14,23 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 
 
+def without_pip(venv: Path) -> Path:
+    """The running environment's commands in another folder, of which pip does nothing.
+
+    scripts/test.sh has installed the package; once more would take it away for a moment, from under other tests.
+    """
+    (venv / "bin").mkdir(parents=True)
+    for command in SCRIPTS.iterdir():
+        if command.name.startswith("python"):  # through a link it would look for its packages beside that
+            (venv / "bin" / command.name).write_text(f'#!/bin/sh\nexec "{command}" "$@"\n')
+            (venv / "bin" / command.name).chmod(0o755)
+        elif command.name != "pip":
+            (venv / "bin" / command.name).symlink_to(command)
+    (venv / "bin" / "pip").write_text("#!/bin/sh\n")
+    (venv / "bin" / "pip").chmod(0o755)
+    return venv
+
+
 @pytest.mark.slow
 def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
@@ -21,7 +38,7 @@ def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path
         (folder / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / left).write_text("of an earlier run")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    environment |= {"PCRL_VENV": str(SCRIPTS.parent), "PCRL_DEMO_QUICK": "1", "MPLBACKEND": "Agg"}
+    environment |= {"PCRL_VENV": str(without_pip(tmp_path / "venv")), "PCRL_DEMO_QUICK": "1", "MPLBACKEND": "Agg"}
     check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], check=False)
     demo = ["bash", str(ROOT / "scripts" / "demo.sh"), str(folder)]
     try:
