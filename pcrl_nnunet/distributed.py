@@ -102,6 +102,11 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether it is so on one rank at least; one process alone does not wait for its device."""
+    return bool(total(torch.tensor(float(flag), device=device))) if is_distributed() else flag
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum over ranks, in place. Which parameters have gradients depends on the level alone, which all ranks share."""
     gradients = [p.grad for p in parameters if p.grad is not None]

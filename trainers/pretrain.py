@@ -370,7 +370,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                         bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
                         # schedulers' signals reach processes between different steps
-                        if distributed.total(torch.tensor(float(len(asked_to_stop)), device=self.device)):
+                        if distributed.on_any_rank(bool(asked_to_stop), self.device):
                             self._stop()
                     self.on_train_epoch_end(self.outputs)
                     self.on_epoch_end(bar)
