@@ -520,8 +520,9 @@ class Comparison:
         return plan
 
     def plans_name(self, run: Run) -> str:
-        """Of the plan that a run is fine-tuned with."""
-        return f"{self.plan.plans['plans_name']}_{run}"
+        """Of the plan that a run is fine-tuned with; with pseudo-labels it names the data of the scored part."""
+        scored = "_val" * (self.scored == "val" and bool(self.pseudo_labelled(run)))
+        return f"{self.plan.plans['plans_name']}_{run}{scored}"
 
     def pretrains(self, run: Run) -> bool:
         """Whether a run needs a pretraining of this comparison."""
@@ -572,12 +573,23 @@ class Comparison:
         """Whether a run has been trained and scored."""
         return _is_whole_json(self.evaluation(run))
 
-    def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """What nnU-Net validates by after each epoch, Dice or AUROC, mean over labels, and the iterations."""
-        path = os.path.join(self.output(run), "checkpoint_final.pth")
-        log = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["logging"]  # a file of our own making
-        dice = np.asarray(log["mean_fg_dice"], dtype=float)
-        an_epoch = FinetuneSettings.from_plan(self._plans(run)[self.plans_name(run)]).iters_per_epoch
+    def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+        """What nnU-Net validates by after each epoch, Dice or AUROC, mean over labels, and the iterations.
+
+        Also of a run that an earlier call did, whose method this one need not know; None of a shortcut, which does
+        not iterate, and of a run that is not done.
+        """
+        subset = f"{_subset_name(run)}_{self.scored}"
+        folds = [i for i, name in enumerate(self.folds) if name.removeprefix("pseudo_") == subset]
+        results = os.path.join(glob_escape(self.results), self.dataset)
+        names = [f"*__{self.plan.plans['plans_name']}_{run}{scored}__*" for scored in ("", "_val")]  # see plans_name
+        places = [os.path.join(name, f"fold_{i}", "checkpoint_final.pth") for name in names for i in folds]
+        paths = [path for place in places for path in glob(os.path.join(results, place))]
+        if not paths:
+            return None
+        content = torch.load(paths[0], map_location="cpu", weights_only=False, mmap=True)  # a file of our own making
+        dice = np.asarray(content["logging"]["mean_fg_dice"], dtype=float)
+        an_epoch = FinetuneSettings.from_plan(content["init_args"]["plans"]).iters_per_epoch
         return an_epoch * np.arange(1, len(dice) + 1), dice
 
     def examples(self, runs: Sequence[Run], scores: DiceScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:

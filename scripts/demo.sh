@@ -47,9 +47,11 @@ run() { # COMMAND...: shown, its output in a log, its end shown if it fails
     printf '    %d s, log: %s\n' "$((SECONDS - start))" "$log"
 }
 
-say "1 Data: 24 labelled phantoms, 24 without labels, 4 to test on, 32x36x28 voxels"
-run python "$repo/scripts/phantom.py" -o "$nnUNet_raw" -d 901 -kind organ -size 32 36 28 -cases 24 -test 4 \
-    -unlabelled 24
+labelled=24 unlabelled=24 test=4
+if [ -n "${PCRL_DEMO_QUICK:-}" ]; then labelled=8 unlabelled=2 test=1; fi
+say "1 Data: $labelled labelled phantoms, $unlabelled without labels, $test to test on, 32x36x28 voxels"
+run python "$repo/scripts/phantom.py" -o "$nnUNet_raw" -d 901 -kind organ -size 32 36 28 -cases "$labelled" \
+    -test "$test" -unlabelled "$unlabelled"
 
 say "2 nnU-Net finds our trainers"
 run pcrl_nnunet_register
@@ -79,14 +81,14 @@ cases = [f"case_tr_{i:03d}" for i in range(8)]
 (folder / "splits_final.json").write_text(json.dumps([{"train": cases[:6], "val": cases[6:]}]))
 PYTHON
 
-say "5 Pretraining on all 48 cases, without labels (minutes)"
+say "5 Pretraining on all $((labelled + unlabelled)) cases, without labels (minutes)"
 run pcrl_nnunet_pretrain -d 901 -device "$device"
 
 say "6 Fine-tuning on 6 labelled cases, and the same training from scratch (minutes each)"
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLFinetuneTrainer -device "$device"
 run nnUNetv2_train 901 3d_fullres 0 -tr PCRLScratchTrainer -device "$device"
 
-say "7 Prediction (without mirroring, to be quick) and evaluation of the 4 test cases, which no training has seen"
+say "7 Prediction (without mirroring, to be quick) and evaluation of the $test test cases, which no training has seen"
 for trainer in PCRLFinetuneTrainer PCRLScratchTrainer; do
     out=$demo/predictions/$trainer
     run nnUNetv2_predict -d 901 -i "$raw/imagesTs" -o "$out" -f 0 -c 3d_fullres -tr "$trainer" -device "$device" \

@@ -14,7 +14,7 @@ install_into "${PCRL_VENV:-$repo/.venv-test}" "$repo[test]"
 
 # The tests make nnU-Net folders of their own: they must never see the user's.
 unset nnUNet_raw nnUNet_preprocessed nnUNet_results nnUNet_extTrainer
-export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-2} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f MPLBACKEND=Agg
+export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-1} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f MPLBACKEND=Agg
 # Threads that wait without spinning: where something else wants the two cores, too, a step is ten times faster.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 

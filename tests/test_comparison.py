@@ -217,9 +217,11 @@ def test_pseudo_labels_are_for_the_training_cases_without_labels_and_for_no_held
 
 def test_the_scored_part_may_change_and_pretrainings_are_kept(comparison):
     on_validation, on_test = comparison(scored="val"), comparison()
-    on_validation.prepare(RUNS)
-    Path(on_validation.output(RUNS[-1])).mkdir(parents=True)
-    on_test.prepare(RUNS)
+    runs = [*RUNS, Run("pseudo_labels", 2, 0)]  # their data hold the scored cases
+    on_validation.prepare(runs)
+    for run in runs:
+        Path(on_validation.output(run)).mkdir(parents=True)
+    on_test.prepare(runs)
     assert on_test.pretrained(RUNS[-1]) == on_validation.pretrained(RUNS[-1])
     assert on_test.output(RUNS[-1]) != on_validation.output(RUNS[-1])
     assert on_test.file("results.csv") != on_validation.file("results.csv")
@@ -310,6 +312,26 @@ def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(
     this.write_scores(RUNS)
     scores = pd.read_csv(this.file("results.csv"))
     assert scores[["method", "label"]].to_numpy().tolist() == [["mine", "a"], ["scratch", "a"], ["scratch", "b"]]
+
+
+def test_the_curve_of_a_run_is_found_also_where_its_method_is_not_named_again(comparison):
+    run = Run("mine", 2, 0)
+    own = {"mine": {"pretrain": None, "pseudo_labels": True, "finetune": {"iters_per_epoch": 7}}}
+    for scored, dice in (("test", [0.1, 0.2]), ("val", [0.3, 0.4])):
+        earlier = comparison(methods=["mine"], own=own, scored=scored)
+        earlier.prepare([run, RUNS[0]])
+        Path(earlier.output(run)).mkdir(parents=True)
+        content = {
+            "logging": {"mean_fg_dice": dice},
+            "init_args": {"plans": earlier._plans(run)[earlier.plans_name(run)]},
+        }
+        torch.save(content, Path(earlier.output(run)) / "checkpoint_final.pth")
+    this = comparison()
+    this.prepare(RUNS)
+    iterations, dice = this.curve(run)
+    assert iterations.tolist() == [7, 14]
+    assert dice.tolist() == [0.1, 0.2]
+    assert this.curve(RUNS[0]) is None
 
 
 def test_settings_for_all_methods_are_merged_into_the_plan_and_a_methods_own_win():

@@ -499,15 +499,16 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
 def _pictures(comparison: Any, runs: list[Any], scores: Any) -> Iterator[str]:
     """Draw what is done, and say where; a picture that cannot be drawn does not take the results with it."""
     from pcrl_nnunet import figures
+    from pcrl_nnunet.comparison import Run
 
     done = [run for run in runs if comparison.is_done(run)]
 
     def iterations(path: str) -> None:
         curves: dict[str, dict[str, list[Any]]] = {}
-        for run in sorted(done, key=lambda run: run.labelled):
-            if comparison.methods[run.method].shortcut is None:
-                of_method = curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, [])
-                of_method.append(comparison.curve(run))
+        for row in scores.runs.sort_values("labelled", kind="stable").itertuples():  # also of earlier calls
+            curve = comparison.curve(Run(row.method, row.labelled, row.seed))
+            if curve is not None:
+                curves.setdefault(f"{row.labelled} labelled cases", {}).setdefault(row.method, []).append(curve)
         figures.score_while_training(curves, scores.measure, path)
 
     drawings: dict[str, Callable[[str], None]] = {

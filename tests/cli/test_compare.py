@@ -148,9 +148,9 @@ def test_no_training_outlives_the_command(tmp_path, number):
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "child.log"
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL) as parent:
-        wait_until(lambda: log.exists() and log.read_text().strip())
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+        children = [int(child) for child in log.read_text().split()]  # later the log may hold how they ended
         parent.send_signal(number)
-    children = [int(child) for child in log.read_text().split()]
     try:
         wait_until(lambda: not any(is_running(child) for child in children))
     finally:
