@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from pcrl_nnunet.config import without_settings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import whole
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
 STATE_FORMAT = "pcrl_nnunet/state/3"  # of what --c takes
@@ -50,24 +51,20 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None) ->
     Args:
         previous: what the file that is there becomes; None: it goes.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and os.path.isfile(path):
-            os.replace(path, previous)
-        os.replace(temporary, path)
+        with whole(path) as draft:
+            with open(draft, "wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and os.path.isfile(path):
+                os.replace(path, previous)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a disk that is full
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"could not write {path} ({reason}); the file of that name, if any, is the last good one: "
             f"make room or the folder writable and continue with --c"
         ) from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:

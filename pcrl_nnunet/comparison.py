@@ -31,6 +31,7 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.config import ClassifySettings, FinetuneSettings, pretrain_settings
 from pcrl_nnunet.data import Case, find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.prediction import EVALUATION, PREDICTIONS
 from pcrl_nnunet.pseudo_labels import PseudoLabels
@@ -741,7 +742,4 @@ def _short(value: Any) -> str:
 
 
 def _write_json(path: str, content: Any) -> None:
-    draft = f"{path}.draft"
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(draft, path)
+    write_text(path, json.dumps(content, indent=2))

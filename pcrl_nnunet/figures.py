@@ -31,7 +31,7 @@ _PROBE_TITLE = "labels told apart by the encoder's features: AUROC of a linear p
 _PROBED = {"probe": "all stages", "probe_start": "all stages, before the first step"}
 
 
-def pretraining_progress(log: Mapping[str, Sequence[float]], path: str | IO[bytes]) -> None:
+def pretraining_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
     """The pretraining's own curves, an epoch a point, as a PNG."""
     probed = [(key, _PROBED.get(key, key.removeprefix("probe_").replace("_", " "))) for key in log if "probe" in key]
     panels = [*_PANELS, *([(_PROBE_TITLE, None, probed)] if probed else [])]

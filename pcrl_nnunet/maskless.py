@@ -24,9 +24,10 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import whole, write_text
 from pcrl_nnunet.plans import read_json
 from pcrl_nnunet.scans import Scan, SetAside, own_scans, short_reason
-from pcrl_nnunet.unlabelled import MAX_BAD, write_text
+from pcrl_nnunet.unlabelled import MAX_BAD
 
 LABELS = {"background": 0, "foreground": 1}
 MASKS = "pcrl_masks"  # in nnUNet_preprocessed, while at work; no name of a dataset
@@ -66,10 +67,8 @@ def write_mask(scan: Scan, reader: Any, path: str) -> SetAside | None:
     try:
         image, properties = reader().read_images(list(scan.files))
         mask = foreground(image).astype(np.uint8)
-        folder, name = os.path.split(path)
-        draft = os.path.join(folder, f"draft_{name}")  # the ending decides on the format
-        reader().write_seg(mask, draft, properties)
-        os.replace(draft, path)
+        with whole(path) as draft:
+            reader().write_seg(mask, draft, properties)
     except Exception as error:  # whatever a file makes a reader do, the others go on
         return SetAside(scan.sources[0], short_reason(error, ""))
     return None

@@ -14,10 +14,10 @@ import torch
 from pcrl_nnunet import figures
 from pcrl_nnunet.crops import crops_of, places, tiles
 from pcrl_nnunet.data import Case, CaseVolume
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.scores import auroc_interval
 from pcrl_nnunet.targets import CASE, COORDINATES, Targets
 from pcrl_nnunet.transforms.sub_crop import Volume
-from pcrl_nnunet.unlabelled import write_text
 
 BATCH = 8
 PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"

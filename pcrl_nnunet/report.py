@@ -25,6 +25,7 @@ from torch import nn
 
 from pcrl_nnunet.data import Case, CaseVolume, ViewLoader
 from pcrl_nnunet.figures import chart_svg, slice_png, views_of_a_case
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.methods import Levels
 from pcrl_nnunet.monitor import COLLAPSED_RANK, COLLAPSED_SD, restoration_ratio
 from pcrl_nnunet.probe import ALL_STAGES
@@ -122,7 +123,7 @@ class Report:
         """
         start, path = monotonic(), os.path.join(trainer.output_folder, NAME)
         try:
-            write_whole(path, self._page(trainer, following, finished).encode())
+            write_text(path, self._page(trainer, following, finished))
         except Exception as error:
             trainer.print_to_log_file(f"WARNING: {path} could not be written ({_said(error)}); the training goes on")
         self._last = monotonic()
@@ -287,18 +288,6 @@ def _plain(network: Any) -> Any:
     """The method itself: forward of a wrapper would wait for other ranks, or compile."""
     network = getattr(network, "module", network)  # of DistributedDataParallel
     return getattr(network, "_orig_mod", network)  # of torch.compile
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Whole or not at all: the last good file survives a full disk."""
-    draft = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-        os.replace(draft, path)
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
 
 
 def _said(error: Exception) -> str:

@@ -24,6 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import whole
 
 Kind = Literal["classes", "candidates"]
 FILES: dict[Kind, str] = {"classes": "classes.csv", "candidates": "candidates.csv"}
@@ -92,9 +93,8 @@ def bring_tables(raw_folder: str, folder: str) -> list[str]:
     for name in FILES.values():
         source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
         if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
-            draft = f"{copy}.{os.getpid()}.tmp"  # folds may start at the same time
-            shutil.copyfile(source, draft)
-            os.replace(draft, copy)
+            with whole(copy) as draft:  # folds may start at the same time
+                shutil.copyfile(source, draft)
             changed.append(name)
     return changed
 
@@ -117,9 +117,8 @@ def write_split_by_patient(names: Sequence[str], targets: Targets, folder: str) 
     file = os.path.join(folder, SPLITS)
     if not targets.patient or os.path.isfile(file):
         return None
-    draft = f"{file}.{os.getpid()}.tmp"
-    save_json(split_by_patient(names, targets), draft, sort_keys=False)
-    os.replace(draft, file)
+    with whole(file) as draft:
+        save_json(split_by_patient(names, targets), draft, sort_keys=False)
     return file
 
 

@@ -33,6 +33,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.lock import locked
 from pcrl_nnunet.scans import Found, Scan, SetAside, Target, Unusable, hashed, read_scan, short_reason
 
@@ -380,16 +381,3 @@ def _write_manifest(folder: str, target: Target, cases: dict[str, Any]) -> None:
 def _write_bad_list(folder: str, set_aside: list[SetAside]) -> None:
     lines = [f"{'bad' if s.bad else 'skipped'}\t{s.where}\t{s.reason}\n" for s in set_aside]
     write_text(os.path.join(folder, BAD_LIST), "".join(sorted(lines)))
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a file whole or not at all."""
-    new = f"{path}.new"
-    try:
-        with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        os.replace(new, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(new)
-        raise

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.lock import locked
 from pcrl_nnunet.scans import SetAside, Unusable, short_reason
 from pcrl_nnunet.unlabelled import BAD_LIST, worker_pool
@@ -312,13 +313,6 @@ def convert_case(case: Case, folder: Path) -> list[str] | SetAside:
 def _write(volume: sitk.Image, path: Path, scratch: Path) -> None:
     sitk.WriteImage(volume, str(scratch / path.name), useCompression=True, compressionLevel=1)  # the quickest level
     os.replace(scratch / path.name, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 # ------------------------------------------------------------------------------------------------------------- ending

@@ -41,6 +41,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from pcrl_nnunet.errors import UserError, console
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.scans import SetAside, Unusable
 
 LABELS = {"background": 0, "nodule": 1}
@@ -228,7 +229,7 @@ def write_candidates(source: Path, dataset: convert.Dataset) -> tuple[str, set[s
         if row["seriesuid"] in dataset.cases:
             lines.append(",".join(row[column] for column in columns))
             classes[float(row["class"]) > 0] += 1
-    convert.write_text(dataset.folder / "candidates.csv", "\n".join(lines) + "\n")
+    write_text(dataset.folder / "candidates.csv", "\n".join(lines) + "\n")
     return f"candidates.csv: {classes[True]} nodules and {classes[False]} others, from {source}", seen
 
 
@@ -253,7 +254,7 @@ def write_splits(dataset: convert.Dataset) -> list[str]:
         own.unlink(missing_ok=True)
         return [f"only subset{s} is there, so there are no folds: nnU-Net will draw five of its own" for s in subsets]
     text = json.dumps(splits, indent=1)
-    convert.write_text(own, text)
+    write_text(own, text)
     said = [f"{own}: {len(splits)} folds, which nnU-Net's planning takes over"]
     if len(splits) < SUBSETS:
         said.append(
@@ -264,7 +265,7 @@ def write_splits(dataset: convert.Dataset) -> list[str]:
         used = Path(preprocessed) / dataset.folder.name / convert.SPLITS
         if not used.exists():
             used.parent.mkdir(parents=True, exist_ok=True)
-            convert.write_text(used, text)
+            write_text(used, text)
         elif _folds(used) != splits:
             said.append(
                 f"{used} has other folds and stays as it is; nnU-Net's planning refuses two that differ: to use these, "

@@ -157,7 +157,7 @@ def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(r
     assert "4 of 4" in text
     assert "16 pairs so far, 4 of a case" in text
     assert len([tag for tag in page.elements if tag[0] == "svg"]) == 6
-    assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
+    assert list(folder.glob("draft_*")) == []
 
 
 def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny, monkeypatch) -> None:
@@ -214,7 +214,7 @@ def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monke
         without = trained()
     monkeypatch.setattr(Report, "is_due", lambda self: True)
     written = []
-    monkeypatch.setattr(report, "write_whole", lambda path, content: written.append(content.decode()))
+    monkeypatch.setattr(report, "write_text", lambda path, content: written.append(content))
     reported = trained()
     assert len(written) == 3
     assert "could not be made" not in "".join(written)
@@ -284,7 +284,7 @@ def test_a_full_disk_costs_the_report_alone_and_the_one_before_stays(run, quick,
     assert (folder / report.NAME).read_bytes() == before
     assert f"WARNING: {folder / report.NAME} could not be written (OSError: [Errno 28] No space left" in log_of(folder)
     assert checkpoint.read(str(folder / checkpoint.FINAL))["seed"] == 1
-    assert list(folder.glob("*.tmp")) == []
+    assert list(folder.glob("draft_*")) == []
 
 
 def test_one_is_written_after_an_epoch_where_a_hundred_times_as_long_has_passed(monkeypatch, tmp_path) -> None:

@@ -304,7 +304,7 @@ def test_a_failure_midway_leaves_them_so_and_the_next_run_goes_on(
         assert "No space left on device" in run(preprocess, "-d", "16", "-target", "42")
     after = hashes(*folders)
     assert {path: after[path] for path in before} == before
-    assert not any(path.endswith(".new") for path in after)
+    assert not any("draft_" in path for path in after)
     plan_file = lungs_for_liver.folder / f"{NAME}.json"
     assert plan_file.exists() == (when == "a case is written")
     assert not (made(lungs_for_liver.folder) / "lung_1.b2nd").exists()

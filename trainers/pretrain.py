@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
-from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from time import time
 from typing import Any
@@ -37,11 +36,12 @@ from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
+from pcrl_nnunet.files import whole
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
-from pcrl_nnunet.report import Report, write_whole
+from pcrl_nnunet.report import Report
 from pcrl_nnunet.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
@@ -204,9 +204,8 @@ class PretrainLogger(LocalLogger):
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
         path = os.path.join(output_folder, "progress.png")
-        picture = BytesIO()
-        pretraining_progress(self.my_fantastic_logging, picture)
-        write_whole(path, picture.getvalue())
+        with whole(path) as draft:
+            pretraining_progress(self.my_fantastic_logging, draft)
 
 
 class PCRLPretrainTrainer(nnUNetTrainer):

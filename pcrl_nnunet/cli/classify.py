@@ -39,6 +39,7 @@ def main() -> None:
 
     from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.files import whole
     from pcrl_nnunet.plans import dataset_name_of, read_json
     from pcrl_nnunet.targets import CASE, COORDINATES, outside, read_points, to_voxels
 
@@ -89,18 +90,18 @@ def main() -> None:
     seconds = time() - start
     if not tables:
         raise UserError(f"none of the {len(bad)} images could be read; the first is {bad[0]}")
-    whole = pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
     try:
-        whole.to_csv(f"{args.o}.tmp", index=False)
-        os.replace(f"{args.o}.tmp", args.o)
+        with whole(args.o) as draft:
+            found.to_csv(draft, index=False)
     except OSError as error:
         raise UserError(f"{args.o} cannot be written ({error.strerror}); give another -o") from error
     if num_outside:
         print(f"WARNING: {num_outside} points lie outside of their image: they have to be mm of the world in LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
     if points is not None:
-        speed += f", {len(whole) / seconds:.1f} points a second"
-    print(f"{args.o}: {len(whole)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
+        speed += f", {len(found) / seconds:.1f} points a second"
+    print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
         raise UserError(f"{len(bad)} images could not be read and are not in {args.o}: {'; '.join(bad)}")
 

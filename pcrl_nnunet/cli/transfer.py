@@ -182,7 +182,7 @@ def _write(
     """The plan comes last: where it is, everything is."""
     from pcrl_nnunet import checkpoint as checkpoint_file
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.unlabelled import write_text
+    from pcrl_nnunet.files import write_text
 
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)

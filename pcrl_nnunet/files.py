@@ -1,0 +1,30 @@
+"""Files that appear whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A path to write to: the file there takes the place of `path` in the end, at once.
+
+    An error leaves what was at `path`, and nothing else. Processes that write the same file do not disturb each other.
+    The path lies beside the file and ends as it does, as libraries tell formats by the ending.
+    """
+    folder, name = os.path.split(path)
+    draft = os.path.join(folder, f"draft_{os.getpid()}_{name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        with suppress(OSError):
+            os.remove(draft)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file whole, or not at all."""
+    with whole(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)

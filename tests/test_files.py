@@ -1,0 +1,54 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pcrl_nnunet.files import whole, write_text
+
+
+def test_the_file_takes_its_place_in_the_end_and_at_once(tmp_path):
+    path = tmp_path / "image.nii.gz"
+    path.write_text("before")
+    with whole(path) as draft:
+        assert draft.endswith("image.nii.gz")  # libraries tell the format by it
+        Path(draft).write_text("half")
+        assert path.read_text() == "before"
+    assert path.read_text() == "half"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, written):
+    path = tmp_path / "text"
+    path.write_text("before")
+
+    def fail():
+        with whole(path) as draft:
+            if written:
+                Path(draft).write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "text"
+    child = os.fork()
+    if child == 0:
+        try:
+            with whole(path) as draft:
+                Path(draft).write_text("child")
+                while not (tmp_path / "done").exists():
+                    pass
+        finally:
+            os._exit(0)
+    while not list(tmp_path.glob("draft_*")):
+        pass
+    write_text(path, "parent \udcff")  # a file's name that is no UTF-8
+    assert path.read_bytes() == b"parent \xff"
+    (tmp_path / "done").touch()
+    os.waitpid(child, 0)
+    assert path.read_text() == "child"
