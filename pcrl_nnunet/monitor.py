@@ -19,7 +19,7 @@ COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the s
 COLLAPSED_RANK = 2.0
 NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
 DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
-GRACE_STEPS = 200  # before that the restoration cannot be expected to have moved,
+GRACE_STEPS = 500  # before that the restoration may stand still and begin to learn all the same (docs/evidence.md),
 COMPARISON_GRACE_STEPS = 2000  # and before that the comparison, which starts where there is nothing to compare
 KEPT_VECTORS = 512  # a level and epoch, for the effective rank
 
@@ -72,7 +72,7 @@ class Monitor:
         }
 
     def alarms(self, steps_done: int) -> list[str]:
-        """Sentences for the log, none while fewer than 200 steps are done."""
+        """Sentences for the log, none while fewer than 500 steps are done."""
         if steps_done < GRACE_STEPS:
             return []
         found = []
