@@ -80,18 +80,24 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def part_of(batch_size: int) -> tuple[int, int]:
-    """First sample and number of samples of this rank's part of a batch.
+    """First sample and number of samples of this rank's part of a batch; `UserError` as of `largest_part`."""
+    largest_part(batch_size, world_size())
+    first, last = (batch_size * number // world_size() for number in (rank(), rank() + 1))
+    return first, last - first
+
+
+def largest_part(batch_size: int, ranks: int) -> int:
+    """Number of samples of the rank with the most.
 
     Raises:
         UserError: there are too few for this number of ranks.
     """
-    if batch_size < MIN_PAIRS_OF_A_RANK * world_size():
+    if batch_size < MIN_PAIRS_OF_A_RANK * ranks:
         raise UserError(
-            f"{world_size()} processes share a batch of {batch_size} pairs, and each needs {MIN_PAIRS_OF_A_RANK}: "
-            f"give -batch_size {MIN_PAIRS_OF_A_RANK * world_size()} or more, or fewer processes"
+            f"{ranks} processes share a batch of {batch_size} pairs, and each needs {MIN_PAIRS_OF_A_RANK}: "
+            f"give -batch_size {MIN_PAIRS_OF_A_RANK * ranks} or more, or fewer processes"
         )
-    first, last = (batch_size * number // world_size() for number in (rank(), rank() + 1))
-    return first, last - first
+    return -(-batch_size // ranks)
 
 
 def total(values: Tensor) -> Tensor:

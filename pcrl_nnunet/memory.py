@@ -15,13 +15,17 @@ COPIES_OF_WEIGHTS = {"sgd": 3, "adamw": 4}  # weights, gradients, and the optimi
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def estimated_peak(method: PCRLv2, settings: PretrainSettings, channels: int) -> int:
+def estimated_peak(method: PCRLv2, settings: PretrainSettings, channels: int, pairs: int | None = None) -> int:
     """Bytes of a float32 step at the deepest level: the weights' copies, and every tensor that backward keeps.
 
     The step runs on the meta device: it computes shapes, and holds no data. Workspaces of the convolutions and
     memory that an allocator keeps for later are not in it.
+
+    Args:
+        channels: of the image.
+        pairs: of one process; None: the whole batch.
     """
-    views, batch_size = settings.views, settings.batch_size
+    views, batch_size = settings.views, pairs or settings.batch_size
     method = copy.deepcopy(method).to("meta")
     global_shape = (batch_size, 2, channels, *views.global_input_size)
     batch = {

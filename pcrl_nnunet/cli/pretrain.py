@@ -101,10 +101,10 @@ def _pretrain(args: argparse.Namespace) -> None:
     overrides = {name: getattr(args, name) for name in SETTINGS}
     if args.init is not None:
         _check_init(plan, args.init)
-    if args.dry_run:
-        _dry_run(plan, fold, device, overrides, others)
-        return
     spawns = _spawns(args.num_gpus, device)
+    if args.dry_run:
+        _dry_run(plan, fold, device, overrides, others, args.num_gpus)
+        return
     if not distributed.launched() and not register.is_registered():
         try:
             for line in register.register():
@@ -408,6 +408,7 @@ class Measurement:
 
     trainer: Any
     loader: Any
+    pairs: int  # of one process
     estimated_bytes: float  # peak of the network
     peak_bytes: float  # on the GPU, or of the process
     loading: float  # seconds a batch takes one worker
@@ -421,17 +422,20 @@ def measured(
     overrides: dict[str, Any],
     pictures: str | None = None,
     others: dict[str, tuple[str, str]] | None = None,
+    processes: int = 1,
 ) -> Measurement:
     """One step a level on the device, in a results folder that is thrown away.
 
     Args:
         pictures: folder for the views of a few cases.
         others: folder and data identifier of further datasets, by name.
+        processes: that share a batch. The part of one is measured, without what they exchange.
     """
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    from pcrl_nnunet.data import ViewLoader
+    from pcrl_nnunet.data import ViewLoader, make_loader
+    from pcrl_nnunet.distributed import largest_part
     from pcrl_nnunet.memory import estimated_peak
     from pcrl_nnunet.transforms import kernels
 
@@ -441,16 +445,17 @@ def measured(
         trainer = _trainer(plan, fold, device, overrides, others=others)
         trainer.initialize()
         settings, by_depth = trainer.settings, trainer.network.all_levels()
-        views = settings.views
-        estimate = estimated_peak(trainer.network, settings, trainer.num_input_channels)
-        loader = ViewLoader(trainer.cases, views, settings.augmentation, settings.batch_size, settings.seed)
+        pairs, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
+        estimate = estimated_peak(trainer.network, settings, trainer.num_input_channels, pairs)
+        source = (trainer.cases, settings.views, settings.augmentation, pairs, settings.seed)
+        loader = ViewLoader(*source)
         kernels.compile_all()  # once a training, not once a batch
         start = time()
         next(loader)
         loading = time() - start
         if pictures is not None:
             _draw_views(loader, pictures)
-        trainer.dataloader_train = trainer.get_dataloaders()
+        trainer.dataloader_train = make_loader(*source, num_workers=workers, pin_memory=device.type == "cuda")
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
             trainer.train_step(next(trainer.dataloader_train), 0, by_depth[-1])
@@ -464,18 +469,23 @@ def measured(
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
     # the queues of the workers were full: in the long run a step takes no less than its batch
     # (without workers the batch was made within the step)
-    a_step = max(sum(seconds) / len(seconds), loading / max(1, get_allowed_n_proc_DA()))
-    return Measurement(trainer, loader, estimate, peak, loading, a_step)
+    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
+    return Measurement(trainer, loader, pairs, estimate, peak, loading, a_step)
 
 
 def _dry_run(
-    plan: Any, fold: int | str, device: Any, overrides: dict[str, Any], others: dict[str, tuple[str, str]]
+    plan: Any,
+    fold: int | str,
+    device: Any,
+    overrides: dict[str, Any],
+    others: dict[str, tuple[str, str]],
+    processes: int,
 ) -> None:
     """Sizes, estimated and measured memory and hours, and pictures of views."""
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
-    found = measured(plan, fold, device, overrides, pictures, others)
+    found = measured(plan, fold, device, overrides, pictures, others, processes)
     settings, network = found.trainer.settings, found.trainer.network
     views, steps = settings.views, settings.epochs * settings.iters_per_epoch
     print(f"\nDry run of {plan.configuration}, {plan.plans['plans_name']}, {plan.plans['dataset_name']}")
@@ -486,6 +496,9 @@ def _dry_run(
     print(f"  local input           {_x(views.local_input_size)} voxels, {views.num_local} a pair")
     print(f"  spacing               {' x '.join(f'{s:g}' for s in views.spacing)} mm")
     print(f"  batch                 {settings.batch_size} pairs")
+    if processes > 1:
+        print(f"  processes             {processes}; memory and time are of one of them, with {found.pairs} of these")
+        print("                        pairs, without the exchange of gradients")
     print(f"  levels                {len(network.all_levels())}, restoration: {settings.restoration}")
     print(f"  length                {settings.epochs} epochs of {settings.iters_per_epoch} steps")
     where = f"on {device}" if device.type == "cuda" else "for the process"

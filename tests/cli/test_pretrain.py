@@ -67,6 +67,20 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     }  # fmt: skip
 
 
+def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys):
+    estimates = []
+    for number in ("1", "2"):
+        arguments = (*SHORT, "-batch_size", "64", "-device", "cpu", "-num_gpus", number)
+        assert command("-d", "999", "--dry_run", *arguments) == 0
+        out = capsys.readouterr().out
+        assert "batch                 64 pairs" in out
+        assert ("memory and time are of one of them, with 32 of these" in out) == (number == "2")
+        estimates.append(float(re.search(r"([\d.]+) GB estimated", out)[1]))
+    assert estimates[1] == pytest.approx(estimates[0] / 2, abs=0.006)  # it says two digits
+    refused = command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-num_gpus", "3")
+    assert "3 processes share a batch of 4 pairs, and each needs 2" in str(refused)
+
+
 @pytest.mark.parametrize("name", [n for n, m in built_in_methods("3d_fullres", 2, 4).items() if m.pretrain])
 def test_the_ablations_of_a_comparison_are_settings_that_pretrain(command, tiny, monkeypatch, name):
     plan = make_plan(pretrain=dict(built_in_methods("3d_fullres", 2, 4)[name].pretrain))
