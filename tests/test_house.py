@@ -28,7 +28,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"methods"},
     {"crops", "targets"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
-    {"boxes", "config", "distributed", "lock"},
+    {"boxes", "config", "distributed", "files", "lock"},
     {"errors"},
 ]
 
