@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Run every check on an installed copy of this package: ruff, mypy and the whole test suite.
+# Run the checks on an installed copy of this package: ruff, mypy and the test suite.
 #
-#   bash scripts/test.sh [ARGUMENTS OF PYTEST]
+#   bash scripts/test.sh [--long] [ARGUMENTS OF PYTEST]
 #
+# --long          also the tests that take minutes each: every command of README.md and docs/recipes.md, and learning
 # PCRL_VENV       the virtual environment (default: .venv-test in this repository; made if it is not there)
 # PYTHON          the Python it is made with (default: the first from 3.10 on PATH)
 # PCRL_TEST_DATA  a folder of raw nnU-Net datasets; the tests on real data are skipped without it
@@ -18,6 +19,9 @@ export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-1} nnUNet_def_n_proc=${nnUNet_def_n_
 # Threads that wait without spinning: where something else wants the two cores, too, a step is ten times faster.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
+only=(-m "not long")
+if [ "${1:-}" = --long ]; then only=() && shift; fi
+
 cd "$repo"
 say "ruff"
 ruff check .
@@ -31,5 +35,5 @@ if ! pcrl_nnunet_register --check >/dev/null; then
     pcrl_nnunet_register
 fi
 # Two at a time, a thread each.
-OMP_NUM_THREADS=1 pytest --durations=10 -n 2 "$@"
+OMP_NUM_THREADS=1 pytest --durations=10 -n 2 ${only[@]+"${only[@]}"} "$@"
 say "All checks passed"

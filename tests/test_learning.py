@@ -59,6 +59,7 @@ def run(*command: str) -> None:
     subprocess.run([str(program), *command[1:]], check=True, timeout=600, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hippocampus: Path) -> None:
     lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(PAIRS))

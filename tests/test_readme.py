@@ -24,7 +24,7 @@ SCRIPTS = Path(sys.executable).parent
 # Commands that install, or that are whole runs of their own: where they are run instead.
 RUN_ELSEWHERE = {
     "bash scripts/demo.sh": "tests/scripts/test_demo.py runs it, shortened",
-    "bash scripts/test.sh": "this test is a part of it",
+    "bash scripts/test.sh": "this test is a part of it, with --long",
     "pip install .": "scripts/test.sh installs the package so",
 }
 # nnU-Net's commands ask for a GPU by default; the README says to add this where there is none.
@@ -110,6 +110,7 @@ def shorten(preprocessed: Path, features: int | None = None) -> None:
         file.write_text(json.dumps(plan))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str]) -> None:
     check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], env=environment, check=False)

@@ -62,6 +62,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_line_of_the_recipes_runs(home: Path) -> None:
     environment = environment_in(home)
