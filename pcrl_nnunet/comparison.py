@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from glob import escape as glob_escape
 from glob import glob
@@ -573,6 +573,25 @@ class Comparison:
     def is_done(self, run: Run) -> bool:
         """Whether a run has been trained and scored."""
         return _is_whole_json(self.evaluation(run))
+
+    def trained_before(self, run: Run) -> str | None:
+        """Path of the network of a run that was done here with the other part scored; None: there is none.
+
+        Its labelled cases and settings are the same, and what is scored has no part in a training.
+        """
+        other = copy(self)
+        other.scored = "val" if self.scored == "test" else "test"
+        if other._fold_name(run) not in self.folds or not other.is_done(run):
+            return None
+        name = other.plans_name(run)
+        with open(os.path.join(self.preprocessed, self.dataset, f"{name}.json"), encoding="utf-8") as file:
+            same = json.load(file) == json.loads(json.dumps(other._plan(name, self.methods[run.method], run)))
+        path = other.network(run)
+        return path if same and os.path.isfile(path) else None
+
+    def network(self, run: Run) -> str:
+        """Path of a run's trained network."""
+        return os.path.join(self.output(run), "checkpoint_final.pth")
 
     def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
         """What nnU-Net validates by after each epoch, Dice or AUROC, mean over labels, and the iterations.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape, glob
+
+DRAFT = "draft_"
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[str]:
     The path lies beside the file and ends as it does, as libraries tell formats by the ending.
     """
     folder, name = os.path.split(path)
-    draft = os.path.join(folder, f"draft_{os.getpid()}_{name}")
+    draft = os.path.join(folder, f"{DRAFT}{os.getpid()}_{name}")
     try:
         yield draft
         os.replace(draft, path)
@@ -28,3 +31,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole, or not at all."""
     with whole(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
+
+
+def remove_drafts(folder: str) -> None:
+    """Remove what writers have left that were killed; no other one may be at work in the folder."""
+    for path in glob(os.path.join(escape(folder), f"{DRAFT}*")):
+        with suppress(OSError):  # of a folder that is read-only
+            os.remove(path)

@@ -227,6 +227,26 @@ def test_the_scored_part_may_change_and_pretrainings_are_kept(comparison):
     assert on_test.file("results.csv") != on_validation.file("results.csv")
 
 
+@pytest.mark.parametrize(("first", "then"), [("val", "test"), ("test", "val")])
+def test_a_network_that_was_trained_with_the_other_part_scored_is_known(comparison, first, then):
+    runs = [RUNS[0], Run("mine", 2, 0)]
+    own = {"mine": {"pretrain": None, "pseudo_labels": True, "finetune": {"initial_lr": 0.5}}}
+    earlier = comparison(methods=["mine"], own=own, scored=first)
+    this = comparison(methods=["mine"], own=own, scored=then)
+    earlier.prepare(runs)
+    for run in runs:
+        Path(earlier.evaluation(run)).parent.mkdir(parents=True)
+        Path(earlier.network(run)).write_bytes(b"")
+    this.prepare(runs)
+    for run in runs:
+        assert this.trained_before(run) is None  # not known to have come to its end
+        Path(earlier.evaluation(run)).write_text("{}")
+        assert this.trained_before(run) == earlier.network(run)
+        assert this.trained_before(Run(run.method, 3, 0)) is None
+    own["mine"]["finetune"]["initial_lr"] = 0.25
+    assert comparison(methods=["mine"], own=own, scored=then).trained_before(runs[1]) is None
+
+
 def test_runs_that_need_cases_that_are_not_there_are_known_before(comparison):
     this = comparison("semi")
     everything = len(this.split.train)

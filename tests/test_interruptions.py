@@ -34,6 +34,27 @@ def step(self, batch, number, *rest):
 PCRLPretrainTrainer.train_step = step
 pretrain.main_entry()
 """
+# Our command, killed within its second save: when the draft is written and not yet flushed to disk, or when the file of
+# the first save has its other name and the draft not yet its own.
+KILLED_WITHIN_A_SAVE = """
+import os, signal, sys
+from pcrl_nnunet.cli import pretrain, register
+register.is_registered = lambda: True
+where, fsync, replace, saves = sys.argv.pop(1), os.fsync, os.replace, []
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+def counted(file):
+    saves.append(file)
+    if where == "draft" and len(saves) == 2:
+        kill()
+    fsync(file)
+def renamed(source, target):
+    replace(source, target)
+    if where == "renamed" and target.endswith("checkpoint_previous.pth"):
+        kill()
+os.fsync, os.replace = counted, renamed
+pretrain.main_entry()
+"""
 
 
 class Pretraining:
@@ -44,7 +65,10 @@ class Pretraining:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "2"}
 
     def start(self, *more: str, wait_at: int = -1) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", CODE, str(wait_at), str(self.done), *COMMAND, *more]
+        return self.process(CODE, str(wait_at), str(self.done), *COMMAND, *more)
+
+    def process(self, *code_and_arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", *code_and_arguments]
         options = {
             "stdout": subprocess.PIPE,
             "stderr": subprocess.STDOUT,
@@ -125,3 +149,19 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     weights = pretraining.weights()
     assert weights.keys() == whole.keys()
     assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "there"), [("draft", checkpoint.LATEST), ("renamed", checkpoint.PREVIOUS)])
+def test_killed_within_a_save_it_goes_on_from_the_save_before_and_clears_up(pretraining, where, there):
+    killed = pretraining.process(KILLED_WITHIN_A_SAVE, where, *COMMAND)
+    out, _ = killed.communicate(timeout=200)
+    assert killed.returncode == -signal.SIGKILL, out
+    (state,) = pretraining.results.rglob(there)
+    (draft,) = state.parent.glob(f"draft_*_{checkpoint.LATEST}")
+    assert draft.stat().st_size > 1000
+
+    assert f"Continuing after step {STEPS}\n" in pretraining.run("--c")
+    assert pretraining.steps() == list(range(STEPS, EPOCHS * STEPS))
+    assert not draft.exists()
+    pretraining.weights()  # no other file of weights is left

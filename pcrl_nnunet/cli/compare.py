@@ -37,10 +37,17 @@ main_entry()
 """
 # nnU-Net's command would take all cores for each of several runs at a time
 TRAIN = f"""{_CHILD}
+import os, shutil
 import torch
-threads, device, dataset, configuration, fold, trainer, plans = sys.argv[1:]
+from pcrl_nnunet.files import whole
+threads, device, dataset, configuration, fold, trainer, plans, target, trained = sys.argv[1:]
 if device == "cpu":
     torch.set_num_threads(int(threads))
+if trained and not os.path.exists(target):  # nnU-Net goes on after its last epoch: with scoring
+    print(f"Trained before, as {{trained}}; only scored now", flush=True)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with whole(target) as draft:
+        shutil.copyfile(trained, draft)
 from nnunetv2.run.run_training import run_training
 run_training(dataset, configuration, fold, trainer, plans, continue_training=True, device=torch.device(device))
 """
@@ -300,6 +307,7 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
             after = (name,)
         command = (sys.executable, "-c", TRAIN, *common, comparison.dataset, comparison.plan.configuration)
         command += (str(comparison.fold(run)), comparison.trainer(run), comparison.plans_name(run))
+        command += (comparison.network(run), comparison.trained_before(run) or "")
         jobs[str(run)] = Job(str(run), command, partial(comparison.is_done, run), after)
     return list(jobs.values())
 
@@ -430,7 +438,8 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
                 a_step[kind] = pretrain.measured(plan, comparison.pretraining_fold(run), device, {}).seconds_a_step
             settings = pretrain_settings(plan.plans, configuration, plan.resolved)
             hours[name] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
-        if not comparison.is_done(run) and comparison.methods[run.method].shortcut is None:
+        to_train = not comparison.is_done(run) and comparison.trained_before(run) is None
+        if to_train and comparison.methods[run.method].shortcut is None:
             plan = load_plan(comparison.dataset, comparison.plans_name(run), configuration)
             kind = "training with labels"
             if kind not in a_step:

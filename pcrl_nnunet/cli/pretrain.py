@@ -245,11 +245,13 @@ def _check_init(plan: Any, path: str) -> None:
 def _run(trainer: Any, continue_training: bool) -> None:
     from pcrl_nnunet import distributed
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.files import remove_drafts
     from pcrl_nnunet.lock import locked
     from pcrl_nnunet.trainers import output_folder
 
     def prepared() -> str | None:
         _refuse_fitted(trainer)
+        remove_drafts(trainer.output_folder)
         if continue_training:
             return _to_continue_from(trainer)
         _keep_unfinished(trainer)

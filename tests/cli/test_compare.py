@@ -70,6 +70,8 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
 
         done = run(environment)
         assert done.returncode == 0, done.stdout + done.stderr
+        other_part = run(environment, "-scored", "val", "-methods", "pcrlv2")
+        assert other_part.returncode == 0, other_part.stdout + other_part.stderr
     finally:
         if not registered:
             register.undo()
@@ -83,7 +85,10 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     assert set(scores["case"]) == set(description["split"]["test"])
 
     # nnU-Net's own measure of a prediction, against a Dice that is counted here
-    (scratch,) = (folder / "nnUNet_results" / DATASET).glob("PCRLScratchTrainer__*scratch_2_0__*/fold_*/validation")
+    fold = list(description["folds"]).index("2_0_test")
+    (scratch,) = (folder / "nnUNet_results" / DATASET).glob(
+        f"PCRLScratchTrainer__*scratch_2_0__*/fold_{fold}/validation"
+    )
     case = description["split"]["test"][0]
     prediction, truth = (
         sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -99,8 +104,15 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
     assert not list(folder.rglob("checkpoint_best.pth"))
     assert done.stdout.strip().splitlines()[-1].startswith("Whether pcrlv2 pays is undecided, more subsets")
-    (log,) = (folder / "nnUNet_results" / DATASET).glob("PCRLFinetuneTrainer__*/fold_*/transfer.json")
+    (log,) = (folder / "nnUNet_results" / DATASET).glob(f"PCRLFinetuneTrainer__*/fold_{fold}/transfer.json")
     assert json.loads(log.read_text())["validation_cases_seen"] == []
+
+    assert set(pd.read_csv(folder / "results_val.csv")["case"]) == set(description["split"]["val"])
+    trained, scored_again = (
+        torch.load(file, weights_only=False)["network_weights"]
+        for file in sorted(folder.rglob("PCRLFinetuneTrainer__*/fold_*/checkpoint_final.pth"))
+    )
+    assert all(torch.equal(trained[name], scored_again[name]) for name in trained)
 
     files = {path: path.stat().st_mtime for path in folder.rglob("*.pth")}
     again = run(environment)
