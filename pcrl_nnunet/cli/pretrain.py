@@ -105,7 +105,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         _dry_run(plan, fold, device, overrides, others, args.num_gpus)
         return
-    if not distributed.launched() and not register.is_registered():
+    first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"  # machines have an nnU-Net each
+    if first_here and not register.is_registered():
         try:
             for line in register.register():
                 print(line)

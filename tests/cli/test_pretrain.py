@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import sys
+from contextlib import nullcontext
 
 import blosc2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint
+from pcrl_nnunet import checkpoint, distributed
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.comparison import built_in_methods
 from pcrl_nnunet.errors import UserError
@@ -272,6 +273,18 @@ def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypa
     monkeypatch.setattr(register, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
     assert command("-d", "999", *SHORT) == 0
     assert "Registered with nnU-Net: wrote bridge.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("local_rank", "calls"), [("0", 1), ("1", 0)])
+def test_of_the_processes_of_a_machine_the_first_registers(command, monkeypatch, local_rank, calls):
+    made: list[str] = []
+    monkeypatch.setattr(register, "is_registered", lambda: False)
+    monkeypatch.setattr(register, "register", lambda: made.append("bridge") or [])
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+    monkeypatch.setattr(distributed, "process_group", nullcontext)  # of this process alone
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert command("-d", "999", *SHORT) == 0
+    assert len(made) == calls
 
 
 @pytest.mark.parametrize(
