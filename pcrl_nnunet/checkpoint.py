@@ -36,6 +36,7 @@ STATE_FORMAT = "pcrl_nnunet/state/3"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"
+DAMAGED = "checkpoint_damaged.pth"  # a latest one that could not be read, until the training is done
 
 # What nnU-Net's own checkpoints hold besides tensors and plain values: scores, as numpy's numbers. They are data.
 _SCALAR = np.float32(0).__reduce__()[0]

@@ -164,7 +164,8 @@ class ViewLoader(SlimDataLoaderBase):
         self.batches_done = 0
         self.views = views
         weights = np.array([case.weight for case in cases])
-        self._up_to = None if len(set(weights)) <= 1 else np.cumsum(weights) / weights.sum()
+        up_to = np.cumsum(weights)
+        self._up_to = None if len(set(weights)) <= 1 else up_to / up_to[-1]
         self._last_read: tuple[tuple[int, int], Case, Window] | None = None
         self.transform = Compose(
             [

@@ -12,9 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,29 @@ def plan_and_preprocess(
     return bad
 
 
+def _is_newer(path: str, files: Sequence[str]) -> bool:
+    """Whether there is a file that was written after the others."""
+    return os.path.isfile(path) and all(os.path.getmtime(path) >= os.path.getmtime(file) for file in files)
+
+
+@contextmanager
+def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
+    """nnUNet_raw with the dataset as planning has described it, with its labels and the number of its cases.
+
+    nnU-Net's planners read them from there, and copy them over those of the preprocessed dataset.
+    """
+    before, name = os.environ["nnUNet_raw"], os.path.basename(raw_folder)
+    with tempfile.TemporaryDirectory() as root:
+        os.mkdir(os.path.join(root, name))
+        os.symlink(os.path.abspath(os.path.join(raw_folder, "imagesTr")), os.path.join(root, name, "imagesTr"))
+        shutil.copyfile(os.path.join(preprocessed_folder, "dataset.json"), os.path.join(root, name, "dataset.json"))
+        os.environ["nnUNet_raw"] = root
+        try:
+            yield
+        finally:
+            os.environ["nnUNet_raw"] = before
+
+
 def _make_masks(
     scans: Sequence[Scan],
     reader: Any,
@@ -151,7 +176,7 @@ def _make_masks(
     progress: bool,
 ) -> list[SetAside]:
     todo = {scan: os.path.join(folder, scan.name + ending) for scan in scans}
-    todo = {scan: path for scan, path in todo.items() if not os.path.isfile(path)}
+    todo = {scan: path for scan, path in todo.items() if not _is_newer(path, scan.files)}
     bad = []
     try:
         futures = {pool.submit(write_mask, scan, reader, path): scan for scan, path in todo.items()}

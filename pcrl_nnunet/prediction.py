@@ -120,7 +120,9 @@ def write_evaluation(table: pd.DataFrame, targets: Targets, samples: np.ndarray,
     groups = np.array([targets.patient.get(name, name) for name in targets.case[samples]])
     found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(targets.names)}
     figures.roc(truth, score, targets.names, found, os.path.join(folder, "roc.png"))
-    write_text(os.path.join(folder, EVALUATION), json.dumps(found, indent=4))
+    # JSON knows no NaN, which an AUROC of one class is
+    written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
+    write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
     return [
         f"AUROC of {name}: {value['auroc']:.3f}, 95 % interval {value['low']:.3f} to {value['high']:.3f} "
         f"({value['positive']} of {value['known']} positive)"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from sklearn.model_selection import StratifiedGroupKFold
+from pandas.errors import ParserWarning
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.errors import UserError
@@ -36,7 +39,7 @@ GEOMETRY = (
     *("sitk_stuff", "nibabel_stuff", "spacing"),
     *("bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"),
 )
-UNKNOWN_WORDS = ("na", "n/a", "nan", "null")  # in a table; of a class nobody thinks so
+UNKNOWN_WORDS = ("na", "n/a", "nan", "null", "?")  # in a table; of a class nobody thinks so
 NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
 SPLITS = "splits_final.json"
 MAX_CLASSES = 100  # more different values are no classes, but a measurement
@@ -126,6 +129,9 @@ def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, l
     """nnU-Net's five folds, with all cases of a patient in one, and as many positives in each as can be.
 
     These are of the last class that a case has, of labels of the rarest.
+
+    Raises:
+        UserError: there are fewer patients than folds.
     """
     of_names = {name: 0 for name in names}
     value = np.nan_to_num(targets.value)
@@ -134,7 +140,14 @@ def split_by_patient(names: Sequence[str], targets: Targets) -> list[dict[str, l
         if name in of_names:
             of_names[str(name)] = max(of_names[str(name)], int(of_sample))
     groups = [targets.patient.get(name, name) for name in names]
+    if len(set(groups)) < NUM_FOLDS:
+        raise UserError(
+            f"the cases are of {len(set(groups))} patients, too few for nnU-Net's {NUM_FOLDS} folds; write a {SPLITS} "
+            f"with fewer into the dataset's folder in nnUNet_preprocessed"
+        )
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED)
+    if max(Counter(of_names.values()).values()) < NUM_FOLDS:  # no class has a case for every fold
+        folds = GroupKFold(NUM_FOLDS)
     return [
         {"train": [names[i] for i in train], "val": [names[i] for i in held_out]}
         for train, held_out in folds.split(names, list(of_names.values()), groups)
@@ -190,9 +203,15 @@ def read_points(path: str, cases: Sequence[str]) -> tuple[np.ndarray, np.ndarray
 
 def _read(path: str, needed: Sequence[str]) -> pd.DataFrame:
     """All of it as text."""
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "index_col": False}
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' own errors are of the latter kind
+        header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
+        if header.duplicated().any():  # pandas would give them other names
+            raise ValueError(f"two columns are called '{header[header.duplicated()].iloc[0]}'")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # lines that are longer than that of the names
+            table = pd.read_csv(path, **options)
+    except (OSError, ValueError, ParserWarning) as error:  # pandas' own errors are of the second kind
         raise UserError(f"{path} cannot be read ({error}); expected a table with commas and a line of names") from error
     table = table.apply(lambda column: column.str.strip())
     missing = [name for name in needed if name not in table]
@@ -218,6 +237,13 @@ def _parse(path: str, kind: Kind) -> Targets:
         raise UserError(f"{path} has more than one line for case {twice}; keep one")
     point = _coordinates(path, table) if kind == "candidates" else None
     exclusive, names, value = _values(path, table[labels])
+    columns = [case, *(COORDINATES if kind == "candidates" else ()), *names, *(f"p_{name}" for name in names)]
+    twice = [name for name, number in Counter(columns).items() if number > 1]
+    if twice:
+        raise UserError(
+            f"{path} has a label or class '{twice[0]}', which is the name of another column of predictions.csv "
+            f"({', '.join(columns)}); give it another name"
+        )
     patient = {}
     if PATIENT in table:
         of_case = table.groupby(case)[PATIENT].unique()

@@ -1,7 +1,12 @@
+import pickle
+
+import blosc2
 import numpy as np
 import pytest
 
-from pcrl_nnunet.crops import crop_size, cut, tiles
+from pcrl_nnunet.crops import ClassificationLoader, crop_size, cut, tiles
+from pcrl_nnunet.data import Case
+from pcrl_nnunet.targets import Targets
 
 
 def image(*shape):
@@ -62,3 +67,42 @@ def test_a_smaller_image_lies_in_the_middle_of_its_patch():
 def test_millimetres_become_voxels_of_each_axis():
     assert crop_size(40.0, (2.5, 0.8, 0.8)) == (16, 50, 50)
     assert crop_size(1.0, (5.0, 1.0)) == (1, 1)
+
+
+@pytest.fixture
+def point_in_an_image_of_places(tmp_path):
+    """A case whose image holds, in three channels, each voxel's place; a point at 9 7 8 (Z Y X), and a loader of it."""
+    image = np.indices((18, 16, 20)).astype(np.float32)
+    blosc2.asarray(image, urlpath=str(tmp_path / "c.b2nd"))
+    geometry = {"origin": (0.0,) * 3, "spacing": (1.0,) * 3, "direction": tuple(np.eye(3).ravel())}
+    properties = {"sitk_stuff": geometry, "bbox_used_for_cropping": [[0, n] for n in image.shape[1:]]}
+    properties["shape_after_cropping_and_before_resampling"] = image.shape[1:]
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(properties))
+    targets = Targets(
+        "candidates", ("class",), False, np.array(["c"]), np.array([[8.0, 7.0, 9.0]]), np.ones((1, 1)), {}
+    )
+
+    def loader(size, jitter):
+        cases = {"c": Case("c", str(tmp_path / "c.b2nd"))}
+        batch = 60
+        return ClassificationLoader(
+            cases, targets, np.array([0]), batch, size, size, lambda **given: given, False, (0, 1, 2), jitter
+        )
+
+    return loader
+
+
+@pytest.mark.parametrize("jitter", [(2.0, 0.0, 3.0), (0.0, 0.0, 0.0)])
+def test_crops_lie_around_their_point_as_far_as_they_may(point_in_an_image_of_places, jitter):
+    images = next(point_in_an_image_of_places((4, 6, 4), jitter))["data"].numpy()
+    middle = images[:, :, 2, 3, 2] - [9, 7, 8]
+    assert (np.abs(middle) <= np.array(jitter) + 0.5).all()
+    assert (np.abs(middle).max(0) >= np.floor(np.array(jitter))).all()
+    assert ((middle.min(0) < 0) == (np.array(jitter) > 0)).all()  # to both sides
+
+
+def test_in_2d_a_crop_moves_within_the_slice_of_its_point(point_in_an_image_of_places):
+    images = next(point_in_an_image_of_places((6, 4), (2.0, 2.0)))["data"].numpy()
+    assert images.shape == (60, 3, 6, 4)
+    assert (images[:, 0] == 9).all()
+    assert len(np.unique(images[:, 1, 3, 2])) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -93,10 +94,12 @@ class Pretraining:
             time.sleep(0.1)
         raise AssertionError(f"step {step} was not reached: {self.steps()}")
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def result(self) -> dict[str, torch.Tensor]:
+        """All weights, the decoder's and the heads' too, and the loss."""
         (final,) = self.results.rglob(checkpoint.FINAL)
         assert [path.name for path in final.parent.glob("*.pth")] == [checkpoint.FINAL]
-        return torch.load(final, weights_only=True)["network_weights"]
+        content = torch.load(final, weights_only=True)
+        return content["network_weights"] | content["method_weights"] | {"loss": torch.tensor(content["loss"])}
 
 
 @pytest.fixture
@@ -115,25 +118,28 @@ def alive(group: int) -> bool:
 @pytest.mark.slow
 def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(pretraining):
     pretraining.run()
-    whole = pretraining.weights()
-    assert pretraining.steps() == list(range(EPOCHS * STEPS))
+    whole, last = pretraining.result(), EPOCHS * STEPS - 1
+    assert pretraining.steps() == list(range(last + 1))
     (final,) = pretraining.results.rglob(checkpoint.FINAL)
     final.unlink()
     pretraining.done.unlink()
+    seed = random.randrange(1000)
+    print(f"seed {seed}")  # noqa: T201  (shown where it fails)
+    at_sigterm, at_sigkill = sorted(random.Random(seed).sample(range(last), 2))
 
-    stopped = pretraining.start(wait_at=8)  # in the second epoch
-    pretraining.wait_for(8)
+    stopped = pretraining.start(wait_at=at_sigterm)
+    pretraining.wait_for(at_sigterm)
     os.killpg(stopped.pid, signal.SIGTERM)  # to its workers, too
     out, _ = stopped.communicate(timeout=200)
     assert stopped.returncode == 0, out
-    assert "Stopped by SIGTERM after step 9, saved as" in out
+    assert f"Stopped by SIGTERM after step {at_sigterm + 1}, saved as" in out
     assert out.rstrip().endswith(f"{' '.join(COMMAND)} --c")
     (report,) = pretraining.results.rglob("report.html")
-    assert f"<dd>9 of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
+    assert f"<dd>{at_sigterm + 1} of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
     assert not alive(stopped.pid)
 
-    killed = pretraining.start("--c", wait_at=15)  # in the third
-    pretraining.wait_for(15)
+    killed = pretraining.start("--c", wait_at=at_sigkill)
+    pretraining.wait_for(at_sigkill)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate(timeout=200)
     for _ in range(100):  # its workers end with it
@@ -142,13 +148,14 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
         time.sleep(0.1)
     assert not alive(killed.pid)
 
-    assert "Continuing after step 12" in pretraining.run("--c")
-    # nothing is repeated after SIGTERM, and after SIGKILL what came after the last epoch's end
-    assert pretraining.steps() == [*range(16), *range(12, EPOCHS * STEPS)]
+    saved = max(at_sigterm + 1, at_sigkill // STEPS * STEPS)  # the last epoch's end, unless SIGTERM came later
+    assert f"Continuing after step {saved}" in pretraining.run("--c")
+    # nothing is repeated after SIGTERM, and after SIGKILL what came after the last save
+    assert pretraining.steps() == [*range(at_sigkill + 1), *range(saved, last + 1)]
     assert f"<dd>{EPOCHS * STEPS} of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
-    weights = pretraining.weights()
-    assert weights.keys() == whole.keys()
-    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+    result = pretraining.result()
+    assert result.keys() == whole.keys()
+    assert all(torch.equal(result[name], whole[name]) for name in whole)
 
 
 @pytest.mark.slow
@@ -164,4 +171,4 @@ def test_killed_within_a_save_it_goes_on_from_the_save_before_and_clears_up(pret
     assert f"Continuing after step {STEPS}\n" in pretraining.run("--c")
     assert pretraining.steps() == list(range(STEPS, EPOCHS * STEPS))
     assert not draft.exists()
-    pretraining.weights()  # no other file of weights is left
+    pretraining.result()  # no other file of weights is left

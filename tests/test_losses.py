@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
+from pcrl_nnunet.losses import classification_loss, comparison_loss, local_comparison_loss, restoration_loss
 
 
 def test_restoration_is_the_mean_squared_difference():
@@ -39,3 +39,39 @@ def test_the_local_term_is_the_mean_over_all_pairs_of_views():
     v_g, p_g = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
     pairs = [comparison_loss(v_l[:, k], p_l[:, k], v_g[:, m], p_g[:, m]) for k in range(6) for m in range(2)]
     assert local_comparison_loss(v_l, p_l, v_g, p_g) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-6)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("weight", [None, (3.0, 0.5)])
+def test_of_labels_only_what_is_known_counts_positives_by_their_weight(weight):
+    logits = torch.tensor([[1.5, -2.0], [0.3, 4.0], [-1.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[1.0, NAN], [0.0, 0.0], [NAN, 1.0]])
+    p = torch.sigmoid(logits.detach())
+    a, b = weight or (1.0, 1.0)
+    known = [-a * p[0, 0].log(), -(1 - p[1, 0]).log(), -(1 - p[1, 1]).log(), -b * p[2, 1].log()]
+    loss = classification_loss(logits, target, False, None if weight is None else torch.tensor(weight))
+    assert loss.item() == pytest.approx(float(sum(known)) / 4, rel=1e-5)
+    loss.backward()
+    assert (logits.grad != 0).tolist() == (~target.isnan()).tolist()
+
+
+@pytest.mark.parametrize("weight", [None, (3.0, 0.5, 1.0)])
+def test_of_exclusive_classes_it_is_the_weighted_cross_entropy_of_known_samples(weight):
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 0.0], [3.0, 1.0, 1.0]])
+    target = torch.tensor([[0.0, 1.0, 0.0], [NAN, NAN, NAN], [1.0, 0.0, 0.0]])
+    log_p = logits.log_softmax(1)
+    w = weight or (1.0, 1.0, 1.0)
+    expected = -(w[1] * log_p[0, 1] + w[0] * log_p[2, 0]) / (w[0] + w[1])
+    loss = classification_loss(logits, target, True, None if weight is None else torch.tensor(weight))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_where_nothing_is_known_there_is_nothing_to_learn(exclusive):
+    logits = torch.randn(4, 2, requires_grad=True)
+    loss = classification_loss(logits, torch.full((4, 2), NAN), exclusive)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()

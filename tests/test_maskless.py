@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pcrl_nnunet.maskless import foreground, has_masks, write_mask
+from pcrl_nnunet.maskless import _is_newer, foreground, has_masks, write_mask
 from pcrl_nnunet.scans import Scan
 
 
@@ -49,3 +49,15 @@ def test_masks_are_looked_for_where_nnunet_does(tmp_path):
     (tmp_path / "labelsTr").mkdir()
     assert has_masks(str(tmp_path), {})
     assert not has_masks(str(tmp_path), {"dataset": {"a": {"images": []}}})
+
+
+def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
+    image, mask = tmp_path / "x_0000.nii.gz", tmp_path / "x.nii.gz"
+    image.write_bytes(b"")
+    assert not _is_newer(str(mask), [str(image)])
+    mask.write_bytes(b"")
+    os.utime(image, (1000, 1000))
+    os.utime(mask, (2000, 2000))
+    assert _is_newer(str(mask), [str(image)])
+    os.utime(image, (3000, 3000))  # replaced since
+    assert not _is_newer(str(mask), [str(image)])

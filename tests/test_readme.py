@@ -12,8 +12,10 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from skimage.io import imsave
 
 from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
 
@@ -49,7 +51,10 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home folder with what the README takes for granted: datasets 4 and 16, new and unlabelled scans."""
+    """A user's home folder with what the README takes for granted.
+
+    Datasets 4 and 16, new and unlabelled scans; dataset 60 without masks and images to classify.
+    """
     phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(tmp_path / "nnUNet_raw"), "-np", "1"]
     for number, cases in (("4", "6"), ("16", "3")):
         counts = ["-d", number, "-cases", cases, "-test", "1", "-unlabelled", "2"]
@@ -57,7 +62,21 @@ def home(tmp_path: Path) -> Path:
     raw = tmp_path / "nnUNet_raw" / "Dataset004_PhantomOrgan"
     shutil.move(raw / "imagesTs", tmp_path / "new_scans")
     shutil.move(raw / "imagesUn", tmp_path / "unlabelled_scans")
+    write_photographs(tmp_path / "nnUNet_raw" / "Dataset060_Photographs", tmp_path / "IMAGES")
     return tmp_path
+
+
+def write_photographs(raw: Path, new: Path) -> None:
+    """A 2D dataset without masks: discs, of which some are large."""
+    y, x = np.ogrid[:64, :64]
+    for i in range(8):
+        folder = new if i > 6 else raw / "imagesTr"
+        folder.mkdir(parents=True, exist_ok=True)
+        disc = 200.0 * ((y - 32) ** 2 + (x - 32) ** 2 < (10 + 10 * (i % 2)) ** 2)
+        noise = np.random.default_rng(i).normal(20, 5, disc.shape)
+        imsave(folder / f"photo_{i}_0000.png", (disc + noise).clip(0, 255).astype(np.uint8), check_contrast=False)
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "grey"}, "file_ending": ".png"}))
+    (raw / "classes.csv").write_text("case,large\n" + "".join(f"photo_{i},{i % 2}\n" for i in range(7)))
 
 
 @pytest.fixture
@@ -88,7 +107,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
     command += SHORTER.get(command, "")
     if command.startswith("nnUNetv2_plan_and_preprocess"):
         command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start
-    if "_plan_" in command:
+    if "preprocess" in command:
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])
     start = time()
@@ -132,6 +151,7 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
 
     assert unlabelled_done
     assert len(list((home / "predictions").glob("case_ts_*.nii.gz"))) == 1
+    assert (home / "predictions.csv").read_text().startswith("case,p_large\nphoto_7,0.")
     check_where_files_land(home)
 
 

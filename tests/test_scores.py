@@ -9,6 +9,7 @@ from pcrl_nnunet.scores import (
     PREDICTION_COLUMNS,
     AurocScores,
     DiceScores,
+    auroc_interval,
     interval,
     of_differences,
     shortcut_warning,
@@ -191,3 +192,34 @@ def test_of_a_draw_without_a_rare_labels_positives_the_other_labels_count():
     given.loc[given["label"] == "rare", "truth"] = (given["sample"] == 0).astype(float)
     found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
     assert np.isfinite(found.resampled).all()  # a third of the draws have no positive of the rare one
+
+
+def of_80():
+    rng = np.random.default_rng(3)
+    truth = (rng.random(80) < 0.4).astype(float)
+    return truth, rng.normal(truth, 1.2)
+
+
+def test_the_interval_of_an_auroc_is_that_of_another_bootstrap():
+    truth, score = of_80()
+    found = auroc_interval(truth, score, np.arange(80).astype(str))
+    other = stats.bootstrap(
+        (truth, score), roc_auc_score, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=1
+    ).confidence_interval
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, score))
+    assert (found["low"], found["high"]) == pytest.approx((other.low, other.high), abs=0.02)
+    assert (found["known"], found["positive"]) == (80, truth.sum())
+
+
+def test_samples_of_a_patient_are_drawn_together_and_unknown_ones_count_for_nothing():
+    truth, score = of_80()
+    alone = auroc_interval(truth, score, np.arange(80))
+    five_of_each = [np.repeat(values, 5) for values in (truth, score)]
+    assert auroc_interval(*five_of_each, np.repeat(np.arange(80), 5)) == {
+        **alone, "known": 400, "positive": 5 * alone["positive"],
+    }  # fmt: skip
+    as_if_independent = auroc_interval(*five_of_each, np.arange(400))
+    assert as_if_independent["high"] - as_if_independent["low"] < 0.6 * (alone["high"] - alone["low"])
+    with_unknown = [np.append(truth, [np.nan] * 9), np.append(score, np.arange(9))]
+    assert auroc_interval(*with_unknown, np.arange(89))["auroc"] == alone["auroc"]
+    assert np.isnan(auroc_interval(np.ones(4), np.arange(4.0), np.arange(4))["auroc"])

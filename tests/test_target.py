@@ -26,9 +26,10 @@ from tiny_dataset import write_source, write_target
 from pcrl_nnunet import checkpoint, unlabelled
 from pcrl_nnunet.cli import preprocess, pretrain, register
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.data import Case, ViewLoader, find_cases
+from pcrl_nnunet.data import Case, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.target import Source, plan_for, read_source
+from pcrl_nnunet.trainers import pretrain as trainer
 from pcrl_nnunet.trainers.pretrain import of_several
 from pcrl_nnunet.transfer import cases_seen
 
@@ -442,7 +443,9 @@ def test_it_pretrains_and_the_checkpoint_says_what_it_is(
     )
 
 
-def test_several_datasets_pretrain_one_network(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_datasets_pretrain_one_network(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     other, third = "Dataset017_Knees", "Dataset018_Many"
     write_source(home, SOURCE, {f"scan_{k}": mri(k, 18) for k in range(3)}, "MRI")
     write_source(home, other, {f"scan_{k}": mri(9 + k, 18) for k in range(2)}, "MRI")
@@ -457,8 +460,24 @@ def test_several_datasets_pretrain_one_network(home: Path, capsys: pytest.Captur
     assert f"{third} has 2 channels and {SOURCE} 1" in run(pretrain, "-d", "16", "18", *command)
     assert f"-d has {other} more than once" in run(pretrain, "-d", "16", "17", other, *command)
     capsys.readouterr()
+    of_other = home / "preprocessed" / other / f"{NAME}.json"
+    plan = of_other.read_text()
+    changed = json.loads(plan)
+    changed["configurations"]["3d_fullres"]["spacing"] = [9, 1, 1]
+    of_other.write_text(json.dumps(changed))  # as before the target was planned anew
+    message = run(pretrain, "-d", "16", "17", *command)
+    assert re.search(rf"{other} was preprocessed with a spacing of \[9, 1, 1\].*preprocess -d 17 -target 42", message)
+    of_other.write_text(plan)
+    drawn_from: list[list[Case]] = []
+
+    def loader(cases: list[Case], *args: Any, **kwargs: Any) -> Any:
+        drawn_from.append(cases)
+        return make_loader(cases, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "make_loader", loader)
     assert run(pretrain, "-d", "16", "17", *command) == 0
     assert f"and 2 of {other}" in capsys.readouterr().out
+    assert [case.weight for case in drawn_from[0]] == pytest.approx([3**-0.5] * 3 + [2**-0.5] * 2)
     path = home / "results" / SOURCE / f"PCRLPretrainTrainer__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
     content = checkpoint.read(str(path))
     assert content["datasets"] == [SOURCE, other]

@@ -10,7 +10,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from skimage.transform import resize
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.targets import Drawing, outside, read_targets, to_voxels
+from pcrl_nnunet.targets import Drawing, outside, read_targets, split_by_patient, to_voxels
 
 
 def write(folder, name, text):
@@ -69,6 +69,11 @@ def test_points_are_read_as_luna_writes_them(tmp_path):
             "one patient for case x",
         ),
         ("candidates", "", "cannot be read"),
+        ("classes", "case,a\nx,1\ny,?\n", "'\\?' in column a; leave a cell empty"),
+        ("classes", "case,a,a\nx,1,0\ny,0,0\n", "two columns are called 'a'"),
+        ("classes", "case,a\nx,1,\ny,0,\n", "cannot be read .*Length of header"),
+        ("classes", "case,group\nx,case\ny,control\n", "class 'case', which is the name of another column"),
+        ("classes", "case,a,p_a\nx,1,0\ny,0,1\n", "class 'p_a', which is the name of another column"),
         ("classes", "case,a\nx,1\ny,NA\n", "'NA' in column a; leave a cell empty where a value is unknown"),
     ],
 )
@@ -185,3 +190,21 @@ def test_a_point_is_found_in_images_that_nibabel_reads(tmp_path, reader):
 def test_a_point_more_than_a_voxel_beyond_the_image_is_outside():
     points = np.array([[0, 0, 0], [-1, 2, 2], [-1.1, 2, 2], [3, 4, 5.0], [3, 4, 6.1]])
     assert list(outside(points, (4, 5, 6))) == [False, False, True, False, True]
+
+
+def of_patients(tmp_path, lines):
+    targets = read_targets(write(tmp_path, "classes", "case,kind,patient\n" + "".join(lines)))
+    return split_by_patient([line.split(",")[0] for line in lines], targets)
+
+
+def test_classes_of_fewer_cases_than_folds_are_split_by_patient_too(tmp_path):
+    folds = of_patients(tmp_path, [f"c{i},{'abc'[i % 3]},p{i // 2}\n" for i in range(12)])
+    assert sorted(name for fold in folds for name in fold["val"]) == sorted(f"c{i}" for i in range(12))
+    for fold in folds:
+        patients = [{int(name[1:]) // 2 for name in fold[part]} for part in ("train", "val")]
+        assert not patients[0] & patients[1]
+
+
+def test_fewer_patients_than_folds_are_said(tmp_path):
+    with pytest.raises(UserError, match=r"are of 4 patients, too few for nnU-Net's 5 folds; write a splits_final.json"):
+        of_patients(tmp_path, [f"c{i},{i % 2},p{i % 4}\n" for i in range(24)])

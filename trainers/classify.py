@@ -115,7 +115,9 @@ class _Classification(PCRLScratchTrainer):
         train, _ = self.samples()
         weight = None
         if self.classify.class_weights:
-            weight = torch.tensor(self.targets.class_weights(train), dtype=torch.float32, device=self.device)
+            with self._or_nothing_left_behind():
+                weights = self.targets.class_weights(train)
+            weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
         return lambda logits, target: classification_loss(logits, target, self.targets.exclusive, weight)
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -123,7 +125,8 @@ class _Classification(PCRLScratchTrainer):
         base, patient = self.preprocessed_dataset_folder_base, self.targets.patient
         if self.fold != "all":  # every rank: which one comes first, all write the same
             names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
-            made = write_split_by_patient(names, self.targets, base)
+            with self._or_nothing_left_behind():
+                made = write_split_by_patient(names, self.targets, base)
             if made is not None:
                 self.print_to_log_file(f"Wrote {made}: folds by patient")
         train, validation = super().do_split()

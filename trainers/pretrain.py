@@ -8,8 +8,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -131,18 +131,31 @@ class PretrainingCases:
         return set(splits[int(fold)]["val"])
 
 
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """A list that SIGTERM puts something into, instead of ending the process (in the main thread, which hears it)."""
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield heard
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        yield heard
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Terminated(BaseException):
+    """SIGTERM came where there is no step to finish."""
+
+
+class _Sigterm:
+    """Within it, SIGTERM does not end the process (in the main thread, which hears it)."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self.at_once = True  # raises `_Terminated`; False: whoever looks at `heard` stops in time
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.heard = True
+        if self.at_once:
+            raise _Terminated
+
+    def __enter__(self) -> _Sigterm:
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.in_main_thread:
+            signal.signal(signal.SIGTERM, self.before)
 
 
 def _command_to_go_on() -> str:
@@ -153,6 +166,11 @@ def _command_to_go_on() -> str:
 def _mean(values: list[float]) -> float:
     """Not a number where there are none."""
     return float(np.mean(values)) if values else float("nan")
+
+
+def _size(path: str) -> int | None:
+    """None: it is not there, which is said where it is read."""
+    return os.path.getsize(path) if os.path.exists(path) else None
 
 
 def _has_files(folder: str, suffix: str) -> bool:
@@ -346,19 +364,29 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """All epochs; the bar is for terminals, the lines are for the log."""
-        self.on_train_start()
+        with _Sigterm() as sigterm:
+            try:
+                self.on_train_start()
+                sigterm.at_once = False
+                self._run_epochs(sigterm)
+                if sigterm.heard:
+                    raise _Terminated
+                sigterm.at_once = True  # all states are saved: the end can be done again
+                self.on_train_end()
+            except _Terminated:
+                self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}; nothing is lost")
+                raise SystemExit(0) from None
+
+    def _run_epochs(self, sigterm: _Sigterm) -> None:
         total = self.num_epochs * self.num_iterations_per_epoch
         try:
-            with (
-                _sigterm() as asked_to_stop,
-                tqdm(
-                    total=total,
-                    initial=self.step,
-                    disable=None if self.local_rank == 0 else True,
-                    unit="step",
-                    dynamic_ncols=True,
-                ) as bar,
-            ):
+            with tqdm(
+                total=total,
+                initial=self.step,
+                disable=None if self.local_rank == 0 else True,
+                unit="step",
+                dynamic_ncols=True,
+            ) as bar:
                 while self.current_epoch < self.num_epochs:
                     if not self.outputs:  # else it goes on within an epoch
                         self.on_epoch_start()
@@ -369,23 +397,19 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                         bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
                         # schedulers' signals reach processes between different steps
-                        if distributed.on_any_rank(bool(asked_to_stop), self.device):
-                            self._stop()
+                        if distributed.on_any_rank(sigterm.heard, self.device):
+                            latest = os.path.join(self.output_folder, checkpoint.LATEST)
+                            self.save_checkpoint(latest)
+                            self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}, saved as {latest}")
+                            self._write_report()
+                            raise SystemExit(0)
                     self.on_train_epoch_end(self.outputs)
                     self.on_epoch_end(bar)
         finally:
             self.dataloader_train.close()
-        self.on_train_end()
 
-    def _stop(self) -> None:
-        """Save, say how to go on, and end with status 0."""
-        latest = os.path.join(self.output_folder, checkpoint.LATEST)
-        self.save_checkpoint(latest)
-        self.print_to_log_file(
-            f"Stopped by SIGTERM after step {self.step}, saved as {latest}. To go on: {_command_to_go_on()}"
-        )
-        self._write_report()
-        raise SystemExit(0)
+    def _say_how_to_go_on(self, why: str) -> None:
+        self.print_to_log_file(f"{why}. To go on: {_command_to_go_on()}")
 
     def _write_report(self, finished: bool = False) -> None:
         """report.html, with the commands that come next; it never costs the training."""
@@ -412,7 +436,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             for what, value in (
                 ("settings", repr(self.settings)),
                 ("plans", checkpoint.plans_hash(self.plans_manager.plans)),
-                ("cases", repr([(case.name, os.path.getsize(case.path)) for case in self.cases])),
+                ("cases", repr([(case.name, _size(case.path)) for case in self.cases])),
                 ("versions", repr([version(name) for name in _PACKAGES])),
             ):
                 distributed.require_same(what, value)
@@ -584,7 +608,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             return
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
-        for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
+        # the oldest first: killed in between, --c goes on from the latest
+        for name in (checkpoint.DAMAGED, checkpoint.PREVIOUS, checkpoint.LATEST):
             if os.path.isfile(path := os.path.join(self.output_folder, name)):
                 os.remove(path)
         self._write_report(finished=True)
@@ -651,7 +676,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 *(
                     {
                         "name": case.name.rsplit("/", 1)[-1],
-                        "path": os.path.relpath(case.path, nnUNet_preprocessed),
+                        "path": self.relative_path(case),
                         "sha256": sha256,
                     }
                     for case, sha256 in zip(self.cases, fingerprints, strict=True)
@@ -667,6 +692,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "versions": {name: version(name) for name in _PACKAGES},
             "finished": True,
         }
+
+    @staticmethod
+    def relative_path(case: Case) -> str:
+        """Of a case, within nnUNet_preprocessed."""
+        return os.path.relpath(case.path, nnUNet_preprocessed)
 
     def _fingerprint(self, case: Case) -> str | None:
         """A case that has gone bad since it was seen must not cost the finished training."""
@@ -688,6 +718,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
+            "saved_at": time(),
             "current_epoch": self.current_epoch,
             "outputs": self.outputs,
             "monitor": self.monitor.state(),
@@ -732,6 +763,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.grad_scaler is not None and state["grad_scaler"] is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if state["outputs"]:  # within an epoch, which has not lasted while nothing was done
+            state["logging"]["epoch_start_timestamps"][-1] += time() - state.get("saved_at", time())
         self.logger.load_checkpoint(state["logging"])
         self.current_epoch, self.last_loss = state["current_epoch"], state["last_loss"]
         self.outputs = state["outputs"]

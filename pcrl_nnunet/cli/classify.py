@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from time import time
 from typing import Any
 
@@ -53,6 +54,7 @@ def main() -> None:
     manager = PlansManager(plans)
     configuration = manager.get_configuration(args.c)
     images = _images(args.i, dataset_json["file_ending"])
+    num_channels = len(dataset_json["channel_names"])
     device = device_named(args.device)
     predictor, kind = _predictor(folder, args.f, manager, configuration, dataset_json, device)
     if (kind == "candidates") != (args.points is not None):
@@ -72,16 +74,20 @@ def main() -> None:
         of_image = None if points is None else points[1][points[0] == name]
         if of_image is not None and not len(of_image):
             continue
+        if len(files) != num_channels:
+            bad.append(f"{name} ({len(files)} files, of {num_channels} channels)")
+            continue
         try:
             data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
+            centres, beyond = None, 0
+            if of_image is not None:
+                centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)
+                beyond = int(outside(centres, data.shape[1:]).sum())
+            found = predictor.of_volume(data, centres)
         except Exception as error:  # whatever a file makes a reader do, the others go on
             bad.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
             continue
-        centres = None
-        if of_image is not None:
-            centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)
-            num_outside += int(outside(centres, data.shape[1:]).sum())
-        found = predictor.of_volume(data, centres)
+        num_outside += beyond
         table = pd.DataFrame({CASE[kind]: [name] * len(found)})
         if of_image is not None:
             table[list(COORDINATES)] = of_image
@@ -89,7 +95,7 @@ def main() -> None:
         tables.append(table)
     seconds = time() - start
     if not tables:
-        raise UserError(f"none of the {len(bad)} images could be read; the first is {bad[0]}")
+        raise UserError(f"none of the {len(bad)} images could be classified; the first is {bad[0]}")
     found = pd.concat(tables, ignore_index=True)
     try:
         with whole(args.o) as draft:
@@ -103,7 +109,7 @@ def main() -> None:
         speed += f", {len(found) / seconds:.1f} points a second"
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
-        raise UserError(f"{len(bad)} images could not be read and are not in {args.o}: {'; '.join(bad)}")
+        raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {'; '.join(bad)}")
 
 
 def _check_output(path: str) -> None:
@@ -116,13 +122,20 @@ def _check_output(path: str) -> None:
 
 
 def _images(folder: str, ending: str) -> dict[str, list[str]]:
-    """Name -> files, one a channel."""
+    """Name -> files, one a channel; `UserError` for files with other names than nnU-Net's."""
     from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
     from pcrl_nnunet.errors import UserError
 
     if not os.path.isdir(folder):
         raise UserError(f"-i is {folder}, which is not a folder; give the folder with the images")
+    named = re.compile(rf"_\d{{4}}{re.escape(ending)}$")
+    others = [file for file in sorted(os.listdir(folder)) if file.endswith(ending) and not named.search(file)]
+    if others:
+        raise UserError(
+            f"{folder} has {len(others)} images without a channel's number, such as {others[0]}; expected names like "
+            f"{others[0].removesuffix(ending)}_0000{ending}"
+        )
     lists = create_lists_from_splitted_dataset_folder(folder, ending)
     if not lists:
         raise UserError(f"no image in {folder}; expected files named CASE_0000{ending}")
@@ -145,6 +158,8 @@ def _predictor(
     described: dict[str, Any] = {}
     for fold in folds:
         path = os.path.join(folder, f"fold_{fold}", checkpoint.FINAL)
+        if not os.path.isfile(path):
+            raise UserError(f"fold {fold} is not trained: there is no {path}; train it, or name those that are with -f")
         content = checkpoint.read_any(path)
         if "pcrl_classification" not in content:
             raise UserError(f"checkpoint {path} is not of a classification; give the -tr of one")

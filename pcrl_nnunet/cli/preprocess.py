@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -132,7 +133,8 @@ def _plan(dataset: str, planner_name: str) -> str:
 
     import pcrl_nnunet.planners as planners
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import dataset_folder
+    from pcrl_nnunet.maskless import has_masks, planned_again
+    from pcrl_nnunet.plans import dataset_folder, read_json
 
     if planner_name not in planners.__all__:
         raise UserError(
@@ -144,10 +146,13 @@ def _plan(dataset: str, planner_name: str) -> str:
         raise UserError(
             f"{folder} has no dataset_fingerprint.json; run nnUNetv2_extract_fingerprint -d {dataset} first"
         )
-    if not os.path.isdir(_raw_folder(folder)):
+    raw = _raw_folder(folder)
+    if not os.path.isdir(raw):
         raise UserError("planning needs the dataset's raw images; set nnUNet_raw to the folder that has them")
+    described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     try:
-        _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
+        with nullcontext() if has_masks(raw, described) else planned_again(raw, folder):
+            _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error
     print(f"Wrote the plan {os.path.join(folder, name)}.json; use it with -p {name}")

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from time import time
 from typing import Any
 
@@ -202,7 +203,7 @@ def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
     """
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.target import existing_plan
+    from pcrl_nnunet.target import existing_plan, preprocess_command
 
     found: dict[str, tuple[str, str]] = {}
     for dataset in args.d[1:]:
@@ -213,6 +214,14 @@ def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
             raise UserError(
                 f"{other.plans['dataset_name']} has {channels} channels and {plan.plans['dataset_name']} {own}; take "
                 f"datasets with the same number, or pretrain on each alone"
+            )
+        spacings = other.resolved["spacing"], plan.resolved["spacing"]
+        if spacings[0] != spacings[1] or other.plans["transpose_forward"] != plan.plans["transpose_forward"]:
+            raise UserError(
+                f"{other.plans['dataset_name']} was preprocessed with a spacing of {spacings[0]}, axes "
+                f"{other.plans['transpose_forward']}, and {plan.plans['plans_name']} of {plan.plans['dataset_name']} "
+                f"now has {spacings[1]}, axes {plan.plans['transpose_forward']}; preprocess it again: "
+                f"{preprocess_command(dataset, args.target or args.d[0], args.p)}"
             )
         if other.plans["dataset_name"] in (plan.plans["dataset_name"], *found):
             raise UserError(f"-d has {other.plans['dataset_name']} more than once; give every dataset once")
@@ -277,7 +286,11 @@ def _refuse_fitted(trainer: Any) -> None:
     from pcrl_nnunet.errors import UserError
 
     final = os.path.join(trainer.output_folder, checkpoint.FINAL)
-    if os.path.isfile(final) and checkpoint.read(final).get("adapted"):
+    try:
+        fitted = os.path.isfile(final) and checkpoint.read(final).get("adapted")
+    except UserError:  # it is damaged, or of another version: to pretrain again is what mends it
+        return
+    if fitted:
         name = trainer.plans_manager.plans_name
         raise UserError(
             f"{final} was fitted by pcrl_nnunet_transfer, and {name} is the plan to fine-tune it with; to pretrain, "
@@ -289,15 +302,18 @@ def _keep_unfinished(trainer: Any) -> None:
     """Put the state of an interrupted pretraining aside: whoever forgot --c has not lost it."""
     from pcrl_nnunet import checkpoint
 
-    latest, previous = (os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
-    if os.path.isfile(previous):  # of another training than the one that begins
-        os.replace(previous, previous.replace(".pth", "_old.pth"))
-    kept = latest.replace(".pth", "_old.pth")
-    if os.path.isfile(latest):
-        os.replace(latest, kept)
+    kept = {}
+    for state in (checkpoint.PREVIOUS, checkpoint.LATEST):
+        path = os.path.join(trainer.output_folder, state)
+        if os.path.isfile(path):
+            names = (path.replace(".pth", f"_old{number or ''}.pth") for number in count())
+            kept[state] = next(name for name in names if not os.path.exists(name))
+            os.replace(path, kept[state])
+    if kept:
+        last = next(reversed(kept))
         trainer.print_to_log_file(
-            f"There is an unfinished pretraining, and --c was not given: starting anew. Its state is kept as {kept}; "
-            f"to go on with it, stop this one, rename it to {checkpoint.LATEST} and use --c"
+            f"There is an unfinished pretraining, and --c was not given: starting anew. Its state is kept as "
+            f"{kept[last]}; to go on with it, stop this one, rename it to {last} and use --c"
         )
 
 
@@ -319,7 +335,7 @@ def _to_continue_from(trainer: Any) -> str | None:
     if os.path.isfile(latest) or os.path.isfile(previous):
         return _readable(trainer, latest, previous)
     if os.path.isfile(final):
-        _check_settings_of_finished(checkpoint.read(final)["settings"], trainer.settings.as_dict(), final)
+        _check_finished(checkpoint.read(final), trainer, final)
         trainer.print_to_log_file(f"This pretraining is finished: {final}")
         return None
     trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
@@ -337,25 +353,42 @@ def _readable(trainer: Any, latest: str, previous: str) -> str:
     except UserError as error:
         if not os.path.isfile(previous):
             raise
+        checkpoint.read(previous, checkpoint.STATE_FORMAT)
+        if os.path.isfile(latest):  # else the next save would put it in the place of the good one
+            os.replace(latest, os.path.join(trainer.output_folder, checkpoint.DAMAGED))
         trainer.print_to_log_file(f"WARNING: {error}. Going on from the state before, {previous}, instead")
         return previous
 
 
-def _check_settings_of_finished(then: dict[str, Any], now: dict[str, Any], path: str) -> None:
+def _check_finished(content: dict[str, Any], trainer: Any, path: str) -> None:
+    """Raises `UserError` where a finished pretraining is not the one that was asked for."""
     from dataclasses import fields
 
+    from pcrl_nnunet import checkpoint
     from pcrl_nnunet.config import PretrainSettings, without_probe
-    from pcrl_nnunet.errors import UserError
 
     # a setting that a file of an older version lacks has the value that was the only one then: the default
-    then = {**{field.name: field.default for field in fields(PretrainSettings)}, **then}
-    differing = [
-        f"{name} {then[name]}, now {value}" for name, value in without_probe(now).items() if then[name] != value
-    ]
+    then = {**{field.name: field.default for field in fields(PretrainSettings)}, **content["settings"]}
+    now = without_probe(trainer.settings.as_dict())
+    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+    _refuse_finished(path, "settings", "; ".join(differing))
+    if content["plans_hash"] != checkpoint.plans_hash(trainer.plans_manager.plans):
+        plans = content["plans"], trainer.plans_manager.plans
+        names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
+        _refuse_finished(path, "plans", ", ".join(names))
+    num_own = len(content["cases"]) - len((content["init"] or {"cases": ()})["cases"])
+    seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
+    there = {os.path.splitext(trainer.relative_path(case))[0] for case in trainer.cases}
+    _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
+
+
+def _refuse_finished(path: str, what: str, differing: str) -> None:
+    from pcrl_nnunet.errors import UserError
+
     if differing:
         raise UserError(
-            f"{path} is finished, with other settings ({'; '.join(differing)}): leave --c out to pretrain anew with "
-            f"the present ones, which replaces it when it is finished"
+            f"{path} is finished, with other {what} ({differing}): leave --c out to pretrain anew with the present "
+            f"ones, which replaces it when it is finished"
         )
 
 

@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet.cli import classify, preprocess
-from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer
+from pcrl_nnunet.cli import classify, preprocess, pretrain
+from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
 NAME = "Dataset777_NoMasks"
 SHORT = {"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1}
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
         image.SetOrigin([-20.0, 30.0, 5.0])
         image.SetDirection([-1.0, 0, 0, 0, 1, 0, 0, 0, 1])
         sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{i}_0000.nii.gz"))
-    described = {"channel_names": {"0": "MRI"}, "labels": {"background": 0}, "numTraining": 8, "file_ending": ".nii.gz"}
+    described = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}  # no labels, which would be described
     (raw / "dataset.json").write_text(json.dumps(described))
     (raw / "classes.csv").write_text("case,odd\n" + "".join(f"case_{i},{i % 2}\n" for i in range(8)))
     points = "".join(f"case_{i},{-36 + k},{44 + k},{20 - k},{k % 2}\n" for i in range(8) for k in range(3))
@@ -70,43 +70,117 @@ def test_a_dataset_without_masks_is_planned_and_preprocessed_as_nnunet_does(fold
     assert 95 < fingerprint["foreground_intensity_properties_per_channel"]["0"]["mean"] < 105
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classes", "candidates"])
-def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_path, capsys, kind):
-    """The same images, from their files: the command's probabilities are those of the trainer's validation."""
+CASES = [f"case_{i}" for i in range(8)]
+
+
+def plan_of(folder, kind):
+    """A small network for a table, of a plan with a file of its own, and two folds."""
     plan = json.loads((folder / "nnUNetPlans.json").read_text())
     kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs["features_per_stage"] = [4] * len(kwargs["features_per_stage"])
     plan |= {"pcrl": {"finetune": SHORT, "classify": {"target": kind, "crop_mm": 14.0}}, "plans_name": f"P{kind}"}
-    names = [f"case_{i}" for i in range(8)]
-    (folder / "splits_final.json").write_text(json.dumps([{"train": names[:5], "val": names[5:]}]))
+    (folder / f"P{kind}.json").write_text(json.dumps(plan))
+    splits = [{"train": CASES[:5], "val": CASES[5:]}, {"train": CASES[3:], "val": CASES[:3]}]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    return plan
+
+
+def trainer_of(folder, kind, fold, cls=PCRLClassificationScratchTrainer):
+    plan = {**plan_of(folder, kind), "continue_training": False}
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    plan["continue_training"] = False
-    trainer = PCRLClassificationScratchTrainer(plan, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-    trainer.run_training()
+    return cls(plan, "3d_fullres", fold, dataset_json, torch.device("cpu"))
+
+
+def run(monkeypatch, command, *arguments):
+    """What a command says as it ends; None: nothing."""
+    monkeypatch.setattr(sys, "argv", [f"pcrl_nnunet_{command.__name__.rsplit('.', 1)[1]}", *arguments])
+    try:
+        command.main_entry()
+    except SystemExit as end:
+        return str(end.code)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classes", "candidates"])
+def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_path, capsys, kind):
+    """The same images, from their files: the command's probabilities are those of the trainer's validation."""
+    for fold in (1, 0):
+        trainer = trainer_of(folder, kind, fold)
+        trainer.run_training()
     trainer.perform_actual_validation()
     expected = pd.read_csv(os.path.join(trainer.output_folder, "validation", "predictions.csv"))
+    key, column = ("case", "p_odd") if kind == "classes" else ("seriesuid", "p_class")
+    images, out = str(folder.parents[1] / "raw" / NAME / "imagesTr"), tmp_path / "out.csv"
+    arguments = ["-d", "777", "-o", str(out), "-c", "3d_fullres", "-p", f"P{kind}", "-device", "cpu"]
+    arguments += ["-tr", "PCRLClassificationScratchTrainer"]
+    points = pd.read_csv(folder / "candidates.csv").drop(columns="class")
+    points.loc[len(points)] = ["elsewhere", 0, 0, 0]
+    points.to_csv(tmp_path / "points.csv", index=False)
+    given, wrong = ["-points", str(tmp_path / "points.csv")], []
+    if kind == "classes":
+        given, wrong = wrong, given
 
-    out = tmp_path / "out.csv"
-    arguments = ["-d", "777", "-i", str(folder.parents[1] / "raw" / NAME / "imagesTr"), "-o", str(out), "-f", "0"]
-    arguments += ["-c", "3d_fullres", "-p", f"P{kind}", "-tr", "PCRLClassificationScratchTrainer", "-device", "cpu"]
-    points = str(folder / "candidates.csv")
-    given = ["-points", points] if kind == "candidates" else []
-    monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_classify", *arguments, *given])
-    classify.main()
-    found = pd.read_csv(out)
-    key = "case" if kind == "classes" else "seriesuid"
-    assert sorted(set(found[key])) == names
-    of_validation = found[found[key].isin(names[5:])].reset_index(drop=True)
-    column = next(name for name in found if name.startswith("p_"))
+    def classified(*more):
+        assert run(monkeypatch, classify, *arguments, "-i", images, *given, *more) is None
+        return pd.read_csv(out)
+
+    found = classified("-f", "0")
+    said = capsys.readouterr().out
+    assert "images a second" in said
+    if kind == "candidates":
+        assert "points a second" in said
+        assert "Left out: the points of 1 images that are not in" in said
+    assert sorted(set(found[key])) == CASES
+    of_validation = found[found[key].isin(CASES[5:])].reset_index(drop=True)
     np.testing.assert_allclose(of_validation[column], expected[column], atol=1e-4)
     assert expected[column].std() > 0
-    assert "images a second" in capsys.readouterr().out
+    both = classified("-f", "0", "1")
+    np.testing.assert_allclose(both[column], (found[column] + classified("-f", "1")[column]) / 2, atol=1e-5)
 
-    wrong = ["-points", points] if kind == "classes" else []
-    monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_classify", *arguments, *wrong])
-    with pytest.raises(SystemExit, match="leave -points out" if kind == "classes" else "give the points with -points"):
-        classify.main_entry()
+    folds = run(monkeypatch, classify, *arguments, "-i", images, *given)
+    assert "fold 2 is not trained" in folds
+    message = "leave -points out" if kind == "classes" else "give the points with -points"
+    assert message in run(monkeypatch, classify, *arguments, "-i", images, *wrong, "-f", "0")
+    if kind == "candidates":
+        return
+
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("good_0000", "odd_0000", "odd_0001", "named_otherwise"):
+        (scans / f"{name}.nii.gz").symlink_to(os.path.join(images, "case_0_0000.nii.gz"))
+    message = run(monkeypatch, classify, *arguments, "-i", str(scans), "-f", "0")
+    assert "1 images without a channel's number, such as named_otherwise.nii.gz; expected names like" in message
+    (scans / "named_otherwise.nii.gz").unlink()
+    message = run(monkeypatch, classify, *arguments, "-i", str(scans), "-f", "0")
+    assert "1 images could not be classified" in message
+    assert "odd (2 files, of 1 channels)" in message
+    assert list(pd.read_csv(out)["case"]) == ["good"]  # the others go on
+
+
+@pytest.mark.slow
+def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_that(folder, monkeypatch):
+    plan_of(folder, "classes")
+    short = ["-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
+    assert run(monkeypatch, pretrain, "-d", "777", "-p", "Pclasses", "-f", "0", *short) is None
+    trainer = trainer_of(folder, "classes", 0, PCRLClassificationTrainer)
+    trainer.run_training()
+    with open(os.path.join(trainer.output_folder, "transfer.json")) as file:
+        taken = json.load(file)
+    assert taken["encoder_share"] == 1
+    assert taken["checkpoint"].endswith("PCRLPretrainTrainer__Pclasses__3d_fullres/fold_0/checkpoint_final.pth")
+    assert taken["validation_cases_seen"] == []
+
+
+@pytest.mark.slow
+def test_our_planner_plans_a_dataset_without_masks(folder, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning takes it for a number of threads
+    before = (folder / "dataset.json").read_text()
+    assert run(monkeypatch, preprocess, "-d", "777", "-pl", "PCRLPlanner") is None
+    assert json.loads((folder / "dataset.json").read_text()) == json.loads(before)  # with the foreground's label
+    plan = json.loads((folder / "PCRLPlans.json").read_text())
+    assert plan["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+    assert os.environ["nnUNet_raw"] == str(folder.parents[1] / "raw")
 
 
 @pytest.mark.slow

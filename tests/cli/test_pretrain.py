@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from contextlib import nullcontext
 
@@ -123,6 +124,64 @@ def test_continuing_a_finished_pretraining_changes_nothing(command, tiny, capsys
     assert path.read_bytes() == before
 
 
+def test_a_finished_pretraining_of_another_plan_or_other_cases_is_refused(command, tiny):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    before, file = path.read_bytes(), tiny.folder / "nnUNetPlans.json"
+    plan = file.read_text()
+    changed = json.loads(plan)
+    changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_conv_per_stage"][0] += 1
+    file.write_text(json.dumps(changed))
+    assert "is finished, with other plans (configurations): leave --c out" in command("-d", "999", *SHORT, "--c")
+    file.write_text(plan)
+    (tiny.data / "case_0.b2nd").rename(tiny.data / "case_9.b2nd")
+    message = command("-d", "999", *SHORT, "--c")
+    folder = f"{tiny.folder.name}/{tiny.data.name}"
+    assert f"is finished, with other cases ({folder}/case_0, {folder}/case_9): leave --c out" in message
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "of an older version"])
+def test_a_damaged_final_file_is_no_obstacle_to_pretraining_again(command, tiny, damage):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    content = checkpoint.read(str(path))
+    checkpoint.write(str(path), {**content, "format": "pcrl_nnunet/0"})
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    damaged = path.read_bytes()
+    assert "pretrain again" in command("-d", "999", *SHORT, "--c")  # there is nothing to go on from
+    assert path.read_bytes() == damaged
+    assert command("-d", "999", *SHORT) == 0
+    assert checkpoint.read(str(path))["encoder_hash"] == content["encoder_hash"]
+
+
+@pytest.mark.parametrize("during", ["unpack", "final_content"])
+def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(command, tiny, capsys, monkeypatch, during):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    expected = checkpoint.read(str(path))["encoder_hash"]
+    path.unlink()
+    function, before = getattr(PCRLPretrainTrainer, during), signal.getsignal(signal.SIGTERM)
+
+    def terminated(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PCRLPretrainTrainer, during, terminated)
+        assert command("-d", "999", *SHORT) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    step = 0 if during == "unpack" else 2
+    said = capsys.readouterr().out.rstrip()
+    assert f"Stopped by SIGTERM after step {step}; nothing is lost. To go on: " in said
+    assert said.endswith(" --c")
+    assert not path.exists()
+    assert command("-d", "999", *SHORT, "--c") == 0
+    assert checkpoint.read(str(path))["encoder_hash"] == expected
+    assert results(tiny) == [checkpoint.FINAL]
+
+
 def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
@@ -159,6 +218,11 @@ def test_an_unfinished_pretraining_is_kept_where_c_was_forgotten(command, tiny, 
     path.with_name(checkpoint.LATEST).write_text("days of work")
     assert command("-d", "999", *SHORT) == 0
     assert path.with_name("checkpoint_latest_old.pth").read_text() == "days of work"
+    path.with_name(checkpoint.LATEST).write_text("an hour")
+    path.with_name(checkpoint.PREVIOUS).write_text("less")
+    assert command("-d", "999", *SHORT) == 0
+    kept = {"_latest_old": "days of work", "_latest_old1": "an hour", "_previous_old": "less"}
+    assert {name: path.with_name(f"checkpoint{name}.pth").read_text() for name in kept} == kept
     assert "--c was not given: starting anew. Its state is kept as" in capsys.readouterr().out
 
 
@@ -183,6 +247,12 @@ def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny,
         latest.write_bytes(damaged)
         previous.write_bytes(before)
         capsys.readouterr()
+        with monkeypatch.context() as patch:  # one save later
+            patch.setattr(PCRLPretrainTrainer, "train_step", stop_in_the_last_epoch)
+            assert command(*three_epochs, "--c") == "Error: stopped"
+        assert latest.with_name(checkpoint.DAMAGED).read_bytes() == damaged
+        assert previous.read_bytes() == before  # no damaged one took the place of the good one
+        checkpoint.read(str(latest), checkpoint.STATE_FORMAT)
         assert command(*three_epochs, "--c") == 0
         said = capsys.readouterr().out
         assert f"WARNING: checkpoint {latest}" in said

@@ -53,11 +53,27 @@ def classes(tiny):
     return tiny
 
 
-def make(tiny, cls=PCRLClassificationScratchTrainer, fold=0, classify=None, finetune=None, continue_training=False):
+def make(
+    tiny,
+    cls=PCRLClassificationScratchTrainer,
+    fold=0,
+    classify=None,
+    finetune=None,
+    continue_training=False,
+    configuration="3d_fullres",
+):
     plan = make_plan(finetune={**SHORT, **(finetune or {})}, classify={"crop_mm": 8.0, **(classify or {})})
     plan = {**plan, "continue_training": continue_training}
+    flat = copy.deepcopy(plan["configurations"]["3d_fullres"])
+    network = flat["architecture"]["arch_kwargs"]
+    for where, name in ((flat, "patch_size"), (flat, "spacing"), (flat, "median_image_size_in_voxels")):
+        where[name] = where[name][1:]
+    for name in ("kernel_sizes", "strides"):
+        network[name] = [of_stage[1:] for of_stage in network[name]]
+    network |= {name: network[name].replace("3d", "2d") for name in ("conv_op", "norm_op")}
+    plan["configurations"]["2d"] = flat
     torch.manual_seed(0)
-    return cls(plan, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
+    return cls(plan, configuration, fold, tiny.dataset_json, torch.device("cpu"))
 
 
 def log_of(trainer):
@@ -69,8 +85,10 @@ def validation_of(trainer):
     return os.path.join(trainer.output_folder, "validation")
 
 
-def test_it_learns_to_tell_cases_apart(classes):
-    trainer = make(classes, finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01})
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_it_learns_to_tell_cases_apart(classes, configuration):
+    short = {"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01}
+    trainer = make(classes, finetune=short, configuration=configuration)
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
@@ -86,7 +104,8 @@ def test_it_learns_to_tell_cases_apart(classes):
     assert "Dice" not in log_of(trainer).split("Training done")[0].split("Please cite")[-1]
 
 
-def test_it_learns_to_tell_points_apart(classes):
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_it_learns_to_tell_points_apart(classes, configuration):
     lines = "".join(f"case_{i},{x},7,7,{int(x > 7 and i % 2)}\n" for i in range(NUM_CASES) for x in (3, 7, 10))
     os.remove(classes.folder / "classes.csv")
     (classes.folder / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ,class\n{lines}")
@@ -99,8 +118,14 @@ def test_it_learns_to_tell_points_apart(classes):
         classes,
         finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01},
         classify={"crop_mm": 6.0, "jitter_mm": 0.5},
+        configuration=configuration,
     )
-    assert trainer.size == (6, 6, 6)
+    assert trainer.size == ((6, 6, 6) if configuration == "3d_fullres" else (6, 6))
+    trainer.initialize()
+    of_training, of_validation = (loader.data_loader for loader in trainer.get_dataloaders())
+    assert list(of_training.jitter) == [0.5] * len(trainer.size)
+    assert not any(of_validation.jitter)  # crops are centred
+    assert len(of_training.drawing.groups) == 2  # balanced: positives and negatives
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
@@ -118,6 +143,11 @@ def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(clas
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
     np.testing.assert_allclose(table[["p_a", "p_b", "p_c"]].sum(axis=1), 1, atol=1e-5)
+    # of the 8 training cases a and b have 3 each, c 2: weights 8/9, 8/9, 8/6 by 3 classes; cross-entropy, not binary
+    logits, target = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]), torch.eye(3)[[0, 2]]
+    log_p, weight = logits.log_softmax(1), (8 / 9, 8 / 6)
+    expected = -(weight[0] * log_p[0, 0] + weight[1] * log_p[1, 2]) / sum(weight)
+    assert trainer.loss(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
     assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
 
 
@@ -294,3 +324,20 @@ def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_p
     assert all(torch.equal(first["parameters"][name], second["parameters"][name]) for name in first["parameters"])
     assert first["auroc"] == second["auroc"]
     assert (first["validated"], second["validated"]) == (True, False)
+
+
+def test_a_label_that_is_constant_has_no_weight_which_is_said_and_nothing_is_left_behind(classes):
+    (classes.folder / "classes.csv").write_text("case,bright\n" + "".join(f"case_{i},1\n" for i in range(NUM_CASES)))
+    trainer = make(classes, classify={"class_weights": True})
+    with pytest.raises(SystemExit, match="of bright all 8 training samples have the same value"):
+        trainer.initialize()
+    assert not os.path.exists(trainer.output_folder)
+
+
+def test_too_few_patients_for_folds_are_said_in_a_sentence(classes):
+    (classes.folder / "splits_final.json").unlink()
+    lines = "".join(f"case_{i},{i % 2},p{i % 3}\n" for i in range(NUM_CASES))
+    (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{lines}")
+    trainer = make(classes)
+    with pytest.raises(SystemExit, match="3 patients, too few for nnU-Net's 5 folds"):
+        trainer.do_split()

@@ -196,7 +196,7 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch, op
         assert torch.equal(tensor, actual["network_weights"][name]), name
 
 
-def test_resuming_with_other_settings_or_another_plan_is_refused(tiny):
+def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tiny):
     trainer = make(tiny)
     trainer.initialize()
     latest = str(folder_of(tiny) / checkpoint.LATEST)
@@ -207,6 +207,9 @@ def test_resuming_with_other_settings_or_another_plan_is_refused(tiny):
     plan["configurations"]["3d_fullres"]["batch_size"] = 3
     with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
+    (tiny.data / "case_3.b2nd").rename(tiny.data / "case_9.b2nd")
+    with pytest.raises(UserError, match=r"the cases \['case_3', 'case_9'\] differ"):
+        make(tiny).load_checkpoint(latest)
 
 
 class Mean(torch.nn.Module):
