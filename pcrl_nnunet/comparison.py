@@ -577,7 +577,8 @@ class Comparison:
     def trained_before(self, run: Run) -> str | None:
         """Path of the network of a run that was done here with the other part scored; None: there is none.
 
-        Its labelled cases and settings are the same, and what is scored has no part in a training.
+        Its labelled cases and settings are the same, and what is scored has no part in a training. (Pseudo-labels are
+        predicted again, into the data that hold the scored cases.)
         """
         other = copy(self)
         other.scored = "val" if self.scored == "test" else "test"
@@ -595,6 +596,8 @@ class Comparison:
 
     def curve(self, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
         """What nnU-Net validates by after each epoch, Dice or AUROC, mean over labels, and the iterations.
+
+        It is of the cases that were scored when the network was trained, see `trained_before`.
 
         Also of a run that an earlier call did, whose method this one need not know; None of a shortcut, which does
         not iterate, and of a run that is not done.

@@ -35,6 +35,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def remove_drafts(folder: str) -> None:
     """Remove what writers have left that were killed; no other one may be at work in the folder."""
-    for path in glob(os.path.join(escape(folder), f"{DRAFT}*")):
+    for path in glob(os.path.join(escape(folder), f"{DRAFT}[0-9]*_*")):
         with suppress(OSError):  # of a folder that is read-only
             os.remove(path)

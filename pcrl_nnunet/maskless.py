@@ -95,7 +95,7 @@ def plan_and_preprocess(
 ) -> list[SetAside]:
     """Plan and preprocess a dataset without masks; what could not be used.
 
-    Masks that an interrupted run has made are kept.
+    Masks that an interrupted run has made are kept, unless an image has been written since.
 
     Args:
         raw_folder: nnUNet_raw/DatasetXXX_NAME.
@@ -126,12 +126,7 @@ def plan_and_preprocess(
     without = {s.where for s in bad}
     ending = dataset_json["file_ending"]
     good = [scan for scan in scans if scan.sources[0] not in without]
-    images = os.path.join(raw, "imagesTr")
-    shutil.rmtree(images, ignore_errors=True)  # of an interrupted run
-    os.makedirs(images)
-    for scan in good:
-        for channel, file in enumerate(scan.files):
-            os.symlink(os.path.abspath(file), os.path.join(images, f"{scan.name}_{channel:04d}{ending}"))
+    _link_images(good, raw, ending)
     described = {**dataset_json, "labels": LABELS, "numTraining": len(good)}
     for key in ("regions_class_order", "dataset"):
         described.pop(key, None)
@@ -141,6 +136,16 @@ def plan_and_preprocess(
     if not os.listdir(os.path.dirname(raw)):
         os.rmdir(os.path.dirname(raw))
     return bad
+
+
+def _link_images(scans: Sequence[Scan], raw: str, ending: str) -> None:
+    """Under the names that nnU-Net's raw datasets have."""
+    images = os.path.join(raw, "imagesTr")
+    shutil.rmtree(images, ignore_errors=True)  # of an interrupted run
+    os.makedirs(images)
+    for scan in scans:
+        for channel, file in enumerate(scan.files):
+            os.symlink(os.path.abspath(file), os.path.join(images, f"{scan.name}_{channel:04d}{ending}"))
 
 
 def _is_newer(path: str, files: Sequence[str]) -> bool:
@@ -155,9 +160,9 @@ def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
     nnU-Net's planners read them from there, and copy them over those of the preprocessed dataset.
     """
     before, name = os.environ["nnUNet_raw"], os.path.basename(raw_folder)
+    dataset_json = read_json(os.path.join(raw_folder, "dataset.json"), "describe the dataset as nnU-Net wants it")
     with tempfile.TemporaryDirectory() as root:
-        os.mkdir(os.path.join(root, name))
-        os.symlink(os.path.abspath(os.path.join(raw_folder, "imagesTr")), os.path.join(root, name, "imagesTr"))
+        _link_images(own_scans(raw_folder, dataset_json), os.path.join(root, name), dataset_json["file_ending"])
         shutil.copyfile(os.path.join(preprocessed_folder, "dataset.json"), os.path.join(root, name, "dataset.json"))
         os.environ["nnUNet_raw"] = root
         try:

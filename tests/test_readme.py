@@ -181,6 +181,8 @@ def check_where_files_land(home: Path) -> None:
             while_it_runs_or_if_any = name in (
                 "checkpoint_latest.pth",
                 "checkpoint_latest_old.pth",
+                "..._old1.pth",
+                "checkpoint_damaged.pth",
                 "checkpoint_previous.pth",
                 "bad_cases.txt",
                 "roc.png",  # of a classification

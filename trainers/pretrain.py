@@ -138,13 +138,14 @@ class _Terminated(BaseException):
 class _Sigterm:
     """Within it, SIGTERM does not end the process (in the main thread, which hears it)."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool) -> None:
         self.heard = False
-        self.at_once = True  # raises `_Terminated`; False: whoever looks at `heard` stops in time
+        self.at_once = at_once  # raises `_Terminated`; False: whoever looks at `heard` stops in time
 
     def _hear(self, number: int, frame: Any) -> None:
         self.heard = True
         if self.at_once:
+            self.at_once = False  # a scheduler's may come from several sides
             raise _Terminated
 
     def __enter__(self) -> _Sigterm:
@@ -364,14 +365,15 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """All epochs; the bar is for terminals, the lines are for the log."""
-        with _Sigterm() as sigterm:
+        # of several processes the others would wait for one that ends alone: they all end after the first step
+        with _Sigterm(at_once=not self.is_ddp) as sigterm:
             try:
                 self.on_train_start()
                 sigterm.at_once = False
                 self._run_epochs(sigterm)
+                sigterm.at_once = True  # all states are saved: the end can be done again
                 if sigterm.heard:
                     raise _Terminated
-                sigterm.at_once = True  # all states are saved: the end can be done again
                 self.on_train_end()
             except _Terminated:
                 self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}; nothing is lost")
@@ -608,11 +610,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             return
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
+        self._write_report(finished=True)
         # the oldest first: killed in between, --c goes on from the latest
         for name in (checkpoint.DAMAGED, checkpoint.PREVIOUS, checkpoint.LATEST):
             if os.path.isfile(path := os.path.join(self.output_folder, name)):
                 os.remove(path)
-        self._write_report(finished=True)
         self.print_to_log_file(f"Pretraining done: {final}\n{self._next_command(final)}")
 
     def _next_command(self, final: str) -> str:

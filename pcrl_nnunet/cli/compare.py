@@ -39,13 +39,17 @@ main_entry()
 TRAIN = f"""{_CHILD}
 import os, shutil
 import torch
-from pcrl_nnunet.files import whole
+from pcrl_nnunet.files import remove_drafts, whole
 threads, device, dataset, configuration, fold, trainer, plans, target, trained = sys.argv[1:]
 if device == "cpu":
     torch.set_num_threads(int(threads))
 if trained and not os.path.exists(target):  # nnU-Net goes on after its last epoch: with scoring
     print(f"Trained before, as {{trained}}; only scored now", flush=True)
     os.makedirs(os.path.dirname(target), exist_ok=True)
+    remove_drafts(os.path.dirname(target))
+    transferred = os.path.join(os.path.dirname(trained), "transfer.json")
+    if os.path.isfile(transferred):
+        shutil.copy(transferred, os.path.dirname(target))
     with whole(target) as draft:
         shutil.copyfile(trained, draft)
 from nnunetv2.run.run_training import run_training
@@ -283,7 +287,8 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
     jobs: dict[str, Job] = {}
     for run in runs:
         after: tuple[str, ...] = ()
-        if comparison.pretrains(run):
+        trained = comparison.trained_before(run)
+        if comparison.pretrains(run) and trained is None:
             name = comparison.pretraining_plans_name(run)
             command: tuple[str, ...] = (sys.executable, "-c", PRETRAIN, "-d", comparison.dataset, "-p", name, "--c")
             command += ("-c", comparison.plan.configuration, "-f", str(comparison.pretraining_fold(run)))
@@ -307,7 +312,7 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
             after = (name,)
         command = (sys.executable, "-c", TRAIN, *common, comparison.dataset, comparison.plan.configuration)
         command += (str(comparison.fold(run)), comparison.trainer(run), comparison.plans_name(run))
-        command += (comparison.network(run), comparison.trained_before(run) or "")
+        command += (comparison.network(run), trained or "")
         jobs[str(run)] = Job(str(run), command, partial(comparison.is_done, run), after)
     return list(jobs.values())
 
@@ -430,16 +435,16 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     hours: dict[str, float] = {}
     a_step: dict[str, float] = {}  # of a method's pretraining, or of the plan's network
     for run in runs:
-        name = comparison.pretraining_plans_name(run)
-        if comparison.pretrains(run) and not os.path.isfile(comparison.pretrained(run)) and name not in hours:
+        name, trained = comparison.pretraining_plans_name(run), comparison.trained_before(run) is not None
+        pretrained = trained or os.path.isfile(comparison.pretrained(run))
+        if comparison.pretrains(run) and not pretrained and name not in hours:
             plan = load_plan(comparison.dataset, name, configuration)
             kind = f"pretraining of {comparison.methods[run.method].pretraining or run.method}"
             if kind not in a_step:
                 a_step[kind] = pretrain.measured(plan, comparison.pretraining_fold(run), device, {}).seconds_a_step
             settings = pretrain_settings(plan.plans, configuration, plan.resolved)
             hours[name] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
-        to_train = not comparison.is_done(run) and comparison.trained_before(run) is None
-        if to_train and comparison.methods[run.method].shortcut is None:
+        if not (comparison.is_done(run) or trained) and comparison.methods[run.method].shortcut is None:
             plan = load_plan(comparison.dataset, comparison.plans_name(run), configuration)
             kind = "training with labels"
             if kind not in a_step:

@@ -142,16 +142,17 @@ def _plan(dataset: str, planner_name: str) -> str:
             "nnUNetv2_plan_experiment)"
         )
     folder = dataset_folder(dataset)
-    if not os.path.isfile(os.path.join(folder, "dataset_fingerprint.json")):
-        raise UserError(
-            f"{folder} has no dataset_fingerprint.json; run nnUNetv2_extract_fingerprint -d {dataset} first"
-        )
     raw = _raw_folder(folder)
     if not os.path.isdir(raw):
         raise UserError("planning needs the dataset's raw images; set nnUNet_raw to the folder that has them")
-    described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
+    with_masks = has_masks(
+        raw, read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
+    )
+    if not os.path.isfile(os.path.join(folder, "dataset_fingerprint.json")):
+        before = "nnUNetv2_extract_fingerprint" if with_masks else "pcrl_nnunet_preprocess"
+        raise UserError(f"{folder} has no dataset_fingerprint.json; run {before} -d {dataset} first")
     try:
-        with nullcontext() if has_masks(raw, described) else planned_again(raw, folder):
+        with nullcontext() if with_masks else planned_again(raw, folder):
             _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error

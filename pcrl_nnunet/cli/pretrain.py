@@ -288,8 +288,10 @@ def _refuse_fitted(trainer: Any) -> None:
     final = os.path.join(trainer.output_folder, checkpoint.FINAL)
     try:
         fitted = os.path.isfile(final) and checkpoint.read(final).get("adapted")
-    except UserError:  # it is damaged, or of another version: to pretrain again is what mends it
-        return
+    except UserError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return  # it is damaged, or of another version: to pretrain again is what mends it
     if fitted:
         name = trainer.plans_manager.plans_name
         raise UserError(
@@ -313,7 +315,7 @@ def _keep_unfinished(trainer: Any) -> None:
         last = next(reversed(kept))
         trainer.print_to_log_file(
             f"There is an unfinished pretraining, and --c was not given: starting anew. Its state is kept as "
-            f"{kept[last]}; to go on with it, stop this one, rename it to {last} and use --c"
+            f"{' and '.join(kept.values())}; to go on with it, stop this one, rename {kept[last]} to {last} and use --c"
         )
 
 
@@ -351,7 +353,7 @@ def _readable(trainer: Any, latest: str, previous: str) -> str:
         checkpoint.read(latest, checkpoint.STATE_FORMAT)
         return latest
     except UserError as error:
-        if not os.path.isfile(previous):
+        if not os.path.isfile(previous) or isinstance(error.__cause__, PermissionError):
             raise
         checkpoint.read(previous, checkpoint.STATE_FORMAT)
         if os.path.isfile(latest):  # else the next save would put it in the place of the good one
@@ -364,19 +366,17 @@ def _check_finished(content: dict[str, Any], trainer: Any, path: str) -> None:
     """Raises `UserError` where a finished pretraining is not the one that was asked for."""
     from dataclasses import fields
 
-    from pcrl_nnunet import checkpoint
-    from pcrl_nnunet.config import PretrainSettings, without_probe
+    from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 
     # a setting that a file of an older version lacks has the value that was the only one then: the default
     then = {**{field.name: field.default for field in fields(PretrainSettings)}, **content["settings"]}
     now = without_probe(trainer.settings.as_dict())
     differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
     _refuse_finished(path, "settings", "; ".join(differing))
-    if content["plans_hash"] != checkpoint.plans_hash(trainer.plans_manager.plans):
-        plans = content["plans"], trainer.plans_manager.plans
-        names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
-        _refuse_finished(path, "plans", ", ".join(names))
-    num_own = len(content["cases"]) - len((content["init"] or {"cases": ()})["cases"])
+    plans = [without_settings(plans) for plans in (content["plans"], trainer.plans_manager.plans)]
+    names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
+    _refuse_finished(path, "plans", ", ".join(names))
+    num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
     seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
     there = {os.path.splitext(trainer.relative_path(case))[0] for case in trainer.cases}
     _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))

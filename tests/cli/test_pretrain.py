@@ -165,7 +165,10 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
     function, before = getattr(PCRLPretrainTrainer, during), signal.getsignal(signal.SIGTERM)
 
     def terminated(trainer):
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, torchrun and -num_gpus at the same time
         return function(trainer)
 
     with monkeypatch.context() as patch:

@@ -17,6 +17,7 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.prediction import table_of, write_evaluation
 from pcrl_nnunet.targets import read_targets, split_by_patient
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
 from pcrl_nnunet.trainers.classify import fitting_batch
@@ -324,6 +325,16 @@ def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_p
     assert all(torch.equal(first["parameters"][name], second["parameters"][name]) for name in first["parameters"])
     assert first["auroc"] == second["auroc"]
     assert (first["validated"], second["validated"]) == (True, False)
+
+
+def test_an_auroc_of_one_class_is_null_in_the_file(tmp_path):
+    (tmp_path / "classes.csv").write_text("case,a,b\nx,1,1\ny,1,0\n")
+    targets = read_targets(str(tmp_path))
+    samples, found = np.arange(2), np.array([[0.5, 0.7], [0.6, 0.2]])
+    lines = write_evaluation(table_of(targets, samples, found), targets, samples, str(tmp_path))
+    assert "AUROC of a: nan" in lines[0]
+    written = json.loads((tmp_path / "auroc.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert (written["a"]["auroc"], written["a"]["low"], written["b"]["auroc"]) == (None, None, 1)
 
 
 def test_a_label_that_is_constant_has_no_weight_which_is_said_and_nothing_is_left_behind(classes):

@@ -212,6 +212,21 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
         make(tiny).load_checkpoint(latest)
 
 
+def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(tiny, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(pretrain, "time", lambda: now)
+    trainer = make(tiny)
+    trainer.initialize()
+    trainer.logger.log("epoch_start_timestamps", 990.0, 0)
+    trainer.outputs = [{"loss": 1.0}]
+    latest = str(folder_of(tiny) / checkpoint.LATEST)
+    trainer.save_checkpoint(latest)
+    now += 3600
+    resumed = make(tiny)
+    resumed.load_checkpoint(latest)
+    assert resumed.logger.get_value("epoch_start_timestamps", 0) == 990 + 3600
+
+
 class Mean(torch.nn.Module):
     """A method with no more than the README's recipe asks for: predicts the mean of a view."""
 
