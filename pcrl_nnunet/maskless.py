@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def plan_and_preprocess(
         raise UserError(
             f"no image in {os.path.join(raw_folder, 'imagesTr')}; put them there, named CASE_0000 and so on"
         )
-    reader = determine_reader_writer_from_dataset_json(dataset_json, scans[0].files[0], verbose=False)
+    reader = _reader_of(scans, dataset_json)
     raw = os.path.join(preprocessed, MASKS, name)
     masks = os.path.join(raw, "labelsTr")
     os.makedirs(masks, exist_ok=True)
@@ -169,6 +170,17 @@ def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
             yield
         finally:
             os.environ["nnUNet_raw"] = before
+
+
+def _reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> Any:
+    """nnU-Net's choice, by the first image that any reader can read."""
+    for scan in scans:
+        with suppress(RuntimeError), redirect_stderr(StringIO()):  # it prints a traceback for every reader that cannot
+            return determine_reader_writer_from_dataset_json(dataset_json, scan.files[0], verbose=False)
+    raise UserError(
+        f"none of the {len(scans)} images can be read, the first is {scans[0].files[0]}; expected images of the "
+        f"file_ending in dataset.json, {dataset_json['file_ending']}, for one of nnU-Net's readers"
+    )
 
 
 def _make_masks(

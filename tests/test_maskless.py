@@ -1,9 +1,15 @@
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from pcrl_nnunet import maskless
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.maskless import _is_newer, foreground, has_masks, write_mask
 from pcrl_nnunet.scans import Scan
 
@@ -61,3 +67,66 @@ def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
     assert _is_newer(str(mask), [str(image)])
     os.utime(image, (3000, 3000))  # replaced since
     assert not _is_newer(str(mask), [str(image)])
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Plans a raw dataset of as many images, some of them bad; nnU-Net's part only notes what it is given."""
+    raw, given = tmp_path / "raw" / "Dataset005_Bodies", []
+
+    def plan(images, bad=0, fails=False):
+        (raw / "imagesTr").mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            path = str(raw / "imagesTr" / f"case_{i:02}_0000.nii.gz")
+            sitk.WriteImage(sitk.GetImageFromArray(body()[0][0, :4].astype(np.float32)), path)
+            if i < bad:
+                Path(path).write_bytes(b"no image")
+        (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+
+        def run_nnunet(name, root, *_):
+            folder = Path(root) / name
+            names = {part: sorted(p.name for p in (folder / part).iterdir()) for part in ("imagesTr", "labelsTr")}
+            given.append({**names, **json.loads((folder / "dataset.json").read_text())})
+            if fails:
+                raise UserError("nnUNetv2_plan_and_preprocess ended with status 1")
+
+        monkeypatch.setattr(maskless, "_run_nnunet", run_nnunet)
+        with ThreadPoolExecutor(1) as pool:
+            arguments = (str(raw), str(tmp_path / "preprocessed"), None, [], 1, pool, print, False)
+            return maskless.plan_and_preprocess(*arguments), given
+
+    plan.masks = tmp_path / "preprocessed" / "pcrl_masks"
+    return plan
+
+
+def test_bad_images_are_left_out_of_what_nnunet_is_given(planned):
+    bad, (given,) = planned(11, bad=1)
+    assert [os.path.basename(found.where) for found in bad] == ["case_00_0000.nii.gz"]
+    assert given["imagesTr"] == [f"case_{i:02}_0000.nii.gz" for i in range(1, 11)]
+    assert given["labelsTr"] == [f"case_{i:02}.nii.gz" for i in range(1, 11)]
+    assert (given["numTraining"], given["labels"]) == (10, {"background": 0, "foreground": 1})
+    assert not planned.masks.exists()
+
+
+def test_where_many_images_are_bad_nothing_is_planned_and_the_good_masks_are_kept(planned):
+    with pytest.raises(UserError, match=r"2 of 11 images are bad, over 10%: mend or remove them.*case_0"):
+        planned(11, bad=2)
+    assert len(list(planned.masks.rglob("labelsTr/*.nii.gz"))) == 9
+
+
+def test_where_no_image_can_be_read_that_is_said(planned, capsys):
+    with pytest.raises(UserError, match=r"none of the 3 images can be read, the first is .*case_00_0000.nii.gz"):
+        planned(3, bad=3)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_where_nnunet_fails_the_masks_are_kept_and_not_made_again(planned):
+    with pytest.raises(UserError, match="ended with status 1"):
+        planned(3, fails=True)
+    masks = {path: path.stat().st_mtime_ns for path in planned.masks.rglob("labelsTr/*.nii.gz")}
+    assert len(masks) == 3
+    for path in masks:  # newer than the images, which `planned` writes again
+        os.utime(path, ns=(2 * 10**18, 2 * 10**18))
+    with pytest.raises(UserError, match="ended with status 1"):
+        planned(3, fails=True)
+    assert {path.stat().st_mtime_ns for path in masks} == {2 * 10**18}
