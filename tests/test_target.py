@@ -489,6 +489,23 @@ def test_several_datasets_pretrain_one_network(
     assert cases_seen(content, other, one_of_the_other) == ["scan_1"]
 
 
+def test_a_datasets_own_plan_pretrains_on_it_and_on_others_that_were_prepared_for_it(home: Path) -> None:
+    other = "Dataset017_Knees"
+    for number, name in ((3, SOURCE), (2, other)):
+        write_source(home, name, {f"scan_{k}": mri(9 * number + k, 18) for k in range(number)}, "MRI")
+    write_target(home, TARGET, "ZScoreNormalization", MRI)
+    for dataset in ("16", "17"):
+        run(preprocess, "-d", dataset, "-target", "42")
+    file = home / "preprocessed" / TARGET / "nnUNetPlans.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "original_median_shape_after_transp": [18, 18, 18]}))
+    run(preprocess, "-d", "42", "-i", str(home / "raw" / SOURCE / "imagesTr"))
+    assert run(pretrain, "-d", "42", "16", "17", "-p", "nnUNetPlans", "-device", "cpu") == 0
+    path = home / "results" / TARGET / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / checkpoint.FINAL
+    content = checkpoint.read(str(path))
+    assert content["datasets"] == [TARGET, SOURCE, other]
+    assert [case["path"].split("/")[0] for case in content["cases"]] == 3 * [TARGET] + 3 * [SOURCE] + 2 * [other]
+
+
 def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
     sizes = {"Dataset004_A": 4, "Dataset016_B": 400}
     cases = of_several({name: [Case(f"c{i}", f"{name}/c{i}") for i in range(n)] for name, n in sizes.items()})
