@@ -17,7 +17,7 @@ the machine add little. Steps are those of the trainer, with its optimiser; what
 - disk: batches of one loading process from files that are not in the system's cache, and the same ones again.
 - GPU: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
 
-Not measured here, as it takes days, are the hours to the same validation Dice: docs/evidence.md, "Hours to a Dice".
+The hours to the same validation Dice take trainings, and are in docs/evidence.md, "Hours to the same Dice".
 """
 
 from __future__ import annotations
