@@ -287,7 +287,7 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
     jobs: dict[str, Job] = {}
     for run in runs:
         after: tuple[str, ...] = ()
-        trained = comparison.trained_before(run)
+        trained = None if comparison.is_done(run) else comparison.trained_before(run)
         if comparison.pretrains(run) and trained is None:
             name = comparison.pretraining_plans_name(run)
             command: tuple[str, ...] = (sys.executable, "-c", PRETRAIN, "-d", comparison.dataset, "-p", name, "--c")
