@@ -150,8 +150,10 @@ def _link_images(scans: Sequence[Scan], raw: str, ending: str) -> None:
 
 
 def _is_newer(path: str, files: Sequence[str]) -> bool:
-    """Whether there is a file that was written after the others."""
-    return os.path.isfile(path) and all(os.path.getmtime(path) >= os.path.getmtime(file) for file in files)
+    """Whether there is a file that was written after the others, which are there, too."""
+    if not all(map(os.path.isfile, (path, *files))):
+        return False
+    return all(os.path.getmtime(path) >= os.path.getmtime(file) for file in files)
 
 
 @contextmanager

@@ -67,6 +67,8 @@ def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
     assert _is_newer(str(mask), [str(image)])
     os.utime(image, (3000, 3000))  # replaced since
     assert not _is_newer(str(mask), [str(image)])
+    image.unlink()  # which is said where it is read
+    assert not _is_newer(str(mask), [str(image)])
 
 
 @pytest.fixture

@@ -144,8 +144,12 @@ class _Sigterm:
 
     def _hear(self, number: int, frame: Any) -> None:
         self.heard = True
-        if self.at_once:
-            self.at_once = False  # a scheduler's may come from several sides
+        self.look()
+
+    def look(self) -> None:
+        """Raises `_Terminated` if it came and is to be answered at once: the first one, of a scheduler's several."""
+        if self.heard and self.at_once:
+            self.at_once = False
             raise _Terminated
 
     def __enter__(self) -> _Sigterm:
@@ -372,8 +376,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 sigterm.at_once = False
                 self._run_epochs(sigterm)
                 sigterm.at_once = True  # all states are saved: the end can be done again
-                if sigterm.heard:
-                    raise _Terminated
+                sigterm.look()
                 self.on_train_end()
             except _Terminated:
                 self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}; nothing is lost")

@@ -156,7 +156,7 @@ def test_a_damaged_final_file_is_no_obstacle_to_pretraining_again(command, tiny,
     assert checkpoint.read(str(path))["encoder_hash"] == content["encoder_hash"]
 
 
-@pytest.mark.parametrize("during", ["unpack", "final_content"])
+@pytest.mark.parametrize("during", ["unpack", "_write_report", "final_content"])
 def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(command, tiny, capsys, monkeypatch, during):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
@@ -164,12 +164,12 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
     path.unlink()
     function, before = getattr(PCRLPretrainTrainer, during), signal.getsignal(signal.SIGTERM)
 
-    def terminated(trainer):
+    def terminated(trainer, **options):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, torchrun and -num_gpus at the same time
-        return function(trainer)
+        return function(trainer, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(PCRLPretrainTrainer, during, terminated)
