@@ -60,12 +60,24 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None) ->
                 os.fsync(file.fileno())
             if previous is not None and os.path.isfile(path):
                 os.replace(path, previous)
+        _flush_names(os.path.dirname(path))
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a disk that is full
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"could not write {path} ({reason}); the file of that name, if any, is the last good one: "
             f"make room or the folder writable and continue with --c"
         ) from error
+
+
+def _flush_names(folder: str) -> None:
+    """To the disk: after a power cut, files that have been renamed are found under their new names."""
+    if os.name == "nt":  # has no such call for folders
+        return
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
@@ -192,12 +204,11 @@ def read_any(path: str) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
             raise ValueError("not a whole file of torch.save")
+        with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is another")
         with torch.serialization.safe_globals(_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and str(content.get("format")).startswith("pcrl_nnunet/"):
-            with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is another")
     except PermissionError as error:
         raise UserError(f"checkpoint {path} may not be read ({error.strerror}); correct its permissions") from error
     except pickle.UnpicklingError as error:
@@ -205,7 +216,7 @@ def read_any(path: str) -> dict[str, Any]:
             f"checkpoint {path} holds more than tensors and plain values and was not loaded, as it could run code; "
             f"expected a file that pcrl_nnunet_pretrain wrote"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged header may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}): it is truncated or damaged; copy it again or pretrain again"

@@ -1,6 +1,7 @@
 import os
 import pickle
 import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,12 +61,37 @@ def test_a_disk_that_is_full_leaves_the_last_good_file(tmp_path, room):
 def test_a_bit_that_has_changed_is_noticed(tmp_path):
     path = tmp_path / "c.pth"
     checkpoint.write(str(path), content(large=torch.zeros(1000)))
-    data = bytearray(path.read_bytes())
-    place = data.index(bytes(2000))  # within the tensor
-    data[place + 1000] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"c.pth cannot be read \(the checksum of .* is another\): .* damaged"):
-        checkpoint.read(str(path))
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (archive.getinfo(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        length = len(archive.read(pickled))
+    start = whole.index(b"\x80\x02}", pickled.header_offset)  # a dict in pickle's protocol 2
+    within_the_tensor = whole.index(bytes(2000)) + 1000
+    for place in (within_the_tensor, *range(start, start + length, 7)):
+        for bit in (1, 1 << place % 8):
+            data = bytearray(whole)
+            data[place] ^= bit
+            path.write_bytes(data)
+            with pytest.raises(UserError, match=r"c.pth cannot be read \(the checksum of .* is another\): .* damaged"):
+                checkpoint.read(str(path))
+
+
+def test_damage_anywhere_is_a_sentence_or_changes_nothing(tmp_path):
+    path = tmp_path / "c.pth"
+    checkpoint.write(str(path), content())
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    expected = checkpoint.read(str(path))
+    for _ in range(300):
+        data = bytearray(whole)
+        place = int(rng.integers(len(data)))
+        data[place : place + int(rng.integers(1, 9))] = rng.bytes(8)[: len(data) - place]
+        path.write_bytes(data)
+        try:
+            found = checkpoint.read(str(path))
+        except UserError:
+            continue
+        assert found["plain"] == expected["plain"]  # padding, from which nothing is read
+        assert torch.equal(found["tensor"], expected["tensor"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
