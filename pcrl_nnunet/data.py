@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import sleep
 from typing import Any
 
@@ -28,6 +28,7 @@ from batchgenerators.transforms.abstract_transforms import Compose
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import is_draft, whole
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
 from pcrl_nnunet.transforms.sub_crop import Volume, Window, read_window
 
@@ -58,7 +59,7 @@ def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
     Raises:
         UserError: there are none.
     """
-    files = os.listdir(folder) if os.path.isdir(folder) else []
+    files = [file for file in os.listdir(folder) if not is_draft(file)] if os.path.isdir(folder) else []
     found: dict[str, Case] = {}
     for suffix in SUFFIXES:
         for name in (file.removesuffix(suffix) for file in files if file.endswith(suffix)):
@@ -83,7 +84,7 @@ class CaseVolume:
             self.shape: tuple[int, ...] = tuple(self._array.shape)
             self._bytes = os.path.getsize(case.path)
         except Exception as error:  # blosc2 raises RuntimeError, numpy ValueError, OSError, EOFError, BadZipFile
-            raise self._unreadable(error) from error
+            raise _unreadable(self.case, error) from error
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         try:
@@ -92,7 +93,7 @@ class CaseVolume:
                 raise OSError("the file has become shorter")
             data = np.asarray(self._array[index], dtype=np.float32)
         except Exception as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self.case, error) from error
         # the sum of an array with a NaN or an infinity is one; looking at each voxel takes longer
         if not np.isfinite(data.sum()) and not np.isfinite(data).all():
             raise UserError(
@@ -101,11 +102,10 @@ class CaseVolume:
             )
         return data
 
-    def _unreadable(self, error: Exception) -> UserError:
-        reason = "the file is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        return UserError(
-            f"case {self.case.name} cannot be read from {self.case.path} ({reason}): preprocess the image again"
-        )
+
+def _unreadable(case: Case, error: Exception) -> UserError:
+    reason = "the file is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return UserError(f"case {case.name} cannot be read from {case.path} ({reason}): preprocess the image again")
 
 
 def _open(path: str) -> Any:
@@ -117,6 +117,27 @@ def _open(path: str) -> Any:
         return np.load(path, mmap_mode="r")
     with open(path, "rb") as file, np.load(file) as archive:  # numpy leaves a damaged file open
         return archive["data"]
+
+
+def unpack(case: Case, segmentation: bool = False) -> Case:
+    """The case as an .npy, which is made beside its .npz where it is one: of that, boxes can be read.
+
+    As nnU-Net's `unpack_dataset`, but a file is there whole or not at all, whatever ends the process.
+
+    Args:
+        segmentation: make that of the labels, too.
+    """
+    if not case.path.endswith(".npz"):
+        return case
+    name = case.path.removesuffix(".npz")
+    for key, path in [("data", f"{name}.npy"), *([("seg", f"{name}_seg.npy")] if segmentation else [])]:
+        if not os.path.isfile(path):
+            try:
+                with np.load(case.path) as archive, whole(path) as draft:
+                    np.save(draft, archive[key])
+            except Exception as error:
+                raise _unreadable(case, error) from error
+    return replace(case, path=f"{name}.npy")
 
 
 def fingerprint(case: Case) -> str:

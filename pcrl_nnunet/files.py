@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape, glob
@@ -25,6 +26,11 @@ def whole(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with suppress(OSError):
             os.remove(draft)
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is what `whole` has not finished, or did not live to finish."""
+    return re.match(rf"{DRAFT}\d+_", name) is not None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -111,6 +111,31 @@ def test_an_unpacked_array_is_preferred_to_its_archive(tmp_path: Path) -> None:
     assert find_cases(str(tmp_path)) == [Case("x", str(tmp_path / "x.npy"))]
 
 
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = np.random.default_rng(0).standard_normal((1, 4, 5, 6)), np.ones((1, 4, 5, 6), np.int8)
+    np.savez(tmp_path / "x.npz", data=image, seg=labels)
+    (case,) = find_cases(str(tmp_path))
+
+    def killed(path: str, array: np.ndarray) -> None:
+        Path(path).write_bytes(b"half")
+        monkeypatch.setattr(data.os, "remove", lambda path: None)  # nothing is done any more
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.np, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            data.unpack(case, segmentation=True)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert find_cases(str(tmp_path)) == [case]
+    unpacked = data.unpack(case, segmentation=True)
+    assert unpacked == Case("x", str(tmp_path / "x.npy")) == data.unpack(unpacked)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), image)
+    np.testing.assert_array_equal(np.load(tmp_path / "x_seg.npy"), labels)
+    (tmp_path / "y.npz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"case y cannot be read from .*y\.npz .*: preprocess the image again"):
+        data.unpack(Case("y", str(tmp_path / "y.npz")))
+
+
 def test_only_the_box_is_read_from_disk(tmp_path: Path) -> None:
     array = write(tmp_path / "x.b2nd", np.random.default_rng(0).standard_normal((1, 64, 64, 64)).astype(np.float32))
     volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))

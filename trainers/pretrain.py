@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from time import time
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, distributed, transfer
 from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
-from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
+from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader, unpack
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.files import whole
@@ -358,14 +358,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if any(case.path.endswith(".npz") for case in self.cases):
             self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
             if distributed.local_rank() == 0:
-                for folder in sorted({os.path.dirname(case.path) for case in self.cases if case.path.endswith(".npz")}):
-                    unpack_dataset(folder, unpack_segmentation=self.settings.probe_every > 0)
+                self._unpack()
             distributed.wait_for_all()
-            names = [case.path.removesuffix(".npz") for case in self.cases]
-            self.cases = [
-                replace(case, path=f"{name}.npy") if case.path.endswith(".npz") else case
-                for case, name in zip(self.cases, names, strict=True)
-            ]
+            self._unpack()
+
+    def _unpack(self) -> None:
+        with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
+            self.cases = pool.map(partial(unpack, segmentation=self.settings.probe_every > 0), self.cases)
 
     def run_training(self) -> None:
         """All epochs; the bar is for terminals, the lines are for the log."""

@@ -3,14 +3,12 @@ import json
 import os
 import re
 import shutil
-from functools import partial
 
 import blosc2
 import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.dataloading.utils import unpack_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
@@ -144,8 +142,7 @@ def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, monkeypatch, kind, rest
     assert drawn == set(range(1, trainer.network.decoder.num_levels + 1))
 
 
-def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny, monkeypatch):
-    monkeypatch.setattr(pretrain, "unpack_dataset", partial(unpack_dataset, num_processes=1))
+def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny):
     expected = run(make(tiny, epochs=1))
     shutil.rmtree(tiny.results)
     for path in tiny.data.glob("case_?.b2nd"):
