@@ -32,7 +32,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import whole
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/3"  # of what --c takes
+STATE_FORMAT = "pcrl_nnunet/state/4"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"

@@ -14,6 +14,8 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import heap, util
+from tempfile import TemporaryFile
 from time import sleep
 from typing import Any
 
@@ -278,6 +280,34 @@ class ViewLoader(SlimDataLoaderBase):
         return self._last_read[1:]
 
 
+def shared_memory(size: int) -> heap.Arena:
+    """Bytes, its `buffer`, of this process and of those that it starts.
+
+    multiprocessing takes them where they seem to be free; if others have the same thought, or the temporary folder has
+    no room either, writing to them ends the process with a bus error. So they are reserved here.
+
+    Raises:
+        UserError: neither /dev/shm nor the temporary folder has room.
+    """
+    if not hasattr(os, "posix_fallocate"):  # Windows and macOS
+        return heap.Arena(size)
+    reasons = []
+    for folder in ("/dev/shm", util.get_temp_dir()):
+        try:
+            with TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                descriptor = os.dup(file.fileno())
+            arena = heap.Arena(size, descriptor)
+            util.Finalize(arena, os.close, (descriptor,))
+            return arena
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+    raise UserError(
+        f"there is no room for {size / 2**20:.0f} MB that are shared with the loading processes "
+        f"({'; '.join(reasons)}); make room there, or set nnUNet_n_proc_DA to a smaller number"
+    )
+
+
 class _Worker(SlimDataLoaderBase):
     """A `ViewLoader` in another process, which writes its batches into memory of both, a slot each, one after another.
 
@@ -295,7 +325,7 @@ class _Worker(SlimDataLoaderBase):
         in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, and before and after it
         self.slots = CACHED + 1 + math.ceil(in_hand / num_workers)
         self._shapes = {name: (num_workers, self.slots, *shape) for name, shape in loader.shapes().items()}
-        self._shared = {name: multiprocessing.RawArray("f", math.prod(shape)) for name, shape in self._shapes.items()}
+        self._shared = {name: shared_memory(4 * math.prod(shape)) for name, shape in self._shapes.items()}
         self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
 
     def set_thread_id(self, thread_id: int) -> None:
@@ -323,7 +353,7 @@ class _Worker(SlimDataLoaderBase):
     def memory(self, slot: tuple[int, int]) -> dict[str, np.ndarray]:
         """A slot's arrays."""
         shared = self._shared.items()
-        return {name: np.frombuffer(m, np.float32).reshape(self._shapes[name])[slot] for name, m in shared}
+        return {name: np.frombuffer(m.buffer, np.float32).reshape(self._shapes[name])[slot] for name, m in shared}
 
     def release(self, batches: int) -> None:
         """The next ones after those released before are not looked at any more."""

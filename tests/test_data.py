@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing.heap
+import errno
 import os
 import pickle
+import shutil
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import sleep
-from types import SimpleNamespace
 from typing import Any
 
 import blosc2
@@ -233,19 +234,43 @@ def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -
             assert_equal(first, second)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's own memory is taken")
 def test_workers_do_without_a_shared_memory_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where /dev/shm is too small, which Python finds out before it puts memory there."""
-    free: list[str] = []
+    """As where /dev/shm is too small."""
+    tried: list[str] = []
+    reserve = os.posix_fallocate
 
-    def full(path: str) -> SimpleNamespace:
-        free.append(path)
-        return SimpleNamespace(f_bavail=1, f_frsize=4096)
+    def full(descriptor: int, offset: int, length: int) -> None:
+        tried.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if tried[-1].startswith("/dev/shm"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(descriptor, offset, length)
 
-    monkeypatch.setattr(multiprocessing.heap.BufferWrapper, "_heap", multiprocessing.heap.Heap())
-    monkeypatch.setattr(multiprocessing.heap.os, "statvfs", full)
+    monkeypatch.setattr(data.os, "posix_fallocate", full)
     for first, second in zip(batches(folder, 5), batches(folder, 5, num_workers=2), strict=True):
         assert_equal(first, second)
-    assert free == ["/dev/shm"] * len(free) != []
+    assert [path.startswith("/dev/shm") for path in tried] == 3 * [True, False]  # target, input, local
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's own memory is taken")
+def test_where_there_is_no_room_at_all_for_shared_memory_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for 3 MB .*\(/dev/shm: No space .*; /.*: No space .*\); make room"):
+        data.shared_memory(3 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's own memory is taken")
+def test_shared_memory_is_reserved_before_it_is_written(tmp_path: Path) -> None:
+    """Python's own looks at what is free: several trainings that start at once then share what one may have."""
+    before = shutil.disk_usage("/dev/shm").free
+    memory = data.shared_memory(1 << 24)
+    assert before - shutil.disk_usage("/dev/shm").free > 1 << 23  # nothing has been written yet
+    array = np.frombuffer(memory.buffer, np.float32)
+    assert len(array) == 1 << 22
+    assert not array.any()
 
 
 @pytest.mark.parametrize("slots", [None, 1])

@@ -485,6 +485,11 @@ def test_several_datasets_pretrain_one_network(
     names = ["scan_0", "scan_1", "scan_2", "scan_0", "scan_1"]
     assert [case["name"] for case in content["cases"]] == names
     assert [case["path"] for case in content["cases"]] == [f"{a}/{b}.b2nd" for a, b in zip(folders, names, strict=True)]
+    changed = json.loads(plan)
+    changed["configurations"]["3d_fullres"]["normalization_schemes"] = ["NoNormalization"]
+    of_other.write_text(json.dumps(changed))
+    message = run(pretrain, "-d", "16", "17", *command, "--c")
+    assert f"is finished, with other plans of other datasets ({other})" in message
     one_of_the_other = find_cases(str(home / "preprocessed" / other / f"{NAME}_3d_fullres_unlabelled"))[1:]
     assert cases_seen(content, other, one_of_the_other) == ["scan_1"]
 

@@ -242,8 +242,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
             `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
-            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_others``: by name, folder and data
-            identifier of other datasets to pretrain on.
+            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_others``: by name, folder, data
+            identifier and `checkpoint.plans_hash` of other datasets to pretrain on.
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
@@ -260,7 +260,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ):
         settings, init = plans.pop("pcrl_settings", None), plans.pop("pcrl_init", None)
-        others: Mapping[str, tuple[str, str]] = plans.pop("pcrl_others", {})
+        others: Mapping[str, tuple[str, str, str]] = plans.pop("pcrl_others", {})
         if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
@@ -275,7 +275,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             )
         cases = PretrainingCases.find(folder, identifier, fold, plans)
         found = {plans["dataset_name"]: cases.used}
-        found |= {name: PretrainingCases.find(*where, "all").used for name, where in others.items()}
+        found |= {
+            name: PretrainingCases.find(folder, identifier, "all").used
+            for name, (folder, identifier, _) in others.items()
+        }
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
@@ -284,6 +287,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.settings: PretrainSettings = settings
         self.cases = cases.used if len(found) == 1 else of_several(found)
         self.datasets = list(found)
+        self.other_plans = {name: of_plans for name, (_, _, of_plans) in others.items()}
         self.print_to_log_file(cases)
         for name, of_other in list(found.items())[1:]:
             self.print_to_log_file(f"  and {len(of_other)} of {name}")
@@ -310,6 +314,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.was_initialized:
             return
         torch.manual_seed(self.settings.seed)
+        if self.device.type == "cuda":  # as nnunetv2.run: of all of a training's few shapes the fastest algorithm
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
@@ -674,6 +680,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 network,
             ),
             "datasets": self.datasets,
+            "other_plans": self.other_plans,
             "init": self.init,
             "all_cases_known": self.init is None or self.init["all_cases_known"],
             "cases": [
@@ -734,6 +741,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "settings": self.settings.as_dict(),
             "plans": self.plans_manager.plans,
             "cases": [case.name for case in self.cases],
+            "other_plans": self.other_plans,
         }
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
@@ -746,6 +754,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "settings": without_probe(self.settings.as_dict()),
             "plans": without_settings(self.plans_manager.plans),
             "cases": [case.name for case in self.cases],
+            "other_plans": self.other_plans,
         }
         state["plans"] = without_settings(state["plans"])  # what of them matters here is in `settings`
         state["settings"] = without_probe(state["settings"])
@@ -758,8 +767,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                     else sorted(set(value) ^ set(then))[:5]
                 )
                 raise UserError(
-                    f"the {what} {differing} differ from those that {filename_or_checkpoint} was trained with; "
-                    f"continue with the same ones, or start anew without --c"
+                    f"the {what.replace('_', ' ')} {differing} differ from those that {filename_or_checkpoint} was "
+                    f"trained with; continue with the same ones, or start anew without --c"
                 )
         self.plan_network.load_state_dict(state["plan_network"])
         self.network.load_state_dict(state["network"])

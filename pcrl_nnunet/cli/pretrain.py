@@ -195,17 +195,18 @@ def _rank(number: int, args: argparse.Namespace, variables: dict[str, str], erro
         sys.exit(1)
 
 
-def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
-    """Folder and data identifier of the datasets after the first, by name.
+def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str, str]]:
+    """Folder, data identifier and hash of the plan of the datasets after the first, by name.
 
     Raises:
         UserError: one of them is not prepared for the first's (or -target's) plan, or has other channels.
     """
+    from pcrl_nnunet.checkpoint import plans_hash
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.target import existing_plan, preprocess_command
 
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for dataset in args.d[1:]:
         name = existing_plan(dataset, args.target or args.d[0], args.p)
         other = load_plan(dataset, name, plan.configuration)
@@ -225,7 +226,11 @@ def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str]]:
             )
         if other.plans["dataset_name"] in (plan.plans["dataset_name"], *found):
             raise UserError(f"-d has {other.plans['dataset_name']} more than once; give every dataset once")
-        found[other.plans["dataset_name"]] = other.folder, other.resolved["data_identifier"]
+        found[other.plans["dataset_name"]] = (
+            other.folder,
+            other.resolved["data_identifier"],
+            plans_hash(other.plans),
+        )
     return found
 
 
@@ -376,6 +381,9 @@ def _check_finished(content: dict[str, Any], trainer: Any, path: str) -> None:
     plans = [without_settings(plans) for plans in (content["plans"], trainer.plans_manager.plans)]
     names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
     _refuse_finished(path, "plans", ", ".join(names))
+    others = content.get("other_plans", {})  # a file from before has none
+    names = (name for name, plan in trainer.other_plans.items() if others.get(name, plan) != plan)
+    _refuse_finished(path, "plans of other datasets", ", ".join(names))
     num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
     seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
     there = {os.path.splitext(trainer.relative_path(case))[0] for case in trainer.cases}
@@ -399,7 +407,7 @@ def _trainer(
     overrides: dict[str, Any],
     continues: bool = False,
     init: str | None = None,
-    others: dict[str, tuple[str, str]] | None = None,
+    others: dict[str, tuple[str, str, str]] | None = None,
 ) -> Any:
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
@@ -457,14 +465,14 @@ def measured(
     device: Any,
     overrides: dict[str, Any],
     pictures: str | None = None,
-    others: dict[str, tuple[str, str]] | None = None,
+    others: dict[str, tuple[str, str, str]] | None = None,
     processes: int = 1,
 ) -> Measurement:
     """One step a level on the device, in a results folder that is thrown away.
 
     Args:
         pictures: folder for the views of a few cases.
-        others: folder and data identifier of further datasets, by name.
+        others: as `_others` finds them.
         processes: that share a batch. The part of one is measured, without what they exchange.
     """
     import torch
@@ -514,7 +522,7 @@ def _dry_run(
     fold: int | str,
     device: Any,
     overrides: dict[str, Any],
-    others: dict[str, tuple[str, str]],
+    others: dict[str, tuple[str, str, str]],
     processes: int,
 ) -> None:
     """Sizes, estimated and measured memory and hours, and pictures of views."""

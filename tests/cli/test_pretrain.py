@@ -185,6 +185,25 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
     assert results(tiny) == [checkpoint.FINAL]
 
 
+def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
+    command("-d", "999", *SHORT)
+    (path,) = tiny.results.rglob(checkpoint.FINAL)
+    expected = checkpoint.read(str(path))["encoder_hash"]
+    path.unlink()
+    train_step = PCRLPretrainTrainer.train_step
+
+    def interrupted(trainer, batch, step, *levels):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(trainer, batch, step, *levels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PCRLPretrainTrainer, "train_step", interrupted)
+        assert command("-d", "999", *SHORT) == 130
+    assert command("-d", "999", *SHORT, "--c") == 0
+    assert checkpoint.read(str(path))["encoder_hash"] == expected
+
+
 def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
@@ -246,7 +265,9 @@ def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny,
         assert command(*three_epochs) == "Error: stopped"
     latest, previous = final.with_name(checkpoint.LATEST), final.with_name(checkpoint.PREVIOUS)
     whole, before = latest.read_bytes(), previous.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"\0" * len(whole), b""):
+    pickled = bytearray(whole)
+    pickled[whole.index(b"\x80\x02}") + 60] ^= 1  # of the names and values
+    for damaged in (whole[: len(whole) // 2], b"\0" * len(whole), b"", bytes(pickled)):
         latest.write_bytes(damaged)
         previous.write_bytes(before)
         capsys.readouterr()

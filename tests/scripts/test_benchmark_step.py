@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
 import math
 import os
+import queue
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -109,6 +113,52 @@ def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_pat
     cases = benchmark.find_cases(str(data))
     assert len(cases) == 25
     assert len({os.stat(case.path).st_ino for case in cases}) == 10
+
+
+@pytest.mark.parametrize(("period", "share"), [(0.002, 0.0), (0.009, 0.33), (0.012, 0.5)])
+def test_the_share_of_waiting_is_that_of_a_loader_that_is_too_slow(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: float, share: float
+) -> None:
+    """Steps of 6 ms, and a loader with 34 batches in store: with a period of 9 ms a third of the time is waiting."""
+    store: queue.Queue[int] = queue.Queue(34)
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.wait(period):
+            with contextlib.suppress(queue.Full):
+                store.put(0, timeout=1)
+
+    thread = threading.Thread(target=load, daemon=True)
+
+    def loaders() -> Any:
+        thread.start()
+        return type("Loader", (), {"__next__": lambda self: store.get(), "close": lambda self: over.set()})()
+
+    network = SimpleNamespace(all_levels=lambda: [1, 2, 3])
+    trainer = SimpleNamespace(network=network, get_dataloaders=loaders, train_step=lambda *a: time.sleep(0.006))
+    monkeypatch.setattr(benchmark, "trainer_of", lambda *a: (trainer, {}))
+    monkeypatch.setattr(benchmark, "forget_peak", lambda: None)
+    found = benchmark.gpu(tmp_path, 4, True, False, False, 1)
+    thread.join(5)
+    assert found["waiting"] == pytest.approx(share, abs=0.1)
+    assert found["steps_a_second"] == pytest.approx(1 / 0.006, rel=0.3)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile's own
+@pytest.mark.parametrize(("compiled", "channels_last"), [(False, True), (True, True)])
+def test_what_is_measured_on_a_gpu_runs_through_without_one(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, channels_last: bool
+) -> None:
+    compile_part = torch.nn.Module.compile
+    by_hand: Callable[..., None] = lambda part, **options: compile_part(part, backend="aot_eager", **options)  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "compile", by_hand)  # the default backend wants a C++ compiler on a CPU
+    monkeypatch.setattr(benchmark, "GPU_LOADERS", 2)
+    monkeypatch.setattr(benchmark, "WAITING_STEPS", 6)
+    found = benchmark.gpu(dataset(benchmark, tmp_path), 4, True, compiled, channels_last, 1)
+    assert all(math.isfinite(value) and value >= 0 for value in found.values())
+    assert found["steps_a_second"] > 0
+    assert found["waiting"] < 1
 
 
 @pytest.mark.slow
