@@ -260,7 +260,7 @@ class ClassifySettings:
     jitter_mm: float = 4.0  # how far, an axis, a point may move while training
     batch_size: int = 0  # 0: what has as many voxels as the plan's batch of patches, up to 32
     balanced: bool = True  # draw classes, or a label's positives and negatives, alike often
-    class_weights: bool = False  # weigh them in the loss by their frequency
+    class_weights: bool = False  # weigh them in the loss by their frequency, instead
 
     def __post_init__(self) -> None:
         if self.target not in ("", "classes", "candidates"):
@@ -269,6 +269,11 @@ class ClassifySettings:
             raise UserError(
                 f"pcrl.classify has crop_mm {self.crop_mm}, jitter_mm {self.jitter_mm}, batch_size {self.batch_size}; "
                 f"expected a size above 0 and no negative number"
+            )
+        if self.balanced and self.class_weights:
+            raise UserError(
+                "pcrl.classify has class_weights and balanced (the default), which make up for the same imbalance, "
+                "together twice; set balanced to false to weigh the loss instead"
             )
 
     @classmethod

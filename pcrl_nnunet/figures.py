@@ -313,8 +313,9 @@ def roc(
         known = ~np.isnan(truth[:, i])
         if len(np.unique(truth[known, i])) == 2:
             false, true, _ = roc_curve(truth[known, i], score[known, i])
-            values = found[name]
-            axis.plot(false, true, label=f"{name}: {values['auroc']:.3f} ({values['low']:.3f} to {values['high']:.3f})")
+            auroc, low, high = (found[name][key] for key in ("auroc", "low", "high"))
+            interval = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+            axis.plot(false, true, label=f"{name}: {auroc:.3f}{interval}")
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axis.legend(loc="lower right", title="AUROC (95 %)")

@@ -46,7 +46,8 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
     folder = dataset_folder(dataset)
     plans = read_json(
         os.path.join(folder, f"{plans_name}.json"),
-        f"run nnUNetv2_plan_and_preprocess -d {dataset} first, or name one of its plans with -p",
+        f"run nnUNetv2_plan_and_preprocess -d {dataset} first (without masks: pcrl_nnunet_preprocess -d {dataset}), or "
+        f"name one of its plans with -p",
     )
     again = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
     dataset_json = read_json(os.path.join(folder, "dataset.json"), again)

@@ -15,7 +15,7 @@ from pcrl_nnunet import figures
 from pcrl_nnunet.crops import crops_of, places, tiles
 from pcrl_nnunet.data import Case, CaseVolume
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.scores import auroc_interval
+from pcrl_nnunet.scores import MIN_GROUPS, auroc_interval
 from pcrl_nnunet.targets import CASE, COORDINATES, Targets
 from pcrl_nnunet.transforms.sub_crop import Volume
 
@@ -87,10 +87,11 @@ class Predictor:
         else:
             around = [tuple(c) for c in places(targets.point[[index]], case, volume.shape[1:], transpose)]
         network = self.networks[0]
-        batches = list(crops_of(volume, around, self.size, BATCH))
-        inputs = torch.cat(batches)
-        highest = torch.cat([network(batch.to(self.device)).amax(1) for batch in batches]).argmax()
-        image = inputs[[int(highest)]]
+        highest, image = -np.inf, torch.empty(0)
+        for batch in crops_of(volume, around, self.size, BATCH):
+            logits = network(batch.to(self.device)).amax(1)
+            if float(logits.max()) > highest:
+                highest, image = float(logits.max()), batch[[int(logits.argmax())]]
         maps = network.activation_maps(image.to(self.device)).float().cpu()
         return image[0].numpy(), maps[0].numpy()
 
@@ -124,7 +125,12 @@ def write_evaluation(table: pd.DataFrame, targets: Targets, samples: np.ndarray,
     written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
     write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
     return [
-        f"AUROC of {name}: {value['auroc']:.3f}, 95 % interval {value['low']:.3f} to {value['high']:.3f} "
-        f"({value['positive']} of {value['known']} positive)"
+        f"AUROC of {name}: {value['auroc']:.3f}, {_said(value)} ({value['positive']} of {value['known']} positive)"
         for name, value in found.items()
     ]
+
+
+def _said(found: Mapping[str, float]) -> str:
+    if np.isnan(found["low"]):
+        return f"no interval, as positives or negatives are of fewer than {MIN_GROUPS} patients (or cases)"
+    return f"95 % interval {found['low']:.3f} to {found['high']:.3f}"

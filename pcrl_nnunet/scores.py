@@ -17,6 +17,7 @@ COLUMNS = ("method", "labelled", "seed", "case", "label", "dice")
 PREDICTION_COLUMNS = ("method", "labelled", "seed", "case", "sample", "label", "truth", "score")
 BOOTSTRAPS = 10_000
 LEVEL = 0.95
+MIN_GROUPS = 3  # patients, for an interval of one model's AUROC
 MAX_BLOCKS = 500  # of patients that are drawn together; of more patients several are in one
 WORTH = 0.5  # points: a gain that surely is smaller does not pay
 
@@ -313,19 +314,23 @@ def auroc_interval(
         groups: (N,) names.
 
     Returns:
-        auroc, low, high, and the numbers known and positive.
+        auroc, low, high, and the numbers known and positive. Low and high are NaN where positives or negatives are of
+        fewer than `MIN_GROUPS` groups, which tell nothing of others.
     """
     rng = np.random.default_rng(0)
     names, group = np.unique(groups, return_inverse=True)
-    members = [np.flatnonzero(group == i) for i in range(len(names))]
+    known = ~np.isnan(truth)
+    of, positive = group[known], truth[known] == 1
+    _, place = np.unique(score[known], return_inverse=True)  # sorted once: there may be hundreds of thousands
     drawn = []
-    for _ in range(bootstraps):
-        samples = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
-        drawn.append(auroc(truth[samples], score[samples]))
-    finite = [value for value in drawn if not np.isnan(value)]
-    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if finite else (np.nan, np.nan)
-    known = int((~np.isnan(truth)).sum())
+    if min(len(np.unique(of[positive])), len(np.unique(of[~positive]))) >= MIN_GROUPS:
+        for _ in range(bootstraps):
+            times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[of]
+            of_positive, of_negative = (np.bincount(place, times * which) for which in (positive, ~positive))
+            if pairs := of_positive.sum() * of_negative.sum():
+                drawn.append((of_positive * (of_negative.cumsum() - of_negative / 2)).sum() / pairs)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if drawn else (np.nan, np.nan)
     return {
         "auroc": auroc(truth, score), "low": float(low), "high": float(high),
-        "known": known, "positive": int(np.nansum(truth)),
+        "known": int(known.sum()), "positive": int(positive.sum()),
     }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -39,6 +40,7 @@ GEOMETRY = (
     *("sitk_stuff", "nibabel_stuff", "spacing"),
     *("bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"),
 )
+LIKE_PATIENT = ("patient", "patients", "patientid", "subject", "subjects", "subjectid")
 UNKNOWN_WORDS = ("na", "n/a", "nan", "null", "?")  # in a table; of a class nobody thinks so
 NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
 SPLITS = "splits_final.json"
@@ -214,6 +216,10 @@ def _read(path: str, needed: Sequence[str]) -> pd.DataFrame:
     except (OSError, ValueError, ParserWarning) as error:  # pandas' own errors are of the second kind
         raise UserError(f"{path} cannot be read ({error}); expected a table with commas and a line of names") from error
     table = table.apply(lambda column: column.str.strip())
+    nameless = table.columns[header.reindex(range(len(table.columns)), fill_value="") == ""]
+    if (table[nameless] != "").any(axis=None):
+        raise UserError(f"{path} has a column without a name; give it one, or take it out")
+    table = table.drop(columns=nameless)  # of a comma at the end of every line
     missing = [name for name in needed if name not in table]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
@@ -229,6 +235,12 @@ def _coordinates(path: str, table: pd.DataFrame) -> np.ndarray:
 def _parse(path: str, kind: Kind) -> Targets:
     case = CASE[kind]
     table = _read(path, (case, *((*COORDINATES, "class") if kind == "candidates" else ())))
+    for name in table:
+        if name != PATIENT and re.sub(r"[\s_.-]", "", name.lower()) in LIKE_PATIENT:
+            raise UserError(
+                f"{path} has a column '{name}'; call it {PATIENT} if it names patients, whose cases then stay on one "
+                f"side of a split, or take it out"
+            )
     labels = ["class"] if kind == "candidates" else [name for name in table if name not in (case, PATIENT)]
     if not labels or table.empty:
         raise UserError(f"{path} has no {'line' if labels else 'column of a label'}; add what is to be learned")
@@ -257,6 +269,8 @@ def _parse(path: str, kind: Kind) -> Targets:
 def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np.ndarray]:
     """Whether they exclude each other, their names, (N, L)."""
     found = [{value for value in columns[name] if value} for name in columns]
+    if empty := [name for name, values in zip(columns, found, strict=True) if not values]:
+        raise UserError(f"{path} has no value in column {empty[0]}; fill it in, or take it out")
     for name, values in zip(columns, found, strict=True):
         words = sorted(value for value in values if value.lower() in UNKNOWN_WORDS)
         if words:
@@ -283,7 +297,7 @@ def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np
         )
     one_hot = (given[:, None] == np.array(classes)[None]).astype(float)
     one_hot[given == ""] = np.nan
-    return True, tuple(classes), one_hot
+    return True, tuple(map(str, classes)), one_hot  # plain ones, not numpy's: they go into checkpoints
 
 
 def _is_number(value: str) -> bool:

@@ -211,6 +211,17 @@ def test_the_interval_of_an_auroc_is_that_of_another_bootstrap():
     assert (found["known"], found["positive"]) == (80, truth.sum())
 
 
+def test_the_interval_of_an_auroc_counts_ties_half_as_its_definition_does():
+    truth, score = of_80()
+    score, groups = np.round(score), np.arange(80) // 2
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(200):
+        samples = np.concatenate([[2 * i, 2 * i + 1] for i in rng.integers(40, size=40)])
+        drawn.append(roc_auc_score(truth[samples], score[samples]))
+    found = auroc_interval(truth, score, groups, 200)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
 def test_samples_of_a_patient_are_drawn_together_and_unknown_ones_count_for_nothing():
     truth, score = of_80()
     alone = auroc_interval(truth, score, np.arange(80))
@@ -222,4 +233,7 @@ def test_samples_of_a_patient_are_drawn_together_and_unknown_ones_count_for_noth
     assert as_if_independent["high"] - as_if_independent["low"] < 0.6 * (alone["high"] - alone["low"])
     with_unknown = [np.append(truth, [np.nan] * 9), np.append(score, np.arange(9))]
     assert auroc_interval(*with_unknown, np.arange(89))["auroc"] == alone["auroc"]
+    two_patients = auroc_interval(np.array([1.0, 0, 1, 0]), np.arange(4.0), np.array([0, 0, 1, 1]))
+    assert two_patients["auroc"] == 0.25
+    assert np.isnan([two_patients["low"], two_patients["high"]]).all()
     assert np.isnan(auroc_interval(np.ones(4), np.arange(4.0), np.arange(4))["auroc"])

@@ -34,6 +34,7 @@ def test_one_column_of_other_values_has_classes_that_exclude_each_other(tmp_path
     targets = read_targets(write(tmp_path, "classes", "\n".join(["case,kind", *lines, "d,"])))
     assert targets.exclusive
     assert targets.names == tuple(sorted(set(values.split()), key=lambda v: (len(v), v)))
+    assert {type(name) for name in targets.names} == {str}  # numpy's could not be loaded from a checkpoint
     assert [targets.names[i] for i in targets.value[:3].argmax(1)] == values.split()
     assert np.isnan(targets.value[3]).all()
     assert list(targets.of_cases(list("abcd"))) == [0, 1, 2]  # of d nothing is known
@@ -43,6 +44,12 @@ def test_a_number_is_the_same_class_however_it_is_written(tmp_path):
     targets = read_targets(write(tmp_path, "classes", "case,kind\na,1\nb,1.0\nc,2\nd,\n"))
     assert targets.names == ("1", "2")
     np.testing.assert_array_equal(targets.value[:3], [[1, 0], [1, 0], [0, 1]])
+
+
+def test_a_comma_at_the_end_of_every_line_is_no_column(tmp_path):
+    targets = read_targets(write(tmp_path, "classes", "case,a,\nx,1,\ny,0,\n"))
+    assert targets.names == ("a",)
+    assert targets.value.tolist() == [[1], [0]]
 
 
 def test_points_are_read_as_luna_writes_them(tmp_path):
@@ -72,6 +79,14 @@ def test_points_are_read_as_luna_writes_them(tmp_path):
         ("classes", "case,a\nx,1\ny,?\n", "'\\?' in column a; leave a cell empty"),
         ("classes", "case,a,a\nx,1,0\ny,0,0\n", "two columns are called 'a'"),
         ("classes", "case,a\nx,1,\ny,0,\n", "cannot be read .*Length of header"),
+        ("classes", "case,a,\nx,1,\ny,0,1\n", "a column without a name"),
+        ("classes", "case,a,b\nx,1,\ny,0,\n", "no value in column b"),
+        ("classes", "case,a,Patient\nx,1,0\ny,0,1\n", "a column 'Patient'; call it patient if"),
+        (
+            "candidates",
+            "seriesuid,coordX,coordY,coordZ,class,patient_id\nx,1,2,3,0,p\nx,1,2,3,1,p\n",
+            "a column 'patient_id'; call it patient if",
+        ),
         ("classes", "case,group\nx,case\ny,control\n", "class 'case', which is the name of another column"),
         ("classes", "case,a,p_a\nx,1,0\ny,0,1\n", "class 'p_a', which is the name of another column"),
         ("classes", "case,a\nx,1\ny,NA\n", "'NA' in column a; leave a cell empty where a value is unknown"),

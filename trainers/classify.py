@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast, nn
 
-from pcrl_nnunet import figures, scores
+from pcrl_nnunet import checkpoint, figures, scores
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.crops import ClassificationLoader, input_size, places
 from pcrl_nnunet.data import Case, CaseVolume, find_cases
@@ -59,7 +60,7 @@ class _Classification(PCRLScratchTrainer):
     """What both trainers of a classification replace of `PCRLScratchTrainer`.
 
     __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
-    on_validation_epoch_end, print_to_log_file, extra_content, perform_actual_validation.
+    on_validation_epoch_end, print_to_log_file, extra_content, load_checkpoint, perform_actual_validation.
     """
 
     # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained (docs/evidence.md). From scratch
@@ -276,6 +277,20 @@ class _Classification(PCRLScratchTrainer):
             }
         }
 
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As fine-tuning's, if the table and the inputs' size are still those that the network was trained on."""
+        then: Mapping[str, Any] = {}
+        with suppress(UserError):  # what cannot be read is said below
+            then = checkpoint.read_any(str(filename_or_checkpoint)).get("pcrl_classification", {})
+        now = self.extra_content()["pcrl_classification"]
+        differing = [f"{key} {value}, now {now[key]}" for key, value in then.items() if now[key] != value]
+        if differing:
+            raise SystemExit(
+                f"Error: {FILES[self.targets.kind]} or pcrl.classify of the plan has changed since "
+                f"{filename_or_checkpoint} was trained ({'; '.join(differing)}); put it back, or train anew without --c"
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Of the fold's validation cases: predictions.csv, auroc.json, roc.png, activation maps of a few samples."""
         if self.local_rank != 0:
@@ -285,6 +300,7 @@ class _Classification(PCRLScratchTrainer):
         os.makedirs(folder, exist_ok=True)
         network = unwrap(self.network)
         network.eval()
+        self.print_to_log_file(f"Validating {len(samples)} {self.targets.kind}")
         predictor = Predictor([network], self.targets.names, self.targets.exclusive, self.size, self.device)
         cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
         table = predictor.of_targets(self.targets, samples, cases, self.plans_manager.transpose_forward)

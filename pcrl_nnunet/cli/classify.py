@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, load, classify, write."""
     args = _parser().parse_args()
+    import numpy as np
     import pandas as pd
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from tqdm import tqdm
@@ -74,11 +75,15 @@ def main() -> None:
         of_image = None if points is None else points[1][points[0] == name]
         if of_image is not None and not len(of_image):
             continue
-        if len(files) != num_channels:
+        if len(files) not in (1, num_channels):
             bad.append(f"{name} ({len(files)} files, of {num_channels} channels)")
             continue
         try:
             data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
+            if len(data) != num_channels:  # one file may have all of them, such as the colours of a photograph
+                raise ValueError(f"{len(data)} of {num_channels} channels")
+            if not np.isfinite(data).all():
+                raise ValueError("voxels that are not finite numbers")
             centres, beyond = None, 0
             if of_image is not None:
                 centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)

@@ -138,8 +138,8 @@ def _plan(dataset: str, planner_name: str) -> str:
 
     if planner_name not in planners.__all__:
         raise UserError(
-            f"-pl is '{planner_name}'; expected {', '.join(planners.__all__)} (nnU-Net's own planners: "
-            "nnUNetv2_plan_experiment)"
+            f"-pl is '{planner_name}'; expected {', '.join(planners.__all__)} (nnU-Net's own planners, of "
+            "datasets with masks: nnUNetv2_plan_experiment)"
         )
     folder = dataset_folder(dataset)
     raw = _raw_folder(folder)

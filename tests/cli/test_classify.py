@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import skimage.io
 import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from pcrl_nnunet.cli import classify, preprocess, pretrain
+from pcrl_nnunet.cli import classify, compare, preprocess, pretrain
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
 NAME = "Dataset777_NoMasks"
@@ -156,6 +158,18 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
     assert "1 images could not be classified" in message
     assert "odd (2 files, of 1 channels)" in message
     assert list(pd.read_csv(out)["case"]) == ["good"]  # the others go on
+    run_case = DefaultPreprocessor.run_case
+
+    def with_holes(self, files, *arguments):
+        data, *more = run_case(self, files, *arguments)
+        if "case_3" in files[0]:
+            data[0, 0, 0, 0] = np.nan
+        return data, *more
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case", with_holes)
+    message = run(monkeypatch, classify, *arguments, "-i", images, "-f", "0")
+    assert "case_3 (ValueError: voxels that are not finite numbers)" in message
+    assert len(pd.read_csv(out)) == len(CASES) - 1
 
 
 @pytest.mark.slow
@@ -170,6 +184,23 @@ def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_th
     assert taken["encoder_share"] == 1
     assert taken["checkpoint"].endswith("PCRLPretrainTrainer__Pclasses__3d_fullres/fold_0/checkpoint_final.pth")
     assert taken["validation_cases_seen"] == []
+
+
+@pytest.mark.slow
+def test_more_images_and_a_comparison_of_a_dataset_without_masks(folder, monkeypatch, capsys):
+    plan_of(folder, "classes")
+    images = folder.parents[1] / "more"
+    images.mkdir()
+    image = sitk.ReadImage(str(folder.parents[1] / "raw" / NAME / "imagesTr" / "case_0_0000.nii.gz"))
+    sitk.WriteImage(2 * image + 7, str(images / "scan.nii.gz"))  # the same after normalisation
+    assert run(monkeypatch, preprocess, "-d", "777", "-c", "3d_fullres", "-i", str(images), "-np", "1") is None
+    (scan,) = (folder / "nnUNetPlans_3d_fullres_unlabelled").glob("*.b2nd")
+    own = blosc2.open(str(folder / "nnUNetPlans_3d_fullres" / "case_0.b2nd"))[:]
+    np.testing.assert_allclose(blosc2.open(str(scan))[:], own, atol=1e-4)
+    capsys.readouterr()
+    arguments = ["-d", "777", "-p", "Pclasses", "-c", "3d_fullres", "-labelled", "2", "-seeds", "1", "-device", "cpu"]
+    assert run(monkeypatch, compare, *arguments, "--dry_run") is None
+    assert "__classification" in capsys.readouterr().out  # AUROC, where there is nothing to segment
 
 
 @pytest.mark.slow
@@ -203,3 +234,45 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_preprocess", "-d", "777", "-p", "Other"])
     with pytest.raises(SystemExit, match=r"Other.json does not exist; .* name one of its plans with -p"):
         preprocess.main_entry()
+
+
+@pytest.mark.slow
+def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch):
+    """From RGB pictures without masks to predictions, by the commands."""
+    name, names = "Dataset778_Photographs", [f"{i:03d}" for i in range(6)]
+    raw = tmp_path / "raw" / name
+    (raw / "imagesTr").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, case in enumerate(names):
+        picture = rng.integers(0, 100 + 100 * (i % 2), (40, 36, 3)).astype(np.uint8)
+        skimage.io.imsave(raw / "imagesTr" / f"{case}_0000.png", picture)
+    described = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    (raw / "dataset.json").write_text(json.dumps(described))
+    (raw / "classes.csv").write_text("case,bright\n" + "".join(f"{case},{i % 2}\n" for i, case in enumerate(names)))
+    (tmp_path / "preprocessed").mkdir()
+    for folder in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "778", "-np", "1", "-c", "2d"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    folder = tmp_path / "preprocessed" / name
+    plan = json.loads((folder / "nnUNetPlans.json").read_text())
+    kwargs = plan["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    kwargs["features_per_stage"] = [4] * len(kwargs["features_per_stage"])
+    plan |= {"pcrl": {"finetune": SHORT}, "continue_training": False}
+    (folder / "splits_final.json").write_text(json.dumps([{"train": names[:4], "val": names[4:]}]))
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    trainer = PCRLClassificationScratchTrainer(plan, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    expected = pd.read_csv(os.path.join(trainer.output_folder, "validation", "predictions.csv"), dtype={"case": str})
+    arguments = ["-d", "778", "-i", str(raw / "imagesTr"), "-o", str(tmp_path / "out.csv"), "-c", "2d", "-f", "0"]
+    arguments += ["-tr", "PCRLClassificationScratchTrainer", "-device", "cpu"]
+    assert run(monkeypatch, classify, *arguments) is None
+    found = pd.read_csv(tmp_path / "out.csv", dtype={"case": str}).set_index("case")
+    assert list(found.index) == names
+    skimage.io.imsave(raw / "imagesTr" / "grey_0000.png", picture[..., 0])
+    assert "grey (ValueError: 1 of 3 channels)" in run(monkeypatch, classify, *arguments)
+    np.testing.assert_allclose(found.loc[expected["case"], "p_bright"], expected["p_bright"], atol=1e-4)

@@ -139,7 +139,7 @@ def test_it_learns_to_tell_points_apart(classes, configuration):
 def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(classes):
     lines = "".join(f"case_{i},{('a', 'b', 'c')[i % 3]}\n" for i in range(NUM_CASES))
     (classes.folder / "classes.csv").write_text(f"case,kind\n{lines}")
-    trainer = make(classes, classify={"class_weights": True})
+    trainer = make(classes, classify={"class_weights": True, "balanced": False})
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
@@ -199,6 +199,25 @@ def test_a_continued_training_and_validation_alone_have_the_trained_weights(clas
     assert os.path.isfile(os.path.join(validation_of(again), "predictions.csv"))
 
 
+def test_a_table_that_has_changed_since_the_training_is_not_scored_by_it(classes):
+    table = classes.folder / "classes.csv"
+    lines = [f"case_{i},{i % 3}" for i in range(NUM_CASES)]
+    table.write_text("\n".join(["case,grade", *lines]))
+    trainer = make(classes)
+    trainer.run_training()
+    final = os.path.join(trainer.output_folder, "checkpoint_final.pth")
+    content = checkpoint.read_any(final)  # as pcrl_nnunet_classify does, which loads no code
+    assert content["pcrl_classification"]["names"] == ["0", "1", "2"]
+    table.write_text("\n".join(["case,grade", *(line.replace(",2", ",3") for line in lines)]))
+    with pytest.raises(
+        SystemExit, match=r"classes.csv or pcrl.classify .* \(names \['0', '1', '2'\], now \['0', '1', '3'\]\)"
+    ):
+        maybe_load_checkpoint(make(classes), False, True)
+    table.write_text("\n".join(["case,b,a", *(f"case_{i},1,0" for i in range(NUM_CASES))]))
+    with pytest.raises(SystemExit, match=r"names \['0', '1', '2'\], now \['b', 'a'\]; exclusive True, now False"):
+        maybe_load_checkpoint(make(classes), True, False)
+
+
 def test_of_the_raw_dataset_the_newer_table_is_taken(classes):
     raw = classes.folder.parents[1] / "raw" / classes.folder.name
     raw.mkdir(parents=True)
@@ -235,6 +254,7 @@ def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes)
     [
         ("case,a\nother_1,1\nother_2,0\n", {}, "classes.csv tells nothing of the training cases of fold 0"),
         (None, {}, "there is no classes.csv or candidates.csv"),
+        (None, {"class_weights": True}, "class_weights and balanced .* set balanced to false"),
         (None, {"target": "points"}, "pcrl.classify.target is 'points'; expected 'classes' or 'candidates'"),
     ],
 )
@@ -339,7 +359,7 @@ def test_an_auroc_of_one_class_is_null_in_the_file(tmp_path):
 
 def test_a_label_that_is_constant_has_no_weight_which_is_said_and_nothing_is_left_behind(classes):
     (classes.folder / "classes.csv").write_text("case,bright\n" + "".join(f"case_{i},1\n" for i in range(NUM_CASES)))
-    trainer = make(classes, classify={"class_weights": True})
+    trainer = make(classes, classify={"class_weights": True, "balanced": False})
     with pytest.raises(SystemExit, match="of bright all 8 training samples have the same value"):
         trainer.initialize()
     assert not os.path.exists(trainer.output_folder)
