@@ -179,9 +179,9 @@ def read_source(folder: str, raw_folder: str) -> Source:
         UserError: it has no fingerprint, no raw images, or none that nnU-Net can read.
     """
     name = os.path.basename(folder)
-    extract = f"run nnUNetv2_extract_fingerprint -d {name} (without masks: pcrl_nnunet_preprocess -d {name})"
+    extract = f"run nnUNetv2_extract_fingerprint -d {name}"
     file = os.path.join(folder, "dataset_fingerprint.json")
-    fingerprint = read_json(file, f"{extract} first")
+    fingerprint = read_json(file, f"{extract} first (without masks: pcrl_nnunet_preprocess -d {name})")
     missing = [key for key in NEEDED_OF_FINGERPRINT if key not in fingerprint]
     if missing:
         raise UserError(f"{file} has no {', '.join(missing)}; {extract} --clean")
