@@ -30,7 +30,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def is_draft(name: str) -> bool:
     """Whether a file of this name is what `whole` has not finished, or did not live to finish."""
-    return re.match(rf"{DRAFT}\d+_", name) is not None
+    return name.startswith(DRAFT) and re.match(rf"{DRAFT}\d+_", name) is not None  # the first is the faster one
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
