@@ -20,6 +20,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,12 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None) ->
 
 def _flush_names(folder: str) -> None:
     """To the disk: after a power cut, files that have been renamed are found under their new names."""
-    if os.name == "nt":  # has no such call for folders
-        return
-    descriptor = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # Windows and some network file systems do not offer it for folders; the files are there
+        descriptor = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:

@@ -1,6 +1,8 @@
+import errno
 import os
 import pickle
 import signal
+import stat
 import zipfile
 
 import numpy as np
@@ -24,6 +26,20 @@ def test_what_was_written_is_read(tmp_path):
     assert torch.equal(read["tensor"], torch.arange(5.0))
     assert read["plain"] == {"a": [1, "b", None]}
     assert os.listdir(tmp_path) == ["c.pth"]
+
+
+def test_a_file_system_that_flushes_no_folders_is_no_obstacle(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def of_files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    path = str(tmp_path / "c.pth")
+    checkpoint.write(path, content())
+    assert torch.equal(checkpoint.read(path)["tensor"], torch.arange(5.0))
 
 
 class Unwritable:
