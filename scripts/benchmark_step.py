@@ -1,10 +1,12 @@
 """What a step of pretraining costs, against the authors' way, and what grows with the number of cases. Linux.
 
     pip install .
-    python scripts/benchmark_step.py [--json FILE] [--quick]
+    python scripts/benchmark_step.py [--json FILE] [--quick] [--parts PART [PART ...]]
 
 On a GPU where there is one, else on one CPU thread, where times of steps are CPU seconds, to which other programs on
 the machine add little. Steps are those of the trainer, with its optimiser; what is stated are medians.
+
+The parts:
 
 - steps: the authors' way (every step decodes global and local views to full resolution and has the heads of all levels,
   see `AuthorsWay`) and ours (`restoration: single`: both of one drawn level, where the decoder
@@ -12,12 +14,13 @@ the machine add little. Steps are those of the trainer, with its optimiser; what
 - memory: peak of a process in its second step, over what it held before the first one; of ours, a process a level. Ours
   computes the local views' features of the finest level again instead of keeping them (`PCRLv2`), which takes longer;
   the authors' way keeps them.
-- allocator: ours with what `pcrl_nnunet_pretrain` sets on a CPU (`memory.keep_freed_memory`), levels in one process.
+  On a CPU also the allocator: ours with what `pcrl_nnunet_pretrain` sets there (`memory.keep_freed_memory`), levels in
+  one process.
 - growth: the command itself until its first batch is there, on ten cases and on 100,000 (links to the ten), and the
   memory of it and of its two loading processes, shared pages counted once, after a few batches. And the fingerprints
   that it takes of all cases in the end, extrapolated from some, on one thread.
-- disk: batches of one loading process from files that are not in the system's cache, and the same ones again.
-- GPU: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
+- reading: batches of one loading process from files that are not in the system's cache, and the same ones again.
+- gpu: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
 
 The hours to the same validation Dice take trainings, and are in docs/evidence.md, "Hours to the same Dice".
 """
@@ -68,6 +71,7 @@ FEW = 10  # cases that are files of their own
 BATCHES = 5  # of a start, until memory is looked at
 GPU_LOADERS = 8
 WAITING_STEPS = 160
+PARTS = ("steps", "memory", "growth", "reading", "gpu")
 
 
 @dataclass(frozen=True)
@@ -546,6 +550,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -560,10 +565,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder) / "few", Path(folder) / "many"
         write_dataset(few, sizes)
-        results = report_steps(few, sizes) | report_memory(few, sizes)
-        results |= report_growth(few, many, sizes) | report_reading(few, sizes)
-        if torch.cuda.is_available():
-            results |= report_gpu(few, sizes)
+        reports: dict[str, Callable[[], dict[str, float]]] = {
+            "steps": lambda: report_steps(few, sizes),
+            "memory": lambda: report_memory(few, sizes),
+            "growth": lambda: report_growth(few, many, sizes),
+            "reading": lambda: report_reading(few, sizes),
+            "gpu": lambda: report_gpu(few, sizes) if torch.cuda.is_available() else {},
+        }
+        results = {name: value for part in args.parts for name, value in reports[part]().items()}
     results = {name: round(value, 4) for name, value in results.items()}
     print(f"\n{json.dumps(results, indent=2)}")
     if args.json:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -316,6 +317,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         torch.manual_seed(self.settings.seed)
         if self.device.type == "cuda":  # as nnunetv2.run: of all of a training's few shapes the fastest algorithm
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+        if self.grad_scaler is not None:  # while it looks for its scale, it leaves the first steps out
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )

@@ -77,6 +77,13 @@ def test_a_quick_run_writes_finite_numbers_that_agree_with_what_it_prints(
     assert float(seconds[1]) == pytest.approx(numbers["startup_seconds_100000"], abs=0.01)
 
 
+def test_parts_that_are_not_asked_for_are_not_measured(benchmark: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "numbers.json"
+    sys.argv = ["benchmark_step.py", "--quick", "--json", str(file), "--parts", "reading", "gpu"]
+    benchmark.main()
+    assert {"cold_vs_warm", "cold_batches_a_second"} >= {n for n in json.loads(file.read_text()) if "gpu" not in n}
+
+
 @pytest.mark.parametrize("drawn", [1, 3])
 def test_the_authors_way_adds_full_resolution_to_the_drawn_levels(
     benchmark: ModuleType, tmp_path: Path, drawn: int

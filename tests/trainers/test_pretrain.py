@@ -80,6 +80,17 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
 
 
+def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
+    trainer = make(tiny)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # the gradients overflow, as on a GPU
+    trainer.initialize()
+    before = checkpoint.encoder_hash(trainer.network.encoder)
+    batch = next(trainer.get_dataloaders())
+    trainer.train_step(batch, 0)  # warnings are errors here
+    assert trainer.grad_scaler.get_scale() < 2.0**126
+    assert checkpoint.encoder_hash(trainer.network.encoder) == before
+
+
 def variant(tiny, kind):
     """Another plan for the tiny dataset, and its data: configuration, number of channels."""
     plan = make_plan(features=(4, 8, 8, 8))
