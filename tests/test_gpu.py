@@ -97,6 +97,7 @@ def test_a_dry_run_measures_the_gpus_memory(tiny: Any, monkeypatch: pytest.Monke
     assert "s a step on cuda" in out
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
 @pytest.mark.parametrize("compiled", ["f", "t"])
 def test_the_encoder_gets_into_nnunets_network_there_compiled_or_not(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, compiled: str

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -13,10 +14,13 @@ import pandas as pd
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import make_plan
+from torch._dynamo import OptimizedModule
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.models import Classifier
 from pcrl_nnunet.prediction import table_of, write_evaluation
 from pcrl_nnunet.targets import read_targets, split_by_patient
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
@@ -152,7 +156,11 @@ def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(clas
     assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
 
 
-def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch):
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+@pytest.mark.parametrize("compiled", [False, True])  # on a GPU nnU-Net compiles by default
+def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch, compiled):
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: compiled)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plan = make_plan()
     settings = pretrain_settings(
         plan, "3d_fullres", plan["configurations"]["3d_fullres"], epochs=1, iters_per_epoch=1, batch_size=4
@@ -174,8 +182,13 @@ def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatc
     assert at_first_step[0] == wanted
     assert len(set(at_first_step)) == len(at_first_step)  # it moves
     assert "100.0% of the encoder's parameters are pretrained" in log_of(trainer)
+    trainer.perform_actual_validation()
+    assert os.path.isfile(os.path.join(validation_of(trainer), "predictions.csv"))
+    content = torch.load(os.path.join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    Classifier(pretraining.plan_network, 1).load_state_dict(content["network_weights"])  # as new images are classified
     scratch = make(classes)
     scratch.initialize()
+    assert isinstance(scratch.network, OptimizedModule) == compiled
     assert checkpoint.encoder_hash(scratch.network.encoder) != wanted
 
 
