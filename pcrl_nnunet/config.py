@@ -136,6 +136,7 @@ class PretrainSettings:
     restoration: Literal["single", "full"] = "single"
     levels: tuple[tuple[int | None, int | None], ...] = ()  # drawn ones: [restored from, compared]; empty: all, alike
     comparison: Literal["pairwise", "cross_scale"] = "pairwise"
+    comparison_weight: float = 1.0  # against the restoration: the paper's
     skip_connections: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = 0.03  # hippocampus in 2D, 200 steps: error 0.58 of the variance; 0.65 and less rank at 0.1
@@ -159,6 +160,11 @@ class PretrainSettings:
             raise UserError(
                 f"initial_lr {self.initial_lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, seed "
                 f"{self.seed}: expected a rate above 0, a momentum from 0 to below 1, and no negative number"
+            )
+        if self.comparison_weight <= 0:
+            raise UserError(
+                f"pcrl.pretrain.comparison_weight is {self.comparison_weight}; expected a number above 0 (to leave the "
+                f"comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0)"
             )
         choices = {"restoration": ("single", "full"), "comparison": ("pairwise", "cross_scale")}
         for name, known in {**choices, "optimizer": ("sgd", "adamw")}.items():

@@ -93,7 +93,8 @@ class Monitor:
             if ratio < COLLAPSED_SD or summary["effective_rank"][level] < COLLAPSED_RANK:
                 found.append(
                     f"features of level {level} have collapsed: sd {ratio:.2f} of an even spread's, effective rank "
-                    f"{summary['effective_rank'][level]:.1f}; lower initial_lr or raise batch_size"
+                    f"{summary['effective_rank'][level]:.1f}; lower comparison_weight or initial_lr, "
+                    f"or raise batch_size"
                 )
         return found
 

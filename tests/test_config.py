@@ -157,6 +157,7 @@ def test_flags_override_the_plan_and_the_plan_the_defaults():
         ({"augmentation": {"scale": 1.5}}, r"pcrl.pretrain.augmentation.scale is 1.5; it is out of its range"),
         ({"augmentation": {"p_flip": 2}}, r"pcrl.pretrain.augmentation.p_flip is 2; it is out of its range"),
         ({"initial_lr": -1.0}, r"initial_lr -1.0, .*: expected a rate above 0"),
+        ({"comparison_weight": 0}, r"pcrl.pretrain.comparison_weight is 0; expected a number above 0"),
         ({"seed": -1}, r"seed -1: expected a rate above 0, .* and no negative number"),
         ({"batch_size": 2}, r"batch_size is 2; .* at least 4"),
     ],

@@ -37,7 +37,7 @@ class Levels(NamedTuple):
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The loss of a step, its named terms (their sum is the loss), and what the monitor looks at."""
+    """The loss of a step, its named terms (their weighted sum is the loss), and what the monitor looks at."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -60,6 +60,9 @@ class PCRLv2(nn.Module):
             of the decoder for both.
         comparison: ``pairwise``: of the same level (the paper's choice); ``cross_scale``: of two drawn ones (Table 2).
         skip_connections: of the decoder (Table 1).
+        comparison_weight: of both comparison terms; 1 in the paper. Behind instance norm the averages that are compared
+            differ little between samples: their batch norm makes gradients of the encoder that at first are 5 to 20
+            times those of the restoration (docs/evidence.md).
     """
 
     name = "pcrlv2"
@@ -76,8 +79,10 @@ class PCRLv2(nn.Module):
         levels: Sequence[Sequence[int | None]] = (),
         comparison: str = "pairwise",
         skip_connections: bool = False,
+        comparison_weight: float = 1.0,
     ):
         super().__init__()
+        self.comparison_weight = comparison_weight
         self.encoder = encoder
         accept_any_size(encoder)  # local views' sizes are no multiples of the strides
         self.decoder = Decoder(encoder, skip_connections)
@@ -113,7 +118,9 @@ class PCRLv2(nn.Module):
     def from_settings(cls, encoder: Any, image_channels: int, settings: PretrainSettings) -> PCRLv2:
         """With the settings of a pretraining."""
         s = settings
-        return cls(encoder, image_channels, s.restoration, s.levels, s.comparison, s.skip_connections)
+        return cls(
+            encoder, image_channels, s.restoration, s.levels, s.comparison, s.skip_connections, s.comparison_weight
+        )
 
     def draw_levels(self, seed: int, step: int) -> Levels:
         """i ~ U{1..n-1}, a function of (seed, step) alone: equal on all ranks and after resuming."""
@@ -159,7 +166,8 @@ class PCRLv2(nn.Module):
                 both = self.comparison_heads[str(levels.comparison)](of_local)
                 v_l, p_l = (x.unflatten(0, local.shape[:2]) for x in both)
                 terms["comparison_local"] = local_comparison_loss(v_l, p_l, v, p)
-        loss = torch.stack(list(terms.values())).sum()
+        weighted = [t if name == "restoration" else self.comparison_weight * t for name, t in terms.items()]
+        loss = torch.stack(weighted).sum()
         detached = {name: term.detach() for name, term in terms.items()}
         return StepOutput(loss, detached, levels, *(None if x is None else x.detach() for x in (restored, v, p)))
 

@@ -208,7 +208,7 @@ def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, ca
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     content = checkpoint.read(str(path))
-    for name in ("levels", "comparison", "skip_connections", "optimizer"):
+    for name in ("levels", "comparison", "comparison_weight", "skip_connections", "optimizer"):
         del content["settings"][name]
     checkpoint.write(str(path), content)
     assert command("-d", "999", *SHORT, "--c") == 0

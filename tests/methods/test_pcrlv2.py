@@ -32,6 +32,16 @@ def batch():
     }
 
 
+@pytest.mark.parametrize("restoration", ["single", "full"])
+def test_the_comparison_has_the_weight_that_is_asked_for_and_its_terms_stay_cosines(restoration):
+    paper = method(restoration)(batch(), at(1))
+    light = method(restoration, comparison_weight=0.1)(batch(), at(1))
+    assert light.terms == paper.terms
+    compared = paper.terms["comparison_global"] + paper.terms["comparison_local"]
+    assert paper.loss.item() == pytest.approx(float(paper.terms["restoration"] + compared))
+    assert light.loss.item() == pytest.approx(float(paper.terms["restoration"] + 0.1 * compared))
+
+
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("restoration", ["single", "full"])
 def test_every_view_receives_gradient(level, restoration):
