@@ -91,6 +91,14 @@ def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
     assert checkpoint.encoder_hash(trainer.network.encoder) == before
 
 
+def test_the_plans_weight_of_the_comparison_is_that_of_the_training(tiny):
+    trainer = make(tiny, plan=make_plan(pretrain={"comparison_weight": 0.1}))
+    trainer.initialize()
+    of_step = trainer.train_step(next(trainer.get_dataloaders()), 0)
+    compared = of_step["comparison_global"] + of_step["comparison_local"]
+    assert of_step["loss"] == pytest.approx(of_step["restoration"] + 0.1 * compared, rel=1e-5)
+
+
 def variant(tiny, kind):
     """Another plan for the tiny dataset, and its data: configuration, number of channels."""
     plan = make_plan(features=(4, 8, 8, 8))
