@@ -26,8 +26,14 @@ MEASURED_SECONDS = 10.0  # of training, to tell how long all of it takes
 # A child ends with the command that started it, however that ends (Linux; elsewhere where it is stopped in order), and
 # in order, so that the processes end that load its data.
 _CHILD = """
-import ctypes, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+import ctypes, os, signal, sys
+def end(*_):
+    if os.name == "posix":
+        signal.alarm(5)  # once more: where it forks, as for its loading processes, Python drops what is raised
+    sys.exit(128 + signal.SIGTERM)
+signal.signal(signal.SIGTERM, end)
+if os.name == "posix":
+    signal.signal(signal.SIGALRM, end)
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet.cli import register
+from pcrl_nnunet.cli import compare, register
 
 ROOT = Path(__file__).parents[2]
 DATASET = "Dataset008_PhantomOrgan"
@@ -168,6 +169,28 @@ def test_no_training_outlives_the_command(tmp_path, number):
     finally:
         for child in filter(is_running, children):
             os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
+def test_a_training_that_loses_a_sigterm_in_a_fork_ends_all_the_same():
+    code = """
+import os, time
+def before():
+    print("forks", flush=True)
+    time.sleep(600)
+os.register_at_fork(before=before)
+if not os.fork():
+    os._exit(0)
+print("goes on", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", compare._CHILD + code], stdout=PIPE, stderr=PIPE, text=True) as child:
+        assert child.stdout.readline() == "forks\n"
+        child.terminate()
+        out, error = child.communicate(timeout=60)
+    assert out == "goes on\n"
+    assert "Exception ignored in" in error  # of the first
+    assert child.returncode == 128 + signal.SIGTERM
 
 
 def is_running(process):
