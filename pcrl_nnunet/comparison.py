@@ -510,7 +510,10 @@ class Comparison:
     def _plan(self, name: str, method: Method, run: Run) -> dict[str, Any]:
         plan = with_settings(self.plan.plans, self.settings, vars(method))
         plan["plans_name"] = name
-        plan["pcrl"]["pretrain"]["seed"] = run.seed
+        if method.pretrain is None:
+            del plan["pcrl"]["pretrain"]  # the same training, however the others are pretrained
+        else:
+            plan["pcrl"]["pretrain"]["seed"] = run.seed
         if self.targets is not None:
             plan["pcrl"].setdefault("classify", {})["target"] = self.targets.kind
         if name == self.plans_name(run) and method.pretrain is not None:

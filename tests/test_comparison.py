@@ -173,6 +173,10 @@ def test_other_settings_in_the_same_folder_are_refused_where_something_was_train
         Path(this.output(run)).mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds runs of method scratch with other settings; give another folder"):
         comparison(settings={"finetune": {"epochs": 7}}).prepare(RUNS)
+    longer = comparison(settings={"pretrain": {"epochs": 7}})
+    longer.prepare([run for run in RUNS if run.method == "scratch"])  # it has no pretraining
+    with pytest.raises(UserError, match=r"holds runs of method pcrlv2 with other settings; give another folder"):
+        longer.prepare(RUNS)
     with pytest.raises(UserError, match=r"holds a comparison with another protocol \(\"all\", now \"semi\"\)"):
         comparison("semi").prepare(RUNS)
 
