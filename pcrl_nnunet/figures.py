@@ -264,7 +264,9 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (title, panels) in zip(grid, rows.items(), strict=True):
         truth = next(iter(panels.values()))[1]
-        index = int(np.argmax((truth > 0).sum(axis=tuple(range(1, truth.ndim)))))
+        area = (truth > 0).sum(axis=tuple(range(1, truth.ndim)))
+        largest = np.flatnonzero(area == area.max())
+        index = largest[len(largest) // 2]  # not the first slice, at the edge, of a structure that is alike in all
         for axis, (name, (image, labels)) in zip(axes, panels.items(), strict=False):
             low, high = np.percentile(image[index], (0.5, 99.5))
             axis.imshow(image[index], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
@@ -273,6 +275,7 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
                     axis.contour(labels[index] == label, [0.5], colors=f"C{int(label) % 10}", linewidths=1)
             axis.set(title=name, xticks=[], yticks=[])
         axes[0].set_ylabel(title, fontsize=8)
+    figure.suptitle("of each case the slice with the most truth; Dice of the whole case", fontsize=9)
     figure.savefig(path, dpi=120)
 
 

@@ -107,3 +107,18 @@ def test_an_activation_map_lies_over_the_middle_slice_of_its_input(drawn: list[F
         if i:
             np.testing.assert_array_equal(axis.images[1].get_array(), maps[(i - 1, *middle)])
     assert [axis.get_title() for axis in drawn[0].axes] == ["input", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(("areas", "shown"), [([0, 2, 3, 1, 0], 2), ([0, 2, 2, 2, 0], 2), ([0, 0, 0], 1)])
+def test_the_example_is_the_slice_with_the_most_truth_and_of_several_the_middle_one(
+    areas: list[int], shown: int, drawn: list[Figure]
+) -> None:
+    image = np.random.default_rng(0).random((len(areas), 4, 4))
+    truth = np.zeros(image.shape, int)
+    for index, area in enumerate(areas):
+        truth[index, :area, 0] = 1
+    figures.segmentations({"case": {"truth": (image, truth), "scratch": (image, 0 * truth)}}, "")
+    panels = [axis.images[0].get_array() for axis in drawn[0].axes]
+    assert len(panels) == 2
+    for panel in panels:
+        np.testing.assert_array_equal(panel, image[shown])
