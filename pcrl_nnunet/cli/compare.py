@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Event
 from time import time
 from typing import Any
 
@@ -331,6 +332,7 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
     for environment in _environments(comparison, at_a_time):
         slots.put(environment)
     children: set[subprocess.Popen[bytes]] = set()
+    ended = Event()
 
     def run(job: Job) -> bool:
         slot = slots.get()
@@ -346,6 +348,8 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
                     cwd=comparison.folder,
                 )
                 children.add(child)
+                if ended.is_set():  # too late to be among those that were ended
+                    child.terminate()
                 return child.wait() == 0 and job.is_done()
         finally:
             slots.put(slot)
@@ -357,7 +361,7 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
     with (
         ThreadPoolExecutor(at_a_time) as pool,
         tqdm(total=len(waiting), unit="step", dynamic_ncols=True) as bar,
-        _ended_with_us(children),
+        _ended_with_us(children, ended),
     ):
         while waiting or running:
             for job in [job for job in waiting if done.issuperset(job.after)][: at_a_time - len(running)]:
@@ -379,7 +383,7 @@ def _run(jobs: list[Job], at_a_time: int, comparison: Any, after_each: Callable[
 
 
 @contextmanager
-def _ended_with_us(children: set[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _ended_with_us(children: set[subprocess.Popen[bytes]], ended: Event) -> Iterator[None]:
     """End the children where this process is interrupted or terminated; they go on from their checkpoints."""
 
     def stop(number: int, frame: Any) -> None:
@@ -389,6 +393,7 @@ def _ended_with_us(children: set[subprocess.Popen[bytes]]) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        ended.set()
         for child in list(children):
             if child.poll() is None:
                 child.terminate()

@@ -137,11 +137,17 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys
 
 
 PARENT = '''
-import signal, sys
+import signal, sys, time
 from types import SimpleNamespace
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from pcrl_nnunet.cli import compare
 compare._environments = lambda comparison, at_a_time: [{}]
+popen = compare.subprocess.Popen
+def begun(*args, **options):
+    child = popen(*args, **options)
+    time.sleep(float(sys.argv[2]))  # the child may be far before it is known here
+    return child
+compare.subprocess.Popen = begun
 code = """
 import multiprocessing, os, time
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
@@ -156,19 +162,21 @@ compare._run([job], 1, SimpleNamespace(folder=sys.argv[1]), lambda: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be noticed")
+@pytest.mark.parametrize("seconds", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_training_outlives_the_command(tmp_path, number):
+def test_no_training_outlives_the_command(tmp_path, number, seconds):
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "child.log"
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL) as parent:
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(seconds)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
         children = [int(child) for child in log.read_text().split()]  # later the log may hold how they ended
         parent.send_signal(number)
-    try:
-        wait_until(lambda: not any(is_running(child) for child in children))
-    finally:
-        for child in filter(is_running, children):
-            os.kill(child, signal.SIGKILL)
+        try:
+            wait_until(lambda: not any(is_running(child) for child in children))
+        finally:
+            for child in filter(is_running, children):
+                os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
@@ -185,9 +193,12 @@ print("goes on", flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", compare._CHILD + code], stdout=PIPE, stderr=PIPE, text=True) as child:
-        assert child.stdout.readline() == "forks\n"
-        child.terminate()
-        out, error = child.communicate(timeout=60)
+        try:
+            assert child.stdout.readline() == "forks\n"
+            child.terminate()
+            out, error = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert out == "goes on\n"
     assert "Exception ignored in" in error  # of the first
     assert child.returncode == 128 + signal.SIGTERM
