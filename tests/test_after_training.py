@@ -204,6 +204,11 @@ def segmentations(folder: Path) -> dict[str, NDArray[np.int64]]:
     return {file.name: sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.int64) for file in files}
 
 
+def probabilities(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Of the labels by case, each of axes C Z Y X."""
+    return {file.stem: np.load(file)["probabilities"] for file in sorted(folder.glob("*.npz"))}
+
+
 def assert_same(a: dict[str, NDArray[np.int64]], b: dict[str, NDArray[np.int64]]) -> None:
     assert a.keys() == b.keys()
     for name, labels in a.items():
@@ -214,13 +219,21 @@ def assert_same(a: dict[str, NDArray[np.int64]], b: dict[str, NDArray[np.int64]]
 def test_predictions_are_those_of_the_training(
     finetuned: Workplace, predicted: dict[str, Path], configuration: str
 ) -> None:
-    validated = segmentations(finetuned.model(configuration) / "fold_0" / "validation")
+    validation = finetuned.model(configuration) / "fold_0" / "validation"
+    validated = segmentations(validation)
     assert len(validated) == 1
     again = segmentations(predicted[configuration])
     assert len(again) == 2
     assert_same(validated, {name: again[name] for name in validated})
     assert set(np.unique(np.concatenate([labels.ravel() for labels in again.values()]))) <= LABELS
-    assert {len(np.unique(labels)) for labels in again.values()} != {1}, "nothing but background could not differ"
+
+    # After one step of training all voxels may have the same label; their probabilities still tell networks apart.
+    ((case, expected),) = probabilities(validation).items()
+    assert expected.std(axis=(1, 2, 3)).min() > 1e-3
+    found = probabilities(predicted[configuration])
+    np.testing.assert_allclose(found[case], expected, atol=1e-4)
+    (other,) = (given for name, given in found.items() if name != case)
+    assert other.shape != expected.shape or np.abs(other - expected).max() > 1e-3
 
 
 def test_an_ensemble_is_the_mean_of_the_probabilities(
@@ -231,8 +244,8 @@ def test_an_ensemble_is_the_mean_of_the_probabilities(
     ensemble = segmentations(tmp_path)
     assert len(ensemble) == 2
     for name, labels in ensemble.items():
-        probabilities = [np.load(m / name.replace(".nii.gz", ".npz"))["probabilities"] for m in members]  # (C, Z, Y, X)
-        np.testing.assert_array_equal(labels, np.mean(probabilities, axis=0).argmax(0), err_msg=name)
+        of_members = [probabilities(member)[name.removesuffix(".nii.gz")] for member in members]
+        np.testing.assert_array_equal(labels, np.mean(of_members, axis=0).argmax(0), err_msg=name)
 
 
 def test_the_best_configuration_is_found_and_its_postprocessing_applied(
@@ -268,12 +281,17 @@ def test_a_model_that_was_exported_and_installed_elsewhere_predicts_the_same(
     python = other.site_packages.parents[2] / "bin" / "python"
     code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()"
     flags = f"-d {DATASET} -i {images} -o {tmp_path / 'out'} -f 0 -c 3d_fullres -tr {TRAINER} -device cpu -npp 1 -nps 1"
+    flags += " --save_probabilities"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
     environ |= other.variables | {"OMP_NUM_THREADS": "1"}
     command = [str(python), "-W", "ignore", "-c", code, *flags.split()]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environ, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(segmentations(tmp_path / "out"), segmentations(predicted["3d_fullres"]))
+    found, expected = probabilities(tmp_path / "out"), probabilities(predicted["3d_fullres"])
+    assert found.keys() == expected.keys() != set()
+    for case in expected:
+        np.testing.assert_allclose(found[case], expected[case], atol=1e-4)
 
 
 def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_its_first_stage(
