@@ -129,6 +129,11 @@ def methods_of(names: Sequence[str], own: Mapping[str, Any], built_in: Mapping[s
             ) from None
         if known[name].pseudo_labels and known[name].pretrain is not None:
             raise UserError(f'method {name} has pseudo_labels and pretrains; only one of them can be: "pretrain": null')
+        if known[name].pretraining is not None and (known[name].pretrain is None or known[name].pretrain):
+            raise UserError(
+                f"method {name} takes the pretraining of {known[name].pretraining} and has pretrain "
+                f"{_short(known[name].pretrain)} besides, which has no effect; leave one of them out"
+            )
         if known[name].shortcut is not None or (known[name].pseudo_labels and "pseudo_labels" not in built_in):
             raise UserError(f"method {name} has {given!r}, which cannot be of this task; take it out")
     for name in names:
@@ -250,8 +255,7 @@ class Comparison:
         self.split = split_by_patient(self._known_cases(), self.patients)
         self.unlabelled, self.left_out = self._unlabelled()
         self.folds: dict[str, dict[str, list[str]]] = {}  # by name, in nnU-Net's order: only ever appended to
-        if self.checkpoint is not None:
-            self._check_checkpoint(self.checkpoint)
+        self.encoder = None if self.checkpoint is None else self._checked_encoder(self.checkpoint)
 
     def move_to(self, folder: str) -> None:
         """Let the comparison lie elsewhere."""
@@ -259,6 +263,20 @@ class Comparison:
         self.preprocessed, self.results = (
             os.path.join(folder, name) for name in ("nnUNet_preprocessed", "nnUNet_results")
         )
+
+    def preview_in(self, folder: str) -> None:
+        """Let `prepare` write into a folder that is thrown away; results that there are are seen from there."""
+        if not self.has_begun():
+            self.move_to(folder)
+            return
+        there, own, results = self.preprocessed, os.path.join(folder, "nnUNet_preprocessed"), self.results
+        shutil.copyfile(os.path.join(self.folder, DESCRIPTION), os.path.join(folder, DESCRIPTION))
+        os.makedirs(os.path.join(own, self.dataset))
+        for entry in os.scandir(os.path.join(there, self.dataset)):
+            copy_or_link = shutil.copyfile if entry.is_file() and not entry.is_symlink() else _link
+            copy_or_link(entry.path, os.path.join(own, self.dataset, entry.name))
+        self.move_to(folder)
+        self.results = results
 
     def file(self, name: str) -> str:
         """Path of a result; those of validation cases have a name of their own."""
@@ -300,7 +318,8 @@ class Comparison:
                     f"line for each case, by the name of its image without ending and channel"
                 )
 
-    def _check_checkpoint(self, path: str) -> None:
+    def _checked_encoder(self, path: str) -> str:
+        """The hash of the encoder of a checkpoint that may be compared here, `UserError` for others."""
         content = checkpoint_file.read_encoder(path)
         try:
             check_architecture(content, self.plan.plans, self.plan.configuration, self.plan.folder)
@@ -318,6 +337,7 @@ class Comparison:
                 f"checkpoint {path} was pretrained on {len(seen)} of the cases that are held out here "
                 f"({', '.join(seen[:3])}{' ...' * (len(seen) > 3)}); take a pretraining of other data"
             )
+        return checkpoint_file.encoder_hash(content["network_weights"])
 
     # ------------------------------------------------------------------------------------------------------- cases
 
@@ -440,6 +460,8 @@ class Comparison:
             "split": {name: list(getattr(self.split, name)) for name in ("train", "val", "test")},
             "unlabelled": [case.name for case in self.unlabelled],
         }
+        if self.encoder is not None:
+            description["encoder"] = self.encoder  # its file may be another pretraining's by the time this goes on
         table = self._table()
         if table is not None:
             with open(table, "rb") as file:
@@ -462,11 +484,7 @@ class Comparison:
             _link(os.path.join(self.plan.folder, name), os.path.join(target, name))
         if table is not None:
             shutil.copyfile(table, os.path.join(target, os.path.basename(table)))
-        if self.unlabelled:
-            folder = unlabelled_folder(target, self.identifier)
-            os.makedirs(folder, exist_ok=True)
-            for case in self.unlabelled:
-                _link(case.path, os.path.join(folder, os.path.basename(case.path)))
+        self._link_unlabelled(unlabelled_folder(target, self.identifier))
         self.folds = {**self.folds, **self._splits(runs)}
         _write_json(path, {**description, "folds": self.folds})
         _write_json(os.path.join(target, "splits_final.json"), list(self.folds.values()))
@@ -476,6 +494,16 @@ class Comparison:
                 self._write_plan(os.path.join(target, f"{name}.json"), plan, run)
             if self.pseudo_labelled(run):
                 self.pseudo_labels(run).describe(self.description_of_pseudo_labels(run))
+
+    def _link_unlabelled(self, folder: str) -> None:
+        """Pretraining takes all that is in that folder: also what an earlier start had and this one leaves out."""
+        paths = {os.path.basename(case.path): case.path for case in self.unlabelled}
+        if paths:
+            os.makedirs(folder, exist_ok=True)
+        for name in set(os.listdir(folder) if os.path.isdir(folder) else ()) - paths.keys():
+            os.remove(os.path.join(folder, name))
+        for name, path in paths.items():
+            _link(path, os.path.join(folder, name))
 
     def _table(self) -> str | None:
         """Of a classification, the file with the labels."""

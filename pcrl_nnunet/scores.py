@@ -230,8 +230,8 @@ def _pairs(truth: np.ndarray, score: np.ndarray | None, place: np.ndarray, num: 
 def table(scores: Scores) -> pd.DataFrame:
     """One row a method and number of labelled cases, in points.
 
-    Columns: method, labelled, seeds, mean, sd (over seeds), and of `Scores.gain` over `CONTROL`: difference, low, high
-    (of its 95 % interval).
+    Columns: method, labelled, seeds, mean, sd (over seeds), and of `Scores.gain` over `CONTROL`: pairs (seeds that both
+    have), difference, low, high (of its 95 % interval).
     """
     rows = []
     for (labelled, method), group in scores.runs.groupby(["labelled", "method"], sort=False):
@@ -240,34 +240,59 @@ def table(scores: Scores) -> pd.DataFrame:
             "method": method, "labelled": labelled, "seeds": len(points), "mean": points.mean(), "sd": points.std(),
         }  # fmt: skip
         rows.append({**row, **scores.gain(method, CONTROL, labelled)})
-    columns = ["method", "labelled", "seeds", "mean", "sd", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
+    columns = ["method", "labelled", "seeds", "mean", "sd", "pairs", "difference", "low", "high"]
+    found = pd.DataFrame(rows, columns=columns).astype({"pairs": "Int64"})
+    return found.sort_values("labelled", kind="stable", ignore_index=True)
 
 
 def verdict(scores: Scores, method: str) -> str:
     """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
-    told, lows, highs = [], [], []
+    told, pays, costs, useless = [], [], [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
-        controls = _means(scores, labelled, {CONTROL, STOCK} - {method})
-        found = scores.gain(method, str(controls.idxmax()), labelled) if len(controls) else {}
+        control = _better_control(scores, method, labelled)
+        found = {} if control is None else scores.gain(method, control, labelled)
         if not found:
             continue
-        difference, low, high = found["difference"], found["low"], found["high"]
-        pairs = f" ({found['pairs']} subset{'s' * (found['pairs'] > 1)})"
-        lows.append(low)
-        highs.append(high)
-        half = f" \N{PLUS-MINUS SIGN} {(high - low) / 2:.1f}" if np.isfinite(low) else ""
+        low, high = found["low"], found["high"]
+        if low > 0 and high >= WORTH:
+            pays.append(str(labelled))
+        elif high < 0:
+            costs.append(str(labelled))
+        elif high < WORTH:
+            useless.append(str(labelled))
         kind = "expect" if low > 0 else "it costs" if high < 0 else "undecided,"
-        told.append(f"with {labelled} labels {kind} {difference:+.1f}{half} {scores.measure}{pairs}")
+        between = f"{low:+.1f} to {high:+.1f}, " if np.isfinite(low) else ""
+        subsets = f"{found['pairs']} subset{'s' * (found['pairs'] > 1)}"
+        told.append(f"with {labelled} labels {kind} {found['difference']:+.1f} {scores.measure} ({between}{subsets})")
     if not told:
         return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
-    if any(low > 0 for low in lows):
+    if pays:
         start = f"{method} pays"
-    elif all(high < WORTH for high in highs):
+        if len(pays) < len(told):
+            start += f" with {', '.join(pays)} labels" + f", and costs with {', '.join(costs)}" * bool(costs)
+    elif len(costs) + len(useless) == len(told):
         start = f"{method} does not pay here"
     else:
-        start = f"Whether {method} pays is undecided, more subsets (-seeds) would tell"
+        start = f"Whether {method} pays is undecided, more subsets (-seeds) or scored cases may tell"
     return f"{start}: {'; '.join(told)}."
+
+
+def _better_control(scores: Scores, method: str, labelled: int) -> str | None:
+    """The better of the controls on the subsets that a method has, too; None: there is none.
+
+    Of one that was run on fewer of these than the other nothing is said: it would leave pairs out, and its mean over
+    other subsets would say how easy they are.
+    """
+    of_number = scores.runs[scores.runs["labelled"] == labelled]
+    points = of_number.pivot(index="seed", columns="method", values="points")
+    names = [name for name in (CONTROL, STOCK) if name in points and name != method]
+    if method not in points or not names:
+        return None
+    controls = points.loc[points[method].notna(), names]
+    pairs = controls.notna().sum()
+    controls = controls.loc[:, pairs == pairs.max()]
+    common = controls.dropna()
+    return str(controls.columns[0] if common.empty else common.mean().idxmax())
 
 
 def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:

@@ -66,6 +66,11 @@ def test_unknown_methods_and_settings_are_named():
         methods_of(["mine"], {"mine": {"rate": 1}}, known)
     with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; only one"):
         methods_of(["mine"], {"mine": {"pseudo_labels": True}}, known)
+    for both in ({"restoration": "full"}, None):
+        with pytest.raises(
+            UserError, match=r"method mine takes the pretraining of pcrlv2 and has pretrain .* no effect"
+        ):
+            methods_of(["mine"], {"mine": {"pretraining": "pcrlv2", "pretrain": both}}, known)
     assert list(methods_of(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
 
 
@@ -303,6 +308,39 @@ def test_unlabelled_scans_of_held_out_patients_are_left_out(tiny, comparison):
     assert list(this.left_out) == ["later"]
     assert [case.name for case in this.unlabelled] == ["other"]
 
+    # A start that did not yet know whose scan it is has linked it into the folder that pretraining takes all from.
+    first = comparison()
+    first.prepare(RUNS)
+    linked = Path(first.preprocessed) / "Dataset999_Tiny" / folder.name
+    assert {path.name for path in linked.iterdir()} == {"later.b2nd", "other.b2nd"}
+    this.prepare(RUNS)
+    assert {path.name for path in linked.iterdir()} == {"other.b2nd"}
+    assert (folder / "later.b2nd").exists()
+
+
+def test_a_preview_of_a_comparison_that_has_begun_changes_nothing_in_it(tmp_path, comparison):
+    begun = comparison()
+    begun.prepare(RUNS)
+    Path(begun.output(RUNS[0])).mkdir(parents=True)
+    Path(begun.evaluation(RUNS[0])).parent.mkdir()
+    Path(begun.evaluation(RUNS[0])).write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    other = comparison(methods=["mine"], own={"mine": {"finetune": {"epochs": 7}}}.items())
+    (tmp_path / "preview").mkdir()
+    other.preview_in(str(tmp_path / "preview"))
+    runs = [*RUNS[:2], Run("mine", 2, 0)]
+    other.prepare(runs)
+    assert [other.is_done(run) for run in runs] == [True, False, False]
+    assert other.pretrained(runs[-1]).startswith(begun.results)
+    plan = tmp_path / "preview/nnUNet_preprocessed/Dataset999_Tiny" / f"{other.plans_name(runs[-1])}.json"
+    assert json.loads(plan.read_text())["pcrl"]["finetune"]["epochs"] == 7
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    semi = comparison("semi")
+    (tmp_path / "second").mkdir()
+    semi.preview_in(str(tmp_path / "second"))
+    with pytest.raises(UserError, match=r"another protocol"):
+        semi.prepare(RUNS)
+
 
 def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"checkpoint /nope.pth does not exist"):
@@ -315,7 +353,12 @@ def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison,
     with pytest.raises(UserError, match=f"was pretrained on 1 of the cases that are held out here \\({held_out}\\)"):
         comparison("transfer", checkpoint="other.pth")
     content["cases"] = []
-    comparison("transfer", checkpoint="other.pth")
+    begun = comparison("transfer", checkpoint="other.pth")
+    begun.prepare(RUNS)
+    Path(begun.output(RUNS[0])).mkdir(parents=True)
+    content["network_weights"] = {name: weight + 1 for name, weight in weights.items()}
+    with pytest.raises(UserError, match=r"holds a comparison with another encoder"):
+        comparison("transfer", checkpoint="other.pth").prepare(RUNS)
     with pytest.raises(UserError, match=r"pretraining settings of its own .* cannot take the pretraining"):
         comparison("transfer", checkpoint="other.pth", methods=["cross_scale"])
     content["all_cases_known"] = False

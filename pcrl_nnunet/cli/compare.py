@@ -149,8 +149,7 @@ def main() -> None:
     if args.dry_run:
         print(f"Comparison in {comparison.folder}")
         with tempfile.TemporaryDirectory() as folder:
-            if not comparison.has_begun():
-                comparison.move_to(folder)
+            comparison.preview_in(folder)
             comparison.prepare(runs)
             _dry_run(comparison, runs, _jobs(comparison, runs, device, args.np), device, args.np)
         return
