@@ -239,10 +239,9 @@ def table(scores: Scores) -> pd.DataFrame:
         row = {
             "method": method, "labelled": labelled, "seeds": len(points), "mean": points.mean(), "sd": points.std(),
         }  # fmt: skip
-        rows.append({**row, **scores.gain(method, CONTROL, labelled)})
+        rows.append({**row, "pairs": 0, **scores.gain(method, CONTROL, labelled)})
     columns = ["method", "labelled", "seeds", "mean", "sd", "pairs", "difference", "low", "high"]
-    found = pd.DataFrame(rows, columns=columns).astype({"pairs": "Int64"})
-    return found.sort_values("labelled", kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 
 def verdict(scores: Scores, method: str) -> str:

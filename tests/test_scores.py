@@ -39,6 +39,9 @@ def test_the_table_has_the_paired_difference_and_an_interval_around_it():
     assert rows.loc["pcrlv2", "difference"] == pytest.approx(3.0, abs=0.3)
     assert 2.5 < rows.loc["pcrlv2", "low"] < rows.loc["pcrlv2", "difference"] < rows.loc["pcrlv2", "high"] < 3.5
     assert np.isnan(rows.loc["scratch", "difference"])
+    assert rows["pairs"].to_dict() == {"scratch": 0, "pcrlv2": 5}
+    fewer = frame(0.03).query("method == 'pcrlv2' or seed > 1")
+    assert table(DiceScores(fewer)).set_index("method")["pairs"].to_dict() == {"scratch": 0, "pcrlv2": 3}
     expected = frame(0.03).query("method == 'scratch'").groupby("seed")["dice"].mean() * 100
     assert rows.loc["scratch", "mean"] == pytest.approx(expected.mean())
     assert rows.loc["scratch", "sd"] == pytest.approx(expected.std())
