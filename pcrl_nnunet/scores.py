@@ -246,19 +246,18 @@ def table(scores: Scores) -> pd.DataFrame:
 
 def verdict(scores: Scores, method: str) -> str:
     """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
-    told, pays, costs, useless = [], [], [], []
+    told, pays, costs, highs = [], [], [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
         control = _better_control(scores, method, labelled)
         found = {} if control is None else scores.gain(method, control, labelled)
         if not found:
             continue
         low, high = found["low"], found["high"]
+        highs.append(high)
         if low > 0 and high >= WORTH:
             pays.append(str(labelled))
         elif high < 0:
             costs.append(str(labelled))
-        elif high < WORTH:
-            useless.append(str(labelled))
         kind = "expect" if low > 0 else "it costs" if high < 0 else "undecided,"
         between = f"{low:+.1f} to {high:+.1f}, " if np.isfinite(low) else ""
         subsets = f"{found['pairs']} subset{'s' * (found['pairs'] > 1)}"
@@ -269,7 +268,7 @@ def verdict(scores: Scores, method: str) -> str:
         start = f"{method} pays"
         if len(pays) < len(told):
             start += f" with {', '.join(pays)} labels" + f", and costs with {', '.join(costs)}" * bool(costs)
-    elif len(costs) + len(useless) == len(told):
+    elif all(high < WORTH for high in highs):
         start = f"{method} does not pay here"
     else:
         start = f"Whether {method} pays is undecided, more subsets (-seeds) or scored cases may tell"
@@ -298,7 +297,7 @@ def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
     """Where a shortcut is as good as the best network: then neither number says that anything else was learned."""
     names, told = set(shortcuts), []
     for labelled in sorted(scores.runs["labelled"].unique()):
-        means = _means(scores, labelled, scores.runs["method"].unique())
+        means = scores.runs[scores.runs["labelled"] == labelled].groupby("method")["points"].mean()
         short, networks = means[means.index.isin(names)], means[~means.index.isin(names)]
         if len(short) and len(networks) and short.max() >= networks.max():
             told.append(
@@ -308,12 +307,6 @@ def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
     if not told:
         return None
     return f"A shortcut is as good as the best network: {'; '.join(told)}."
-
-
-def _means(scores: Scores, labelled: int, methods: Iterable[str]) -> pd.Series:
-    runs = scores.runs[(scores.runs["labelled"] == labelled) & scores.runs["method"].isin(list(methods))]
-    means: pd.Series = runs.groupby("method")["points"].mean()
-    return means
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
