@@ -468,9 +468,8 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     for kind, seconds in a_step.items():
         print(f"  {seconds:.2f} s a step of {kind}, on {device}")
     total = sum(hours.values()) / at_a_time
-    print(
-        f"About {total:.1f} hours of training are to do with -np {at_a_time}, if as many at a time are as fast as one;"
-    )
+    about = f"{total:.1f} hours" if total >= 1 else f"{60 * total:.0f} min"
+    print(f"About {about} of training are to do with -np {at_a_time}, if as many at a time are as fast as one;")
     print("evaluations come on top")
 
 

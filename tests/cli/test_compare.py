@@ -67,7 +67,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert re.search(r"4 runs, 0 of 6 steps are done", dry.stdout)
         assert not (Path(environment["nnUNet_results"]) / "pcrl_compare").exists()
         assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
-        assert re.search(r"About \d+\.\d hours", dry.stdout)
+        assert re.search(r"About \d+ min of training", dry.stdout)
 
         done = run(environment)
         assert done.returncode == 0, done.stdout + done.stderr
