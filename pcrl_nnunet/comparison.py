@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape as glob_escape
 from glob import glob
 from typing import Any, Literal
@@ -383,6 +383,24 @@ class Comparison:
         if self.pretrains(run) and self.protocol == "semi":
             return "no case is left for pretraining without the labelled ones"
         return None
+
+    def note_on_stock(self) -> str | None:
+        """A sentence where nnU-Net's schedule is the control's: of few epochs `warmup_share` leaves none to warm up in.
+
+        A single one has the full rate already. None where the two differ, as in a classification by their rates.
+        """
+        if STOCK not in self.methods or self.targets is not None:
+            return None
+        control, stock = (
+            FinetuneSettings.from_plan(with_settings(self.plan.plans, self.settings, vars(self.methods[name])))
+            for name in (CONTROL, STOCK)
+        )
+        if control.warmup_epochs > 1 or replace(control, warmup_share=stock.warmup_share) != stock:
+            return None
+        return (
+            f"{STOCK} is {CONTROL} once more here: {control.warmup_share:.0%} of {control.epochs} epochs leave none to "
+            f"warm up in; what the two differ by is chance"
+        )
 
     def labelled_cases(self, run: Run) -> list[str]:
         """Of a run: drawn by its seed, the same for all methods; those of a smaller number are among them."""

@@ -23,10 +23,11 @@ from pcrl_nnunet.comparison import (
     split_by_patient,
     with_settings,
 )
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.trainers.finetune import WarmupPolyLR
 
 CASES = [f"case_{i:03}" for i in range(200)]
 PATIENTS = {case: f"patient_{i // 3}" for i, case in enumerate(CASES)}
@@ -411,3 +412,27 @@ def test_settings_for_all_methods_are_merged_into_the_plan_and_a_methods_own_win
     assert merged["pretrain"] == {"epochs": 4, "seed": 3, "views": {"3d_fullres": {"num_local": 2, "min_iou": 0.5}}}
     assert "checkpoint" not in merged
     assert plan["pcrl"]["pretrain"]["epochs"] == 1
+
+
+@pytest.mark.parametrize(("epochs", "the_same"), [(10, True), (19, True), (20, True), (39, True), (40, False)])
+def test_stock_is_said_to_be_scratch_where_no_epoch_is_left_to_warm_up_in(comparison, epochs, the_same):
+    made = comparison(settings={"finetune": {"epochs": epochs}}, methods=("stock",))
+    note = made.note_on_stock()
+    assert (note is not None) == the_same
+    assert note is None or f"5% of {epochs} epochs leave none to warm up in" in note
+
+    def first_rate(method):
+        plan = with_settings(made.plan.plans, made.settings, vars(made.methods[method]))
+        settings = FinetuneSettings.from_plan(plan)
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], settings.initial_lr)
+        WarmupPolyLR(optimizer, settings.initial_lr, settings.epochs, settings.warmup_epochs)
+        return optimizer.param_groups[0]["lr"]
+
+    assert (first_rate("scratch") == first_rate("stock")) == the_same
+
+
+def test_stock_is_no_twin_of_scratch_with_another_rate_or_where_it_is_not_compared(comparison):
+    few = {"epochs": 10}
+    assert comparison(settings={"finetune": {**few, "initial_lr": 0.001}}, methods=("stock",)).note_on_stock() is None
+    assert comparison(settings={"finetune": few}).note_on_stock() is None
+    assert comparison(settings={"finetune": few}, methods=("stock",)).note_on_stock() is not None

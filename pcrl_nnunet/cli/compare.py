@@ -471,6 +471,9 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     about = f"{total:.1f} hours" if total >= 1 else f"{60 * total:.0f} min"
     print(f"About {about} of training are to do with -np {at_a_time}, if as many at a time are as fast as one;")
     print("evaluations come on top")
+    note = comparison.note_on_stock()
+    if note is not None:
+        print(note)
 
 
 def _seconds_an_iteration(plan: Any, fold: int, device: Any, trainer_name: str) -> float:
@@ -514,6 +517,9 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
     warning = shortcut_warning(scores, SHORTCUTS)
     if warning is not None:
         yield warning
+    note = comparison.note_on_stock()
+    if note is not None:
+        yield note
     others = [name for name in dict.fromkeys(scores.runs["method"]) if name not in (CONTROL, *SHORTCUTS)]
     for name in sorted(others, key=lambda name: name == "pcrlv2"):
         yield verdict(scores, name)

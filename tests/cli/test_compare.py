@@ -68,9 +68,11 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert not (Path(environment["nnUNet_results"]) / "pcrl_compare").exists()
         assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
         assert re.search(r"About \d+ min of training", dry.stdout)
+        assert "stock is scratch once more here" in dry.stdout
 
         done = run(environment)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "stock is scratch once more here" in done.stdout
         other_part = run(environment, "-scored", "val", "-methods", "pcrlv2")
         assert other_part.returncode == 0, other_part.stdout + other_part.stderr
     finally:
