@@ -435,4 +435,7 @@ def test_stock_is_no_twin_of_scratch_with_another_rate_or_where_it_is_not_compar
     few = {"epochs": 10}
     assert comparison(settings={"finetune": {**few, "initial_lr": 0.001}}, methods=("stock",)).note_on_stock() is None
     assert comparison(settings={"finetune": few}).note_on_stock() is None
-    assert comparison(settings={"finetune": few}, methods=("stock",)).note_on_stock() is not None
+    made = comparison(settings={"finetune": few}, methods=("stock",))
+    assert made.note_on_stock() is not None
+    made.targets = object()  # of a classification, whose own rate the plan does not say
+    assert made.note_on_stock() is None

@@ -514,12 +514,7 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
     rows = table(scores)
     yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
     yield from _pictures(comparison, runs, scores)
-    warning = shortcut_warning(scores, SHORTCUTS)
-    if warning is not None:
-        yield warning
-    note = comparison.note_on_stock()
-    if note is not None:
-        yield note
+    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), comparison.note_on_stock()))
     others = [name for name in dict.fromkeys(scores.runs["method"]) if name not in (CONTROL, *SHORTCUTS)]
     for name in sorted(others, key=lambda name: name == "pcrlv2"):
         yield verdict(scores, name)
