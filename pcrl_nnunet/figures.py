@@ -205,7 +205,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
         runs: columns method, labelled, seed, points.
         measure: name of the score.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     numbers = sorted(runs["labelled"].unique())
     methods = list(dict.fromkeys(runs["method"]))
@@ -223,7 +223,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
         xlabel="labelled cases", ylabel=f"{measure}, %", title="a point: one labelled subset, all of its scored cases"
     )
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside right upper")  # within, it would lie on points of whichever corner
     figure.savefig(path, dpi=120)
 
 
@@ -232,14 +232,20 @@ def score_while_training(
 ) -> None:
     """Score against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
 
+    Three panels a row, so that they can be read on a screen.
+
     Args:
         curves: by number of labels and method, of each run: iterations and score, both (epochs,).
         measure: name of the score.
     """
-    figure = Figure(figsize=(6 * len(curves), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(6 * columns, 4.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for empty in panels[len(curves) :]:
+        empty.remove()
     methods = list(dict.fromkeys(method for by_method in curves.values() for method in by_method))
-    for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
+    for axis, (title, by_method) in zip(panels, curves.items(), strict=False):
         for method, runs in by_method.items():
             colour = f"C{methods.index(method)}"  # the same in all panels, also where one lacks a method
             for iterations, score in runs:

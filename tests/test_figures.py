@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -68,6 +69,25 @@ def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp
         for axis in figures_made[0].axes
     )
     assert first["c"] == second["c"] != first["b"]
+
+
+def test_panels_of_many_numbers_of_labels_are_in_rows_of_three(drawn: list[Figure]) -> None:
+    run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
+    figures.score_while_training({str(n): {"a": [run]} for n in range(5)}, "Dice", "x.png")
+    assert [axis.get_title() for axis in drawn[0].axes] == list("01234")
+    assert {axis.get_gridspec().get_geometry() for axis in drawn[0].axes} == {(2, 3)}
+
+
+def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:
+    corners = [(0, 100.0), (1, 0.0)]  # scores in all four corners
+    table = [(name, n, seed, points) for name in "abc" for n in (5, 40) for seed, points in corners]
+    runs = pd.DataFrame(table, columns=["method", "labelled", "seed", "points"])
+    figures.label_efficiency(runs, "Dice", "x.png")
+    (legend,), (axis,) = drawn[0].legends, drawn[0].axes
+    drawn[0].draw_without_rendering()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    assert axis.get_legend() is None
+    assert legend.get_window_extent().x0 > axis.get_window_extent().x1
 
 
 def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(drawn: list[Figure]) -> None:

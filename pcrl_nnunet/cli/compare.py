@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event
@@ -451,7 +452,9 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
             plan = load_plan(comparison.dataset, name, configuration)
             kind = f"pretraining of {comparison.methods[run.method].pretraining or run.method}"
             if kind not in a_step:
-                a_step[kind] = pretrain.measured(plan, comparison.pretraining_fold(run), device, {}).seconds_a_step
+                with redirect_stdout(io.StringIO()):  # of nnU-Net's trainers: a page for every kind
+                    measured = pretrain.measured(plan, comparison.pretraining_fold(run), device, {})
+                a_step[kind] = measured.seconds_a_step
             settings = pretrain_settings(plan.plans, configuration, plan.resolved)
             hours[name] = a_step[kind] * settings.epochs * settings.iters_per_epoch / 3600
         if not (comparison.is_done(run) or trained) and comparison.methods[run.method].shortcut is None:
@@ -461,7 +464,8 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
                 control = Run(CONTROL, run.labelled, run.seed)  # pseudo-labels may not be there yet
                 of_control = load_plan(comparison.dataset, comparison.plans_name(control), configuration)
                 trainer = comparison.trainer(control)
-                a_step[kind] = _seconds_an_iteration(of_control, comparison.fold(control), device, trainer)
+                with redirect_stdout(io.StringIO()):
+                    a_step[kind] = _seconds_an_iteration(of_control, comparison.fold(control), device, trainer)
             tuned = FinetuneSettings.from_plan(plan.plans)
             iterations = tuned.epochs * (tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3)  # no backward pass
             hours[str(run)] = a_step[kind] * iterations / 3600

@@ -69,6 +69,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry.stdout)
         assert re.search(r"About \d+ min of training", dry.stdout)
         assert "stock is scratch once more here" in dry.stdout
+        assert "Please cite" not in dry.stdout  # nnU-Net's trainers print a page for every kind of training
 
         done = run(environment)
         assert done.returncode == 0, done.stdout + done.stderr
