@@ -725,7 +725,7 @@ class Comparison:
     def _collected(
         self, name: str, columns: Sequence[str], runs: Iterable[Run], of_run: Callable[[Run], list[tuple[Any, ...]]]
     ) -> pd.DataFrame:
-        """A file's lines of other runs, and those of the runs that are done."""
+        """A file's lines of other runs, and those of the runs that are done; the control's come first."""
         path, tables = self.file(name), []
         if os.path.isfile(path):
             names, numbers = ("method", "case", "label"), ("dice", "truth", "score")
@@ -736,7 +736,9 @@ class Comparison:
             tables.append(there[~pd.MultiIndex.from_frame(there[["method", "labelled", "seed"]]).isin(own)])
         rows = [(run.method, run.labelled, run.seed, *row) for run in runs if self.is_done(run) for row in of_run(run)]
         tables.append(pd.DataFrame(rows, columns=list(columns)))
-        return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+        all_of_them = pd.concat([table for table in tables if len(table)] or tables)
+        # so that it has the first colour of every picture, whichever methods were called last
+        return all_of_them.sort_values("method", key=lambda of: of != CONTROL, kind="stable", ignore_index=True)
 
     def _of_segmentation(self, run: Run) -> list[tuple[Any, ...]]:
         """Case, label, Dice."""

@@ -382,7 +382,7 @@ def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(
     Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
     this.write_scores(RUNS)
     scores = pd.read_csv(this.file("results.csv"))
-    assert scores[["method", "label"]].to_numpy().tolist() == [["mine", "a"], ["scratch", "a"], ["scratch", "b"]]
+    assert scores[["method", "label"]].to_numpy().tolist() == [["scratch", "a"], ["scratch", "b"], ["mine", "a"]]
 
 
 def test_the_curve_of_a_run_is_found_also_where_its_method_is_not_named_again(comparison):
