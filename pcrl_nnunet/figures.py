@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
+from itertools import cycle
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -198,6 +199,12 @@ def chart_svg(
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
+def _colours(methods: Sequence[str]) -> dict[str, Any]:
+    """One each, all different up to twenty: the built-in methods are more than matplotlib's cycle has colours."""
+    twenty = colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # dark ones, matplotlib's usual ten, first
+    return dict(zip(methods, cycle(map(tuple, twenty)), strict=False))
+
+
 def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
     """Score against the number of labelled cases: a point a run, a line through a method's means.
 
@@ -209,12 +216,12 @@ def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
     axis = figure.subplots()
     numbers = sorted(runs["labelled"].unique())
     methods = list(dict.fromkeys(runs["method"]))
-    for place, method in enumerate(methods):
+    for place, (method, colour) in enumerate(_colours(methods).items()):
         own = runs[runs["method"] == method]
         beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
-        (points,) = axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6)
+        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colour)
         means = own.groupby("labelled")["points"].mean()
-        axis.plot(means.index * beside, means, "-_", ms=16, color=points.get_color(), label=method)
+        axis.plot(means.index * beside, means, "-_", ms=16, color=colour, label=method)
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
@@ -244,10 +251,10 @@ def score_while_training(
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for empty in panels[len(curves) :]:
         empty.remove()
-    methods = list(dict.fromkeys(method for by_method in curves.values() for method in by_method))
+    colours = _colours(list(dict.fromkeys(method for by_method in curves.values() for method in by_method)))
     for axis, (title, by_method) in zip(panels, curves.items(), strict=False):
         for method, runs in by_method.items():
-            colour = f"C{methods.index(method)}"  # the same in all panels, also where one lacks a method
+            colour = colours[method]  # the same in all panels, also where one lacks a method
             for iterations, score in runs:
                 axis.plot(iterations, 100 * score, color=colour, alpha=0.3, lw=0.8)
             epochs = min(len(score) for _, score in runs)
@@ -361,11 +368,11 @@ def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, 
         panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
     """
     figure = Figure(figsize=(5 * len(panels), 5.5), layout="constrained")
-    methods = list(dict.fromkeys(method for by_method in panels.values() for method in by_method))
+    colours = _colours(list(dict.fromkeys(method for by_method in panels.values() for method in by_method)))
     grid = np.linspace(0, 1, 201)
     for axis, (title, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for method, runs in by_method.items():
-            colour, means = f"C{methods.index(method)}", []
+            colour, means = colours[method], []
             for truth, score in runs:
                 false, true, _ = roc_curve(truth, score)
                 axis.plot(false, true, color=colour, alpha=0.3, lw=0.8)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from pcrl_nnunet import figures
@@ -76,6 +77,17 @@ def test_panels_of_many_numbers_of_labels_are_in_rows_of_three(drawn: list[Figur
     figures.score_while_training({str(n): {"a": [run]} for n in range(5)}, "Dice", "x.png")
     assert [axis.get_title() for axis in drawn[0].axes] == list("01234")
     assert {axis.get_gridspec().get_geometry() for axis in drawn[0].axes} == {(2, 3)}
+
+
+def test_no_two_of_all_built_in_methods_have_the_same_colour(drawn: list[Figure]) -> None:
+    methods = [f"method_{i}" for i in range(12)]
+    runs = pd.DataFrame({"method": methods, "labelled": 5, "seed": 0, "points": 50.0})
+    run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
+    figures.label_efficiency(runs, "Dice", "x.png")
+    figures.score_while_training({"5": {name: [run] for name in methods}}, "Dice", "x.png")
+    for figure in drawn:
+        lines = [line for line in figure.axes[0].lines if line.get_label() in methods]
+        assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == 12
 
 
 def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:

@@ -516,6 +516,7 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
 
     scores = _write_results(comparison, runs)
     rows = table(scores)
+    rows.to_csv(comparison.file("table.csv"), index=False)
     yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
     yield from _pictures(comparison, runs, scores)
     yield from filter(None, (shortcut_warning(scores, SHORTCUTS), comparison.note_on_stock()))

@@ -104,6 +104,11 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         expected = 2 * (p & t).sum() / (p.sum() + t.sum()) if (p | t).any() else np.nan
         assert row.dice == pytest.approx(expected, nan_ok=True)
 
+    table = pd.read_csv(folder / "table.csv")
+    points = scores.fillna({"dice": 1}).groupby(["method", "case"])["dice"].mean().mul(100).groupby("method").mean()
+    assert table.set_index("method")["mean"].to_dict() == pytest.approx(points.to_dict())
+    assert table.set_index("method").loc["pcrlv2", "difference"] == pytest.approx(points["pcrlv2"] - points["scratch"])
+
     for name in ("label_efficiency", "iterations", "segmentations"):
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
     assert not list(folder.rglob("checkpoint_best.pth"))
