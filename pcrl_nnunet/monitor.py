@@ -19,8 +19,9 @@ COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the s
 COLLAPSED_RANK = 2.0
 NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
 DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
-GRACE_STEPS = 500  # before that the restoration may stand still and begin to learn all the same (docs/evidence.md),
-COMPARISON_GRACE_STEPS = 2000  # and before that the comparison, which starts where there is nothing to compare
+# Before these a loss may stand still and begin to learn all the same (docs/evidence/hippocampus.md): the restoration,
+GRACE_STEPS = 500
+COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts where there is nothing to compare
 KEPT_VECTORS = 512  # a level and epoch, for the effective rank
 
 

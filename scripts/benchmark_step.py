@@ -22,7 +22,7 @@ The parts:
 - reading: batches of one loading process from files that are not in the system's cache, and the same ones again.
 - gpu: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
 
-The hours to the same validation Dice take trainings, and are in docs/evidence.md, "Hours to the same Dice".
+The hours to the same validation Dice take trainings, and are in docs/evidence/hippocampus.md, "Hours to the same Dice".
 """
 
 from __future__ import annotations

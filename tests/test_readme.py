@@ -244,7 +244,22 @@ def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
     assert [m for m in messages if m not in joined and m not in not_in_sources] == []
 
 
-def test_the_files_that_the_readme_links_are_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+def sections(document: Path) -> set[str]:
+    """The anchors that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(path, id=path.name) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))],
+)
+def test_the_files_and_sections_that_a_document_links_are_there(document: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8"))
+    wrong = []
+    for link in links:
+        file, _, section = link.partition("#")
+        target = document.parent / file if file else document
+        if not link.startswith("http") and not (target.is_file() and (not section or section in sections(target))):
+            wrong.append(link)
+    assert wrong == []

@@ -63,8 +63,8 @@ class _Classification(PCRLScratchTrainer):
     on_validation_epoch_end, print_to_log_file, extra_content, load_checkpoint, perform_actual_validation.
     """
 
-    # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained (docs/evidence.md). From scratch
-    # that rate is the better one: comparisons have it as `stock`.
+    # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained. From scratch that rate is the
+    # better one: comparisons have it as `stock` (docs/evidence/classification.md).
     defaults = MappingProxyType({"initial_lr": 1e-3})
 
     def __init__(

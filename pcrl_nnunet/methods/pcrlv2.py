@@ -62,7 +62,7 @@ class PCRLv2(nn.Module):
         skip_connections: of the decoder (Table 1).
         comparison_weight: of both comparison terms; 1 in the paper. Behind instance norm the averages that are compared
             differ little between samples: their batch norm makes gradients of the encoder that at first are 5 to 20
-            times those of the restoration (docs/evidence.md).
+            times those of the restoration (docs/evidence/classification.md).
     """
 
     name = "pcrlv2"

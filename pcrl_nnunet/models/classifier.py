@@ -13,8 +13,8 @@ class Classifier(nn.Module):
     """Mean and maximum over space of the encoder's stages, and a linear layer.
 
     The papers pool the last stage alone, of a network with batch norm. nnU-Net's instance norm takes the mean of every
-    channel away, and what is left of it after the nonlinearity is little: in docs/evidence.md a head on the last
-    stage's mean alone hardly learns.
+    channel away, and what is left of it after the nonlinearity is little: in
+    docs/evidence/classification.md a head on the last stage's mean alone hardly learns.
 
     Args:
         network: a plan's network; its encoder is taken, with the names under which its weights are found.
