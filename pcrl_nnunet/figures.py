@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO, StringIO
 from itertools import cycle
 from typing import IO, Any
@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.scores import CONTROL
 from pcrl_nnunet.transforms.sub_crop import Volume
 
 _PANELS = (  # title, lower limit, named curves: (key of the log, label)
@@ -199,10 +200,13 @@ def chart_svg(
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def _colours(methods: Sequence[str]) -> dict[str, Any]:
-    """One each, all different up to twenty: the built-in methods are more than matplotlib's cycle has colours."""
+def _colours(methods: Iterable[str]) -> dict[str, Any]:
+    """One each, all different up to twenty: the built-in methods are more than matplotlib's cycle has colours.
+
+    By the methods' names, the control first, so that all pictures of a comparison agree.
+    """
     twenty = colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # dark ones, matplotlib's usual ten, first
-    return dict(zip(methods, cycle(map(tuple, twenty)), strict=False))
+    return dict(zip(sorted(set(methods), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
 
 
 def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
@@ -216,12 +220,13 @@ def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
     axis = figure.subplots()
     numbers = sorted(runs["labelled"].unique())
     methods = list(dict.fromkeys(runs["method"]))
-    for place, (method, colour) in enumerate(_colours(methods).items()):
+    colours = _colours(methods)
+    for place, method in enumerate(methods):
         own = runs[runs["method"] == method]
         beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
-        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colour)
+        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[method])
         means = own.groupby("labelled")["points"].mean()
-        axis.plot(means.index * beside, means, "-_", ms=16, color=colour, label=method)
+        axis.plot(means.index * beside, means, "-_", ms=16, color=colours[method], label=method)
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
@@ -251,7 +256,7 @@ def score_while_training(
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for empty in panels[len(curves) :]:
         empty.remove()
-    colours = _colours(list(dict.fromkeys(method for by_method in curves.values() for method in by_method)))
+    colours = _colours(method for by_method in curves.values() for method in by_method)
     for axis, (title, by_method) in zip(panels, curves.items(), strict=False):
         for method, runs in by_method.items():
             colour = colours[method]  # the same in all panels, also where one lacks a method
@@ -368,7 +373,7 @@ def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, 
         panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
     """
     figure = Figure(figsize=(5 * len(panels), 5.5), layout="constrained")
-    colours = _colours(list(dict.fromkeys(method for by_method in panels.values() for method in by_method)))
+    colours = _colours(method for by_method in panels.values() for method in by_method)
     grid = np.linspace(0, 1, 201)
     for axis, (title, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for method, runs in by_method.items():

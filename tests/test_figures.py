@@ -72,6 +72,21 @@ def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp
     assert first["c"] == second["c"] != first["b"]
 
 
+def test_a_method_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: list[Figure]) -> None:
+    """In whatever order they come; the control has the first colour also where another's name comes before."""
+    run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
+    runs = pd.DataFrame({"method": ["b", "scratch", "a"], "labelled": 5, "seed": 0, "points": 50.0})
+    figures.label_efficiency(runs, "Dice", "x.png")
+    figures.score_while_training({"5": {"scratch": [run], "a": [run]}, "10": {"b": [run]}}, "Dice", "x.png")
+    figures.roc_of_methods({"5": {name: [(np.array([0, 1]), np.array([0, 1]))] for name in ("a", "b", "scratch")}}, "x")
+    of_pictures = [
+        {line.get_label(): to_hex(line.get_color()) for axis in figure.axes for line in axis.lines} for figure in drawn
+    ]
+    for name in ("a", "b", "scratch"):
+        assert len({of_picture[name] for of_picture in of_pictures}) == 1
+    assert of_pictures[0]["scratch"] == to_hex("C0")
+
+
 def test_panels_of_many_numbers_of_labels_are_in_rows_of_three(drawn: list[Figure]) -> None:
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     figures.score_while_training({str(n): {"a": [run]} for n in range(5)}, "Dice", "x.png")
