@@ -271,7 +271,8 @@ def verdict(scores: Scores, method: str) -> str:
     elif all(high < WORTH for high in highs):
         start = f"{method} does not pay here"
     else:
-        start = f"Whether {method} pays is undecided, more subsets (-seeds) or scored cases may tell"
+        most = f" (at most {max(highs):+.1f} {scores.measure})" if np.isfinite(highs).all() else ""
+        start = f"Whether {method} pays is undecided{most}, more subsets (-seeds) or scored cases may tell"
     return f"{start}: {'; '.join(told)}."
 
 

@@ -107,9 +107,13 @@ def test_the_verdict_names_gains_costs_and_what_is_undecided():
     assert verdict(together((10, 0.0, 1e-3)), "pcrlv2").startswith("pcrlv2 does not pay here: ")
     sure, too_little = together((10, 0.002, 1e-4)), "pcrlv2 does not pay here: with 10 labels expect +0.2 Dice (+0.2 to"
     assert verdict(sure, "pcrlv2").startswith(too_little)
-    assert verdict(together((10, 0.0, 0.5)), "pcrlv2").startswith("Whether pcrlv2 pays is undecided, more subsets")
+    undecided = together((10, 0.0, 0.5), (20, 0.0, 0.2))
+    highest = max(undecided.gain("pcrlv2", "scratch", labelled)["high"] for labelled in (10, 20))
+    assert verdict(undecided, "pcrlv2").startswith(
+        f"Whether pcrlv2 pays is undecided (at most {highest:+.1f} Dice), more subsets"
+    )
     assert verdict(DiceScores(frame(0.03, seeds=1, noise=1e-4)), "pcrlv2").startswith(
-        "Whether pcrlv2 pays is undecided"
+        "Whether pcrlv2 pays is undecided, more subsets"
     )
     assert "no finished pair" in verdict(DiceScores(frame(0.0)), "other")
 
