@@ -209,6 +209,19 @@ def _colours(methods: Iterable[str]) -> dict[str, Any]:
     return dict(zip(sorted(set(methods), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
 
 
+def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """So many panels of a size in inches, of one scale, three a row, so that they can be read on a screen."""
+    if not number:
+        raise LookupError("no finished run has a curve")
+    columns = min(3, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for empty in panels[number:]:
+        empty.remove()
+    return figure, list(panels[:number])
+
+
 def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
     """Score against the number of labelled cases: a point a run, a line through a method's means.
 
@@ -244,20 +257,13 @@ def score_while_training(
 ) -> None:
     """Score against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
 
-    Three panels a row, so that they can be read on a screen.
-
     Args:
         curves: by number of labels and method, of each run: iterations and score, both (epochs,).
         measure: name of the score.
     """
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(6 * columns, 4.5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for empty in panels[len(curves) :]:
-        empty.remove()
+    figure, panels = _panels(len(curves), (6, 4.5))
     colours = _colours(method for by_method in curves.values() for method in by_method)
-    for axis, (title, by_method) in zip(panels, curves.items(), strict=False):
+    for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
         for method, runs in by_method.items():
             colour = colours[method]  # the same in all panels, also where one lacks a method
             for iterations, score in runs:
@@ -372,10 +378,10 @@ def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, 
     Args:
         panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
     """
-    figure = Figure(figsize=(5 * len(panels), 5.5), layout="constrained")
+    figure, axes = _panels(len(panels), (5, 5.5))
     colours = _colours(method for by_method in panels.values() for method in by_method)
     grid = np.linspace(0, 1, 201)
-    for axis, (title, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axis, (title, by_method) in zip(axes, panels.items(), strict=True):
         for method, runs in by_method.items():
             colour, means = colours[method], []
             for truth, score in runs:

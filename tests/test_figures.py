@@ -90,8 +90,18 @@ def test_a_method_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: lis
 def test_panels_of_many_numbers_of_labels_are_in_rows_of_three(drawn: list[Figure]) -> None:
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     figures.score_while_training({str(n): {"a": [run]} for n in range(5)}, "Dice", "x.png")
-    assert [axis.get_title() for axis in drawn[0].axes] == list("01234")
-    assert {axis.get_gridspec().get_geometry() for axis in drawn[0].axes} == {(2, 3)}
+    figures.roc_of_methods({str(n): {"a": [(np.array([0, 1]), np.array([0, 1]))]} for n in range(5)}, "x.png")
+    for figure in drawn:
+        assert [axis.get_title() for axis in figure.axes] == list("01234")
+        assert {axis.get_gridspec().get_geometry() for axis in figure.axes} == {(2, 3)}
+
+
+def test_without_a_curve_there_is_no_picture_and_a_reason() -> None:
+    """An error that the report of a comparison catches: where only shortcuts are done there are no curves."""
+    with pytest.raises(LookupError, match="no finished run has a curve"):
+        figures.score_while_training({}, "Dice", "x.png")
+    with pytest.raises(LookupError, match="no finished run has a curve"):
+        figures.roc_of_methods({}, "x.png")
 
 
 def test_no_two_of_all_built_in_methods_have_the_same_colour(drawn: list[Figure]) -> None:
