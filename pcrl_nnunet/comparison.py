@@ -171,7 +171,10 @@ def split_by_patient(cases: Iterable[str], patients: Mapping[str, str], seed: in
             part += 1
         parts[part].append(case)
     if any(len(p) < 1 for p in parts):
-        raise UserError(f"{len(order)} cases are too few for a split into training, validation and test cases")
+        num = len({patients.get(case, case) for case in order})
+        raise UserError(
+            f"{len(order)} cases of {num} patients are too few for a split into training, validation and test cases"
+        )
     test, val, train = (tuple(sorted(p)) for p in parts)
     return Split(train, val, test)
 
@@ -245,6 +248,7 @@ class Comparison:
             )
         self._check_settings()
         self.dataset = self.plan.plans["dataset_name"]
+        self.named = self.folder  # in what is said to users, also of a preview
         self.move_to(self.folder)
         self.identifier = self.plan.resolved["data_identifier"]
         self.cases = {case.name: case for case in find_cases(os.path.join(self.plan.folder, self.identifier))}
@@ -389,7 +393,7 @@ class Comparison:
 
         A single one has the full rate already. None where the two differ, as in a classification by their rates.
         """
-        if STOCK not in self.methods or self.targets is not None:
+        if STOCK not in self.methods or self.targets is not None:  # its methods are also those of earlier calls
             return None
         control, stock = (
             FinetuneSettings.from_plan(with_settings(self.plan.plans, self.settings, vars(self.methods[name])))
@@ -467,8 +471,9 @@ class Comparison:
         """Make the folder, or check that it is this comparison's, and add what the runs need.
 
         Raises:
-            UserError: the folder holds another comparison, or runs of a method with other settings.
+            UserError: the folder holds another comparison, or one with other settings, of all methods or of one.
         """
+        methods = {name: vars(method) for name, method in self.methods.items()}
         description = {
             "dataset": self.dataset,
             "plans": checkpoint_file.plans_hash(self.plan.plans),
@@ -477,6 +482,7 @@ class Comparison:
             "checkpoint": self.checkpoint,
             "split": {name: list(getattr(self.split, name)) for name in ("train", "val", "test")},
             "unlabelled": [case.name for case in self.unlabelled],
+            "settings": with_settings(self.plan.plans, self.settings)["pcrl"],
         }
         if self.encoder is not None:
             description["encoder"] = self.encoder  # its file may be another pretraining's by the time this goes on
@@ -488,13 +494,12 @@ class Comparison:
         if self.has_begun():
             with open(path, encoding="utf-8") as file:
                 there = json.load(file)
-            self.folds = there.pop("folds")
-            for name in description | there:
-                if there.get(name) != description.get(name):
-                    raise UserError(
-                        f"{self.folder} holds a comparison with another {name} ({_short(there.get(name))}, now "
-                        f"{_short(description.get(name))}); give another folder with -o, or the same settings to go on"
-                    )
+            self.folds, earlier = there.pop("folds"), there.pop("methods", {})
+            self._refuse_other(there, json.loads(json.dumps(description)), "the same settings to go on")
+            again = {name: given for name, given in json.loads(json.dumps(methods)).items() if name in earlier}
+            self._refuse_other({name: earlier[name] for name in again}, again, "the method another name", "method ")
+            methods = {**earlier, **methods}
+            self.methods = {name: Method(**given) for name, given in methods.items()}
         target = os.path.join(self.preprocessed, self.dataset)
         for folder in (target, self.results, os.path.join(self.folder, "logs")):
             os.makedirs(folder, exist_ok=True)
@@ -504,12 +509,12 @@ class Comparison:
             shutil.copyfile(table, os.path.join(target, os.path.basename(table)))
         self._link_unlabelled(unlabelled_folder(target, self.identifier))
         self.folds = {**self.folds, **self._splits(runs)}
-        _write_json(path, {**description, "folds": self.folds})
+        _write_json(path, {**description, "methods": methods, "folds": self.folds})
         _write_json(os.path.join(target, "splits_final.json"), list(self.folds.values()))
         _write_json(os.path.join(target, "dataset.json"), self.plan.dataset_json)
         for run in runs:
             for name, plan in self._plans(run).items():
-                self._write_plan(os.path.join(target, f"{name}.json"), plan, run)
+                _write_json(os.path.join(target, f"{name}.json"), plan)
             if self.pseudo_labelled(run):
                 self.pseudo_labels(run).describe(self.description_of_pseudo_labels(run))
 
@@ -533,16 +538,15 @@ class Comparison:
             glob(os.path.join(glob_escape(self.results), "*", "*", "fold_*"))
         )
 
-    def _write_plan(self, path: str, plan: Mapping[str, Any], run: Run) -> None:
-        trained = f"*__{plan['plans_name']}__{self.plan.configuration}"
-        if os.path.isfile(path) and glob(os.path.join(glob_escape(self.results), self.dataset, trained)):
-            with open(path, encoding="utf-8") as file:
-                if json.load(file) != json.loads(json.dumps(plan)):
-                    raise UserError(
-                        f"{self.folder} holds runs of method {run.method} with other settings; give another folder "
-                        f"with -o, or the method another name"
-                    )
-        _write_json(path, plan)
+    def _refuse_other(self, there: Mapping[str, Any], now: Mapping[str, Any], remedy: str, kind: str = "") -> None:
+        """Raises `UserError` where what the folder was begun with is not what it is now."""
+        for name in {**there, **now}:
+            if there.get(name) != now.get(name):
+                where, before, after = _difference(there.get(name), now.get(name), name)
+                raise UserError(
+                    f"{self.named} holds a comparison with another {kind}{where} ({_short(before)}, now "
+                    f"{_short(after)}); give another folder with -o, or {remedy}"
+                )
 
     def _plans(self, run: Run) -> dict[str, dict[str, Any]]:
         """The plans of a run's pretraining and fine-tuning, by name."""
@@ -648,18 +652,11 @@ class Comparison:
 
         It is of the cases that were scored when the network was trained, see `trained_before`.
 
-        Also of a run that an earlier call did, whose method this one need not know; None of a shortcut, which does
-        not iterate, and of a run that is not done.
+        None of a shortcut, which does not iterate, and of a run that is not done.
         """
-        subset = f"{_subset_name(run)}_{self.scored}"
-        folds = [i for i, name in enumerate(self.folds) if name.removeprefix("pseudo_") == subset]
-        results = os.path.join(glob_escape(self.results), self.dataset)
-        names = [f"*__{self.plan.plans['plans_name']}_{run}{scored}__*" for scored in ("", "_val")]  # see plans_name
-        places = [os.path.join(name, f"fold_{i}", "checkpoint_final.pth") for name in names for i in folds]
-        paths = [path for place in places for path in glob(os.path.join(results, place))]
-        if not paths:
+        if not os.path.isfile(self.network(run)):
             return None
-        content = torch.load(paths[0], map_location="cpu", weights_only=False, mmap=True)  # a file of our own making
+        content = torch.load(self.network(run), map_location="cpu", weights_only=False, mmap=True)  # of our own making
         dice = np.asarray(content["logging"]["mean_fg_dice"], dtype=float)
         an_epoch = FinetuneSettings.from_plan(content["init_args"]["plans"]).iters_per_epoch
         return an_epoch * np.arange(1, len(dice) + 1), dice
@@ -674,11 +671,10 @@ class Comparison:
             LookupError, OSError: there is no such subset; nnUNet_raw has no images.
         """
         raw = os.path.join(nnUNet_raw.get(), self.dataset) if nnUNet_raw.is_set() else ""
-        others = [name for name in self.methods if name != CONTROL]
-        names = [name for name in others if self.methods[name].pretrain is not None] or others
-        names.sort(key=lambda name: name != "pcrlv2")
-        pairs = [(Run(CONTROL, run.labelled, run.seed), run) for name in names for run in runs if run.method == name]
-        pairs = sorted((pair for pair in pairs if pair[0] in runs), key=lambda pair: pair[0].labelled)
+        pairs = [(Run(CONTROL, run.labelled, run.seed), run) for run in runs if run.method != CONTROL]
+        pairs = [pair for pair in pairs if pair[0] in runs]
+        pairs.sort(key=lambda pair: pair[1].method != "pcrlv2")
+        pairs.sort(key=lambda pair: (self.methods[pair[1].method].pretrain is None, pair[1].labelled))
         if not pairs:
             raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
         if not os.path.isdir(raw):
@@ -789,6 +785,15 @@ def _is_whole_json(path: str) -> bool:
 def _link(source: str, link: str) -> None:
     if os.path.exists(source) and not os.path.islink(link):
         os.symlink(os.path.abspath(source), link)
+
+
+def _difference(there: Any, now: Any, where: str) -> tuple[str, Any, Any]:
+    """The first thing in which two blocks differ, by its path of names, and both values."""
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        for name in {**there, **now}:
+            if there.get(name) != now.get(name):
+                return _difference(there.get(name), now.get(name), f"{where}.{name}")
+    return where, there, now
 
 
 def _subset_name(run: Run) -> str:

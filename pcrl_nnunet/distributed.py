@@ -29,6 +29,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
+def cores() -> int:
+    """Those that this process may use: a cluster may allot it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_distributed() -> bool:
     """Whether there is a process group."""
     return dist.is_available() and dist.is_initialized()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -244,11 +244,11 @@ def table(scores: Scores) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 
-def verdict(scores: Scores, method: str) -> str:
-    """A sentence to act on: what a method gains at every number of labels over the better of `CONTROL` and `STOCK`."""
+def verdict(scores: Scores, method: str, controls: Sequence[str] = (CONTROL, STOCK)) -> str:
+    """A sentence to act on: what a method gains at every number of labels over the better of the controls."""
     told, pays, costs, highs = [], [], [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
-        control = _better_control(scores, method, labelled)
+        control = _better_control(scores, method, labelled, controls)
         found = {} if control is None else scores.gain(method, control, labelled)
         if not found:
             continue
@@ -261,7 +261,8 @@ def verdict(scores: Scores, method: str) -> str:
         kind = "expect" if low > 0 else "it costs" if high < 0 else "undecided,"
         between = f"{low:+.1f} to {high:+.1f}, " if np.isfinite(low) else ""
         subsets = f"{found['pairs']} subset{'s' * (found['pairs'] > 1)}"
-        told.append(f"with {labelled} labels {kind} {found['difference']:+.1f} {scores.measure} ({between}{subsets})")
+        gain = f"{found['difference']:+.1f} {scores.measure} over {control}"
+        told.append(f"with {labelled} labels {kind} {gain} ({between}{subsets})")
     if not told:
         return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
     if pays:
@@ -276,7 +277,7 @@ def verdict(scores: Scores, method: str) -> str:
     return f"{start}: {'; '.join(told)}."
 
 
-def _better_control(scores: Scores, method: str, labelled: int) -> str | None:
+def _better_control(scores: Scores, method: str, labelled: int, controls: Sequence[str]) -> str | None:
     """The better of the controls on the subsets that a method has, too; None: there is none.
 
     Of one that was run on fewer of these than the other nothing is said: it would leave pairs out, and its mean over
@@ -284,14 +285,14 @@ def _better_control(scores: Scores, method: str, labelled: int) -> str | None:
     """
     of_number = scores.runs[scores.runs["labelled"] == labelled]
     points = of_number.pivot(index="seed", columns="method", values="points")
-    names = [name for name in (CONTROL, STOCK) if name in points and name != method]
+    names = [name for name in controls if name in points and name != method]
     if method not in points or not names:
         return None
-    controls = points.loc[points[method].notna(), names]
-    pairs = controls.notna().sum()
-    controls = controls.loc[:, pairs == pairs.max()]
-    common = controls.dropna()
-    return str(controls.columns[0] if common.empty else common.mean().idxmax())
+    found = points.loc[points[method].notna(), names]
+    pairs = found.notna().sum()
+    found = found.loc[:, pairs == pairs.max()]
+    common = found.dropna()
+    return str(found.columns[0] if common.empty else common.mean().idxmax())
 
 
 def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:

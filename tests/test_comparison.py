@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import blosc2
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -27,6 +29,7 @@ from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.scores import COLUMNS, DiceScores
 from pcrl_nnunet.trainers.finetune import WarmupPolyLR
 
 CASES = [f"case_{i:03}" for i in range(200)]
@@ -43,7 +46,7 @@ def test_the_split_is_70_10_20_and_keeps_patients_together(patients):
 
 
 def test_too_few_cases_for_a_split_are_refused():
-    with pytest.raises(UserError, match="2 cases are too few for a split"):
+    with pytest.raises(UserError, match="2 cases of 2 patients are too few for a split"):
         split_by_patient(CASES[:2], {})
 
 
@@ -177,14 +180,61 @@ def test_other_settings_in_the_same_folder_are_refused_where_something_was_train
     this.prepare(RUNS)  # nothing had been
     for run in RUNS:
         Path(this.output(run)).mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds runs of method scratch with other settings; give another folder"):
+    with pytest.raises(UserError, match=r"another settings.finetune.epochs \(1, now 7\); give another folder"):
         comparison(settings={"finetune": {"epochs": 7}}).prepare(RUNS)
-    longer = comparison(settings={"pretrain": {"epochs": 7}})
-    longer.prepare([run for run in RUNS if run.method == "scratch"])  # it has no pretraining
-    with pytest.raises(UserError, match=r"holds runs of method pcrlv2 with other settings; give another folder"):
-        longer.prepare(RUNS)
     with pytest.raises(UserError, match=r"holds a comparison with another protocol \(\"all\", now \"semi\"\)"):
         comparison("semi").prepare(RUNS)
+
+
+@pytest.mark.parametrize("protocol", ["all", "semi"])
+def test_other_settings_are_refused_also_for_runs_that_share_nothing_with_those_there(comparison, protocol):
+    """One table has one budget, whichever numbers of labels and methods were added by which call."""
+    own, same = {"mine": {"pretrain": None, "finetune": {"epochs": 3}}}, {"finetune": {"iters_per_epoch": 4}}
+    begun = comparison(protocol, methods=["mine"], own=own, settings=same)
+    begun.prepare([Run("scratch", 2, 0), Run("mine", 2, 0)])
+    Path(begun.output(Run("mine", 2, 0))).mkdir(parents=True)
+
+    def go_on(own, settings):
+        runs = [Run("scratch", 3, 1), *(Run(name, 3, 1) for name in own)]
+        comparison(protocol, methods=list(own), own=own, settings=settings).prepare(runs)
+
+    with pytest.raises(UserError, match=r"settings.finetune.iters_per_epoch \(4, now 5\); .* same settings to go on"):
+        go_on(own, {"finetune": {"iters_per_epoch": 5}})
+    with pytest.raises(UserError, match=r"another settings.pretrain.epochs \(null, now 5\)"):
+        go_on({}, {**same, "pretrain": {"epochs": 5}})
+    other = {"mine": {"pretrain": None, "finetune": {"epochs": 6}}}
+    for _ in range(2):  # also after a call that did not name it
+        with pytest.raises(UserError, match=r"another method mine.finetune.epochs \(3, now 6\); .* another name"):
+            go_on(other, same)
+        go_on({}, same)
+    go_on(own, same)
+
+
+@pytest.mark.parametrize("last", ["stock", "pcrlv2"])
+def test_examples_are_of_a_pretrained_method_whichever_was_called_last(tiny, comparison, monkeypatch, last):
+    runs = [Run(method, labelled, 0) for method, labelled in (("scratch", 2), ("scratch", 3), ("pcrlv2", 3))]
+    first = comparison()
+    first.prepare(runs)
+    Path(first.output(runs[0])).mkdir(parents=True)
+    this = comparison(methods=[last])
+    runs.append(Run("stock", 2, 0))
+    this.prepare([run for run in runs if run.method in ("scratch", last)])
+    if last == "pcrlv2":
+        runs.pop()
+    raw, truth = tiny.folder.parent.parent / "raw", Path(this.preprocessed) / this.dataset / "gt_segmentations"
+    images, labels = raw / this.dataset / "imagesTr", raw / this.dataset / "labelsTr"
+    case = this.split.test[0]
+    places = [labels, truth, *(Path(this.output(run)) / "validation" for run in runs)]
+    for value, folder in enumerate([images, *places]):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{case}{'_0000' * (folder == images)}.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(np.full((2, 2, 2), value, np.uint8)), str(folder / name))
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    dice = [(run.method, run.labelled, run.seed, case, "a", 0.5) for run in runs]
+    scores = DiceScores(pd.DataFrame(dice, columns=COLUMNS))
+    (panels,) = this.examples(runs, scores).values()
+    assert [title.split(":")[0] for title in panels] == ["truth", "scratch", "pcrlv2"]
+    assert [labels.flat[0] for _, labels in panels.values()] == [2, 4, 5]  # with 3 labels, as pcrlv2 has
 
 
 def test_the_fine_tuning_plan_names_the_pretraining_of_its_seed(comparison):
@@ -339,8 +389,8 @@ def test_a_preview_of_a_comparison_that_has_begun_changes_nothing_in_it(tmp_path
     semi = comparison("semi")
     (tmp_path / "second").mkdir()
     semi.preview_in(str(tmp_path / "second"))
-    with pytest.raises(UserError, match=r"another protocol"):
-        semi.prepare(RUNS)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'out'))} holds .* another protocol"):
+        semi.prepare(RUNS)  # it names the user's folder, not that of the preview
 
 
 def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison, tmp_path, monkeypatch):

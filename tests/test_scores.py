@@ -95,7 +95,7 @@ def together(*given):
 
 def test_the_verdict_names_gains_costs_and_what_is_undecided():
     assert verdict(together((10, 0.03, 1e-4)), "pcrlv2") == (
-        "pcrlv2 pays: with 10 labels expect +3.0 Dice (+3.0 to +3.0, 5 subsets)."
+        "pcrlv2 pays: with 10 labels expect +3.0 Dice over scratch (+3.0 to +3.0, 5 subsets)."
     )
     mixed = verdict(together((10, 0.03, 1e-4), (20, -0.02, 1e-4), (40, 0.01, 0.3)), "pcrlv2")
     assert mixed.startswith("pcrlv2 pays with 10 labels, and costs with 20: with 10 labels expect +3.0")
@@ -105,8 +105,10 @@ def test_the_verdict_names_gains_costs_and_what_is_undecided():
         "pcrlv2 does not pay here: with 10 labels it costs"
     )
     assert verdict(together((10, 0.0, 1e-3)), "pcrlv2").startswith("pcrlv2 does not pay here: ")
-    sure, too_little = together((10, 0.002, 1e-4)), "pcrlv2 does not pay here: with 10 labels expect +0.2 Dice (+0.2 to"
-    assert verdict(sure, "pcrlv2").startswith(too_little)
+    sure = together((10, 0.002, 1e-4))
+    assert verdict(sure, "pcrlv2").startswith(
+        "pcrlv2 does not pay here: with 10 labels expect +0.2 Dice over scratch ("
+    )
     undecided = together((10, 0.0, 0.5), (20, 0.0, 0.2))
     highest = max(undecided.gain("pcrlv2", "scratch", labelled)["high"] for labelled in (10, 20))
     assert verdict(undecided, "pcrlv2").startswith(
@@ -121,7 +123,10 @@ def test_the_verdict_names_gains_costs_and_what_is_undecided():
 def test_the_verdict_takes_the_better_control():
     stock = frame(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
     told = verdict(DiceScores(pd.concat([frame(0.01, noise=1e-4), stock])), "pcrlv2")
-    assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5")
+    assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5 Dice over stock (")
+    both = DiceScores(pd.concat([frame(0.01, noise=1e-4), stock]))
+    over_scratch = verdict(both, "pcrlv2", ("scratch",))
+    assert over_scratch.startswith("pcrlv2 pays: with 10 labels expect +1.0 Dice over scratch (")
     of_control = verdict(DiceScores(pd.concat([frame(0.01, noise=1e-4), stock])), "stock")
     assert of_control.startswith("stock pays: with 10 labels expect +2.5")
 
@@ -204,7 +209,7 @@ def test_the_verdict_speaks_of_auroc_and_a_shortcut_that_is_as_good_is_named():
     given = predictions(cases=200)
     told = verdict(AurocScores(given), "pcrlv2")
     assert told.startswith("pcrlv2 pays: with 10 labels expect +")
-    assert re.search(r"[\d.]+ AUROC \(\+[\d.]+ to \+[\d.]+, 3 subsets\)", told)
+    assert re.search(r"[\d.]+ AUROC over scratch \(\+[\d.]+ to \+[\d.]+, 3 subsets\)", told)
     shortcut = given[given["method"] == "pcrlv2"].assign(method="thumbnail")
     assert shortcut_warning(AurocScores(given), ["thumbnail"]) is None
     both = pd.concat([given[given["method"] == "scratch"], shortcut])

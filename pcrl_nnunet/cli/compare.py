@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from math import ceil
 from queue import SimpleQueue
 from threading import Event
 from time import time
@@ -288,9 +289,10 @@ def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list
     from functools import partial
 
     from pcrl_nnunet.comparison import Run
+    from pcrl_nnunet.distributed import cores
     from pcrl_nnunet.scores import CONTROL
 
-    common = (str(max(1, (os.cpu_count() or 1) // at_a_time)), device.type)
+    common = (str(max(1, cores() // at_a_time)), device.type)
     jobs: dict[str, Job] = {}
     for run in runs:
         after: tuple[str, ...] = ()
@@ -407,12 +409,14 @@ def _environments(comparison: Any, at_a_time: int) -> list[dict[str, str]]:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+    from pcrl_nnunet.distributed import cores
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     share = {
         **_folders(comparison),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_a_time)),
+        "OMP_NUM_THREADS": str(max(1, cores() // at_a_time)),
         "nnUNet_n_proc_DA": os.environ.get("nnUNet_n_proc_DA", str(max(1, get_allowed_n_proc_DA() // at_a_time))),
         "nnUNet_def_n_proc": os.environ.get("nnUNet_def_n_proc", "2"),
     }
@@ -472,9 +476,9 @@ def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_
     for kind, seconds in a_step.items():
         print(f"  {seconds:.2f} s a step of {kind}, on {device}")
     total = sum(hours.values()) / at_a_time
-    about = f"{total:.1f} hours" if total >= 1 else f"{60 * total:.0f} min"
+    about = f"{total:.1f} hours" if total >= 1 else f"{ceil(60 * total)} min"
     print(f"About {about} of training are to do with -np {at_a_time}, if as many at a time are as fast as one;")
-    print("evaluations come on top")
+    print("starts, evaluations and the prediction of pseudo-labels come on top")
     note = comparison.note_on_stock()
     if note is not None:
         print(note)
@@ -511,34 +515,40 @@ def _write_results(comparison: Any, runs: list[Any]) -> Any:
 
 def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
     """The table, where the pictures are, and the verdicts on what is done; PCRLv2's, if it is there, comes last."""
-    from pcrl_nnunet.scores import CONTROL, shortcut_warning, table, verdict
+    from pcrl_nnunet.scores import CONTROL, STOCK, shortcut_warning, table, verdict
     from pcrl_nnunet.shortcuts import SHORTCUTS
 
     scores = _write_results(comparison, runs)
     rows = table(scores)
     rows.to_csv(comparison.file("table.csv"), index=False)
     yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
-    yield from _pictures(comparison, runs, scores)
-    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), comparison.note_on_stock()))
+    yield from _pictures(comparison, scores)
+    note = comparison.note_on_stock()
+    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), note))
+    controls = (CONTROL, STOCK) if note is None else (CONTROL,)  # the better of two alike would be the luckier one
     others = [name for name in dict.fromkeys(scores.runs["method"]) if name not in (CONTROL, *SHORTCUTS)]
     for name in sorted(others, key=lambda name: name == "pcrlv2"):
-        yield verdict(scores, name)
+        yield verdict(scores, name, controls)
 
 
-def _pictures(comparison: Any, runs: list[Any], scores: Any) -> Iterator[str]:
-    """Draw what is done, and say where; a picture that cannot be drawn does not take the results with it."""
+def _pictures(comparison: Any, scores: Any) -> Iterator[str]:
+    """Draw what is done, also by earlier calls, and say where; one that cannot be drawn does not take the others."""
     from pcrl_nnunet import figures
     from pcrl_nnunet.comparison import Run
 
+    of_all_calls = scores.runs.sort_values("labelled", kind="stable")[["method", "labelled", "seed"]]
+    runs = [Run(*row) for row in of_all_calls.itertuples(index=False)]
     done = [run for run in runs if comparison.is_done(run)]
+    # of a segmentation nnU-Net's validation while training sees patches
+    while_training = f"{scores.measure}{' of patches' * (comparison.targets is None)}"
 
     def iterations(path: str) -> None:
         curves: dict[str, dict[str, list[Any]]] = {}
-        for row in scores.runs.sort_values("labelled", kind="stable").itertuples():  # also of earlier calls
-            curve = comparison.curve(Run(row.method, row.labelled, row.seed))
+        for run in done:
+            curve = comparison.curve(run)
             if curve is not None:
-                curves.setdefault(f"{row.labelled} labelled cases", {}).setdefault(row.method, []).append(curve)
-        figures.score_while_training(curves, scores.measure, path)
+                curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, []).append(curve)
+        figures.score_while_training(curves, while_training, path)
 
     drawings: dict[str, Callable[[str], None]] = {
         "label_efficiency.png": lambda path: figures.label_efficiency(scores.runs, scores.measure, path),

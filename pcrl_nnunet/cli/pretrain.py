@@ -155,10 +155,11 @@ def _on_several(args: argparse.Namespace) -> None:
     import torch
     from nnunetv2.run.run_training import find_free_network_port
 
+    from pcrl_nnunet.distributed import cores
     from pcrl_nnunet.errors import UserError
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // args.num_gpus)))  # they read it when they import torch
+    # they read it when they import torch
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.num_gpus)))
     variables = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(find_free_network_port()),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,9 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     for name in ("label_efficiency", "iterations", "segmentations"):
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
     assert not list(folder.rglob("checkpoint_best.pth"))
-    assert done.stdout.strip().splitlines()[-1].startswith("Whether pcrlv2 pays is undecided, more subsets")
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("Whether pcrlv2 pays is undecided, more subsets")
+    assert re.search(r"Dice over scratch \(1 subset\)", last)  # also where stock, its twin, was luckier
     (log,) = (folder / "nnUNet_results" / DATASET).glob(f"PCRLFinetuneTrainer__*/fold_{fold}/transfer.json")
     assert json.loads(log.read_text())["validation_cases_seen"] == []
 
@@ -127,6 +130,14 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     again = run(environment)
     assert re.search(r"4 runs, 6 of 6 steps are done", again.stdout)
     assert {path: path.stat().st_mtime for path in folder.rglob("*.pth")} == files
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores are allotted here")
+def test_processes_share_the_cores_that_were_allotted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    folders = SimpleNamespace(preprocessed="", results="", targets=None)
+    assert [child["OMP_NUM_THREADS"] for child in compare._environments(folders, 2)] == ["3", "3"]
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys):
