@@ -630,18 +630,15 @@ class Comparison:
     def trained_before(self, run: Run) -> str | None:
         """Path of the network of a run that was done here with the other part scored; None: there is none.
 
-        Its labelled cases and settings are the same, and what is scored has no part in a training. (Pseudo-labels are
-        predicted again, into the data that hold the scored cases.)
+        Its labelled cases and settings are the same (`prepare` refuses others), and what is scored has no part in a
+        training. (Pseudo-labels are predicted again, into the data that hold the scored cases.)
         """
         other = copy(self)
         other.scored = "val" if self.scored == "test" else "test"
         if other._fold_name(run) not in self.folds or not other.is_done(run):
             return None
-        name = other.plans_name(run)
-        with open(os.path.join(self.preprocessed, self.dataset, f"{name}.json"), encoding="utf-8") as file:
-            same = json.load(file) == json.loads(json.dumps(other._plan(name, self.methods[run.method], run)))
         path = other.network(run)
-        return path if same and os.path.isfile(path) else None
+        return path if os.path.isfile(path) else None
 
     def network(self, run: Run) -> str:
         """Path of a run's trained network."""
