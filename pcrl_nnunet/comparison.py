@@ -39,7 +39,7 @@ from pcrl_nnunet.scores import COLUMNS, CONTROL, PREDICTION_COLUMNS, STOCK, Auro
 from pcrl_nnunet.shortcuts import SHORTCUTS
 from pcrl_nnunet.targets import CASE, FILES, Targets
 from pcrl_nnunet.transfer import PRETRAINER, cases_seen, check_architecture
-from pcrl_nnunet.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's

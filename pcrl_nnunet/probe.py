@@ -27,7 +27,7 @@ from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.crops import cut
 from pcrl_nnunet.data import Case, CaseVolume
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.maskless import has_masks
+from pcrl_nnunet.ingest.maskless import has_masks
 from pcrl_nnunet.plans import read_json
 from pcrl_nnunet.scores import auroc
 from pcrl_nnunet.shortcuts import predict

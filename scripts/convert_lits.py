@@ -36,7 +36,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from pcrl_nnunet.errors import UserError, console
-from pcrl_nnunet.scans import SetAside, Unusable, check_nifti, short_reason
+from pcrl_nnunet.ingest.scans import SetAside, Unusable, check_nifti, short_reason
 
 LABELS = {"liver": {"background": 0, "liver": 1}, "liver_tumour": {"background": 0, "liver": 1, "tumour": 2}}
 REFERENCE = "https://competitions.codalab.org/competitions/17094"

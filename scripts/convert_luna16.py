@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from pcrl_nnunet.errors import UserError, console
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.scans import SetAside, Unusable
+from pcrl_nnunet.ingest.scans import SetAside, Unusable
 
 LABELS = {"background": 0, "nodule": 1}
 REFERENCE = "https://luna16.grand-challenge.org"

@@ -43,11 +43,11 @@ from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
-from pcrl_nnunet.target import TARGET_KEY, preprocess_command
+from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.transforms import kernels
-from pcrl_nnunet.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 GRADIENT_CLIP = 12  # nnU-Net's
 NUM_FOLDS = 5  # nnU-Net's

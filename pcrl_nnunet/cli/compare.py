@@ -238,7 +238,7 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
-    from pcrl_nnunet.maskless import has_masks
+    from pcrl_nnunet.ingest.maskless import has_masks
     from pcrl_nnunet.plans import read_json
     from pcrl_nnunet.targets import planned_targets
 

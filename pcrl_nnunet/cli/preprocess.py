@@ -56,7 +56,7 @@ def main() -> None:
     """Parse, plan if asked to, preprocess, report."""
     args = _parser().parse_args()
     from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
-    from pcrl_nnunet.target import plans_option
+    from pcrl_nnunet.ingest.target import plans_option
 
     if args.i is None and args.pl is None and args.target is None:
         _without_masks(args.d, args.p, args.c or [], _num_processes(args.np))
@@ -87,10 +87,10 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
     from tqdm import tqdm
 
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.maskless import has_masks, plan_and_preprocess
+    from pcrl_nnunet.ingest.maskless import has_masks, plan_and_preprocess
     from pcrl_nnunet.plans import load_plan, read_json
-    from pcrl_nnunet.target import plans_option
-    from pcrl_nnunet.unlabelled import worker_pool
+    from pcrl_nnunet.ingest.target import plans_option
+    from pcrl_nnunet.ingest.unlabelled import worker_pool
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -133,7 +133,7 @@ def _plan(dataset: str, planner_name: str) -> str:
 
     import pcrl_nnunet.planners as planners
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.maskless import has_masks, planned_again
+    from pcrl_nnunet.ingest.maskless import has_masks, planned_again
     from pcrl_nnunet.plans import dataset_folder, read_json
 
     if planner_name not in planners.__all__:
@@ -164,7 +164,7 @@ def _plan_for(dataset: str, target: str, plans_name: str, configuration: str | N
     """Make the plan by which a dataset pretrains for another, if it is not there; its name."""
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import dataset_folder, load_plan
-    from pcrl_nnunet.target import plan_for, read_source, write_plan
+    from pcrl_nnunet.ingest.target import plan_for, read_source, write_plan
 
     folder = dataset_folder(dataset, "nnUNetv2_extract_fingerprint")
     if os.path.samefile(folder, dataset_folder(target)):
@@ -209,8 +209,8 @@ def _preprocess(
     from tqdm import tqdm
 
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.scans import Found, find_scans, make_target, own_scans
-    from pcrl_nnunet.unlabelled import preprocess, unlabelled_folder, worker_pool
+    from pcrl_nnunet.ingest.scans import Found, find_scans, make_target, own_scans
+    from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder, worker_pool
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
     # By folder, as two configurations may share their data: a cascade and 3d_fullres do.
@@ -250,7 +250,7 @@ def _say_next(options: str, configurations: list[str] | None) -> None:
 def _describe(found: Any, folder: str, target: Any) -> None:
     """What was found, and what a person might have meant otherwise."""
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.scans import VOLUME_ENDINGS
+    from pcrl_nnunet.ingest.scans import VOLUME_ENDINGS
 
     kinds: Counter[str] = Counter()
     for scan in found.scans:
@@ -284,7 +284,7 @@ def _describe(found: Any, folder: str, target: Any) -> None:
 
 
 def _report(summary: Any, folder: str) -> None:
-    from pcrl_nnunet.unlabelled import BAD_LIST
+    from pcrl_nnunet.ingest.unlabelled import BAD_LIST
 
     skipped = len(summary.set_aside) - len(summary.bad)
     print(f"{summary.made} made, {summary.already} there already, {skipped} skipped, {len(summary.bad)} bad")

@@ -21,7 +21,7 @@ from pcrl_nnunet.methods import Levels, StepOutput
 from pcrl_nnunet.report import NAME, Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.transforms import kernels
-from pcrl_nnunet.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 WRITE_REPORT = Report.write
 

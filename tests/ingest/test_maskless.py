@@ -8,10 +8,10 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pcrl_nnunet import maskless
+from pcrl_nnunet.ingest import maskless
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.maskless import _is_newer, foreground, has_masks, write_mask
-from pcrl_nnunet.scans import Scan
+from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, write_mask
+from pcrl_nnunet.ingest.scans import Scan
 
 
 def body(lungs=True):

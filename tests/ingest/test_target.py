@@ -16,19 +16,20 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+from in_this_process import InThisProcess
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
-from test_unlabelled import InThisProcess
 from tiny_dataset import write_source, write_target
 
-from pcrl_nnunet import checkpoint, unlabelled
+from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import preprocess, pretrain, register
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import Case, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.target import Source, plan_for, read_source
+from pcrl_nnunet.ingest import unlabelled
+from pcrl_nnunet.ingest.target import Source, plan_for, read_source
 from pcrl_nnunet.trainers import pretrain as trainer
 from pcrl_nnunet.trainers.pretrain import of_several
 from pcrl_nnunet.transfer import cases_seen

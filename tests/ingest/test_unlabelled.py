@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import replace
@@ -17,13 +17,14 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from in_this_process import InThisProcess
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.scans import SetAside, Target, find_scans
-from pcrl_nnunet.unlabelled import BAD_LIST, MANIFEST, Summary, preprocess, unlabelled_folder, worker_pool
+from pcrl_nnunet.ingest.scans import SetAside, Target, find_scans
+from pcrl_nnunet.ingest.unlabelled import BAD_LIST, MANIFEST, Summary, preprocess, unlabelled_folder, worker_pool
 
 RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 CONFIGURATION = {
@@ -88,16 +89,6 @@ def write_scans(folder: Path, count: int) -> Path:
 def write_bad(folder: Path, count: int) -> None:
     for k in range(count):
         (folder / f"bad{k:02d}_0000.nii.gz").write_text("not an image")
-
-
-class InThisProcess(Executor):
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 def run(scans: Path, out: Path, target: Target | None = None, pool: Executor | None = None) -> Summary:
