@@ -32,6 +32,7 @@ from pcrl_nnunet.config import ClassifySettings, FinetuneSettings, pretrain_sett
 from pcrl_nnunet.data import Case, find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.prediction import EVALUATION, PREDICTIONS
 from pcrl_nnunet.pseudo_labels import PseudoLabels
@@ -39,7 +40,6 @@ from pcrl_nnunet.scores import COLUMNS, CONTROL, PREDICTION_COLUMNS, STOCK, Auro
 from pcrl_nnunet.shortcuts import SHORTCUTS
 from pcrl_nnunet.targets import CASE, FILES, Targets
 from pcrl_nnunet.transfer import PRETRAINER, cases_seen, check_architecture
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.lock import locked
 from pcrl_nnunet.ingest.scans import SetAside, Unusable, short_reason
 from pcrl_nnunet.ingest.unlabelled import BAD_LIST, worker_pool
+from pcrl_nnunet.lock import locked
 
 ENDING = ".nii.gz"
 RECORD = "conversion.json"

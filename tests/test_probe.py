@@ -23,9 +23,9 @@ from pcrl_nnunet import checkpoint, probe
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.probe import Probe, labelled
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 CPU = torch.device("cpu")
 

@@ -38,16 +38,16 @@ from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.files import whole
+from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
-from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
 from pcrl_nnunet.transforms import kernels
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 GRADIENT_CLIP = 12  # nnU-Net's
 NUM_FOLDS = 5  # nnU-Net's

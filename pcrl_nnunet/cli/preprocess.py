@@ -88,9 +88,9 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
 
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import has_masks, plan_and_preprocess
-    from pcrl_nnunet.plans import load_plan, read_json
     from pcrl_nnunet.ingest.target import plans_option
     from pcrl_nnunet.ingest.unlabelled import worker_pool
+    from pcrl_nnunet.plans import load_plan, read_json
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -163,8 +163,8 @@ def _plan(dataset: str, planner_name: str) -> str:
 def _plan_for(dataset: str, target: str, plans_name: str, configuration: str | None, normalization: Any) -> str:
     """Make the plan by which a dataset pretrains for another, if it is not there; its name."""
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import dataset_folder, load_plan
     from pcrl_nnunet.ingest.target import plan_for, read_source, write_plan
+    from pcrl_nnunet.plans import dataset_folder, load_plan
 
     folder = dataset_folder(dataset, "nnUNetv2_extract_fingerprint")
     if os.path.samefile(folder, dataset_folder(target)):
@@ -208,9 +208,9 @@ def _preprocess(
     """The scans in a folder, and the dataset's own images where asked for."""
     from tqdm import tqdm
 
-    from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.ingest.scans import Found, find_scans, make_target, own_scans
     from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder, worker_pool
+    from pcrl_nnunet.plans import load_plan
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
     # By folder, as two configurations may share their data: a cascade and 3d_fullres do.

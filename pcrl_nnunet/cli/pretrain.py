@@ -85,9 +85,9 @@ def _pretrain(args: argparse.Namespace) -> None:
     from pcrl_nnunet import distributed
     from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.memory import keep_freed_memory
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.ingest.target import existing_plan
 
     plans_name = args.p if args.target is None else existing_plan(args.d[0], args.target, args.p)
     plan = load_plan(args.d[0], plans_name, args.c)
@@ -204,8 +204,8 @@ def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str, st
     """
     from pcrl_nnunet.checkpoint import plans_hash
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
+    from pcrl_nnunet.plans import load_plan
 
     found: dict[str, tuple[str, str, str]] = {}
     for dataset in args.d[1:]:

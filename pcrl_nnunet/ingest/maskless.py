@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import whole, write_text
-from pcrl_nnunet.plans import read_json
 from pcrl_nnunet.ingest.scans import Scan, SetAside, own_scans, short_reason
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
+from pcrl_nnunet.plans import read_json
 
 LABELS = {"background": 0, "foreground": 1}
 MASKS = "pcrl_masks"  # in nnUNet_preprocessed, while at work; no name of a dataset

@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.lock import locked
 from pcrl_nnunet.ingest.scans import Found, Scan, SetAside, Target, Unusable, hashed, read_scan, short_reason
+from pcrl_nnunet.lock import locked
 
 MANIFEST = "cases.json"
 BAD_LIST = "bad_cases.txt"

@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from pcrl_nnunet.ingest import maskless
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest import maskless
 from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, write_mask
 from pcrl_nnunet.ingest.scans import Scan
 

@@ -16,8 +16,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.ingest.scans import Scan, Target, Unusable, find_scans, make_target, own_scans, read_scan, short_reason
+from pcrl_nnunet.plans import PlannedConfiguration
 
 SHAPE = (12, 10, 8)  # (Z, Y, X)
 SPACING = (0.9, 1.1, 2.5)  # mm; x, y, z

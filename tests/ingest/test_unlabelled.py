@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import replace

@@ -17,11 +17,11 @@ from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.methods import Levels, StepOutput
 from pcrl_nnunet.report import NAME, Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.transforms import kernels
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 
 WRITE_REPORT = Report.write
 
