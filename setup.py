@@ -53,8 +53,10 @@ setup(
         "tqdm",  # progress bars
         "pandas",  # tables of a comparison
         "nibabel",  # the orientation of images, as nnU-Net reads it
-        # Not nnU-Net's: the inner loops of the views, several times as fast as with torch or scipy. A new Python is
+        # Not nnU-Net's:
+        # The inner loops of the views, several times as fast as with torch or scipy. A new Python is
         # supported some months late; until then scipy computes the same.
+        "pydicom",  # headers of DICOM: position, slope and kind of every frame, which SimpleITK does not give
         "numba; python_version < '3.15'",
     ],
     extras_require={

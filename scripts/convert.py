@@ -29,7 +29,9 @@ from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.ingest.scans import SetAside, Unusable, short_reason
+from pcrl_nnunet.ingest.checks import check_intensities, short_reason
+from pcrl_nnunet.ingest.read import read_image
+from pcrl_nnunet.ingest.scans import SetAside, Unusable
 from pcrl_nnunet.ingest.unlabelled import BAD_LIST, worker_pool
 from pcrl_nnunet.lock import locked
 
@@ -201,9 +203,9 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> sitk.Image:
-    """Read a 3D volume; raises `Unusable` for what is none."""
-    image = sitk.ReadImage(str(path))
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+    """Read a 3D volume as all of the package reads files; raises `Unusable` for what is none."""
+    image = read_image(str(path))
+    if image.GetDimension() != 3:
         raise Unusable(f"its size is {image.GetSize()}; expected one 3D volume")
     return image
 
@@ -293,6 +295,7 @@ def convert_case(case: Case, folder: Path) -> list[str] | SetAside:
     """
     try:
         loaded = case.load()
+        check_intensities(sitk.GetArrayViewFromImage(loaded.image)[None])
     except MemoryError:
         return SetAside(str(case.image), "not enough memory for it")
     except Exception as error:  # whatever a file makes a reader do, the other scans go on

@@ -36,7 +36,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from pcrl_nnunet.errors import UserError, console
-from pcrl_nnunet.ingest.scans import SetAside, Unusable, check_nifti, short_reason
+from pcrl_nnunet.ingest.checks import short_reason
+from pcrl_nnunet.ingest.scans import SetAside, Unusable
 
 LABELS = {"liver": {"background": 0, "liver": 1}, "liver_tumour": {"background": 0, "liver": 1, "tumour": 2}}
 REFERENCE = "https://competitions.codalab.org/competitions/17094"
@@ -54,11 +55,11 @@ class LitsCase(convert.Case):
     crop: bool
 
     def load(self) -> convert.Loaded:
-        image = convert.int16_if_whole(read_nifti(self.image))
+        image = convert.int16_if_whole(convert.read(self.image))
         if self.segmentation is None:
             return convert.Loaded(image, None, [])
         try:
-            truth = read_nifti(self.segmentation)
+            truth = convert.read(self.segmentation)
             labels = read_labels(truth)
         except Exception as error:
             raise Unusable(f"its segmentation, {self.segmentation}: {short_reason(error)}") from error
@@ -76,12 +77,6 @@ class LitsCase(convert.Case):
 
     def entry(self) -> dict[str, Any]:
         return {**super().entry(), "segmentation": str(self.segmentation.absolute()) if self.segmentation else None}
-
-
-def read_nifti(path: Path) -> sitk.Image:
-    """Read a volume; unlike ITK, refuse one that ends too early or has NaN."""
-    check_nifti(str(path))
-    return convert.read(path)
 
 
 def read_labels(truth: sitk.Image) -> NDArray[np.uint8]:

@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,12 +36,11 @@ from typing import Any, NamedTuple
 
 import convert
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from pcrl_nnunet.errors import UserError, console
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.ingest.scans import SetAside, Unusable
+from pcrl_nnunet.ingest.scans import SetAside
 
 LABELS = {"background": 0, "nodule": 1}
 REFERENCE = "https://luna16.grand-challenge.org"
@@ -65,7 +63,6 @@ class LunaCase(convert.Case):
     nodules: tuple[Nodule, ...]
 
     def load(self) -> convert.Loaded:
-        check_voxel_file(self.image)
         image = convert.int16_if_whole(convert.read(self.image))
         mask = np.zeros(image.GetSize()[::-1], np.uint8)
         notes = []
@@ -158,34 +155,6 @@ def find(folder: Path) -> Luna:
 def _shallowest(paths: list[Path]) -> Path | None:
     """The evaluation script brings copies of the tables, further down."""
     return min(paths, key=lambda path: (len(path.parts), path), default=None)
-
-
-def check_voxel_file(mhd: Path) -> None:
-    """Raise `Unusable` for voxels that are missing, too few or damaged: ITK is vague on these, or silent."""
-    with open(mhd, encoding="latin-1") as file:
-        lines = (line.partition("=") for line in file)
-        fields = {key.strip(): value.strip() for key, _, value in lines}
-    if "ElementDataFile" not in fields:
-        raise Unusable("not a MetaImage header, or it ends too early")
-    path = mhd.parent / fields["ElementDataFile"]
-    if not path.is_file():
-        raise Unusable(f"its voxels, {path.name}, are missing")
-    probe = convert.header(mhd)
-    needed = int(np.prod(probe.GetSize())) * sitk.Image([1, 1, 1], probe.GetPixelID()).GetSizeOfPixelComponent()
-    if fields.get("CompressedData", "").lower() != "true":
-        size = path.stat().st_size
-        if size < needed:
-            raise Unusable(f"its voxels, {path.name}, end too early, after {size} of {needed} bytes")
-        return
-    unpacker, size = zlib.decompressobj(wbits=47), 0  # zlib or gzip; verifies the checksum at the end
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            try:
-                size += len(unpacker.decompress(chunk))
-            except zlib.error:
-                raise Unusable(f"its compressed voxels, {path.name}, are damaged") from None
-    if size < needed or not unpacker.eof:
-        raise Unusable(f"its compressed voxels, {path.name}, end too early")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from time import time
 from typing import Any
 
 DESCRIPTION = """Classify images, or points in them, with what nnUNetv2_train ... -tr PCRLClassificationTrainer has
 trained; of several folds the mean probability. Images have nnU-Net's names (CASE_0000.nii.gz). Writes a table: a line
 an image or a point, a column p_NAME a label or class."""
+LISTED = 20  # images that were set aside, in one message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,14 +34,15 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, load, classify, write."""
     args = _parser().parse_args()
-    import numpy as np
     import pandas as pd
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     from tqdm import tqdm
 
     from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole
+    from pcrl_nnunet.ingest.checks import short_reason
+    from pcrl_nnunet.ingest.scans import SetAside, Target
+    from pcrl_nnunet.ingest.unlabelled import preprocessed
     from pcrl_nnunet.plans import dataset_name_of, read_json
     from pcrl_nnunet.targets import CASE, COORDINATES, outside, read_points, to_voxels
 
@@ -52,10 +53,9 @@ def main() -> None:
     train_first = f"train first: nnUNetv2_train {args.d} {args.c} FOLD -tr {args.tr} -p {args.p}"
     plans = read_json(os.path.join(folder, "plans.json"), train_first)
     dataset_json = read_json(os.path.join(folder, "dataset.json"), train_first)
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(args.c)
-    images = _images(args.i, dataset_json["file_ending"])
-    num_channels = len(dataset_json["channel_names"])
+    target = Target(plans, dataset_json, args.c, takes_label_maps=True)
+    manager, configuration = target.plans_manager, target.configuration_manager
+    images, bad = _images(args.i, target.images)
     device = device_named(args.device)
     predictor, kind = _predictor(folder, args.f, manager, configuration, dataset_json, device)
     if (kind == "candidates") != (args.points is not None):
@@ -69,29 +69,23 @@ def main() -> None:
         if elsewhere:
             print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
     _check_output(args.o)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    tables, bad, num_outside, start = [], [], 0, time()
-    for name, files in tqdm(images.items(), unit="image", disable=None):
+    tables, num_outside, start = [], 0, time()
+    for name, scan in tqdm(images.items(), unit="image", disable=None):
         of_image = None if points is None else points[1][points[0] == name]
         if of_image is not None and not len(of_image):
             continue
-        if len(files) not in (1, num_channels):
-            bad.append(f"{name} ({len(files)} files, of {num_channels} channels)")
-            continue
         try:
-            data, _, properties = preprocessor.run_case(files, None, manager, configuration, dataset_json)
-            if len(data) != num_channels:  # one file may have all of them, such as the colours of a photograph
-                raise ValueError(f"{len(data)} of {num_channels} channels")
-            if not np.isfinite(data).all():
-                raise ValueError("voxels that are not finite numbers")
-            centres, beyond = None, 0
-            if of_image is not None:
-                centres = to_voxels(of_image, properties, data.shape[1:], manager.transpose_forward)
-                beyond = int(outside(centres, data.shape[1:]).sum())
-            found = predictor.of_volume(data, centres)
-        except Exception as error:  # whatever a file makes a reader do, the others go on
-            bad.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            voxels = preprocessed(scan, target)
+        except Exception as error:  # whatever a file makes nnU-Net do, the others go on
+            bad.append(SetAside(scan.sources[0], short_reason(error)))
             continue
+        for note in voxels.notes:
+            tqdm.write(f"Note: {scan.sources[0]}: {note}.")
+        centres, beyond, shape = None, 0, voxels.data.shape[1:]
+        if of_image is not None:
+            centres = to_voxels(of_image, voxels.properties, shape, manager.transpose_forward)
+            beyond = int(outside(centres, shape).sum())
+        found = predictor.of_volume(voxels.data, centres)
         num_outside += beyond
         table = pd.DataFrame({CASE[kind]: [name] * len(found)})
         if of_image is not None:
@@ -100,7 +94,7 @@ def main() -> None:
         tables.append(table)
     seconds = time() - start
     if not tables:
-        raise UserError(f"none of the {len(bad)} images could be classified; the first is {bad[0]}")
+        raise UserError(f"none of the {len(bad)} images could be classified; {_said(bad)}")
     found = pd.concat(tables, ignore_index=True)
     try:
         with whole(args.o) as draft:
@@ -114,7 +108,13 @@ def main() -> None:
         speed += f", {len(found) / seconds:.1f} points a second"
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
-        raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {'; '.join(bad)}")
+        raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_said(bad)}")
+
+
+def _said(bad: list[Any]) -> str:
+    """Name the images that were set aside, and why; not more than fit on a screen."""
+    listed = "; ".join(f"{s.where}: {s.reason}" for s in bad[:LISTED])
+    return listed + (f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else "")
 
 
 def _check_output(path: str) -> None:
@@ -126,25 +126,31 @@ def _check_output(path: str) -> None:
         raise UserError(f"-o is {path}, which cannot be written; give the name of a file in a folder that is there")
 
 
-def _images(folder: str, ending: str) -> dict[str, list[str]]:
-    """Name -> files, one a channel; `UserError` for files with other names than nnU-Net's."""
+def _images(folder: str, images: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Find the scans by name, and the images that are set aside unread.
+
+    Raises:
+        UserError: no image has one of nnU-Net's names.
+    """
     from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.ingest.find import left_over, misnumbered
+    from pcrl_nnunet.ingest.scans import Scan, SetAside
 
     if not os.path.isdir(folder):
         raise UserError(f"-i is {folder}, which is not a folder; give the folder with the images")
-    named = re.compile(rf"_\d{{4}}{re.escape(ending)}$")
-    others = [file for file in sorted(os.listdir(folder)) if file.endswith(ending) and not named.search(file)]
-    if others:
-        raise UserError(
-            f"{folder} has {len(others)} images without a channel's number, such as {others[0]}; expected names like "
-            f"{others[0].removesuffix(ending)}_0000{ending}"
-        )
-    lists = create_lists_from_splitted_dataset_folder(folder, ending)
-    if not lists:
-        raise UserError(f"no image in {folder}; expected files named CASE_0000{ending}")
-    return {os.path.basename(files[0])[: -len(ending) - len("_0000")]: files for files in lists}
+    ending, bad, scans = images.file_ending, left_over(folder, images.file_ending), {}
+    for files in filter(None, create_lists_from_splitted_dataset_folder(folder, ending)):
+        scan = Scan(os.path.basename(files[0])[: -len(ending) - len("_0000")], tuple(files), "plan")
+        if reason := misnumbered(scan, images):
+            bad.append(SetAside(files[0], reason))
+        else:
+            scans[scan.name] = scan
+    if not scans:
+        found = f"{len(bad)} are there, the first is {bad[0].where}: {bad[0].reason}" if bad else "there is none"
+        raise UserError(f"no image in {folder} is named CASE_0000{ending}, as nnU-Net names images; {found}")
+    return scans, bad
 
 
 def _predictor(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         help="with -target: of which dataset, -d (the default: source) or -target, normalisation and intensity "
         "statistics are. The target's clip images of other intensities, such as CT of another organ, to constants",
     )
+    parser.add_argument(
+        "--label_maps_are_scans",
+        action="store_true",
+        help="take images of few whole numbers in flat regions, which look like label maps, for scans",
+    )
     return parser
 
 
@@ -70,14 +76,14 @@ def main() -> None:
     num, plans_name, configurations = _num_processes(args.np), args.p or "nnUNetPlans", args.c or [None]
     if args.target is not None:
         name = _plan_for(args.d, args.target, plans_name, configurations[0], args.normalization or "source")
-        _preprocess(args.d, args.i, configurations, name, num, own=True)
+        _preprocess(args.d, args.i, configurations, name, num, args.label_maps_are_scans, own=True)
         _say_next(f"-d {args.d} -target {args.target}{plans_option(plans_name)}", args.c)
         return
     if args.pl is not None:
         planned = _plan(args.d, args.pl)
         plans_name = args.p or planned
     if args.i is not None:
-        _preprocess(args.d, args.i, configurations, plans_name, num)
+        _preprocess(args.d, args.i, configurations, plans_name, num, args.label_maps_are_scans)
         _say_next(f"-d {args.d}{plans_option(plans_name)}", args.c)
 
 
@@ -203,19 +209,24 @@ def _preprocess(
     configurations: list[str | None],
     plans_name: str,
     num: int,
+    label_maps_are_scans: bool,
     own: bool = False,
 ) -> None:
-    """The scans in a folder, and the dataset's own images where asked for."""
+    """Preprocess the scans in a folder, and the dataset's own images where asked for."""
     from tqdm import tqdm
 
-    from pcrl_nnunet.ingest.scans import Found, find_scans, make_target, own_scans
+    from pcrl_nnunet.ingest.find import find_scans, make_target, own_scans
+    from pcrl_nnunet.ingest.scans import Found
     from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder, worker_pool
     from pcrl_nnunet.plans import load_plan
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
     # By folder, as two configurations may share their data: a cascade and 3d_fullres do.
     targets = {
-        unlabelled_folder(p.folder, p.resolved["data_identifier"]): make_target(p, _raw_folder(p.folder)) for p in plans
+        unlabelled_folder(p.folder, p.resolved["data_identifier"]): replace(
+            make_target(p, _raw_folder(p.folder)), takes_label_maps=label_maps_are_scans
+        )
+        for p in plans
     }
     target = next(iter(targets.values()))
     if not target.own_images:
@@ -248,7 +259,7 @@ def _say_next(options: str, configurations: list[str] | None) -> None:
 
 
 def _describe(found: Any, folder: str, target: Any) -> None:
-    """What was found, and what a person might have meant otherwise."""
+    """Print what was found, and what a person might have meant otherwise."""
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.scans import VOLUME_ENDINGS
 
@@ -259,8 +270,8 @@ def _describe(found: Any, folder: str, target: Any) -> None:
     others = ", ".join(f"{n} {ending}" for ending, n in found.ignored.most_common(8))
     if not found.scans and not found.set_aside:
         raise UserError(
-            f"no scan in {folder}, {f'only {others}' if others else 'which is empty'}; give a folder with DICOM series "
-            f"or {', '.join(dict.fromkeys((target.file_ending, *VOLUME_ENDINGS)))} files"
+            f"no scan in {folder}, {f'only {others}' if others else 'which is empty'}; give a folder with "
+            f"{target.images.wanted}"
         )
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
     print(f"  {len(found.scans)} scans: {listed or 'none'}")
@@ -269,18 +280,10 @@ def _describe(found: Any, folder: str, target: Any) -> None:
     _list_set_aside(found.set_aside)
     if target.orientation and any(scan.how != "plan" for scan in found.scans):
         print(
-            f"  all but {target.file_ending} files are turned to {target.orientation}, like most images of the dataset"
+            f"  all but {target.images.file_ending} files are turned to {target.orientation}, like most images of the "
+            f"dataset"
         )
-    if found.numbered:
-        print(
-            f"  Note: {found.numbered[0]} and {len(found.numbered) - 1} more are numbered like further channels; the "
-            "dataset has one channel, so each is taken for a scan of its own."
-        )
-    if found.namesakes:
-        print(
-            f"  Note: {found.namesakes[0]} and {len(found.namesakes) - 1} more have the name of a labelled case of the "
-            "dataset. If they show the same people, scores on validation cases will be too good."
-        )
+    _list_notes(found.notes)
 
 
 def _report(summary: Any, folder: str) -> None:
@@ -289,12 +292,20 @@ def _report(summary: Any, folder: str) -> None:
     skipped = len(summary.set_aside) - len(summary.bad)
     print(f"{summary.made} made, {summary.already} there already, {skipped} skipped, {len(summary.bad)} bad")
     _list_set_aside(summary.set_aside)
+    _list_notes(summary.notes)
     if summary.set_aside:
         print(f"  (listed in {os.path.join(folder, BAD_LIST)})")
 
 
+def _list_notes(notes: list[str]) -> None:
+    for note in notes[:LISTED]:
+        print(f"  Note: {note}.")
+    if len(notes) > LISTED:
+        print(f"  ... and {len(notes) - LISTED} more notes, in cases.json")
+
+
 def _list_set_aside(set_aside: list[Any]) -> None:
-    """The bad ones first; not more than fit on a screen."""
+    """Print the bad ones first, and not more than fit on a screen."""
     for s in sorted(set_aside, key=lambda s: not s.bad)[:LISTED]:
         print(f"  {'bad' if s.bad else 'skipped'}: {s.where}: {s.reason}")
     if len(set_aside) > LISTED:

@@ -27,8 +27,12 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import whole, write_text
-from pcrl_nnunet.ingest.scans import Scan, SetAside, own_scans, short_reason
+from pcrl_nnunet.files import write_text
+from pcrl_nnunet.ingest.checks import header_of, short_reason
+from pcrl_nnunet.ingest.find import left_over, misnumbered, own_scans
+from pcrl_nnunet.ingest.read import read_scan, spacing_file
+from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
+from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
 from pcrl_nnunet.plans import read_json
 
@@ -38,47 +42,57 @@ SAMPLED = 10**6  # voxels are enough for a threshold
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Where there is a body: brighter than Otsu's threshold in any channel, and what that surrounds within a slice.
+    """Find the body: brighter than Otsu's threshold in any channel, and what that surrounds within a slice.
 
     So lungs belong to it, dark as they are.
 
     Args:
-        image: (C, Z, Y, X) as nnU-Net's readers give it.
+        image: (C, Z, Y, X) as `read_scan` gives it: finite.
 
     Returns:
         (Z, Y, X) bool.
 
     Raises:
-        ValueError: the image is constant, or not finite.
+        Unusable: no channel has contrast.
     """
     found = np.zeros(image.shape[1:], bool)
     for channel in image:
-        if not np.isfinite(channel).all():
-            raise ValueError("voxels that are not finite numbers")
         sample = channel.ravel()[:: max(1, channel.size // SAMPLED)]
         if sample.min() < sample.max():
             found |= channel > threshold_otsu(sample)
     if not found.any():
-        raise ValueError("all voxels are the same")
+        raise Unusable("all voxels are the same")
     for slice_ in found:
         slice_[...] = binary_fill_holes(slice_)
     return found
 
 
-def write_mask(scan: Scan, reader: Any, path: str) -> SetAside | None:
-    """Write the mask of a case, whole or not at all; why it has none."""
+def write_mask(scan: Scan, images: ImageFormat, path: str) -> SetAside | list[str]:
+    """Write the mask of a case, whole or not at all; return notes on the image, or why it has no mask."""
     try:
-        image, properties = reader().read_images(list(scan.files))
-        mask = foreground(image).astype(np.uint8)
-        with whole(path) as draft:
-            reader().write_seg(mask, draft, properties)
-    except Exception as error:  # whatever a file makes a reader do, the others go on
-        return SetAside(scan.sources[0], short_reason(error, ""))
-    return None
+        voxels = read_scan(scan, images)
+        mask = foreground(voxels.data).astype(np.uint8)
+        _write_seg(mask, voxels.properties, images, path)
+    except Unusable as error:
+        return SetAside(scan.sources[0], str(error))
+    except MemoryError:
+        return SetAside(scan.sources[0], "not enough memory for it")
+    except Exception as error:  # whatever a file makes the writer do, the others go on
+        return SetAside(scan.sources[0], short_reason(error))
+    return voxels.notes
+
+
+def _write_seg(mask: np.ndarray, properties: dict[str, Any], images: ImageFormat, path: str) -> None:
+    """Write with nnU-Net's writer, which puts the spacing of a TIFF into a second file; the mask comes last."""
+    folder, name = os.path.split(path)
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        images.reader().write_seg(mask, os.path.join(draft, name), properties)
+        for written in sorted(os.listdir(draft), key=lambda other: other == name):
+            os.replace(os.path.join(draft, written), os.path.join(folder, written))
 
 
 def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
-    """Whether a raw dataset is one that nnU-Net can plan by itself."""
+    """Tell whether nnU-Net can plan a raw dataset by itself."""
     if "dataset" in dataset_json:
         return all("label" in entry for entry in dataset_json["dataset"].values())
     return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
@@ -94,7 +108,7 @@ def plan_and_preprocess(
     log: Callable[[str], None],
     progress: bool,
 ) -> list[SetAside]:
-    """Plan and preprocess a dataset without masks; what could not be used.
+    """Plan and preprocess a dataset without masks; return the images that could not be used.
 
     Masks that an interrupted run has made are kept, unless an image has been written since.
 
@@ -114,11 +128,18 @@ def plan_and_preprocess(
         raise UserError(
             f"no image in {os.path.join(raw_folder, 'imagesTr')}; put them there, named CASE_0000 and so on"
         )
-    reader = _reader_of(scans, dataset_json)
+    images = ImageFormat.of(_reader_of(scans, dataset_json), dataset_json)
     raw = os.path.join(preprocessed, MASKS, name)
     masks = os.path.join(raw, "labelsTr")
     os.makedirs(masks, exist_ok=True)
-    bad = _make_masks(scans, reader, masks, dataset_json["file_ending"], pool, log, progress)
+    bad = [] if "dataset" in dataset_json else left_over(os.path.join(raw_folder, "imagesTr"), images.file_ending)
+    for where in bad:
+        log(f"bad: {where.where}: {where.reason}")
+    bad += [SetAside(scan.sources[0], reason) for scan in scans if (reason := misnumbered(scan, images))]
+    bad += _absurd(scans, images)
+    without = {s.where for s in bad}
+    scans_left = [scan for scan in scans if scan.sources[0] not in without]
+    bad += _make_masks(scans_left, images, masks, dataset_json["file_ending"], pool, log, progress)
     if len(bad) > MAX_BAD * len(scans):
         raise UserError(
             f"{len(bad)} of {len(scans)} images are bad, over {MAX_BAD:.0%}: mend or remove them and run again; "
@@ -127,7 +148,7 @@ def plan_and_preprocess(
     without = {s.where for s in bad}
     ending = dataset_json["file_ending"]
     good = [scan for scan in scans if scan.sources[0] not in without]
-    _link_images(good, raw, ending)
+    _link_images(good, images, raw, ending)
     described = {**dataset_json, "labels": LABELS, "numTraining": len(good)}
     for key in ("regions_class_order", "dataset"):
         described.pop(key, None)
@@ -139,18 +160,39 @@ def plan_and_preprocess(
     return bad
 
 
-def _link_images(scans: Sequence[Scan], raw: str, ending: str) -> None:
-    """Under the names that nnU-Net's raw datasets have."""
-    images = os.path.join(raw, "imagesTr")
-    shutil.rmtree(images, ignore_errors=True)  # of an interrupted run
-    os.makedirs(images)
+def _absurd(scans: Sequence[Scan], images: ImageFormat) -> list[SetAside]:
+    """Set images aside whose voxel size is absurd beside that of most images, by their headers."""
+    if images.is_2d:
+        return []
+    spacings: dict[Scan, Sequence[float]] = {}
+    for scan in scans:
+        with suppress(Unusable):  # the reason is given where the image is read
+            path = spacing_file(scan.files, images)
+            spacings[scan] = read_json(path, "")["spacing"] if path else header_of(scan.files[0]).GetSpacing()[:3]
+    found = []
+    for scan, spacing in spacings.items():
+        usual = np.median([other for other in spacings.values() if len(other) == len(spacing)], axis=0).tolist()
+        try:
+            check_spacing(spacing, usual, "most images")
+        except Unusable as error:
+            found.append(SetAside(scan.sources[0], str(error)))
+    return found
+
+
+def _link_images(scans: Sequence[Scan], images: ImageFormat | None, raw: str, ending: str) -> None:
+    """Link images, and files with their spacing, under the names that nnU-Net's raw datasets have."""
+    folder = os.path.join(raw, "imagesTr")
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    os.makedirs(folder)
     for scan in scans:
         for channel, file in enumerate(scan.files):
-            os.symlink(os.path.abspath(file), os.path.join(images, f"{scan.name}_{channel:04d}{ending}"))
+            os.symlink(os.path.abspath(file), os.path.join(folder, f"{scan.name}_{channel:04d}{ending}"))
+        if images is not None and (path := spacing_file(scan.files, images)):
+            os.symlink(os.path.abspath(path), os.path.join(folder, f"{scan.name}.json"))
 
 
 def _is_newer(path: str, files: Sequence[str]) -> bool:
-    """Whether there is a file that was written after the others, which are there, too."""
+    """Tell whether a file is there that was written after the others, which are there, too."""
     if not all(map(os.path.isfile, (path, *files))):
         return False
     return all(os.path.getmtime(path) >= os.path.getmtime(file) for file in files)
@@ -165,7 +207,7 @@ def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
     before, name = os.environ["nnUNet_raw"], os.path.basename(raw_folder)
     dataset_json = read_json(os.path.join(raw_folder, "dataset.json"), "describe the dataset as nnU-Net wants it")
     with tempfile.TemporaryDirectory() as root:
-        _link_images(own_scans(raw_folder, dataset_json), os.path.join(root, name), dataset_json["file_ending"])
+        _link_images(own_scans(raw_folder, dataset_json), None, os.path.join(root, name), dataset_json["file_ending"])
         shutil.copyfile(os.path.join(preprocessed_folder, "dataset.json"), os.path.join(root, name, "dataset.json"))
         os.environ["nnUNet_raw"] = root
         try:
@@ -175,7 +217,7 @@ def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
 
 
 def _reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> Any:
-    """nnU-Net's choice, by the first image that any reader can read."""
+    """Return the reader that nnU-Net chooses for the first image that any reader can read."""
     for scan in scans:
         with suppress(RuntimeError), redirect_stderr(StringIO()):  # it prints a traceback for every reader that cannot
             return determine_reader_writer_from_dataset_json(dataset_json, scan.files[0], verbose=False)
@@ -187,7 +229,7 @@ def _reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> Any:
 
 def _make_masks(
     scans: Sequence[Scan],
-    reader: Any,
+    images: ImageFormat,
     folder: str,
     ending: str,
     pool: Executor,
@@ -198,12 +240,16 @@ def _make_masks(
     todo = {scan: path for scan, path in todo.items() if not _is_newer(path, scan.files)}
     bad = []
     try:
-        futures = {pool.submit(write_mask, scan, reader, path): scan for scan, path in todo.items()}
+        futures = {pool.submit(write_mask, scan, images, path): scan for scan, path in todo.items()}
         bar = tqdm(as_completed(futures), total=len(scans), initial=len(scans) - len(todo), disable=not progress)
         for future in bar:
-            if (found := future.result()) is not None:
+            found = future.result()
+            if isinstance(found, SetAside):
                 bad.append(found)
                 log(f"bad: {found.where}: {found.reason}")
+            else:
+                for note in found:
+                    log(f"note: {futures[future].sources[0]}: {note}")
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, most likely because the memory ran out: run the same command with a smaller "
@@ -215,7 +261,7 @@ def _make_masks(
 def _run_nnunet(
     name: str, raw_root: str, plans_name: str | None, configurations: Sequence[str], num_processes: int
 ) -> None:
-    """nnU-Net's own command, on the dataset with masks."""
+    """Run nnU-Net's own command on the dataset with masks."""
     number = str(int(name[len("Dataset") :].split("_")[0]))
     step = "plan_and_preprocess" if plans_name is None else "preprocess"
     entry = f"from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import {step}_entry as e; e()"

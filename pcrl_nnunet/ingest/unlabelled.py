@@ -1,7 +1,7 @@
 """Scans without labels go through a dataset's plan into a folder where nnU-Net's own training never looks.
 
-`preprocess_scan` puts one scan through the plan's own preprocessor into one file; `preprocess` does so for all that
-`scans.find_scans` found, in parallel, and goes on where an earlier run was stopped.
+`preprocessed` puts one scan through the plan's own preprocessor, `preprocess_scan` writes the result into one file, and
+`preprocess` does so for all that `find.find_scans` found, in parallel. It goes on where an earlier run was stopped.
 
 Arrays are (C, X, Y, Z) as nnU-Net trains on them, float32.
 """
@@ -34,13 +34,19 @@ from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.ingest.scans import Found, Scan, SetAside, Target, Unusable, hashed, read_scan, short_reason
+from pcrl_nnunet.ingest.checks import short_reason
+from pcrl_nnunet.ingest.find import hashed
+from pcrl_nnunet.ingest.label_maps import label_word, looks_like_labels
+from pcrl_nnunet.ingest.read import read_scan
+from pcrl_nnunet.ingest.scans import Found, Scan, SetAside, Target, Unusable, Voxels
+from pcrl_nnunet.ingest.sizes import below_stride, check_size
 from pcrl_nnunet.lock import locked
 
 MANIFEST = "cases.json"
 BAD_LIST = "bad_cases.txt"
 MAX_BAD = 0.1  # more bad scans than this share: something is wrong with the folder, not with a scan
 MIN_TRIED = 10  # one bad scan among the first few says nothing about the folder
+READ_BY = 2  # counts the changes of how files are read; cases that were read otherwise are made again
 _FLUSH_SECONDS = 5.0
 
 
@@ -66,45 +72,69 @@ def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> di
     """
     unfinished = os.path.join(scratch, scan.name)
     os.makedirs(unfinished, exist_ok=True)
-    shouted = io.StringIO()  # nnU-Net's readers print what is wrong and raise an empty error
     try:
-        with contextlib.redirect_stdout(shouted):
-            data, entry = _preprocessed(scan, target)
+        entry: dict[str, Any] = {"sources": scan.sources, "stamp": scan.stamp()}
+        twin = None if scan.own else _own_twin(scan, target.own_images)
+        if twin is not None:
+            raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
+        voxels = preprocessed(scan, target)
     except Unusable as error:
         return SetAside(scan.sources[0], str(error), error.bad)
     except MemoryError:
         return SetAside(scan.sources[0], "not enough memory for it")
-    except Exception as error:  # whatever a file makes a reader do, the other scans go on
-        return SetAside(scan.sources[0], short_reason(error, shouted.getvalue()))
+    except Exception as error:  # whatever a file makes nnU-Net do, the other scans go on
+        return SetAside(scan.sources[0], short_reason(error))
     else:
-        size = _save(data, target.configuration_manager.patch_size, scan.name, folder, unfinished)
-        return {**entry, "shape": list(data.shape), "bytes": size}
+        size = _save(voxels.data, target.configuration_manager.patch_size, scan.name, folder, unfinished)
+        entry["spacing"] = [float(s) for s in voxels.properties["spacing"]]
+        if scan.how != "plan":
+            entry["orientation"] = target.orientation
+        return {**entry, "shape": list(voxels.data.shape), "bytes": size, "notes": voxels.notes}
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _preprocessed(scan: Scan, target: Target) -> tuple[np.ndarray, dict[str, Any]]:
-    """(C, X, Y, Z) float32 as nnU-Net would train on it, and what the manifest says of where it came from."""
-    entry: dict[str, Any] = {"sources": scan.sources, "stamp": scan.stamp()}
-    twin = None if scan.own else _own_twin(scan, target.own_images)
-    if twin is not None:
-        raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
-    data, properties = read_scan(scan, target)
-    entry["spacing"] = [float(s) for s in properties["spacing"]]
-    if scan.how != "plan":
-        entry["orientation"] = target.orientation
+def preprocessed(scan: Scan, target: Target) -> Voxels:
+    """Read a scan, check it and put it through the plan's preprocessor.
+
+    Returns:
+        (C, X, Y, Z) float32 as nnU-Net would train on it, with nnU-Net's properties.
+
+    Raises:
+        Unusable: a file that is not read right, a label map, a size that cannot be, or voxels that the plan's
+            normalisation turns into a constant.
+    """
+    voxels = read_scan(scan, target.images)
+    if not scan.own:
+        voxels.notes += _label_notes(scan, voxels.data, target)
+    check_size(voxels.data.shape[1:], voxels.properties["spacing"], scan.files, target)
     plans, configuration = target.plans_manager, target.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
-    data, _, _ = preprocessor.run_case_npy(data, None, properties, plans, configuration, target.dataset_json)
+    with contextlib.redirect_stdout(io.StringIO()):
+        data, _, properties = preprocessor.run_case_npy(
+            voxels.data, None, voxels.properties, plans, configuration, target.dataset_json
+        )
+    if too_small := below_stride(data.shape[1:], target):
+        size = " x ".join(map(str, data.shape[1:]))
+        raise Unusable(f"what is left without the empty border makes a case of {size} voxels, and {too_small}")
     if not np.isfinite(data).all():
         raise Unusable("voxels became NaN or infinite in preprocessing")
     if any(image.min() == image.max() for image in data):
         raise Unusable("all voxels became the same: the plan's normalisation is for other intensities")
-    return data.astype(np.float32, copy=False), entry
+    return Voxels(data.astype(np.float32, copy=False), properties, voxels.notes)
+
+
+def _label_notes(scan: Scan, data: np.ndarray, target: Target) -> list[str]:
+    """Refuse label maps; warn of scans whose name alone says that they are."""
+    word = label_word(os.path.relpath(scan.files[0], scan.folder)) if scan.folder else ""
+    why = "" if target.takes_label_maps else next(filter(None, (looks_like_labels(c, bool(word)) for c in data)), "")
+    if why:
+        raise Unusable(f"a label map: {why}; if it is a scan, give --label_maps_are_scans", bad=False)
+    return [f"its name says '{word}', its voxels are a scan's: it is taken for a scan"] if word else []
 
 
 def _own_twin(scan: Scan, own_images: dict[str, str]) -> str | None:
-    """The dataset's own image with the same bytes, if any: it would bring validation cases into pretraining."""
+    """Return the dataset's own image with the same bytes, if any. Copies in other formats are told by their voxels."""
     paths_by_size = _by_size(tuple(own_images))
     for file in scan.files:
         for path in paths_by_size.get(os.path.getsize(file), ()):
@@ -146,11 +176,12 @@ def _save(data: np.ndarray, patch_size: list[int], name: str, folder: str, unfin
 
 @dataclass
 class Summary:
-    """What came of a folder's scans."""
+    """The outcome for the scans of a folder."""
 
     made: int = 0
     already: int = 0
     set_aside: list[SetAside] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def bad(self) -> list[SetAside]:
@@ -280,6 +311,7 @@ def _preprocess_all(
                 else:
                     summary.made += 1
                     cases[scan.name] = result
+                    summary.notes += [f"{scan.sources[0]}: {note}" for note in result["notes"]]
                 bar.update()
                 if not progress and 10 * count // len(todo) > 10 * (count - 1) // len(todo):  # a log wants few lines
                     log(f"{count} of {len(todo)} done")
@@ -351,13 +383,17 @@ def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
-        then, cases = manifest["settings"], manifest["cases"]
+        then, cases, read_by = manifest["settings"], manifest["cases"], manifest.get("read_by")
     except FileNotFoundError:
         if any(name.endswith(".b2nd") for name in os.listdir(folder)):
             raise UserError(f"{folder} has cases but no {MANIFEST} that says how they were made; {remedy}") from None
         return {}
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: {remedy}.") from None
+    if read_by != READ_BY:
+        raise UserError(
+            f"The scans in {folder} were read by another version of pcrl_nnunet, with other checks: {remedy}."
+        )
     now = target.settings()
     changed = [key for key in now if then.get(key) != now[key]]
     if changed:
@@ -373,6 +409,7 @@ def _write_manifest(folder: str, target: Target, cases: dict[str, Any]) -> None:
         "plans_name": target.plans["plans_name"],
         "configuration": target.configuration,
         "settings": target.settings(),
+        "read_by": READ_BY,
         "cases": dict(sorted(cases.items())),
     }
     write_text(os.path.join(folder, MANIFEST), json.dumps(manifest, indent=1))

@@ -1,11 +1,14 @@
 """From a dataset without masks to predictions for new images, with nnU-Net's own planning and preprocessing."""
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import blosc2
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,24 +154,37 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
     scans.mkdir()
     for name in ("good_0000", "odd_0000", "odd_0001", "named_otherwise"):
         (scans / f"{name}.nii.gz").symlink_to(os.path.join(images, "case_0_0000.nii.gz"))
+    whole = Path(images, "case_0_0000.nii.gz")
+    half = gzip.decompress(whole.read_bytes())[:-5000]
+    (scans / "half_0000.nii.gz").write_bytes(gzip.compress(half))
+    nan = nibabel.load(whole)
+    voxels = nan.get_fdata(dtype=np.float32)
+    voxels[3, 4, 5] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, nan.affine), scans / "nan_0000.nii.gz")
+    (scans / "packed_0000.nii").symlink_to(whole)
     message = run(monkeypatch, classify, *arguments, "-i", str(scans), "-f", "0")
-    assert "1 images without a channel's number, such as named_otherwise.nii.gz; expected names like" in message
-    (scans / "named_otherwise.nii.gz").unlink()
-    message = run(monkeypatch, classify, *arguments, "-i", str(scans), "-f", "0")
-    assert "1 images could not be classified" in message
-    assert "odd (2 files, of 1 channels)" in message
+    assert "5 images could not be classified" in message
+    for said in (
+        "named_otherwise.nii.gz: no channel's number in its name; expected named_otherwise_0000.nii.gz",
+        "packed_0000.nii: another ending than the dataset's .nii.gz",
+        "odd_0000.nii.gz: channels 0000, 0001; expected 0000",
+        "half_0000.nii.gz: the file ends too early",
+        "nan_0000.nii.gz: 1 voxels are NaN or infinite",
+    ):
+        assert said in message
     assert list(pd.read_csv(out)["case"]) == ["good"]  # the others go on
-    run_case = DefaultPreprocessor.run_case
+    run_case, calls = DefaultPreprocessor.run_case_npy, []
 
-    def with_holes(self, files, *arguments):
-        data, *more = run_case(self, files, *arguments)
-        if "case_3" in files[0]:
+    def with_holes(self, *arguments):
+        data, *more = run_case(self, *arguments)
+        calls.append(data)
+        if len(calls) == 4:
             data[0, 0, 0, 0] = np.nan
         return data, *more
 
-    monkeypatch.setattr(DefaultPreprocessor, "run_case", with_holes)
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_npy", with_holes)
     message = run(monkeypatch, classify, *arguments, "-i", images, "-f", "0")
-    assert "case_3 (ValueError: voxels that are not finite numbers)" in message
+    assert "case_3_0000.nii.gz: voxels became NaN or infinite in preprocessing" in message
     assert len(pd.read_csv(out)) == len(CASES) - 1
 
 
@@ -274,5 +290,5 @@ def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypa
     found = pd.read_csv(tmp_path / "out.csv", dtype={"case": str}).set_index("case")
     assert list(found.index) == names
     skimage.io.imsave(raw / "imagesTr" / "grey_0000.png", picture[..., 0])
-    assert "grey (ValueError: 1 of 3 channels)" in run(monkeypatch, classify, *arguments)
+    assert "grey_0000.png: 1 channels, the dataset has 3" in run(monkeypatch, classify, *arguments)
     np.testing.assert_allclose(found.loc[expected["case"], "p_bright"], expected["p_bright"], atol=1e-4)

@@ -1,17 +1,21 @@
+import gzip
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import maskless
 from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, write_mask
-from pcrl_nnunet.ingest.scans import Scan
+from pcrl_nnunet.ingest.scans import ImageFormat, Scan, Unusable
 
 
 def body(lungs=True):
@@ -37,17 +41,55 @@ def test_any_channel_makes_foreground():
     assert (found != inside).mean() < 1e-3  # of the noise a voxel or two
 
 
-@pytest.mark.parametrize(("value", "message"), [(3.0, "the same"), (np.nan, "not finite"), (np.inf, "not finite")])
-def test_an_image_without_contrast_or_with_nan_has_none(value, message):
-    with pytest.raises(ValueError, match=message):
-        foreground(np.full((1, 4, 5, 6), value, np.float32))
+def test_an_image_without_contrast_has_none():
+    with pytest.raises(Unusable, match="the same"):
+        foreground(np.full((1, 4, 5, 6), 3.0, np.float32))
 
 
-def test_a_bad_image_is_set_aside_and_leaves_no_mask(tmp_path):
-    (tmp_path / "x_0000.nii.gz").write_bytes(b"no image")
-    found = write_mask(Scan("x", (str(tmp_path / "x_0000.nii.gz"),), "plan"), SimpleITKIO, str(tmp_path / "x.nii.gz"))
-    assert found is not None
+def nan_in_floats(path):
+    image = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
+    image[1, 2, 3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), path)
+
+
+def half(path):
+    sitk.WriteImage(sitk.GetImageFromArray(body()[0][0].astype(np.float32)), path)
+    whole = gzip.decompress(Path(path).read_bytes())
+    Path(path).write_bytes(gzip.compress(whole[: len(whole) // 2]))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: Path(path).write_bytes(b"no image"), "not a NIfTI file"),
+        (nan_in_floats, "1 voxels are NaN or infinite"),  # SimpleITK alone makes 0 of it
+        (half, "ends too early"),  # SimpleITK alone fills it with zeros
+        (lambda path: sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkInt16), path), "all voxels are 0"),
+        (lambda path: sitk.WriteImage(sitk.JoinSeries([sitk.Image(9, 9, 9, 3)] * 2), path), "2 channels, the dataset"),
+    ],
+)
+def test_a_bad_image_is_set_aside_and_leaves_no_mask(tmp_path, make, reason):
+    image = str(tmp_path / "x_0000.nii.gz")
+    make(image)
+    found = write_mask(Scan("x", (image,), "plan"), ImageFormat(SimpleITKIO, ".nii.gz", 1), str(tmp_path / "x.nii.gz"))
+    assert reason in found.reason
+    assert found.where == image
     assert os.listdir(tmp_path) == ["x_0000.nii.gz"]
+
+
+def test_a_tiff_and_its_mask_have_the_same_spacing(tmp_path):
+    """nnU-Net's writer puts the spacing of a mask into a second file."""
+    image = body()[0][0].astype(np.float32)
+    tifffile.imwrite(tmp_path / "x_0000.tif", image)
+    (tmp_path / "x.json").write_text('{"spacing": [3, 0.5, 0.7]}')
+    (tmp_path / "masks").mkdir()
+    mask = str(tmp_path / "masks" / "x.tif")
+    images = ImageFormat(Tiff3DIO, ".tif", 1)
+    assert write_mask(Scan("x", (str(tmp_path / "x_0000.tif"),), "plan"), images, mask) == []
+    assert sorted(os.listdir(tmp_path / "masks")) == ["x.json", "x.tif"]
+    seg, properties = Tiff3DIO().read_seg(mask)
+    assert properties["spacing"] == [3, 0.5, 0.7]
+    assert seg.shape == (1, *image.shape)
 
 
 def test_masks_are_looked_for_where_nnunet_does(tmp_path):
@@ -97,7 +139,7 @@ def planned(tmp_path, monkeypatch):
             arguments = (str(raw), str(tmp_path / "preprocessed"), None, [], 1, pool, print, False)
             return maskless.plan_and_preprocess(*arguments), given
 
-    plan.masks = tmp_path / "preprocessed" / "pcrl_masks"
+    plan.masks, plan.images = tmp_path / "preprocessed" / "pcrl_masks", raw / "imagesTr"
     return plan
 
 
@@ -108,6 +150,21 @@ def test_bad_images_are_left_out_of_what_nnunet_is_given(planned):
     assert given["labelsTr"] == [f"case_{i:02}.nii.gz" for i in range(1, 11)]
     assert (given["numTraining"], given["labels"]) == (10, {"background": 0, "foreground": 1})
     assert not planned.masks.exists()
+
+
+def test_images_that_nnunet_would_not_see_or_with_an_absurd_spacing_are_named(planned):
+    planned(20)
+    images = planned.images
+    (images / "other.nii.gz").write_bytes(b"")
+    image = sitk.ReadImage(str(images / "case_05_0000.nii.gz"))
+    image.SetSpacing((0.06, 0.06, 0.06))
+    sitk.WriteImage(image, str(images / "case_05_0000.nii.gz"))
+    bad, given = planned(0)
+    reasons = {os.path.basename(found.where): found.reason for found in bad}
+    assert set(reasons) == {"other.nii.gz", "case_05_0000.nii.gz"}
+    assert "expected other_0000.nii.gz" in reasons["other.nii.gz"]
+    assert "voxels of 0.06 x 0.06 x 0.06 mm are absurd beside the 1 x 1 x 1 mm of most images" in str(reasons)
+    assert "case_05_0000.nii.gz" not in given[-1]["imagesTr"]
 
 
 def test_where_many_images_are_bad_nothing_is_planned_and_the_good_masks_are_kept(planned):

@@ -19,6 +19,8 @@ import pytest
 import SimpleITK as sitk
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.checks import check_file
+from pcrl_nnunet.ingest.scans import Unusable
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 UID = "1.3.6.1.4.1.14519.5.2.1.6279.6001.{}"
@@ -246,7 +248,7 @@ def test_bad_files_are_named_and_the_others_converted(
         f"bad: {paths[12]}: its voxels, {UID.format(12)}.raw, are missing",
         f"bad: {paths[13]}: its compressed voxels, {UID.format(13)}.zraw, are damaged",
         f"bad: {paths[14].with_suffix('.raw')}: its header, {UID.format(14)}.mhd, is missing",
-        f"bad: {paths[15]}: not a MetaImage header, or it ends too early",
+        f"bad: {paths[15]}: of another kind, or damaged, or a MetaImage header that ends too early",
     ):
         assert sentence in said
     assert [path.name for path in (tree.dataset / "imagesTr").iterdir()] == [f"{UID.format(10)}_0000.nii.gz"]
@@ -265,8 +267,8 @@ def test_bad_files_are_named_and_the_others_converted(
 def test_a_packed_scan_that_ends_too_early_is_bad(luna16: ModuleType, tree: Tree) -> None:
     voxels = tree.scan(A, packed=True).with_suffix(".zraw")
     voxels.write_bytes(voxels.read_bytes()[:-100])
-    with pytest.raises(luna16.Unusable, match="end too early"):
-        luna16.check_voxel_file(voxels.with_suffix(".mhd"))
+    with pytest.raises(Unusable, match="end too early"):
+        check_file(str(voxels.with_suffix(".mhd")))
 
 
 def test_with_all_ten_subsets_a_scan_that_is_nowhere_is_bad(

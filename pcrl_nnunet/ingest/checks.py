@@ -1,0 +1,300 @@
+"""Checks that every road from a file to voxels goes through: before a file is read, and of what was read.
+
+The readers beneath (ITK, nibabel, tifffile) fill, cut or replace voxels in some cases without an error. Each check here
+stands for one of these cases. `Unusable` says what came; the caller adds the file's name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from itertools import product
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+
+from pcrl_nnunet.ingest.scans import ImageFormat, Unusable
+
+GIPL_HEADER = 256  # bytes
+MAX_SHIFT = 0.5  # voxels that channels may lie apart: beyond, they show different tissue
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_BEGINNINGS = {  # of files whose names promise something else
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"PK\x03\x04": "a zip archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"II*\x00": "a TIFF image",
+    b"MM\x00*": "a TIFF image",
+    b"NRRD": "an NRRD file",
+    b"ObjectType": "a MetaImage",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"%PDF": "a PDF document",
+    b"version https://git-lfs": "a pointer of Git LFS without the file",
+}
+
+
+def kind_of(file: str) -> str:
+    """Say what a file is by its first bytes, for a message."""
+    with open(file, "rb") as stream:
+        start = stream.read(352)
+    if not start:
+        return "an empty file"
+    if start[128:132] == b"DICM":
+        return "a DICOM file"
+    if start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0":
+        return "a NIfTI file"
+    return next((kind for begin, kind in _BEGINNINGS.items() if start.startswith(begin)), "of another kind, or damaged")
+
+
+def check_file(file: str) -> None:
+    """Look at a file before a reader does.
+
+    Raises:
+        Unusable: it ends too early, is not what its ending says, or holds no plain grey-scale numbers.
+    """
+    name = file.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        _check_nifti(file)
+    if name.endswith((".mha", ".mhd")):
+        _check_meta_image(file)
+    if name.endswith((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")):
+        _check_itk_header(file)
+
+
+def header_of(file: str) -> sitk.ImageFileReader:
+    """Read a header with SimpleITK; `Unusable` where there is none."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        ending = file.lower().removesuffix(".gz").rsplit(".", 1)[-1]
+        raise Unusable(f"{kind_of(file)}; expected a whole file of the kind that .{ending} says") from error
+    return reader
+
+
+def _check_itk_header(file: str) -> None:
+    header = header_of(file)
+    components, pixel = header.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(header.GetPixelID())
+    if "complex" in pixel:
+        raise Unusable(f"complex numbers ({pixel}); expected real ones: store magnitude or phase as an image")
+    if components > 1:
+        raise Unusable(f"a colour or vector image with {components} values a voxel; expected one", bad=False)
+    if file.lower().endswith(".gipl"):  # ITK leaves voxels that are missing at the end as they are in memory
+        item = sitk.Image([1] * header.GetDimension(), header.GetPixelID()).GetSizeOfPixelComponent()
+        needed, size = int(np.prod(header.GetSize())) * item, os.path.getsize(file) - GIPL_HEADER
+        if size < needed:
+            raise Unusable(f"the file ends too early, after {size} of {needed} bytes of voxels")
+
+
+def _check_nifti(file: str) -> None:
+    """ITK fills voxels that are missing at the end with zeros, and turns NaN into 0, without a word."""
+    with open(file, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(file) if packed else open(file, "rb") as stream:
+            start = stream.read(4)
+            lengths = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
+            if not lengths & {348, 540}:
+                raise Unusable(f"not a NIfTI file, whatever its name says, but {kind_of(file)}")
+            stream.seek(0)
+            header_class = nibabel.Nifti1Header if 348 in lengths else nibabel.Nifti2Header
+            header = header_class.from_fileobj(stream, check=False)
+            _check_nifti_header(header)
+            dtype = header.get_data_dtype()
+            broken, size, needed = 0, 0, int(np.prod(header.get_data_shape(), dtype=object)) * dtype.itemsize
+            stream.seek(header.get_data_offset())
+            while chunk := stream.read(dtype.itemsize << 20):  # to the end: this verifies the checksum, too
+                size += len(chunk)
+                if dtype.kind == "f":
+                    values = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
+                    broken += len(values) - np.count_nonzero(np.isfinite(values))
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise Unusable("the compressed data is damaged or ends too early") from None
+    if size < needed:
+        raise Unusable(f"the file ends too early, after {size} of {needed} bytes of voxels")
+    if broken:
+        raise Unusable(f"{broken} voxels are NaN or infinite")
+
+
+def _check_nifti_header(header: nibabel.Nifti1Header) -> None:
+    try:
+        dtype, shape = header.get_data_dtype(), header.get_data_shape()
+    except nibabel.spatialimages.HeaderDataError as error:
+        raise Unusable(f"a damaged NIfTI header ({error})") from error
+    if dtype.kind == "c":
+        raise Unusable("complex numbers; expected real ones: store magnitude or phase as an image")
+    if dtype.names is not None:
+        raise Unusable(f"a colour image ({''.join(dtype.names)} in each voxel); expected one value a voxel", bad=False)
+    spacing = [float(n) for n in header["pixdim"][1 : 1 + min(3, len(shape))]]
+    if any(n == 0 or not np.isfinite(n) for n in spacing):
+        raise Unusable(f"its header says a voxel size of {' x '.join(f'{n:g}' for n in spacing)}")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    # NaN and 0 mean "none". ITK ignores an infinite slope and takes 0 for an intercept that is NaN.
+    if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
+        raise Unusable(f"its header says that intensities are {slope:g} x + {intercept:g}")
+
+
+def _check_meta_image(file: str) -> None:
+    """ITK is vague on voxels that are missing, too few or damaged."""
+    fields: dict[str, str] = {}
+    with open(file, "rb") as stream:
+        while "ElementDataFile" not in fields and (line := stream.readline(1 << 16)):
+            key, _, value = line.decode("latin-1").partition("=")
+            fields[key.strip()] = value.strip()
+        start = stream.tell()
+    if "ElementDataFile" not in fields:
+        raise Unusable(f"{kind_of(file)}, or a MetaImage header that ends too early; expected a whole MetaImage")
+    where = fields["ElementDataFile"]
+    if where.startswith("LIST") or "%" in where or fields.get("HeaderSize", "0") != "0":  # for ITK to find
+        return
+    voxels = file if where == "LOCAL" else os.path.join(os.path.dirname(file), where)
+    start = start if where == "LOCAL" else 0
+    if not os.path.isfile(voxels):
+        raise Unusable(f"its voxels, {where}, are missing")
+    header = header_of(file)
+    item = sitk.Image([1] * header.GetDimension(), header.GetPixelID(), max(1, header.GetNumberOfComponents()))
+    needed = int(np.prod(header.GetSize())) * item.GetSizeOfPixelComponent() * max(1, header.GetNumberOfComponents())
+    which = "voxels" if where == "LOCAL" else f"voxels, {where},"
+    if fields.get("CompressedData", "").lower() != "true":
+        size = os.path.getsize(voxels) - start
+        if size < needed:
+            raise Unusable(f"its {which} end too early, after {size} of {needed} bytes")
+        return
+    unpacker, size = zlib.decompressobj(wbits=47), 0  # zlib or gzip; verifies the checksum at the end
+    with open(voxels, "rb") as stream:
+        stream.seek(start)
+        while chunk := stream.read(1 << 20):
+            try:
+                size += len(unpacker.decompress(chunk))
+            except zlib.error:
+                raise Unusable(f"its compressed {which} are damaged") from None
+    if size < needed or not unpacker.eof:
+        raise Unusable(f"its compressed {which} end too early")
+
+
+def check_grids(files: Sequence[str], images: ImageFormat) -> None:
+    """Refuse channels whose voxels do not lie on each other once the reader has read them.
+
+    nnU-Net's readers stop for another shape or spacing, and only warn of another origin or direction.
+
+    Raises:
+        Unusable: names the channel, and how it lies otherwise.
+    """
+    if len(files) < 2 or images.is_2d or images.file_ending in (".tif", ".tiff"):  # these know no place in space
+        return
+    reorients = issubclass(images.reader, (NibabelIOWithReorient, SimpleITKIOWithReorient))
+    (shape, affine), *others = [_grid(header_of(file), reorients) for file in files]
+    for channel, (other_shape, other_affine) in enumerate(others, start=1):
+        check_same_grid(shape, affine, other_shape, other_affine, channel)
+
+
+def check_same_grid(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray, channel: int
+) -> None:
+    """Compare two grids by their shapes and by where their corners lie in the world.
+
+    Args:
+        shape: voxels of channel 0000.
+        affine: (4, 4), voxels of channel 0000 to mm.
+        other_shape, other_affine: the same of the channel that is named.
+
+    Raises:
+        Unusable: the shapes differ, or a corner lies over half a voxel away.
+    """
+    which = f"channel {channel:04d} lies otherwise than channel 0000"
+    if tuple(shape) != tuple(other_shape):
+        raise Unusable(f"{which}: {_x(other_shape)} voxels instead of {_x(shape)}")
+    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape))]).T
+    apart = np.linalg.norm(((other_affine - affine) @ corners)[:3], axis=0).max()  # mm
+    if apart > MAX_SHIFT * np.linalg.norm(affine[:3, :3], axis=0).min():
+        codes = ["".join(nibabel.aff2axcodes(a)) for a in (other_affine, affine)]
+        how = f"stored as {codes[0]} instead of {codes[1]}" if codes[0] != codes[1] else "shifted or turned"
+        raise Unusable(f"{which}: {how}, by up to {apart:.3g} mm; resample it to the grid of channel 0000")
+
+
+def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """(4, 4), voxels to mm in RAS, of a 3D image or header of SimpleITK."""
+    dimension = len(image.GetSize())
+    used = min(3, dimension)
+    affine = np.eye(4)
+    direction = np.reshape(image.GetDirection(), (dimension, dimension))[:used, :used]
+    affine[:used, :used] = direction * np.array(image.GetSpacing()[:used])
+    affine[:used, 3] = image.GetOrigin()[:used]
+    return np.asarray(_LPS_TO_RAS @ affine)
+
+
+def _grid(header: sitk.ImageFileReader, reorients: bool) -> tuple[tuple[int, ...], np.ndarray]:
+    shape, affine = (*header.GetSize()[:3], 1)[:3], affine_of(header)
+    if reorients:
+        turned = io_orientation(affine)
+        affine = affine @ inv_ornt_aff(turned, shape)
+        shape = tuple(shape[int(axis)] for axis in np.argsort(turned[:, 0]))
+    return shape, affine
+
+
+def check_voxels(data: np.ndarray, spacing: Sequence[float], images: ImageFormat) -> None:
+    """Refuse what preprocessing would let through.
+
+    Args:
+        data: (C, Z, Y, X).
+        spacing: mm, in the array's order.
+
+    Raises:
+        Unusable: another number of channels, too few slices, a voxel size that cannot be, voxels that are not finite,
+            an empty channel.
+    """
+    if data.shape[0] != images.num_channels:
+        more = data.shape[0] > images.num_channels
+        raise Unusable(f"{data.shape[0]} channels, the dataset has {images.num_channels}", bad=not more)
+    if min(data.shape[1:]) < images.min_slices:
+        raise Unusable(f"only {min(data.shape[1:])} slices (a localiser?)", bad=False)
+    if not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise Unusable(f"its voxel size is {' x '.join(f'{s:g}' for s in spacing)} mm")
+    check_intensities(data)
+
+
+def check_intensities(data: np.ndarray) -> None:
+    """Refuse voxels (C, ...) that are not finite, and channels of one value."""
+    broken = data.size - np.count_nonzero(np.isfinite(data))
+    if broken:
+        raise Unusable(f"{broken} voxels are NaN or infinite")
+    for channel, image in enumerate(data):
+        if image.min() == image.max():
+            which = f"channel {channel:04d}: " if data.shape[0] > 1 else ""
+            raise Unusable(f"{which}all voxels are {image.flat[0]:g}: the image is empty")
+
+
+def short_reason(error: Exception, shouted: str = "") -> str:
+    """Say in one line what is wrong with a file.
+
+    Args:
+        shouted: what was printed before; some of nnU-Net's readers print the reason and raise an empty error.
+    """
+    text = str(error)
+    if isinstance(error, Unusable):
+        return text
+    if isinstance(error, (EOFError, gzip.BadGzipFile, zlib.error)):
+        return "the compressed data is damaged or ends too early"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "Unable to determine ImageIO reader" in text:
+        return "not an image of the type that its name says, or damaged"
+    if re.search("cannot be read|Error reading|truncated|failed to read", text):  # ITK, Pillow, tifffile
+        return "damaged or ends too early"
+    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x[0-9a-f]+\): )?", "", text, flags=re.DOTALL)
+    lines = (text.strip() or shouted.strip()).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _x(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

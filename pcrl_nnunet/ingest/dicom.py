@@ -1,0 +1,390 @@
+"""DICOM files become volumes as their headers say, or are refused.
+
+A frame is one image of a file: a series of single-frame files and one multi-frame file go through the same checks.
+Headers are read with pydicom, voxels with GDCM (in SimpleITK), which decodes every compression. Positions are mm in the
+patient's coordinates (LPS).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, MultiFrameGrayscaleByteSecondaryCaptureImageStorage
+from scipy.ndimage import shift
+
+from pcrl_nnunet.ingest.scans import SetAside, Unusable
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+# The SOP classes whose frames are slices of a volume: CT, MR, nuclear medicine, PET.
+VOLUMES = frozenset(_STORAGE + ending for ending in ("2", "2.1", "2.2", "4", "4.1", "4.4", "20", "128", "128.1", "130"))
+MODALITIES = frozenset({"CT", "MR", "NM", "PT", ""})  # of these SOP classes
+IN_UNITS = frozenset({"CT", "PT"})  # stored values become HU or Bq/ml, whatever MONOCHROME1 says of their display
+UNEVEN = 0.1  # of the median distance of slices
+STRAIGHT = 0.1  # pixels that slices may drift sideways: what positions are rounded by
+TILT = 1.0  # degrees
+ONE_SLICE = 999.0  # times the pixel size: the thickness that nnU-Net gives to a single slice
+PIXELS = (  # all that GDCM needs to decode stored values
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("NumberOfFrames", "PixelData"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a DICOM file. position (3,) mm; orientation (6,): unit vectors along rows and columns."""
+
+    file: str
+    number: int  # in its file
+    instance: str  # SOP instance UID
+    patient: str
+    series: str
+    description: str
+    modality: str
+    size: tuple[int, int]  # rows, columns
+    pixel_size: tuple[float, ...]  # mm, between rows and between columns
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    slope: float
+    intercept: float
+    inverted: bool  # MONOCHROME1: small values are bright
+    tilt: float  # degrees, of the gantry
+    context: tuple[str, ...]  # stack, time point and echo, where the header says them
+    multi: bool  # one of several frames of its file
+
+
+# ------------------------------------------------------------------------------------------------------------ headers
+
+
+def is_dicom(path: str) -> bool:
+    """Tell DICOM files by their ending or their first bytes."""
+    if path.lower().endswith((".dcm", ".ima")):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_frames(file: str) -> list[Frame] | SetAside:
+    """Read a file's header, without its voxels; return its frames, or why they are no slices of a volume."""
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=file.lower().endswith((".dcm", ".ima")))
+        refused = _no_volume(header, file)
+        return refused or list(_frames(header, file))
+    except Unusable as error:
+        return SetAside(file, str(error), error.bad)
+    except OSError as error:
+        return SetAside(file, error.strerror or str(error))
+    except InvalidDicomError:
+        return SetAside(file, "not a DICOM file, whatever its name says, or damaged")
+    except Exception as error:  # a damaged header raises what its element likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return SetAside(file, f"a DICOM header that cannot be read ({reason})")
+
+
+def _no_volume(header: Dataset, file: str) -> SetAside | None:
+    """Refuse what is no slice of a volume, by SOP class, modality and image type."""
+    sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
+    name = UID(sop_class).name.removesuffix(" Storage") if sop_class else "an unknown kind"
+    if "Rows" not in header or "Columns" not in header:
+        if sop_class in VOLUMES:
+            return SetAside(file, "a DICOM image that cannot be read: it is damaged or ends too early")
+        if not sop_class:
+            return SetAside(file, "not a DICOM file, whatever its name says, or damaged")
+        return SetAside(file, f"DICOM, but not an image ({name})", bad=False)
+    if sop_class not in VOLUMES or modality not in MODALITIES:
+        return SetAside(
+            file, f"a DICOM image that is no volume ({name}, modality {modality or 'not stated'})", bad=False
+        )
+    kinds = {str(kind).upper() for kind in _several(header.get("ImageType"))}
+    for groups in _functional_groups(header):
+        for sequence in ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"):
+            kinds |= {
+                str(kind).upper() for item in groups.get(sequence, ()) for kind in _several(item.get("FrameType"))
+            }
+    for kind, said in (("LOCALIZER", "a localiser"), ("SCOUT", "a localiser"), ("SCREEN SAVE", "a secondary capture")):
+        if kind in kinds:
+            return SetAside(file, f"{said} (its ImageType says {kind})", bad=False)
+    if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        return SetAside(file, "a colour image", bad=False)
+    return None
+
+
+def _functional_groups(header: Dataset) -> list[Dataset]:
+    """Return the groups that all frames share, and those of each frame."""
+    return [*header.get("SharedFunctionalGroupsSequence", ()), *header.get("PerFrameFunctionalGroupsSequence", ())]
+
+
+def _frames(header: Dataset, file: str) -> Iterator[Frame]:
+    number = int(header.get("NumberOfFrames") or 1)
+    shared = next(iter(header.get("SharedFunctionalGroupsSequence", ())), Dataset())
+    of_frames = list(header.get("PerFrameFunctionalGroupsSequence", ()))
+    if number > 1 and len(of_frames) not in (0, number):
+        raise Unusable(f"{number} frames, and its header describes {len(of_frames)}")
+    for index in range(number):
+        groups = [of_frames[index]] if of_frames else []
+        places = [item for group in (*groups, shared) for sequence in _SEQUENCES for item in group.get(sequence, ())]
+        places.append(header if number == 1 else _without_place(header))
+        if any(place.get("ModalityLUTSequence") for place in (*places, header)):
+            raise Unusable("its intensities are given by a look-up table; expected a slope and an intercept")
+        slope, intercept = _first(places, "RescaleSlope") or (1.0,), _first(places, "RescaleIntercept") or (0.0,)
+        if not np.isfinite([*slope, *intercept]).all() or slope[0] == 0:
+            raise Unusable(f"its header says that intensities are {slope[0]:g} x + {intercept[0]:g}")
+        yield Frame(
+            file=file,
+            number=index,
+            instance=str(header.get("SOPInstanceUID", "")),
+            patient=str(header.get("PatientID", "")),
+            series=str(header.get("SeriesInstanceUID", "")),
+            description=str(header.get("SeriesDescription", "")),
+            modality=str(header.get("Modality", "")),
+            size=(int(header.Rows), int(header.Columns)),
+            pixel_size=_first(places, "PixelSpacing") or _first(places, "ImagerPixelSpacing"),
+            position=_first(places, "ImagePositionPatient"),
+            orientation=_first(places, "ImageOrientationPatient"),
+            slope=slope[0],
+            intercept=intercept[0],
+            inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+            tilt=(_first([header], "GantryDetectorTilt") or (0.0,))[0],
+            context=tuple(str(place.get(key)) for place in places for key in _CONTEXT if place.get(key) is not None),
+            multi=number > 1,
+        )
+
+
+_SEQUENCES = (  # of functional groups: where a multi-frame file keeps what a single frame has at the top
+    *("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence"),
+    *("PixelValueTransformationSequence", "FrameContentSequence", "MREchoSequence"),
+)
+_CONTEXT = ("StackID", "TemporalPositionIndex", "TemporalPositionIdentifier", "EffectiveEchoTime", "EchoTime")
+
+
+def _without_place(header: Dataset) -> Dataset:
+    """Return what the top of a multi-frame header says of all frames: never one position for all."""
+    return Dataset({key: value for key, value in header.items() if key != 0x00200032})
+
+
+def _first(places: Sequence[Dataset], name: str) -> tuple[float, ...]:
+    """Return the numbers of the first place that has this element; none where no place has it."""
+    for place in places:
+        if place.get(name) not in (None, ""):
+            with suppress(TypeError, ValueError):
+                return tuple(float(number) for number in _several(place.get(name)))
+    return ()
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, (str, int, float)) else list(value)
+
+
+# ------------------------------------------------------------------------------------------------------------- stacks
+
+
+def once(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
+    """Drop what is there twice: the same SOP instance in another file.
+
+    Returns:
+        the frames that stay, and the files that were left out.
+
+    Raises:
+        Unusable: two files have one SOP instance and different content.
+    """
+    kept: dict[tuple[str, int], Frame] = {}
+    copies = []
+    for frame in frames:
+        key = (frame.instance, frame.number) if frame.instance else (frame.file, frame.number)
+        first = kept.setdefault(key, frame)
+        if first is frame:
+            continue
+        if _place(first) != _place(frame) or not _same_pixels(first.file, frame.file):
+            raise Unusable(
+                f"{os.path.basename(first.file)} and {os.path.basename(frame.file)} are one SOP instance with "
+                f"different content"
+            )
+        copies.append(frame.file)
+    return list(kept.values()), list(dict.fromkeys(copies))
+
+
+def _place(frame: Frame) -> tuple[Any, ...]:
+    return (frame.size, frame.position, frame.orientation, frame.pixel_size, frame.slope, frame.intercept)
+
+
+def _same_pixels(one: str, other: str) -> bool:
+    pixels = (pydicom.dcmread(file, specific_tags=["PixelData"], force=True).get("PixelData") for file in (one, other))
+    return next(pixels) == next(pixels)
+
+
+def ordered(frames: Sequence[Frame], min_slices: int) -> list[Frame]:
+    """Return the frames of one stack along its normal.
+
+    Raises:
+        Unusable: they are not one evenly sampled grey-scale volume.
+    """
+    first = frames[0]
+    if not all(len(f.pixel_size) == 2 and np.isfinite(f.pixel_size).all() and min(f.pixel_size) > 0 for f in frames):
+        raise Unusable("no pixel size in its DICOM header")
+    if len(frames) < min_slices:
+        raise Unusable(f"fewer than {min_slices} slices (a localiser?)", bad=False)
+    if any(frame.inverted and frame.modality in IN_UNITS for frame in frames):
+        raise Unusable(f"MONOCHROME1 in {first.modality}: whether its values are inverted cannot be told")
+    if len({frame.context for frame in frames}) > 1:
+        raise Unusable("images of several stacks, time points or echoes", bad=False)
+    if len(frames) == 1:
+        return [first]
+    if any(len(f.position) != 3 or len(f.orientation) != 6 for f in frames):
+        raise Unusable("no slice positions in its DICOM header")
+    if not np.isfinite([(*f.position, *f.orientation) for f in frames]).all():
+        raise Unusable("slice positions that are not finite in its DICOM header")
+    for what, unit, values in (("directions", "", "orientation"), ("pixel sizes", " mm", "pixel_size")):
+        different = np.ptp([getattr(f, values) for f in frames], axis=0).max()
+        if different > 1e-2:
+            raise Unusable(f"images of several {what}, which differ by {different:.3g}{unit}")
+    depth = np.array([np.dot(f.position, _normal(first)) for f in frames])  # mm
+    order = np.argsort(depth, kind="stable")
+    steps = np.diff(depth[order])
+    if steps.min() < 1e-3:
+        raise Unusable("several images at one slice position (a time series, echoes or stacks?)", bad=False)
+    if steps.max() - steps.min() > UNEVEN * np.median(steps) + 0.01:
+        raise Unusable(f"uneven slice distances, {steps.min():.3g} to {steps.max():.3g} mm: is a slice missing?")
+    in_order = [frames[i] for i in order]
+    upright = np.abs(_normal(first)).max() > np.cos(np.deg2rad(TILT)) and np.abs(_drift(in_order)).max() < STRAIGHT
+    if upright and any(abs(f.tilt) > TILT for f in frames):
+        raise Unusable(f"a gantry tilt of {first.tilt:g} degrees, and positions without a tilt: one of them is wrong")
+    return in_order
+
+
+def _normal(frame: Frame) -> np.ndarray:
+    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+    return np.asarray(normal / np.linalg.norm(normal))
+
+
+def _drift(frames: Sequence[Frame]) -> np.ndarray:
+    """(N, 2): pixels, in rows and columns, by which each frame lies beside the first one's normal."""
+    first = frames[0]
+    moved = np.array([frame.position for frame in frames]) - first.position
+    along_rows, along_columns = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    return np.stack([moved @ along_columns / first.pixel_size[0], moved @ along_rows / first.pixel_size[1]], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- voxels
+
+
+def read_volume(files: Sequence[str], min_slices: int) -> tuple[sitk.Image, list[str]]:
+    """Read the frames of one stack, from one file or several, as a volume with a straight grid.
+
+    Slices that drift sideways (a gantry tilt) are shifted back, by linear interpolation; what no slice covers gets the
+    smallest value.
+
+    Returns:
+        float32, and sentences on what was done.
+
+    Raises:
+        Unusable: see `ordered`; a file that cannot be decoded.
+    """
+    frames: list[Frame] = []
+    for file in files:
+        found = read_frames(file)
+        if isinstance(found, SetAside):
+            raise Unusable(found.reason, found.bad)
+        frames += found
+    frames = ordered(frames, min_slices)
+    stored = {file: _stored(file) for file in ({frames[0].file} if frames[0].multi else ())}  # decoded once
+    slices = []
+    for frame in frames:
+        values, limit = stored.get(frame.file) or _stored(frame.file)
+        slice_ = values[frame.number].astype(np.float32)
+        slices.append(frame.slope * (limit - slice_ if frame.inverted else slice_) + frame.intercept)
+    volume, origin, notes = np.stack(slices), np.array(frames[0].position or (0, 0, 0)), []
+    if len(frames) > 1:
+        drift = _drift(frames)
+        if np.abs(drift).max() > STRAIGHT:
+            volume, moved = _straightened(volume, drift)
+            notes.append(f"its slices drift sideways by {_far(drift, frames[0]):.3g} mm (gantry tilt?): shifted back")
+            row, column = moved * frames[0].pixel_size
+            origin = origin + row * np.array(frames[0].orientation[3:]) + column * np.array(frames[0].orientation[:3])
+    image = sitk.GetImageFromArray(volume)
+    in_plane = [frames[0].pixel_size[1], frames[0].pixel_size[0]]
+    step = ONE_SLICE * max(in_plane)
+    if len(frames[0].orientation) == 6:
+        depth = [np.dot(frame.position, _normal(frames[0])) for frame in frames]
+        step = (depth[-1] - depth[0]) / (len(depth) - 1) if len(depth) > 1 else step
+        axes = np.stack([frames[0].orientation[:3], frames[0].orientation[3:], _normal(frames[0])], axis=1)
+        image.SetDirection(axes.ravel().tolist())
+        image.SetOrigin(origin.tolist())
+    image.SetSpacing([*in_plane, float(step)])
+    return image, notes
+
+
+def _far(drift: np.ndarray, frame: Frame) -> float:
+    """Millimetres of the largest drift."""
+    return float(np.linalg.norm(drift * frame.pixel_size, axis=1).max())
+
+
+def _straightened(volume: np.ndarray, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shift slices (Z, Y, X) to where they lie, in a grid that holds them all.
+
+    Args:
+        drift: (Z, 2) pixels, in rows and columns.
+
+    Returns:
+        the volume, and pixels from the first slice's first voxel to the grid's, in rows and columns.
+    """
+    low, high = np.floor(drift.min(0)).astype(int), np.ceil(drift.max(0)).astype(int)
+    size = np.array(volume.shape[1:]) + high - low
+    air = float(volume.min())
+    straight = np.full((len(volume), *size), air, np.float32)
+    for to, slice_, moved in zip(straight, volume, drift - low, strict=True):
+        to[: slice_.shape[0], : slice_.shape[1]] = slice_
+        to[...] = shift(to, moved, order=1, mode="constant", cval=air)
+    return straight, low
+
+
+def _stored(file: str) -> tuple[np.ndarray, float]:
+    """Decode the stored values (frames, rows, columns) of a file, and the sum of the smallest and largest possible one.
+
+    GDCM applies one slope to all frames and inverts MONOCHROME1 in a way of its own, so it is given a file without
+    these.
+
+    Raises:
+        Unusable: the voxels end too early or cannot be decoded.
+    """
+    header = pydicom.dcmread(file, force=True)
+    if "PixelData" not in header:
+        raise Unusable("a DICOM image without voxels: it is damaged or ends too early")
+    syntax, frames = header.file_meta.get("TransferSyntaxUID"), int(header.get("NumberOfFrames") or 1)
+    needed = frames * header.Rows * header.Columns * header.BitsAllocated // 8
+    if (syntax is None or not syntax.is_compressed) and len(header.PixelData) < needed:
+        raise Unusable(f"its voxels end too early, after {len(header.PixelData)} of {needed} bytes")
+    plain = Dataset()
+    for name in PIXELS:
+        if name in header:
+            plain.add(header[name])
+    plain.PhotometricInterpretation = "MONOCHROME2"
+    plain.SOPClassUID = MultiFrameGrayscaleByteSecondaryCaptureImageStorage
+    plain.SOPInstanceUID = header.get("SOPInstanceUID") or pydicom.uid.generate_uid()
+    plain.file_meta = FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = syntax or pydicom.uid.ImplicitVRLittleEndian
+    with tempfile.TemporaryDirectory() as folder:
+        draft = os.path.join(folder, "plain.dcm")
+        plain.save_as(draft, enforce_file_format=True)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(draft)
+        try:
+            values = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError as error:
+            raise Unusable(f"its voxels cannot be decoded ({plain.file_meta.TransferSyntaxUID.name})") from error
+    limit = 2**header.BitsStored - 1 if header.PixelRepresentation == 0 else -1
+    return values.reshape(-1, *values.shape[-2:]), float(limit)

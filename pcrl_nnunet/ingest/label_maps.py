@@ -1,0 +1,73 @@
+"""Label maps are no scans: recognised by their voxels, more readily where a name says so.
+
+A label map has whole numbers, few of them for its size, in flat regions. A scan has noise: neighbours rarely agree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+
+MAX_LABEL_VALUES = 8  # an image of so few different whole numbers has no noise: no scanner makes one
+VOXELS_A_VALUE = 100  # few values for its size: so many voxels or more each
+FLAT = (
+    0.6  # share of equal neighbours: 0.03 to 0.13 in CT and MRI, up to 0.4 in 8-bit radiographs, 0.5 to 0.9 in labels
+)
+FLAT_IF_NAMED = 0.45
+SAMPLED = 500_000  # voxels are enough to count values
+NAMES = frozenset(
+    {"label", "labels", "labelmap", "seg", "segs", "segm", "segmentation", "segmentations", "mask", "masks"}
+    | {"aseg", "aparc", "parcellation", "gt"}
+)
+
+
+def label_word(path: str) -> str:
+    """Return the part of a file's name or of its folders' that says that it is a label map; empty if none does.
+
+    Parts are split at ``_``, ``-``, ``.`` and spaces, so that ``unlabelled_001`` has none. Digits at the end of a part
+    do not count: ``label0001`` is "label".
+
+    Args:
+        path: relative to the folder of scans.
+    """
+    parts = re.split(r"[_\-.\s]+", path.lower().replace(os.sep, "."))
+    return next((part for part in parts if part.rstrip("0123456789") in NAMES), "")
+
+
+def looks_like_labels(image: np.ndarray, named: bool = False) -> str:
+    """Say why an image is taken for a label map; empty if it is not.
+
+    The most frequent value, the smallest and the largest are left out of the comparison of neighbours: the air of a CT,
+    the zeros around a brain and clipped intensities are flat in scans, too.
+
+    Args:
+        image: (Z, Y, X), one channel.
+        named: its name or folder says so, too.
+    """
+    sample = image.reshape(-1)[:: 1 + image.size // SAMPLED]
+    values, counts = np.unique(sample, return_counts=True)
+    if not np.array_equal(values, np.round(values)):
+        return ""
+    listed = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+    if len(values) <= MAX_LABEL_VALUES:
+        return f"only {len(values)} different whole numbers: {listed}"
+    if len(values) * VOXELS_A_VALUE > image.size:
+        return ""
+    flat = _flatness(image, [values[counts.argmax()], values[0], values[-1]])
+    if flat < (FLAT_IF_NAMED if named else FLAT):
+        return ""
+    return f"flat regions of {len(values)} different whole numbers: {listed}"
+
+
+def _flatness(image: np.ndarray, besides: list[float]) -> float:
+    """Share of equal ones, 0 to 1, among neighbours of which one at least has another value than `besides`."""
+    counted = ~np.isin(image, besides)
+    equal = pairs = 0
+    for axis in range(image.ndim):
+        one, other = (np.moveaxis(image, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
+        any_counted = np.moveaxis(counted, axis, 0)[1:] | np.moveaxis(counted, axis, 0)[:-1]
+        equal += np.count_nonzero((one == other) & any_counted)
+        pairs += np.count_nonzero(any_counted)
+    return equal / max(1, pairs)

@@ -1,0 +1,79 @@
+"""Label maps are told from scans by their voxels; names alone only warn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from pcrl_nnunet.ingest.label_maps import label_word, looks_like_labels
+
+SHAPE = (24, 32, 28)
+RNG = np.random.default_rng(0)
+
+
+def parcels(number: int) -> np.ndarray:
+    """Every voxel has the number of the nearest of some random points, as a brain atlas."""
+    points = RNG.random((number, 3)) * SHAPE
+    grid = np.stack(np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]], axis=-1)
+    return np.stack([((grid - p) ** 2).sum(-1) for p in points]).argmin(0).astype(np.float32)
+
+
+def scan(values: float) -> np.ndarray:
+    """Smooth anatomy with noise, in so many whole numbers."""
+    smooth = gaussian_filter(RNG.normal(size=SHAPE), 3)
+    noisy = smooth / smooth.std() + RNG.normal(size=SHAPE) / 5
+    return np.round(values * (noisy - noisy.min()) / np.ptp(noisy)).astype(np.float32)
+
+
+@pytest.mark.parametrize("number", [2, 9, 40, 100])
+def test_flat_regions_of_few_whole_numbers_are_a_label_map(number: int) -> None:
+    assert looks_like_labels(parcels(number))
+
+
+def test_one_organ_in_empty_space_is_a_label_map() -> None:
+    image = np.zeros(SHAPE, np.float32)
+    image[5:12, 8:20, 6:18] = 1
+    assert "only 2 different whole numbers: 0, 1" in looks_like_labels(image)
+
+
+@pytest.mark.parametrize("values", [30, 255, 4000])
+@pytest.mark.parametrize("named", [False, True])
+def test_scans_of_whole_numbers_are_no_label_maps(values: float, named: bool) -> None:
+    assert not looks_like_labels(scan(values), named)
+
+
+def test_clipped_and_masked_scans_are_no_label_maps() -> None:
+    image = np.clip(scan(255), 90, 160)  # air and bone are flat
+    image[:, :8] = image[:, -8:] = 0  # and so is what lies around a brain
+    assert not looks_like_labels(image, named=True)
+
+
+def test_numbers_that_are_not_whole_are_no_labels() -> None:
+    assert not looks_like_labels(parcels(9) + 0.5)
+
+
+def test_a_name_makes_thin_labels_a_label_map() -> None:
+    """Walls of one voxel, as vessels have, agree with few of their neighbours."""
+    image = np.zeros(SHAPE, np.float32)
+    for i in range(0, SHAPE[0], 3):
+        image[i] = 2 + i // 3
+    image[0, 0, 0], image[1, 0, 0] = 1, 20
+    assert looks_like_labels(image, named=True)
+    assert not looks_like_labels(image)
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("label/label0001.nii.gz", "label"),
+        ("p1/T1_seg.nii.gz", "seg"),
+        ("sub-01/aseg.mgz", "aseg"),
+        ("brain-mask.nii", "mask"),
+        ("unlabelled_001.nii.gz", ""),
+        ("masked_brain.nii.gz", ""),
+        ("segovia/scan.nii.gz", ""),
+    ],
+)
+def test_only_a_whole_part_of_a_name_says_that_it_is_a_label_map(path: str, word: str) -> None:
+    assert label_word(path) == word
