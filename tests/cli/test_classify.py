@@ -50,7 +50,7 @@ def home(tmp_path_factory):
     folders = {f"nnUNet_{name}": str(home / name) for name in ("raw", "preprocessed", "results")}
     command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "777", "-np", "1", "-c", "3d_fullres"]
     environment = {**os.environ, **folders, "nnUNet_def_n_proc": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
     return home
@@ -239,7 +239,7 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
     (folder / "Coarse.json").write_text(json.dumps({**plan, "plans_name": "Coarse"}))
     before = (folder / "nnUNetPlans.json").read_bytes()
     command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "777", "-np", "1", "-p", "Coarse"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     fine, coarse = (
         [blosc2.open(str(path)).shape for path in sorted((folder / name).glob("case_?.b2nd"))]
@@ -270,7 +270,7 @@ def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypa
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "778", "-np", "1", "-c", "2d"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     folder = tmp_path / "preprocessed" / name

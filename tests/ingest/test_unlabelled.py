@@ -294,7 +294,7 @@ def test_cases_that_an_older_version_has_read_are_not_mixed_in(tmp_path: Path) -
     manifest = json.loads((out / MANIFEST).read_text())
     del manifest["read_by"]
     (out / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="read by another version of pcrl_nnunet.*delete the folder"):
+    with pytest.raises(UserError, match=r"read by another version of pcrl_nnunet.*delete the folder"):
         run(scans, out)
 
 
