@@ -49,9 +49,7 @@ _NUMPY: list[Any] = [
 ]
 
 
-def write(
-    path: str, content: Mapping[str, Any], previous: str | None = None, go_on: str = "continue with --c"
-) -> None:
+def write(path: str, content: Mapping[str, Any], previous: str | None = None, go_on: str = "continue with --c") -> None:
     """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile.
 
     Args:
@@ -187,10 +185,10 @@ def _load(path: str, check: Callable[[str], None] = lambda _: None) -> dict[str,
     except PermissionError as error:
         raise UserError(f"checkpoint {path} may not be read ({error.strerror}); correct its permissions") from error
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        refused = "".join(f" ({name})" for name in re.findall(r"GLOBAL ([\w.]+)", str(error))[:1])
         raise UserError(
-            f"checkpoint {path} holds more than tensors and plain values{f' ({found[1]})' if found else ''} and was not "
-            f"loaded, as it could run code; expected {EXPECTED}"
+            f"checkpoint {path} holds more than tensors and plain values{refused} and was not loaded, as it could run "
+            f"code; expected {EXPECTED}"
         ) from error
     except Exception as error:  # a damaged header may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,8 +16,9 @@ DRAFT = "draft_"
 def whole(path: str | os.PathLike[str]) -> Iterator[str]:
     """A path to write to: the file there takes the place of `path` in the end, at once.
 
-    An error leaves what was at `path`, and nothing else; an OSError of the draft names `path`. Processes that write the same file do not disturb each other.
-    The path lies beside the file and ends as it does, as libraries tell formats by the ending.
+    An error leaves what was at `path`, and nothing else; an OSError of the draft names `path`. Processes that write the
+    same file do not disturb each other. The path lies beside the file and ends as it does,
+    as libraries tell formats by the ending.
     """
     folder, name = os.path.split(path)
     draft = os.path.join(folder, f"{DRAFT}{os.getpid()}_{name}")

@@ -147,9 +147,9 @@ def _without_adaptation_plan(path: str, weights: Mapping[str, Any]) -> str:
     command += ["-key_to_encoder", f"{stem.removesuffix('.stem')}.stages", "-key_to_stem", stem]
     command += ["-keys_to_in_proj", f"{stem}.convs.0.conv", f"{stem}.convs.0.all_modules.0"]
     return (
-        f"checkpoint {path} is of nnssl and lacks the nnssl_adaptation_plan, which says where its encoder is; nnssl's own "
-        f"script adds it: take {os.path.join(folder, 'checkpoint_final.pth')} after {shlex.join(command)} (give it the "
-        f"nnsslPlans.json of nnssl_preprocessed, and with -arch the architecture that was trained)"
+        f"checkpoint {path} is of nnssl and lacks the nnssl_adaptation_plan, which says where its encoder is; nnssl's "
+        f"own script adds it: take {os.path.join(folder, 'checkpoint_final.pth')} after {shlex.join(command)} (give it "
+        f"the nnsslPlans.json of nnssl_preprocessed, and with -arch the architecture that was trained)"
     )
 
 

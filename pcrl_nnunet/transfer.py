@@ -178,7 +178,11 @@ def check_architecture(
     some_fits = (theirs.network, theirs.dimensions) == (ours.network, ours.dimensions) and allow_partial
     if theirs.loads_into(ours) or some_fits:
         return
-    fitting = [shlex.join(["-c", name, "-p", plan]) for plan, name, shape in _shapes_in(folder) if shape and theirs.loads_into(shape)]
+    fitting = [
+        shlex.join(["-c", name, "-p", plan])
+        for plan, name, shape in _shapes_in(folder)
+        if shape and theirs.loads_into(shape)
+    ]
     would = f"none of the dataset's plans fits: it needs a {theirs}, at the stages that both have"
     if fitting:
         would = f"it would load into {' or '.join(fitting[:MOST_NAMED])}"

@@ -400,7 +400,9 @@ def test_a_networks_settings_in_another_spelling_are_no_difference() -> None:
 def test_the_summary_says_of_which_part_random_tensors_are(features: tuple[int, ...]) -> None:
     network = build()
     report = transfer.load_encoder(network, content_of(build(features=features)), allow_partial=True)
-    found = re.findall(r"^  random +(\d+) tensors, +[\d,]+ parameters, (.*)$", report.summary(notes=False), re.MULTILINE)
+    found = re.findall(
+        r"^  random +(\d+) tensors, +[\d,]+ parameters, (.*)$", report.summary(notes=False), re.MULTILINE
+    )
     parts = {name: name.split(".")[0] for name, _ in network.named_parameters() if not name.startswith("decoder.enc")}
     decoder = [name for name, part in parts.items() if part == "decoder"]
     missing = [name for name in parts if name.startswith("encoder.stages.2.") and len(features) == 2]
