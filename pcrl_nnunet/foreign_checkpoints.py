@@ -57,7 +57,7 @@ def with_plain_names(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         plain["network_weights"] = {}
         for name, tensor in weights.items():
             there = plain["network_weights"].setdefault(plain_name(name), tensor)
-            if there is not tensor and not (isinstance(tensor, Tensor) and there.equal(tensor)):
+            if there is not tensor and not _equal(there, tensor):
                 raise UserError(
                     f"checkpoint {path} holds two different tensors {plain_name(name)}, with and without the prefix "
                     f"of a wrapper; save the state dict of one network"
@@ -65,6 +65,10 @@ def with_plain_names(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(names := content.get("random_keys"), list):
         plain["random_keys"] = list(map(plain_name, names))
     return plain
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.equal(b)
 
 
 def plain_name(name: str) -> str:

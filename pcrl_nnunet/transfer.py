@@ -486,7 +486,7 @@ def _spelled(value: Any) -> Any:
 
 
 def _class_of_torch(name: str) -> Any:
-    """Return what torch has under a dotted name; None for another name. Nothing is imported."""
+    """Return what torch has under a dotted name; None for another name. No other package is imported."""
     root, *parts = name.split(".")
     found: Any = torch if root == "torch" and parts else None
     for part in parts:
