@@ -18,19 +18,21 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from pcrl_nnunet.config import without_settings
-from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.files import whole
+from pcrl_nnunet.foreign_checkpoints import EXPECTED, architecture_plans, in_our_form, with_plain_names
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
 STATE_FORMAT = "pcrl_nnunet/state/4"  # of what --c takes
@@ -47,11 +49,12 @@ _NUMPY: list[Any] = [
 ]
 
 
-def write(path: str, content: Mapping[str, Any], previous: str | None = None) -> None:
+def write(path: str, content: Mapping[str, Any], previous: str | None = None, go_on: str = "continue with --c") -> None:
     """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile.
 
     Args:
-        previous: what the file that is there becomes; None: it goes.
+        previous: the new name of the file that is there; None: the file goes.
+        go_on: what the user does once the file can be written.
     """
     try:
         with whole(path) as draft:
@@ -66,7 +69,7 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None) ->
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"could not write {path} ({reason}); the file of that name, if any, is the last good one: "
-            f"make room or the folder writable and continue with --c"
+            f"make room or the folder writable and {go_on}"
         ) from error
 
 
@@ -96,37 +99,25 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
 
 
 def read_encoder(path: str) -> dict[str, Any]:
-    """Any checkpoint that holds the encoder of a U-Net of nnU-Net's, in the form of ours, on the CPU.
+    """Read any checkpoint that holds the encoder of a U-Net of nnU-Net's, in the form of ours, on the CPU.
 
-    That is one of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net. What the
-    latter two do not tell is None or empty: ``plans`` (nnssl), ``cases``, ``epochs``.
+    Pretraining (``-init``), transfer, fine-tuning and comparison all read through this function. The checkpoint is one
+    of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net; see
+    `foreign_checkpoints.in_our_form`. The weights may have been saved from a network within DDP or torch.compile.
 
     Raises:
         UserError: as `read`, or none of the three.
     """
-    content = read_any(path)
+    content = with_plain_names(path, read_any(path))
     if content.get("format") == FORMAT:
         return content
-    if isinstance(content.get("network_weights"), dict) and "format" not in content:
-        for read_as in (_of_nnssl, _of_nnunet):
-            try:
-                found = read_as(content)
-            except (LookupError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    f"checkpoint {path} lacks what its kind should have ({reason}); get it again"
-                ) from error
-            if found is not None:
-                return found
-    raise UserError(
-        _other_format(path, content, FORMAT)
-        or f"checkpoint {path} holds no encoder that is known; expected checkpoint_final.pth of pcrl_nnunet_pretrain "
-        f"or of nnU-Net, or a model of nnssl"
-    )
+    if reason := _other_format(path, content, FORMAT):
+        raise UserError(reason)
+    return in_our_form(path, content)
 
 
 def _other_format(path: str, content: Mapping[str, Any], expected_format: str) -> str | None:
-    """What to say of a file of ours that is not of the expected kind."""
+    """Say which other kind of our files a file is; None: it is none of ours."""
     if content.get("format") == STATE_FORMAT:
         return f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}"
     if str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
@@ -137,84 +128,67 @@ def _other_format(path: str, content: Mapping[str, Any], expected_format: str) -
     return None
 
 
-def _of_nnssl(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A model of nnssl, which says under what names it keeps the encoder; None if it is none."""
-    if "nnssl_adaptation_plan" not in content:
-        return None
-    plan = content["nnssl_adaptation_plan"]
-    pretraining = plan.get("pretrain_plan") or {}
-    # Only the encoder is taken, under nnU-Net's names. (PlainConvUNet's stem lies in the encoder's first stage.)
-    weights = {}
-    for name, tensor in content["network_weights"].items():
-        for key, ours in (("key_to_encoder", "encoder.stages."), ("key_to_stem", "encoder.stem.")):
-            if plan.get(key) and name.startswith(f"{plan[key]}."):
-                weights[ours + name.removeprefix(f"{plan[key]}.")] = tensor
-                break
-    (configuration,) = list(pretraining.get("configurations") or {"unknown": None})[:1]
-    return {
-        **_from_elsewhere(weights),
-        "nnssl_adaptation_plan": plan,
-        "method": "nnssl",
-        "citations": content.get("citations", []),
-        "datasets": [pretraining.get("dataset_name") or "unknown"],
-        "configuration": configuration,
-        "plans": None,
-    }
-
-
-def _of_nnunet(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A supervised training of nnU-Net; None if it is none."""
-    if "init_args" not in content:
-        return None
-    plans, configuration = content["init_args"]["plans"], content["init_args"]["configuration"]
-    weights, dataset_json = content["network_weights"], content["init_args"]["dataset_json"]
-    names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
-    this = PlansManager(dict(plans)).get_configuration(configuration).configuration
-    return {
-        **_from_elsewhere(weights),
-        "num_input_channels": len(names),  # of images: a cascade's labels come after them
-        "nnssl_adaptation_plan": {"architecture_plans": _architecture_plans(this["architecture"])},
-        "method": f"supervised training ({content.get('trainer_name')})",
-        "citations": [],
-        "datasets": [plans["dataset_name"]],
-        "configuration": configuration,
-        "plans": plans,
-        "fold": content["init_args"].get("fold"),
-        "epochs": content.get("current_epoch"),
-    }
-
-
-def _from_elsewhere(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    convolutions = [tensor for tensor in weights.values() if tensor.ndim >= 4]
-    return {
-        "network_weights": dict(weights),
-        "random_keys": [],
-        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first one
-        "cases": [],
-        "all_cases_known": False,
-        "fold": None,
-        "epochs": None,
-    }
-
-
 def read_any(path: str) -> dict[str, Any]:
-    """A file of tensors and plain values, whatever it is, on the CPU; `UserError` as `read`."""
+    """Read a file of tensors and plain values, whatever it is, on the CPU; `UserError` as `read`."""
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
+    if _is_of_old_format(path):
+        stem, ending = os.path.splitext(path)
+        new = f"{stem}_zip{ending}"
+        arguments = ", ".join(json.dumps(name, ensure_ascii=False) for name in (path, new))
+        line = f"from pcrl_nnunet.checkpoint import save_as_zip; save_as_zip({arguments})"
+        raise UserError(
+            f"checkpoint {path} is in torch's old format, which has no checksums; expected the zip format of torch 1.6 "
+            f"and later: save it anew and take {new}, with: {shlex.join(['python', '-c', line])}"
+        )
+    return _load(path, _check_zip)
+
+
+def save_as_zip(old: str, new: str) -> None:
+    """Save a file of torch's old format in the present one; end with a sentence where that fails.
+
+    No code in the file is run.
+    """
+    with exit_on_user_error():
+        if os.path.exists(new):
+            raise UserError(f"{new} exists; expected a new name: take that file, or give another name")
+        write(new, _load(old), go_on="run this again")
+
+
+def _is_of_old_format(path: str) -> bool:
+    """Whether a file begins as torch.save began its files before torch 1.6."""
+    begin = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+    with suppress(OSError), open(path, "rb") as file:  # what cannot be opened is said by `_load`
+        return file.read(len(begin)) == begin
+    return False
+
+
+def _check_zip(path: str) -> None:
+    """Raise where a file is cut or a bit has changed: torch.load looks at no checksum."""
+    if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
+        raise ValueError("not a whole file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UserError(f"{path} is a TorchScript program and was not run; expected {EXPECTED}")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is another")
+
+
+def _load(path: str, check: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Load tensors and plain values, and run no code; the check comes first and raises what is wrong."""
     try:
-        if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
-            raise ValueError("not a whole file of torch.save")
-        with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} is another")
+        check(path)
         with torch.serialization.safe_globals(_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except PermissionError as error:
         raise UserError(f"checkpoint {path} may not be read ({error.strerror}); correct its permissions") from error
     except pickle.UnpicklingError as error:
+        refused = "".join(f" ({name})" for name in re.findall(r"GLOBAL ([\w.]+)", str(error))[:1])
         raise UserError(
-            f"checkpoint {path} holds more than tensors and plain values and was not loaded, as it could run code; "
-            f"expected a file that pcrl_nnunet_pretrain wrote"
+            f"checkpoint {path} holds more than tensors and plain values{refused} and was not loaded, as it could run "
+            f"code; expected {EXPECTED}"
         ) from error
     except Exception as error:  # a damaged header may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -222,7 +196,7 @@ def read_any(path: str) -> dict[str, Any]:
             f"checkpoint {path} cannot be read ({reason}): it is truncated or damaged; copy it again or pretrain again"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path} holds no block of names and values; expected one of pcrl_nnunet_pretrain's")
+        raise UserError(f"checkpoint {path} holds no block of names and values; expected {EXPECTED}")
     return content
 
 
@@ -263,7 +237,7 @@ def nnssl_adaptation_plan(
     return {
         # nnU-Net's dynamic loader looks for stages and kernels in here, or at the top of the file
         "architecture_kwargs": architecture["arch_kwargs"],
-        "architecture_plans": _architecture_plans(architecture),
+        "architecture_plans": architecture_plans(architecture),
         "pretrain_plan": {
             "dataset_name": plans["dataset_name"],
             "plans_name": plans["plans_name"],
@@ -275,12 +249,4 @@ def nnssl_adaptation_plan(
         "key_to_stem": network.key_to_stem,
         "keys_to_in_proj": list(network.keys_to_in_proj),
         "key_to_lpe": None,
-    }
-
-
-def _architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
-        "arch_kwargs": architecture["arch_kwargs"],
-        "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
     }

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape, glob
+from shutil import rmtree
 
 DRAFT = "draft_"
 
@@ -15,17 +16,38 @@ DRAFT = "draft_"
 def whole(path: str | os.PathLike[str]) -> Iterator[str]:
     """A path to write to: the file there takes the place of `path` in the end, at once.
 
-    An error leaves what was at `path`, and nothing else. Processes that write the same file do not disturb each other.
-    The path lies beside the file and ends as it does, as libraries tell formats by the ending.
+    An error leaves what was at `path`, and nothing else; an OSError of the draft names `path`. Processes that write the
+    same file do not disturb each other. The path lies beside the file and ends as it does,
+    as libraries tell formats by the ending.
     """
     folder, name = os.path.split(path)
     draft = os.path.join(folder, f"{DRAFT}{os.getpid()}_{name}")
     try:
         yield draft
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename == draft:
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         with suppress(OSError):
             os.remove(draft)
+
+
+@contextmanager
+def new_folder(path: str) -> Iterator[None]:
+    """Make a folder, and those above it; an error removes the ones that were made, with the files in them."""
+    made = path
+    while not os.path.isdir(os.path.dirname(made)):
+        made = os.path.dirname(made)
+    was_there = os.path.isdir(path)
+    try:
+        os.makedirs(path, exist_ok=True)
+        yield
+    except BaseException:
+        if not was_there:
+            rmtree(made, ignore_errors=True)
+        raise
 
 
 def is_draft(name: str) -> bool:

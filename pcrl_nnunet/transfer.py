@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -34,6 +37,7 @@ DECODER_NAMES = {"stages": "blocks", "transpconvs": "upsample"}  # of nnU-Net's,
 DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 LONG = "foreground_intensity_properties_per_channel"
 DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+NOT_PRETRAINED = "nothing pretrained is loaded for them"
 UNKNOWN_CASES = (
     "WARNING: the checkpoint does not list the cases that it was trained on: whether validation cases were among them "
     "cannot be told"
@@ -42,7 +46,7 @@ UNKNOWN_CASES = (
 
 @dataclass
 class TransferReport:
-    """What became of every tensor: its name and its number of elements, aliases counted once."""
+    """The outcome for every tensor: its name and its number of elements, aliases counted once."""
 
     loaded: dict[str, int] = field(default_factory=dict)  # as it is in the checkpoint
     adapted: dict[str, int] = field(default_factory=dict)  # to other input channels or another kernel size
@@ -57,24 +61,30 @@ class TransferReport:
         return {"totals": totals, **asdict(self)}
 
     def rows(self) -> list[tuple[str, str, int, str]]:
-        """One a tensor: its name, what became of it, its number of elements, how or why; in the order of the kinds."""
+        """Return a row a tensor: its name, kind, number of elements, how or why; in the order of the kinds."""
         return [
-            (name, kind, size, self.notes.get(name, ""))
+            (name, kind, size, self.notes.get(name, NOT_PRETRAINED if kind == "random" else ""))
             for kind, tensors in self._kinds()
             for name, size in tensors.items()
         ]
 
     def summary(self, notes: bool = True) -> str:
-        """The totals, one line a kind, and the notes."""
+        """Return the totals, one line a kind, and the notes."""
         lines = [f"{self.encoder_share:.1%} of the encoder's parameters are pretrained"]
-        lines += [
-            f"  {kind:8} {len(tensors):4} tensors, {sum(tensors.values()):12,} parameters"
-            for kind, tensors in self._kinds()
-        ]
+        lines += [f"  {kind:8} {_count(tensors)}" for kind, tensors in self._kinds() if kind != "random"]
+        of_encoder = {name: size for name, size in self.random.items() if name.startswith("encoder.")}
+        of_decoder = {name: size for name, size in self.random.items() if name not in of_encoder}
+        if of_encoder:
+            lines.append(f"  random   {_count(of_encoder)}, of the encoder: the checkpoint has none that fit")
+        lines.append(f"  random   {_count(of_decoder)}, of nnU-Net's decoder: {NOT_PRETRAINED}")
         return "\n".join([*lines, *(f"  {name}: {note}" for name, note in self.notes.items() if notes)])
 
     def _kinds(self) -> Iterable[tuple[str, dict[str, int]]]:
         return ((kind, getattr(self, kind)) for kind in ("loaded", "adapted", "skipped", "random"))
+
+
+def _count(tensors: Mapping[str, int]) -> str:
+    return f"{len(tensors):4} tensors, {sum(tensors.values()):12,} parameters"
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -168,7 +178,11 @@ def check_architecture(
     some_fits = (theirs.network, theirs.dimensions) == (ours.network, ours.dimensions) and allow_partial
     if theirs.loads_into(ours) or some_fits:
         return
-    fitting = [f"-c {name} -p {plan}" for plan, name, shape in _shapes_in(folder) if shape and theirs.loads_into(shape)]
+    fitting = [
+        shlex.join(["-c", name, "-p", plan])
+        for plan, name, shape in _shapes_in(folder)
+        if shape and theirs.loads_into(shape)
+    ]
     would = f"none of the dataset's plans fits: it needs a {theirs}, at the stages that both have"
     if fitting:
         would = f"it would load into {' or '.join(fitting[:MOST_NAMED])}"
@@ -199,7 +213,7 @@ def architecture_differences(
     pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
     for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
         pairs[name] = (theirs["arch_kwargs"].get(name), arch_kwargs.get(name))
-    differing = {name: (a, b) for name, (a, b) in pairs.items() if _plain(a) != _plain(b)}
+    differing = {name: (a, b) for name, (a, b) in pairs.items() if not same_setting(a, b)}
     return [f"{name}: {a} in the checkpoint, {b} in the plan" for name, (a, b) in differing.items()]
 
 
@@ -223,7 +237,7 @@ def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], co
     differences = [
         f"{name}: different" if name == LONG else f"{name}: {a} in the checkpoint's plan, {b} in this one"
         for name, (a, b) in pairs.items()
-        if _plain(a) != _plain(b)
+        if not same_setting(a, b)
     ]
     return [*differences, *([f"the checkpoint does not state {', '.join(missing)}"] if missing else [])]
 
@@ -439,8 +453,42 @@ def _tensors(state: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
     return [(aliases, state[aliases[0]]) for aliases in names.values()]
 
 
-def _plain(value: Any) -> Any:
-    """Lists, as JSON has them, for tuples at any depth: these are the same setting."""
+def same_setting(a: Any, b: Any) -> bool:
+    """Whether two values of a plan are one setting, in whatever spelling.
+
+    A single value is the same as a list that repeats it, as nnU-Net's networks take both; so are a tuple and a list, a
+    class under its long and its short name, and nothing and no arguments.
+    """
+    a, b = _spelled(a), _spelled(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_setting(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_setting, a, b))
+    if isinstance(a, list) or isinstance(b, list):
+        several, single = (a, b) if isinstance(a, list) else (b, a)
+        return bool(several) and all(same_setting(item, single) for item in several)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-6)  # float32 and float64
+    return bool(a == b)
+
+
+def _spelled(value: Any) -> Any:
+    """Return a value in one spelling, at its first level: list, dict, class, number, or None."""
+    if isinstance(value, (Tensor, np.generic)):
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): item for key, item in value.items()} or None
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str) and (found := _class_of_torch(value)) is not None:
+        return found
+    return value
+
+
+def _class_of_torch(name: str) -> Any:
+    """Return what torch has under a dotted name; None for another name. No other package is imported."""
+    root, *parts = name.split(".")
+    found: Any = torch if root == "torch" and parts else None
+    for part in parts:
+        found = getattr(found, part, None)
+    return found

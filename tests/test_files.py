@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pcrl_nnunet.files import whole, write_text
+from pcrl_nnunet.files import new_folder, whole, write_text
 
 
 def test_the_file_takes_its_place_in_the_end_and_at_once(tmp_path):
@@ -32,6 +32,43 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, written):
         fail()
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("missing", ["folder", "draft"])
+def test_an_error_names_the_file_that_the_user_knows(tmp_path, missing):
+    path = tmp_path / "folder" / "plan.json"
+    if missing == "draft":
+        path.parent.mkdir()
+
+    def write():
+        with whole(path) as draft:
+            if missing == "folder":
+                Path(draft).write_text("there is no such folder")
+
+    with pytest.raises(FileNotFoundError) as error:  # of opening the draft, or of renaming it
+        write()
+    assert error.value.filename == str(path)
+    assert "draft" not in str(error.value)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_folders_that_were_made_go_with_an_error_and_others_stay(tmp_path, depth):
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "kept").touch()
+    folder = there.joinpath(*"ab"[:depth])
+
+    def fail():
+        with new_folder(str(folder)):
+            (folder / "new").touch()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert sorted(os.listdir(there)) == (["kept"] if depth else ["kept", "new"])
+    with new_folder(str(folder)):
+        pass
+    assert folder.is_dir()
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"methods"},
     {"crops", "targets"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
+    {"foreign_checkpoints"},
     {"boxes", "config", "distributed", "files", "lock"},
     {"errors"},
 ]

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,78 @@ def test_the_decoder_and_tuples_for_lists_are_no_difference() -> None:
     kwargs = arch_kwargs(n_conv_per_stage_decoder=[3, 3], features_per_stage=(4, 8, 8))
     assert transfer.architecture_differences(content, PLAIN, kwargs) == []
     assert transfer.architecture_differences(content, RESENC, kwargs) != []
+
+
+SPELLINGS = [
+    ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU"),
+    (False, [False]),
+    (3, [3, 3, 3]),
+    ([3, [1, 3, 3]], [[3, 3, 3], (1, 3, 3)]),
+    (3, [[3, 3, 3]] * 4),
+    (1, 1.0),
+    ((1, 2), [1, 2]),
+    (1e-5, float(np.float32(1e-5))),
+    (torch.tensor([1.0, 2.0]), [1, 2]),
+    (None, {}),
+    ({"eps": 1e-5, "inplace": True}, {"inplace": [True], "eps": 0.00001}),
+    ("ZScoreNormalization", ["ZScoreNormalization"]),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SPELLINGS)
+def test_two_spellings_of_one_setting_are_no_difference(a: Any, b: Any) -> None:
+    assert transfer.same_setting(a, b)
+    assert transfer.same_setting(b, a)
+
+
+OTHERS = [
+    ("torch.nn.LeakyReLU", "torch.nn.ReLU"),
+    ("torch.nn.Conv2d", "torch.ao.nn.quantized.Conv2d"),
+    ("their.LeakyReLU", "torch.nn.LeakyReLU"),
+    (False, [False, True]),
+    (3, [1, 3, 3]),
+    ([1, 3, 3], [[1, 3, 3]] * 3),
+    ([3, 3], [3, 3, 3]),
+    (1, 1.001),
+    (None, False),
+    (None, []),
+    (3, []),
+    ({"eps": 1e-5}, {"eps": 1e-5, "affine": True}),
+    ({"eps": 1e-5}, {"eps": 1e-4}),
+    (["CTNormalization"], ["ZScoreNormalization"]),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), OTHERS)
+def test_other_settings_are_a_difference(a: Any, b: Any) -> None:
+    assert not transfer.same_setting(a, b)
+    assert not transfer.same_setting(b, a)
+
+
+def test_a_networks_settings_in_another_spelling_are_no_difference() -> None:
+    content = content_of(build())
+    spelled = arch_kwargs(
+        kernel_sizes=3, n_conv_per_stage=2, nonlin="torch.nn.modules.activation.LeakyReLU", dropout_op_kwargs={}
+    )
+    assert transfer.architecture_differences(content, PLAIN, spelled) == []
+    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"] = spelled
+    assert transfer.architecture_differences(content, PLAIN, arch_kwargs()) == []
+
+
+@pytest.mark.parametrize("features", [(4, 8, 8), (4, 8)])
+def test_the_summary_says_of_which_part_random_tensors_are(features: tuple[int, ...]) -> None:
+    network = build()
+    report = transfer.load_encoder(network, content_of(build(features=features)), allow_partial=True)
+    found = re.findall(
+        r"^  random +(\d+) tensors, +[\d,]+ parameters, (.*)$", report.summary(notes=False), re.MULTILINE
+    )
+    parts = {name: name.split(".")[0] for name, _ in network.named_parameters() if not name.startswith("decoder.enc")}
+    decoder = [name for name, part in parts.items() if part == "decoder"]
+    missing = [name for name in parts if name.startswith("encoder.stages.2.") and len(features) == 2]
+    of_encoder = [(str(len(missing)), "of the encoder: the checkpoint has none that fit")] if missing else []
+    assert found == [*of_encoder, (str(len(decoder)), "of nnU-Net's decoder: nothing pretrained is loaded for them")]
+    hows = {name: how for name, kind, _, how in report.rows() if kind == "random"}
+    assert {hows[name] for name in decoder} == {"nothing pretrained is loaded for them"}
 
 
 def test_a_folds_own_pretraining_comes_before_that_on_all_cases_and_no_other_folds_is_taken() -> None:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 from copy import deepcopy
 from typing import Any
 
@@ -70,6 +71,19 @@ def main() -> None:
     _refuse_others(plan_file, new_plan, target, fitted)
     _write(plan_file, new_plan, target, fitted, report.rows())
 
+    _print_report(source, checkpoint, plan, report)
+    ours, stock = _commands(dataset, plan.configuration, new_plan["plans_name"], target)
+    print(
+        f"\nWrote {plan_file}\n      {target}\n      {os.path.join(os.path.dirname(target), TABLE)}\n"
+        f"Fine-tune it, here fold 0 (other folds alike), with: {ours}\n"
+        f"or with nnU-Net alone: {stock}"
+    )
+
+
+def _print_report(source: str, checkpoint: dict[str, Any], plan: Any, report: Any) -> None:
+    """Print a line for every tensor, the totals, and how the checkpoint's network and data differ from the plan's."""
+    from pcrl_nnunet import transfer
+
     width = max(len(name) for name, *_ in report.rows())
     for name, what, elements, how in report.rows():
         print(f"{name:{width}}  {what:8} {elements:12,}  {how}".rstrip())
@@ -79,17 +93,21 @@ def main() -> None:
         "another network": transfer.architecture_differences(
             checkpoint, architecture["network_class_name"], architecture["arch_kwargs"]
         ),
-        "other data": transfer.data_differences(checkpoint, new_plan, plan.configuration),
+        "other data": transfer.data_differences(checkpoint, plan.plans, plan.configuration),
     }
     for of, listed in differences.items():
         for difference in listed:
             print(f"Note, pretrained on {of}: {difference}")
-    train = f"nnUNetv2_train {dataset} {plan.configuration} FOLD -p {new_plan['plans_name']}"
-    print(
-        f"\nWrote {plan_file}\n      {target}\n      {os.path.join(os.path.dirname(target), TABLE)}\n"
-        f"Fine-tune it with: {train} -tr PCRLFinetuneTrainer\n"
-        f"or with nnU-Net alone: {train} -pretrained_weights {target}"
-    )
+
+
+def _commands(dataset: str, configuration: str, plans_name: str, checkpoint: str) -> tuple[str, str]:
+    """Return the lines that train fold 0 with our trainer and with nnU-Net's, to be pasted into a shell."""
+    import torch
+
+    train = ["nnUNetv2_train", dataset, configuration, "0", "-p", plans_name]
+    device = [] if torch.cuda.is_available() else ["-device", "cpu"]  # nnU-Net's default is a GPU
+    ours = [*train, "-tr", "PCRLFinetuneTrainer", *device]
+    return shlex.join(ours), shlex.join([*train, "-pretrained_weights", checkpoint, *device])
 
 
 def _network(plan: Any) -> tuple[Any, int]:
@@ -179,20 +197,23 @@ def _refuse_others(plan_file: str, plan: dict[str, Any], target: str, fitted: di
 def _write(
     plan_file: str, plan: dict[str, Any], target: str, fitted: dict[str, Any], rows: list[tuple[str, str, int, str]]
 ) -> None:
-    """The plan comes last: where it is, everything is."""
+    """Write the plan last: where the plan is, everything is. An error leaves nothing that was not there before."""
     from pcrl_nnunet import checkpoint as checkpoint_file
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.files import write_text
+    from pcrl_nnunet.files import new_folder, whole
 
+    folder = os.path.dirname(target)
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        checkpoint_file.write(target, fitted)
-        with open(os.path.join(os.path.dirname(target), TABLE), "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([HEADER, *rows])
-        write_text(plan_file, json.dumps(plan, indent=4))
+        with new_folder(folder), whole(plan_file) as plan_draft, whole(os.path.join(folder, TABLE)) as table_draft:
+            with open(plan_draft, "w", encoding="utf-8") as file:  # fails before anything is in place
+                json.dump(plan, file, indent=4)
+            with open(table_draft, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([HEADER, *rows])
+            checkpoint_file.write(target, fitted, go_on="run this again")
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be written ({error.strerror}); make room or the folder writable"
+            f"{error.filename} cannot be written ({error.strerror}), so no plan and no checkpoint were written; "
+            f"make room or the folder writable, and run this again"
         ) from error
 
 

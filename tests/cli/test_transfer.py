@@ -1,10 +1,14 @@
 import copy
 import csv
 import json
+import re
+import shlex
 import sys
 
+import numpy as np
 import pytest
 import torch
+from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import make_plan
@@ -33,7 +37,7 @@ def command(monkeypatch):
 DEEPER = (4, 8, 8, 16)
 
 
-def pretrained(tiny, tmp_path, plan=None, seed=0):
+def pretrained(tiny, tmp_path, plan=None, seed=0, init=None):
     """The file of a real, short pretraining of the tiny dataset, elsewhere."""
     plan = plan or make_plan()
     settings = pretrain_settings(
@@ -42,6 +46,8 @@ def pretrained(tiny, tmp_path, plan=None, seed=0):
     plans = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
     trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
     trainer.initialize()
+    if init is not None:
+        trainer._load_init(init)
     path = str(tmp_path / f"pretrained_{seed}.pth")
     checkpoint.write(path, trainer.final_content())
     return path
@@ -94,7 +100,6 @@ def test_it_writes_a_plan_of_the_same_data_the_fitted_file_and_the_table(command
     assert how == {"encoder.stages.0.0.convs.0.conv.weight": "1 input channels made 2, kernel 3x3x3 made 1x3x3"}
     assert {row["tensor"].split(".")[2] for row in rows if row["what"] == "skipped"} == {"3"}
     assert "100.0% of the encoder's parameters are pretrained" in out
-    assert "-tr PCRLFinetuneTrainer" in out
 
 
 def test_our_trainer_and_stock_nnunet_start_from_the_same_encoder(command, tiny, tmp_path):
@@ -186,3 +191,97 @@ def test_mistakes_are_said_in_a_sentence_and_nothing_is_written(command, tiny, t
     given = {"-i": source, "-d": "999", "-name": "x", **dict(zip(arguments[::2], arguments[1::2], strict=True))}
     assert message in command(*[part for item in given.items() for part in item])
     assert {path for folder in (tiny.folder, tiny.results) for path in folder.rglob("*")} == before
+
+
+def everything_in(tiny):
+    return {path: path.is_file() and path.read_bytes() for path in tiny.folder.parents[1].rglob("*")}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_plan_that_cannot_be_written_is_named_and_no_checkpoint_without_it_is_left(
+    command, tiny, tmp_path, as_users_do, again
+):
+    source = pretrained(tiny, tmp_path)
+    if again:  # the checkpoint of an earlier call is there, its plan was removed
+        assert command("-i", source, "-d", "999", "-name", "a") == 0
+        (tiny.folder / "nnUNetPlans_a.json").unlink()
+    before = everything_in(tiny)
+    tiny.folder.chmod(0o555)
+    error = command("-i", source, "-d", "999", "-name", "a")
+    tiny.folder.chmod(0o755)
+    assert error == (
+        f"Error: {tiny.folder / 'nnUNetPlans_a.json'} cannot be written (Permission denied), so no plan and no "
+        f"checkpoint were written; make room or the folder writable, and run this again"
+    )
+    assert everything_in(tiny) == before
+
+
+@pytest.mark.parametrize("what", ["table", "checkpoint", "folder"])
+def test_where_the_results_cannot_be_written_no_plan_is_left(command, tiny, tmp_path, as_users_do, monkeypatch, what):
+    source = pretrained(tiny, tmp_path)
+    tiny.results.mkdir(exist_ok=True, parents=True)
+    before = everything_in(tiny)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "transfer.csv")
+
+    with monkeypatch.context() as patch:
+        if what == "table":
+            patch.setattr(csv, "writer", full)
+        elif what == "checkpoint":
+            patch.setattr(torch, "save", full)
+        else:
+            tiny.results.chmod(0o555)
+        error = command("-i", source, "-d", "999", "-name", "a")
+        tiny.results.chmod(0o755)
+    assert re.search(r"PCRLPretrainTrainer__\S* .*Permission denied" if what == "folder" else "No space left", error)
+    assert "draft" not in error
+    assert "--c" not in error
+    assert everything_in(tiny) == before
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_printed_commands_can_be_pasted(command, tiny, tmp_path, monkeypatch, capsys, gpu):
+    results = tmp_path / "it's mine" / "results"
+    monkeypatch.setenv("nnUNet_results", str(results))
+    source = pretrained(tiny, tmp_path)
+    assert command("-i", source, "-d", "999", "-name", "a") == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    capsys.readouterr()
+    assert command("-i", source, "-d", "999", "-name", "a") == 0
+    out = capsys.readouterr().out
+    assert "here fold 0 (other folds alike)" in out
+    given = []
+    monkeypatch.setattr(run_training, "run_training", lambda *arguments, **named: given.append((arguments, named)))
+    for name in ("set_num_threads", "set_num_interop_threads"):
+        monkeypatch.setattr(torch, name, lambda _: None)
+    for line in re.findall("with(?: nnU-Net alone)?: (nnUNetv2_train .*)", out):
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        run_training.run_training_entry()  # nnU-Net's own parser
+    (ours, of_ours), (stock, of_stock) = given
+    assert ours[:6] == ("Dataset999_Tiny", "3d_fullres", "0", "PCRLFinetuneTrainer", "nnUNetPlans_a", None)
+    assert stock[:5] == ("Dataset999_Tiny", "3d_fullres", "0", "nnUNetTrainer", "nnUNetPlans_a")
+    assert stock[5].startswith(str(results))
+    checkpoint.read(stock[5])
+    assert of_ours["device"] == of_stock["device"] == torch.device("cuda" if gpu else "cpu")
+
+
+def test_every_road_reads_a_supervised_training_saved_within_ddp_and_compile(command, tiny, tmp_path):
+    stock = trainer_of(nnUNetTrainer, tiny, make_plan())
+    for key, value in (("mean_fg_dice", 0.5), ("epoch_end_timestamps", 1.0)):
+        stock.logger.log(key, np.float32(value), 0)
+    path = str(tmp_path / "checkpoint_best.pth")
+    stock.save_checkpoint(path)
+    content = torch.load(path, weights_only=False)
+    content["network_weights"] = {f"module._orig_mod.{n}": t for n, t in content["network_weights"].items()}
+    torch.save(content, path)
+    wanted = checkpoint.encoder_hash(stock.network.encoder)
+
+    assert command("-i", path, "-d", "999", "-name", "a") == 0
+    assert checkpoint.read(str(target_file(tiny, "a")))["encoder_hash"] == wanted
+
+    fine_tuning = trainer_of(PCRLFinetuneTrainer, tiny, make_plan(checkpoint=path))
+    fine_tuning._load_pretrained_encoder()
+    assert checkpoint.encoder_hash(fine_tuning.network.encoder) == wanted
+
+    assert checkpoint.read(pretrained(tiny, tmp_path, init=path))["encoder_hash"] == wanted

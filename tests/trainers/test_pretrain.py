@@ -10,6 +10,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
@@ -308,29 +309,72 @@ def test_stock_nnunet_loads_the_file_as_pretrained_weights(tiny):
     assert checkpoint.encoder_hash(network.encoder) == final(tiny)["encoder_hash"]
 
 
-def test_nnunets_coming_loader_of_nnssl_checkpoints_finds_what_it_reads(tiny):
-    """As nnU-Net's main branch loads it: safely, then strictly into the modules that the network names."""
-    trainer = make(tiny)
-    run(trainer)
-    content = torch.load(folder_of(tiny) / checkpoint.FINAL, weights_only=True)
-    plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
-    network = trainer.build_network_architecture(
-        trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads
+RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+def res_enc_plan():
+    """The tiny plan with another network."""
+    plan = make_plan()
+    architecture = plan["configurations"]["3d_fullres"]["architecture"]
+    kwargs = architecture["arch_kwargs"]
+    kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+    architecture["network_class_name"] = RESENC
+    return plan
+
+
+@pytest.mark.parametrize("plan", [make_plan(), res_enc_plan()], ids=["PlainConv", "ResEnc"])
+def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan):
+    """As its commands do: the plan's entries from the file, a network of them, the weights strictly into its parts."""
+    trainer = make(tiny, plan=plan)
+    trainer.initialize()
+    with torch.no_grad():
+        for parameter in trainer.plan_network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    path = str(tiny.folder / checkpoint.FINAL)
+    checkpoint.write(path, trainer.final_content())
+    settings, patch_size = trainer.settings, list(trainer.configuration_manager.patch_size)
+    del trainer, plan
+
+    content = torch.load(path, weights_only=True)
+    weights, adaptation = content["network_weights"], content["nnssl_adaptation_plan"]
+    assert all(tensor.device.type == "cpu" for tensor in weights.values())  # it maps them to no device
+    pretrained_on = next(iter(adaptation["pretrain_plan"]["configurations"].values()))
+    for_the_plan = {  # `pretrain_info`, which becomes a part of a plan's JSON
+        **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
+        "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
+        "pt_used_patchsize": pretrained_on["patch_size"],
+        "pt_recommended_downstream_patchsize": adaptation["recommended_downstream_patchsize"],
+        "citations": content["citations"],
+        "pt_architecture_kwargs": adaptation["architecture_kwargs"],
+        "spacing": pretrained_on["spacing"],
+        "architecture": adaptation["architecture_plans"],
+    }
+    assert json.loads(json.dumps(for_the_plan)) == for_the_plan
+    assert for_the_plan["spacing"] == [1, 1, 1]
+    assert for_the_plan["pt_used_patchsize"] == list(settings.views.global_input_size)
+    assert for_the_plan["pt_recommended_downstream_patchsize"] == patch_size
+    assert all(citation.keys() >= {"type", "name", "apa_citations"} for citation in for_the_plan["citations"])
+    for kwargs in (for_the_plan["pt_architecture_kwargs"], content["architecture_kwargs"]):  # it looks for stages here
+        assert kwargs["n_stages"] == 3
+        assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 3
+
+    architecture = for_the_plan["architecture"]
+    network = get_network_from_plans(
+        architecture["arch_class_name"],
+        architecture["arch_kwargs"],
+        architecture["arch_kwargs_requiring_import"],
+        for_the_plan["pt_num_in_channels"],
+        2,
+        allow_init=True,
+        deep_supervision=False,
     )
     for theirs, ours in (("key_to_encoder", network.key_to_encoder), ("key_to_stem", network.key_to_stem)):
-        prefix = f"{plan[theirs]}."
+        prefix = f"{for_the_plan[theirs]}."
         part = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         network.get_submodule(ours).load_state_dict(part)  # strictly
     assert checkpoint.encoder_hash(network.encoder) == content["encoder_hash"]
-    assert all(f"{name}.weight" in weights for name in plan["keys_to_in_proj"])
-    assert plan["pretrain_num_input_channels"] == 1
-    assert plan["key_to_lpe"] is None
-    (configuration,) = plan["pretrain_plan"]["configurations"].values()
-    assert configuration["spacing"] == [1, 1, 1]
-    assert configuration["patch_size"] == list(trainer.settings.views.global_input_size)
-    for kwargs in (content["architecture_kwargs"], plan["architecture_kwargs"]):
-        assert kwargs["n_stages"] == 3
-        assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 3
+    assert all(f"{name}.weight" in weights for name in for_the_plan["keys_to_in_proj"])
+    assert for_the_plan["key_to_lpe"] is None
 
 
 def supervised(tiny, fold=0):
