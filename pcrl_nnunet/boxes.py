@@ -23,6 +23,9 @@ MULTI_CROP_LOCAL = (0.05, 0.3)
 MULTI_CROP_ASPECT = 4 / 3  # of the largest to the smallest axis, beyond the area's own
 
 
+ENDLESS = 2**40  # voxels, more than any image has on an axis
+
+
 @dataclass(frozen=True)
 class Box:
     """The voxels `lower <= index < upper`, an axis an entry."""
@@ -44,6 +47,10 @@ class Box:
     @property
     def shape(self) -> Size:
         return tuple(high - low for low, high in zip(self.lower, self.upper, strict=True))
+
+    @property
+    def dim(self) -> int:
+        return len(self.lower)
 
     @property
     def volume(self) -> int:
@@ -72,6 +79,12 @@ class Box:
         lower = tuple(min(max(a, b), c - 1) for a, b, c in zip(self.lower, outer.lower, outer.upper, strict=True))
         upper = tuple(max(min(a, b), c + 1) for a, b, c in zip(self.upper, outer.upper, lower, strict=True))
         return Box(lower, upper)
+
+    def beyond_edges_of(self, outer: Box) -> Box:
+        """This box, without an end on the sides where it reaches the edge of `outer`."""
+        lower = (-ENDLESS if a <= b else a for a, b in zip(self.lower, outer.lower, strict=True))
+        upper = (ENDLESS if a >= b else a for a, b in zip(self.upper, outer.upper, strict=True))
+        return Box(tuple(lower), tuple(upper))
 
     def index(self) -> tuple[slice, ...]:
         """Index into an array (C, *spatial) of the box's voxels, in all channels."""
@@ -104,6 +117,21 @@ def sample_inside(box: Box, size: Size, rng: np.random.Generator) -> Box:
     fitting = tuple(map(min, size, box.shape))
     free = [outer - inner for outer, inner in zip(box.shape, fitting, strict=True)]
     return Box.of_size([low + int(rng.integers(0, f + 1)) for low, f in zip(box.lower, free, strict=True)], fitting)
+
+
+def sample_shift(boxes: Sequence[tuple[Box, Box]], rng: np.random.Generator) -> Size:
+    """Draw a shift, uniformly among the shifts after which every box still lies inside its outer box.
+
+    Args:
+        boxes: inner and outer boxes; each inner box lies inside its outer one.
+        rng: the only source of randomness.
+
+    Returns:
+        the new origin, as `Box.shifted` takes it.
+    """
+    low = np.max([np.subtract(inner.upper, outer.upper) for inner, outer in boxes], axis=0)
+    high = np.min([np.subtract(inner.lower, outer.lower) for inner, outer in boxes], axis=0)
+    return tuple(rng.integers(low, high + 1).tolist())
 
 
 def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: np.random.Generator) -> tuple[Box, Box]:

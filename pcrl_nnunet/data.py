@@ -32,9 +32,10 @@ from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import is_draft, whole
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
-from pcrl_nnunet.transforms.sub_crop import Volume, Window, read_window
+from pcrl_nnunet.transforms.sub_crop import MAX_BACKGROUND, Volume, Window, background_of_views, read_window
 
 CACHED = 2  # batches that wait in each worker's queue
+BACKGROUND_SAMPLES = 48  # pairs that the share of background is said of
 SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
 
@@ -228,12 +229,17 @@ class ViewLoader(SlimDataLoaderBase):
 
     def sample(self, step: int, index: int) -> dict[str, Any]:
         """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
-        # not (seed, step, ...), which is the generator that draws the step's level
-        rng = np.random.default_rng((self.seed, 0, step, index))
-        case: Case
-        volume: Volume
-        case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
-        return self.transform(data=volume, rng=rng, case=case.name)
+        return self.transform(**self._source(step, index))
+
+    def background(self, number: int) -> dict[str, np.ndarray]:
+        """Return the shares of background, 0 to 1, of the first samples' crops; pixels are read, and no view is made.
+
+        Returns:
+            ``global`` (number, 2) and ``local`` (number, N).
+        """
+        sub_crop = self.transform.transforms[0]
+        found = [background_of_views(sub_crop(**self._source(0, index))) for index in range(number)]
+        return {kind: np.array([shares[kind] for shares in found]) for kind in ("global", "local")}
 
     def sample_in_steps(self, case: Case, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
         """The views of a case with ``boxes`` in voxels of its image, and the views before pixel augmentation.
@@ -261,6 +267,24 @@ class ViewLoader(SlimDataLoaderBase):
     def cases(self) -> list[Case]:
         """What it draws from."""
         return list(self._data)
+
+    def background_line(self) -> str:
+        """Return how much background the views of a training show, as half a sentence."""
+        number = BACKGROUND_SAMPLES
+        shares = {kind: found for kind, found in self.background(number).items() if found.size}
+        means = ", ".join(f"{kind} views {found.mean():.0%}" for kind, found in shares.items())
+        empty = " and ".join(f"{(found > MAX_BACKGROUND).mean():.0%}" for found in shares.values())
+        line = f"{means} (means of {number} pairs; over {MAX_BACKGROUND:.0%} in {empty} of the views)"
+        return line.replace("%", " %")
+
+    def _source(self, step: int, index: int) -> dict[str, Any]:
+        """Return what a sample is made of: its generator, its image and the name of its case."""
+        # not (seed, step, ...), which is the generator that draws the step's level
+        rng = np.random.default_rng((self.seed, 0, step, index))
+        case: Case
+        volume: Volume
+        case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
+        return {"data": volume, "rng": rng, "case": case.name}
 
     def _draw(self, rng: np.random.Generator) -> tuple[Case, CaseVolume]:
         if self._up_to is None:

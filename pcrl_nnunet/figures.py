@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from pcrl_nnunet.boxes import Box
+from pcrl_nnunet.boxes import Box, ViewBoxes
 from pcrl_nnunet.scores import CONTROL
 from pcrl_nnunet.transforms.sub_crop import Volume
 
@@ -55,18 +55,22 @@ _PAIR_COLOURS = ("tab:cyan", "tab:orange")
 _LOCAL_COLOUR = "tab:green"
 
 
+_Grey = dict[str, Any]  # how `imshow` shows a channel
+
+
 def views_of_a_case(
     case: str,
     volume: Volume,
     sample: Mapping[str, Any],
     before: Sequence[np.ndarray],
     spacing: Sequence[float],
+    channels: Sequence[str],
     path: str | IO[bytes],
 ) -> None:
     """Where the views of one sample lie, and each view before and after pixel augmentation, as a PNG.
 
     Above: slices through the middle of the pair's bounding box, with all boxes projected onto them, in mm. Below: the
-    middle slices of the views, first channel.
+    middle slices of the views. Both have a row for each channel, in a grey scale of its own.
 
     Args:
         case: name, for the title.
@@ -75,60 +79,81 @@ def views_of_a_case(
             the views after augmentation, ``input`` (2, C, *G) and ``local`` (N, C, *L).
         before: the views before it, the pair first.
         spacing: mm, an axis of the views each.
+        channels: names of the C channels, which are shown where there are several.
         path: where to, a file's or an open one.
     """
     boxes, after = sample["boxes"], [*sample["input"], *sample.get("local", ())]
     crops = [*boxes.pair, *boxes.local]
     planes = [(0, 1)] if len(spacing) == 2 else [(1, 2), (0, 2), (0, 1)]
-    slices = [_slice(volume, sample["slice"], boxes.bounds, plane) for plane in planes]
-    low, high = np.percentile(np.concatenate([image.ravel() for image in slices]), (0.5, 99.5))
-    grey = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
-    figure = Figure(figsize=(2.1 * len(crops), 9), layout="constrained")
+    slices = [_slices(volume, sample["slice"], boxes.bounds, plane) for plane in planes]  # a plane: (C, rows, columns)
+    greys = [_grey(np.concatenate([of_plane[c].ravel() for of_plane in slices])) for c in range(len(channels))]
+    names = [f"{name}\n" for name in channels] if len(channels) > 1 else [""]
+    heights = (4.7 if len(channels) == 1 else 3.6 * len(channels)), 1.3 + 1.5 * 2 * len(channels)
+    figure = Figure(figsize=(2.1 * len(crops), sum(heights)), layout="constrained")
     where = "".join(f", slice {index} of {volume.shape[1]}" for index in sample["slice"])
     title = f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel"
     figure.suptitle(title, parse_math=False)  # a case may be called $x$
-    grid = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
+    grid = figure.add_gridspec(2, 1, height_ratios=heights)
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    for axis, plane, image in zip(upper.subplots(1, len(planes), squeeze=False)[0], planes, slices, strict=True):
-        row, column = plane
-        extent = (0, image.shape[1] * spacing[column], image.shape[0] * spacing[row], 0)
-        axis.imshow(image, extent=extent, **grey)
-        axis.set(xlabel=f"axis {column}, mm", ylabel=f"axis {row}, mm")
-        _draw(axis, boxes.bounds, plane, spacing, "white", "box around them", 1)
-        for box, colour, label in zip(boxes.pair, _PAIR_COLOURS, ("global 1", "global 2"), strict=True):
-            _draw(axis, box, plane, spacing, colour, label, 2)
-        for box in boxes.local:
-            _draw(axis, box, plane, spacing, _LOCAL_COLOUR, "local", 1)
+    axes = upper.subplots(len(channels), len(planes), squeeze=False)
+    for row, name, grey in zip(range(len(channels)), names, greys, strict=True):
+        for axis, plane, of_plane in zip(axes[row], planes, slices, strict=True):
+            _boxes_on_a_slice(axis, of_plane[row], boxes, plane, spacing, grey)
+        axes[row, 0].set_ylabel(f"{name}{axes[row, 0].get_ylabel()}", parse_math=False)
     handles = {str(artist.get_label()): artist for artist in upper.axes[0].patches}
     upper.legend(list(handles.values()), list(handles), loc="outside right upper", facecolor="lightgrey")
-    rows = lower.subplots(2, len(crops), squeeze=False)
+    rows = lower.subplots(2 * len(channels), len(crops), squeeze=False)
     for number, (box, plain, augmented) in enumerate(zip(crops, before, after, strict=True)):
         kind = f"global {number + 1}" if number < 2 else f"local {number - 1}"
         mm = [n * s for n, s in zip(box.shape, spacing, strict=True)]
         title = f"{kind}\n{_x(box.shape)} voxels\n{_x(mm)} mm\nto {_x(plain.shape[1:])} voxels"
         rows[0, number].set_title(title, fontsize=10)
         aspect = (mm[-2] / plain.shape[-2]) / (mm[-1] / plain.shape[-1])  # as in the body: a view's voxels are no cubes
-        for axis, view in zip(rows[:, number], (plain, augmented), strict=True):
-            axis.imshow(_middle(view), aspect=aspect, **grey)
-            axis.set(xticks=[], yticks=[])
-    rows[0, 0].set_ylabel("before")
-    rows[1, 0].set_ylabel("after pixel\naugmentation")
+        for channel, grey in enumerate(greys):
+            for axis, view in zip(rows[2 * channel : 2 * channel + 2, number], (plain, augmented), strict=True):
+                axis.imshow(_middle(view, channel), aspect=aspect, **grey)
+                axis.set(xticks=[], yticks=[])
+    for channel, name in enumerate(names):
+        rows[2 * channel, 0].set_ylabel(f"{name}before", parse_math=False)
+        rows[2 * channel + 1, 0].set_ylabel(f"{name}after pixel\naugmentation", parse_math=False)
     figure.savefig(path, dpi=90)
 
 
-def _middle(image: np.ndarray) -> np.ndarray:
-    """The middle slice of (C, *size), first channel."""
-    plane: np.ndarray = image[0, image.shape[1] // 2] if image.ndim == 4 else image[0]
+def _grey(values: np.ndarray) -> _Grey:
+    """Return the grey scale that shows nearly all of the values."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
+
+
+def _boxes_on_a_slice(
+    axis: Axes, image: np.ndarray, boxes: ViewBoxes, plane: tuple[int, int], spacing: Sequence[float], grey: _Grey
+) -> None:
+    """Show a slice in mm, with all boxes projected onto it."""
+    row, column = plane
+    extent = (0, image.shape[1] * spacing[column], image.shape[0] * spacing[row], 0)
+    axis.imshow(image, extent=extent, **grey)
+    axis.set(xlabel=f"axis {column}, mm", ylabel=f"axis {row}, mm")
+    _draw(axis, boxes.bounds, plane, spacing, "white", "box around them", 1)
+    for box, colour, label in zip(boxes.pair, _PAIR_COLOURS, ("global 1", "global 2"), strict=True):
+        _draw(axis, box, plane, spacing, colour, label, 2)
+    for box in boxes.local:
+        _draw(axis, box, plane, spacing, _LOCAL_COLOUR, "local", 1)
+
+
+def _middle(image: np.ndarray, channel: int = 0) -> np.ndarray:
+    """The middle slice of a channel of (C, *size)."""
+    plane: np.ndarray = image[channel, image.shape[1] // 2] if image.ndim == 4 else image[channel]
     return plane
 
 
-def _slice(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:
-    """The slice through the middle of `bounds` that `plane` spans, of the first channel."""
+def _slices(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:
+    """The slice through the middle of `bounds` that `plane` spans, of every channel: (C, rows, columns)."""
     middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
     through = [slice(None) if axis in plane else slice(m, m + 1) for axis, m in enumerate(middle)]
-    index = (slice(0, 1), *(slice(i, i + 1) for i in first), *through)
+    index = (slice(None), *(slice(i, i + 1) for i in first), *through)
     image = volume[index]
-    return image.reshape([n for n, s in zip(image.shape[-len(through) :], through, strict=True) if s == slice(None)])
+    kept = [n for n, s in zip(image.shape[-len(through) :], through, strict=True) if s == slice(None)]
+    return image.reshape([len(image), *kept])
 
 
 def _draw(
@@ -149,15 +174,16 @@ _INK = "#010203"  # becomes the colour of the text around the chart, light or da
 _ON_BOTH = ("#4c8dd6", "#e0803a", "#3fa66b", "#c85f9b", "#8d76d6", "#b3962b", "#3ea9bb", "#d65f5f")  # visible on either
 
 
-def slice_png(image: np.ndarray, low: float, high: float) -> bytes:
-    """The middle slice of an image, first channel, a pixel a voxel, as a PNG.
+def slice_png(image: np.ndarray, channel: int, low: float, high: float) -> bytes:
+    """The middle slice of an image's channel, a pixel a voxel, as a PNG.
 
     Args:
         image: (C, *size).
+        channel: its number.
         low, high: what is black, and what white.
     """
     file = BytesIO()
-    imsave(file, _middle(image), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), format="png")
+    imsave(file, _middle(image, channel), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), format="png")
     return file.getvalue()
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +20,95 @@ COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the s
 COLLAPSED_RANK = 2.0
 NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
 DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
+DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which a network at its start nearly reaches
+EARLY_STEPS = 200  # before them nothing is judged: an epoch's mean still holds the first steps
 # Before these a loss may stand still and begin to learn all the same (docs/evidence/hippocampus.md): the restoration,
 GRACE_STEPS = 500
 COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts where there is nothing to compare
 KEPT_VECTORS = 512  # a level and epoch, for the effective rank
 
+Summary = Mapping[str, Mapping[int, float]]  # the monitor's values: by quantity and level, the mean over an epoch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to "Is it learning?" after some steps.
+
+    Attributes:
+        state: "alarm" if there is an alarm; "learning" if every quantity shows it; else "too early".
+        text: the answer as a sentence.
+        alarms: sentences that say what fails at which level, and what to do.
+    """
+
+    state: Literal["too early", "learning", "alarm"]
+    text: str
+    alarms: tuple[str, ...] = ()
+
+
+def judge(summary: Summary, steps_done: int) -> Verdict:
+    """Say whether a pretraining learns. The log, the report and everybody else ask this function.
+
+    - Under 200 steps it is too early to tell.
+    - From 200 steps on, an error of more than twice the images' variance is an alarm.
+    - From 500 steps on, a restoration no better than a constant image and collapsed features are alarms; from 2,000
+      steps on, features that do not tell scans apart are an alarm. Before, they mean that it is too early to tell.
+    - It learns if none of these is found.
+
+    Args:
+        summary: of the last epoch, as `Monitor.summary` gives it.
+        steps_done: since the training began.
+    """
+    found = _failures(summary)
+    alarms = tuple(text for needed, text in found if steps_done >= needed)
+    if alarms:
+        number = "1 alarm" if len(alarms) == 1 else f"{len(alarms)} alarms"
+        return Verdict("alarm", f"No: {number} in the last epoch.", alarms)
+    needed = max([EARLY_STEPS, *(needed for needed, _ in found)])
+    if not any(summary.values()):
+        return Verdict("too early", "Too early to tell: nothing has been measured yet.")
+    if steps_done < needed:
+        return Verdict("too early", f"Too early to tell: {steps_done:,} steps are done, {needed:,} or more are needed.")
+    return Verdict("learning", "Yes: no alarm in the last epoch.")
+
+
+def _failures(summary: Summary) -> list[tuple[int, str]]:
+    """Return what an epoch failed at, each with the number of steps from which on it is an alarm."""
+    found = []
+    for level, ratio in summary.get("restoration_ratio", {}).items():
+        if not ratio < DEAD_RESTORATION:  # also where it is not a number
+            diverged = ratio > DIVERGED_RESTORATION
+            found.append(
+                (
+                    EARLY_STEPS if diverged else GRACE_STEPS,
+                    f"restoration of level {level} is {'far off' if diverged else 'dead'}: its error is {ratio:.2f} of "
+                    f"the images' variance, where a constant image reaches 1.00; lower initial_lr or check the images "
+                    f"(--dry_run)",
+                )
+            )
+    for level, margin in summary.get("matched_minus_shuffled", {}).items():
+        if not margin >= NOT_TOLD_APART:
+            found.append(
+                (
+                    COMPARISON_GRACE_STEPS,
+                    f"features of level {level} do not tell scans apart: two views of the same scan are as alike as "
+                    f"views of two scans (cosine {margin:+.3f} more); train longer, or raise batch_size",
+                )
+            )
+    for level, ratio in summary.get("sd_ratio", {}).items():
+        rank = summary["effective_rank"][level]
+        if not (ratio >= COLLAPSED_SD and rank >= COLLAPSED_RANK):
+            found.append(
+                (
+                    GRACE_STEPS,
+                    f"features of level {level} have collapsed: sd {ratio:.2f} of an even spread's, effective rank "
+                    f"{rank:.1f}; lower comparison_weight or initial_lr, or raise batch_size",
+                )
+            )
+    return found
+
 
 class Monitor:
-    """Collects one epoch's steps a level; `summary` and `alarms` speak of these."""
+    """Collects one epoch's steps a level; `summary` gives their means, which `judge` judges."""
 
     def __init__(self) -> None:
         self.clear()
@@ -71,33 +153,6 @@ class Monitor:
             "sd_ratio": {level: float(sd_ratio(v)) for level, v in vectors.items()},
             "effective_rank": {level: float(effective_rank(v)) for level, v in vectors.items()},
         }
-
-    def alarms(self, steps_done: int) -> list[str]:
-        """Sentences for the log, none while fewer than 500 steps are done."""
-        if steps_done < GRACE_STEPS:
-            return []
-        found = []
-        summary = self.summary()
-        for level, ratio in summary["restoration_ratio"].items():
-            if ratio >= DEAD_RESTORATION:
-                found.append(
-                    f"restoration of level {level} is dead: its error is {ratio:.2f} of the images' variance, "
-                    f"where a constant image reaches 1.00; lower initial_lr or check the images (--dry_run)"
-                )
-        for level, margin in summary["matched_minus_shuffled"].items():
-            if steps_done >= COMPARISON_GRACE_STEPS and margin < NOT_TOLD_APART:
-                found.append(
-                    f"features of level {level} do not tell scans apart: two views of the same scan are as alike as "
-                    f"views of two scans (cosine {margin:+.3f} more); train longer, or raise batch_size"
-                )
-        for level, ratio in summary["sd_ratio"].items():
-            if ratio < COLLAPSED_SD or summary["effective_rank"][level] < COLLAPSED_RANK:
-                found.append(
-                    f"features of level {level} have collapsed: sd {ratio:.2f} of an even spread's, effective rank "
-                    f"{summary['effective_rank'][level]:.1f}; lower comparison_weight or initial_lr, "
-                    f"or raise batch_size"
-                )
-        return found
 
 
 def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:

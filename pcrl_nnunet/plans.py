@@ -76,6 +76,19 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return resolved
 
 
+def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) -> list[str]:
+    """Return a label for every channel: its name in dataset.json and the number that its raw files end with.
+
+    Args:
+        case: name; where it begins with DATASET/, its dataset is another one, whose names are not known.
+        dataset_json: of the plan's dataset.
+        channels: number of channels of the case.
+    """
+    names = dataset_json.get("channel_names") or dataset_json.get("modality") or {}  # "modality" as in nnU-Net v1
+    known = names if len(names) == channels and "/" not in case else {}
+    return [f"{known.get(str(number), 'channel')} ({number:04d})" for number in range(channels)]
+
+
 def dataset_folder(dataset: str, command: str = "nnUNetv2_plan_and_preprocess") -> str:
     """The preprocessed folder of a dataset's name or ID; `UserError`, with the command to run, where there is none."""
     if not nnUNet_preprocessed.is_set():

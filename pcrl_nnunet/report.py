@@ -27,7 +27,8 @@ from pcrl_nnunet.data import Case, CaseVolume, ViewLoader
 from pcrl_nnunet.figures import chart_svg, slice_png, views_of_a_case
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.methods import Levels
-from pcrl_nnunet.monitor import COLLAPSED_RANK, COLLAPSED_SD, restoration_ratio
+from pcrl_nnunet.monitor import COLLAPSED_RANK, COLLAPSED_SD, Summary, judge, restoration_ratio
+from pcrl_nnunet.plans import channel_labels
 from pcrl_nnunet.probe import ALL_STAGES
 
 NAME = "report.html"
@@ -72,6 +73,7 @@ _WATCHED: tuple[tuple[str, str, str, float | None, float, str], ...] = (
         "How many directions the features make use of. Below the dotted line they have collapsed.",
     ),
 )
+_COLOURS = {"learning": "good", "too early": "open", "alarm": "bad"}  # classes of the style
 _LOSSES = {
     "restoration": "restoration",
     "comparison_global": "comparison, global",
@@ -84,6 +86,7 @@ class _Example:
     """A case's views, of which the first global one is shown restored."""
 
     name: str
+    channels: list[str]
     input: np.ndarray  # (2, C, *G)
     target: np.ndarray  # (2, C, *G)
     aspect: float  # width over height of the first view's middle slice, in mm
@@ -94,18 +97,19 @@ class Report:
     """Remembers the monitor's values of every epoch, and writes report.html.
 
     Attributes:
-        epochs: plain values for the training state: of each epoch its number, the monitor's summary and the alarms.
+        epochs: plain values for the training state: the number of each epoch and the monitor's summary.
     """
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
         self._examples: list[_Example] = []  # the same ones throughout a training
+        self._background = ""  # as are the shares of background
         self._last: float | None = None  # when the last one was written, and
         self._took = 0.0  # how long that took, s
 
-    def add(self, epoch: int, summary: Mapping[str, Mapping[int, float]], alarms: Sequence[str]) -> None:
-        """What the monitor says at the end of an epoch, the first of which is 1."""
-        self.epochs.append({"epoch": epoch, "monitor": dict(summary), "alarms": list(alarms)})
+    def add(self, epoch: int, summary: Summary) -> None:
+        """Remember the monitor's values at the end of an epoch; the first epoch is 1."""
+        self.epochs.append({"epoch": epoch, "monitor": dict(summary)})
 
     def is_due(self) -> bool:
         """Whether writing one now costs little: the first, or `WORTH` times as long has passed as the last one took."""
@@ -131,7 +135,7 @@ class Report:
 
     def _page(self, trainer: Any, following: Sequence[str], finished: bool) -> str:
         sections: tuple[tuple[str, Callable[[], str]], ...] = (
-            ("Is it learning?", self._learning),
+            ("Is it learning?", lambda: self._learning(trainer.num_iterations_per_epoch)),
             ("Training", lambda: _losses(trainer)),
             ("What it restores", lambda: self._restorations(trainer)),
             ("What it sees", lambda: self._views(trainer)),
@@ -152,11 +156,12 @@ class Report:
         title = f"{' + '.join(trainer.datasets)}: pretraining"
         return _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(parts))
 
-    def _learning(self) -> str:
+    def _learning(self, steps_an_epoch: int) -> str:
         if not self.epochs:
             return "<p>The first epoch has not ended yet.</p>"
         last = self.epochs[-1]
-        alarms = "".join(f'<p class="alarm"><b>Alarm:</b> {_text(text)}</p>' for text in last["alarms"])
+        verdict = judge(last["monitor"], last["epoch"] * steps_an_epoch)
+        alarms = "".join(f'<p class="alarm"><b>Alarm:</b> {_text(text)}</p>' for text in verdict.alarms)
         levels = sorted({level for values in last["monitor"].values() for level in values})
         if not levels:
             return "<p>This method has nothing that the monitor looks at.</p>"
@@ -168,10 +173,11 @@ class Report:
             ],
         )  # fmt: skip
         return (
-            f"{alarms or '<p class=good>No alarm in the last epoch.</p>'}"
+            f'<p class="{_COLOURS[verdict.state]}">{_text(verdict.text)}</p>{alarms}'
             f"<p>Epoch {last['epoch']}, means over its steps. A step draws one level of the decoder: 1 is the coarsest "
             f"with an image, the last one has full resolution.</p>{table}"
-            f'<div class="charts">{"".join(self._chart(*watched) for watched in _WATCHED)}</div>{self._earlier()}'
+            f'<div class="charts">{"".join(self._chart(*watched) for watched in _WATCHED)}</div>'
+            f"{self._earlier(steps_an_epoch)}"
         )
 
     def _chart(self, name: str, heading: str, good: str, lower: float | None, line: float, caption: str) -> str:
@@ -182,9 +188,10 @@ class Report:
                 curves[level][1].append(value)
         return _chart(heading, caption, {f"level {level}": curves[level] for level in sorted(curves)}, lower, line)
 
-    def _earlier(self) -> str:
+    def _earlier(self, steps_an_epoch: int) -> str:
         """Alarms of the epochs before the last."""
-        found = [(e["epoch"], alarm) for e in self.epochs[:-1] for alarm in e["alarms"]]
+        epochs = [(e["epoch"], judge(e["monitor"], e["epoch"] * steps_an_epoch)) for e in self.epochs[:-1]]
+        found = [(epoch, alarm) for epoch, verdict in epochs for alarm in verdict.alarms]
         if not found:
             return ""
         shown = found[-ALARMS_LISTED:]
@@ -205,26 +212,15 @@ class Report:
         restored = restore(network, images, target, levels, trainer.device)
         figures = []
         for k, example in enumerate(examples):
-            low, high = np.percentile(example.target[0][:1], (0.5, 99.5))
-            shown = {"input": example.input[0], "target": example.target[0]}
-            errors = {"input": "what the network gets", "target": "what it should restore"}
-            for level in levels:
-                shown[f"level {level}"] = restored[level][k, 0].numpy()
-                error = restoration_ratio(restored[level][k : k + 1, :1], target[k : k + 1, :1])
-                errors[f"level {level}"] = f"error {_number(float(error))}"
-            pictures = "".join(
-                f'<div><img style="aspect-ratio:{example.aspect:.4g}" alt="{_text(f"{example.name}, {kind}")}" '
-                f'src="{_data_uri(slice_png(image, low, high))}"><b>{kind}</b><br>{errors[kind]}</div>'
-                for kind, image in shown.items()
-            )
+            of_example = {level: image[k, 0].numpy() for level, image in restored.items()}
+            strips = "".join(_strip(example, of_example, channel) for channel in range(target.shape[2]))
             figures.append(
-                f'<figure><figcaption><b class="name">{_text(example.name)}</b></figcaption>'
-                f'<div class="strip" style="--n:{len(shown)}">{pictures}</div></figure>'
+                f'<figure><figcaption><b class="name">{_text(example.name)}</b></figcaption>{strips}</figure>'
             )
         what = "The middle slice" if target.ndim == 6 else "The whole"
-        channels = f", the first of {target.shape[2]} channels" if target.shape[2] > 1 else ""
+        scale = "a row for each channel, which has" if target.shape[2] > 1 else "in"
         return (
-            f"<p>{what} of a global view{channels}, in the same grey scale throughout: what the network gets "
+            f"<p>{what} of a global view, {scale} the same grey scale throughout: what the network gets "
             f"(augmented, with blocks swapped), what it should restore, and what it restores at each level. Finer "
             f"levels should show finer structures. <i>Error</i> is over the variance of the target: 1 means that "
             f"nothing is restored. The network is evaluated here, so the numbers differ from those while it trains, "
@@ -239,23 +235,63 @@ class Report:
         return (
             f"<p>Where the views of a few cases lie, and what they show before and after augmentation. Look whether "
             f"the boxes hold the parts of the body that matter, and whether one can still recognise these in the two "
-            f"global views. Training draws new views in every step. On a narrow screen the pictures can be moved "
-            f"sideways.</p>{figures}"
+            f"global views. Each channel has its own rows: a structure lies at the same place in all channels. "
+            f"Training draws new views in every step. On a narrow screen the pictures can be moved sideways.</p>"
+            f"<p>Background: {_text(self._background_of(trainer))}.</p>{figures}"
         )
+
+    def _background_of(self, trainer: Any) -> str:
+        self._background = self._background or _loader(trainer).background_line()
+        return self._background
 
     def _examples_of(self, trainer: Any) -> list[_Example]:
         if not self._examples:
-            s = trainer.settings
-            loader = ViewLoader(trainer.cases, s.views, s.augmentation, s.batch_size, s.seed)
-            self._examples = [_example(loader, *found) for found in loader.examples(NUM_EXAMPLES)]
+            loader = _loader(trainer)
+            found = loader.examples(NUM_EXAMPLES)
+            self._examples = [_example(loader, trainer.dataset_json, *example) for example in found]
         return self._examples
 
 
-def _example(loader: ViewLoader, case: Case, sample: Mapping[str, Any], before: Sequence[np.ndarray]) -> _Example:
+def _loader(trainer: Any) -> ViewLoader:
+    s = trainer.settings
+    return ViewLoader(trainer.cases, s.views, s.augmentation, s.batch_size, s.seed)
+
+
+def _example(
+    loader: ViewLoader,
+    dataset_json: Mapping[str, Any],
+    case: Case,
+    sample: Mapping[str, Any],
+    before: Sequence[np.ndarray],
+) -> _Example:
     file = BytesIO()
-    views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, file)
+    channels = channel_labels(case.name, dataset_json, sample["input"].shape[1])
+    views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, channels, file)
     height, width = (n * s for n, s in zip(sample["boxes"].pair[0].shape[-2:], loader.views.spacing[-2:], strict=True))
-    return _Example(case.name, sample["input"], sample["target"], width / height, _data_uri(file.getvalue()))
+    picture = _data_uri(file.getvalue())
+    return _Example(case.name, channels, sample["input"], sample["target"], width / height, picture)
+
+
+def _strip(example: _Example, restored: Mapping[int, np.ndarray], channel: int) -> str:
+    """Show one channel of an example's first view: input, target, and what each level restores, (C, *G)."""
+    target = example.target[0]
+    low, high = np.percentile(target[channel], (0.5, 99.5))
+    shown = {"input": example.input[0], "target": target}
+    errors = {"input": "what the network gets", "target": "what it should restore"}
+    of_channel = torch.from_numpy(target[channel])[None, None, None]
+    for level, image in restored.items():
+        shown[f"level {level}"] = image
+        error = restoration_ratio(torch.from_numpy(image[channel])[None, None, None], of_channel)
+        errors[f"level {level}"] = f"error {_number(float(error))}"
+    several = len(example.channels) > 1
+    name = f"<p>{_text(example.channels[channel])}</p>" if several else ""
+    end = f", {example.channels[channel]}" if several else ""
+    pictures = "".join(
+        f'<div><img style="aspect-ratio:{example.aspect:.4g}" alt="{_text(f"{example.name}, {kind}{end}")}" '
+        f'src="{_data_uri(slice_png(image, channel, low, high))}"><b>{kind}</b><br>{errors[kind]}</div>'
+        for kind, image in shown.items()
+    )
+    return f'{name}<div class="strip" style="--n:{len(shown)}">{pictures}</div>'
 
 
 def restore(
@@ -516,6 +552,7 @@ small, figcaption, dt, .of, .kind, summary { color: var(--soft) }
   padding: .1rem .6rem; border-radius: 1rem; border: 1px solid; white-space: nowrap }
 .done, .good { color: var(--good) }
 .open { color: var(--accent) }
+.bad { color: var(--bad) }
 .alarm { color: var(--bad); background: var(--bad-card); padding: .6rem .9rem; border-radius: .5rem }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .9rem 1.5rem;
   background: var(--card); border-radius: .7rem; padding: 1rem 1.2rem; margin: 1.2rem 0 0 }

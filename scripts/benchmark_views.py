@@ -49,6 +49,7 @@ from pcrl_nnunet.boxes import Box, sample_view_boxes  # noqa: E402
 from pcrl_nnunet.config import Augmentation, Views  # noqa: E402
 from pcrl_nnunet.data import CaseVolume, ViewLoader, find_cases, make_loader  # noqa: E402
 from pcrl_nnunet.transforms import filters, kernels, pixel, sub_crop  # noqa: E402
+from pcrl_nnunet.transforms.background import Background  # noqa: E402
 
 Volume = NDArray[np.float32]
 
@@ -262,7 +263,8 @@ def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
     of_rounds: dict[str, list[float]] = defaultdict(list)
     watched = [
         ("read", sub_crop, "read_views"),
-        ("background", sub_crop, "background"),
+        ("background: its values", Background, "of"),
+        ("background: its share", Background, "share"),
         ("interpolation", kernels, "interpolate"),
         ("smoothing (anti-aliasing and blur)", filters, "gaussian"),
         ("drawing pixel parameters, noise", pixel, "sample_pixel"),

@@ -21,6 +21,7 @@ from pcrl_nnunet.boxes import (
     feasible_pairs,
     sample_inside,
     sample_pair,
+    sample_shift,
     sample_view_boxes,
 )
 from pcrl_nnunet.config import Views
@@ -246,3 +247,23 @@ def test_no_axis_is_preferred_and_overlaps_are_about_those_of_rejection_sampling
         if a.iou(b) >= 0.3:
             rejected.append(a.iou(b))
     assert np.median([a.iou(b) for a, b in pairs]) == pytest.approx(np.median(rejected), abs=0.08)
+
+
+def test_a_shift_keeps_every_box_inside_its_outer_box_and_every_such_shift_is_drawn() -> None:
+    pairs = [(Box((2, 3), (4, 5)), Box((0, 3), (9, 6))), (Box((1, 2), (5, 6)), Box((0, -5), (7, 50)))]
+    rng = np.random.default_rng(0)
+    drawn = {sample_shift(pairs, rng) for _ in range(200)}
+    allowed = {
+        shift
+        for shift in itertools.product(range(-10, 11), repeat=2)
+        if all(outer.contains(inner.shifted(shift)) for inner, outer in pairs)
+    }
+    assert drawn == allowed
+    assert len(allowed) == 8
+
+
+def test_a_box_has_no_end_where_it_reaches_the_edge_of_its_outer_box() -> None:
+    box = Box((0, 3), (5, 8)).beyond_edges_of(Box((0, 0), (9, 8)))
+    assert box.contains(Box((-(10**6), 3), (5, 10**6)))
+    assert not box.contains(Box((0, 2), (5, 8)))
+    assert not box.contains(Box((0, 3), (6, 8)))

@@ -23,8 +23,9 @@ from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.data import Case, CaseVolume, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.transforms import sub_crop
 from pcrl_nnunet.transforms.spatial import AffineMap, resample
-from pcrl_nnunet.transforms.sub_crop import SubCropTransform, background, read_window
+from pcrl_nnunet.transforms.sub_crop import MAX_BACKGROUND, SubCropTransform, background, read_window
 
 VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3)
 VIEWS_2D = Views(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
@@ -43,6 +44,15 @@ def folder(tmp_path: Path) -> Path:
         write(tmp_path / f"{name}.b2nd", rng.standard_normal(shape).astype(np.float32))
         write(tmp_path / f"{name}_seg.b2nd", np.zeros((1, *shape[1:]), dtype=np.int8))
         (tmp_path / f"{name}.pkl").write_bytes(b"not to be read")
+    return tmp_path
+
+
+@pytest.fixture
+def half_empty(tmp_path: Path) -> Path:
+    """A case whose background has a constant in each of two channels, one of them no minimum."""
+    image = np.random.default_rng(0).standard_normal((2, 20, 20, 20)).astype(np.float32)
+    image[0, :, 8:], image[1, :, 8:] = -3, 0.5
+    write(tmp_path / "a.b2nd", image)
     return tmp_path
 
 
@@ -232,6 +242,38 @@ def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -
     for num_workers in (1, 3):
         for first, second in zip(expected, batches(folder, 5, num_workers=num_workers), strict=True):
             assert_equal(first, second)
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_local_views_that_move_are_the_same_bit_for_bit_whoever_makes_them(
+    half_empty: Path, monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    views = replace(VIEWS, pairs_per_read=pairs)
+    expected = batches(half_empty, 4, views=views)
+    for num_workers in (1, 3):
+        for first, second in zip(expected, batches(half_empty, 4, views=views, num_workers=num_workers), strict=True):
+            assert_equal(first, second)
+    assert_equal(expected[3], batches(half_empty, 1, views=views, first_step=3)[0])
+    monkeypatch.setattr(sub_crop, "LOCAL_TRIES", 1)
+    unmoved = batches(half_empty, 4, views=views)
+    assert any((first["local"] != second["local"]).any() for first, second in zip(expected, unmoved, strict=True))
+
+
+def test_the_share_of_background_is_said_of_the_views_that_a_training_draws(half_empty: Path) -> None:
+    loader = ViewLoader(find_cases(str(half_empty)), VIEWS, Augmentation(), 2, 5)
+    shares = loader.background(48)
+    assert shares["global"].shape == (48, 2)
+    assert shares["local"].shape == (48, 3)
+    first = loader.sample(0, 0)["boxes"].pair[0]  # from voxel 8 of axis 1 on there is background
+    lower = first.lower[1] + loader.transform.transforms[0](**loader._source(0, 0))["origin"][1]
+    outside = np.arange(lower, lower + first.shape[1]) >= 8
+    assert shares["global"][0, 0] == pytest.approx(outside.mean())
+    means = [round(100 * shares[kind].mean()) for kind in ("global", "local")]
+    empty = [round(100 * (shares[kind] > MAX_BACKGROUND).mean()) for kind in ("global", "local")]
+    assert loader.background_line() == (
+        "global views {} %, local views {} % (means of 48 pairs; over 85 % in {} % and {} % of the views)"
+    ).format(*means, *empty)
+    assert "local" not in ViewLoader(loader.cases, replace(VIEWS, num_local=0), Augmentation(), 2, 5).background_line()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's own memory is taken")

@@ -30,7 +30,7 @@ def test_boxes_are_drawn_in_mm_on_the_slices_through_the_middle_of_the_pair(
     bounds = first.union_bounds(second)
     big, small = np.zeros((2, 1, 4, 6, 6), np.float32), np.ones((1, 1, 2, 3, 3), np.float32)
     sample = {"boxes": ViewBoxes((first, second), bounds, (local,)), "slice": (), "input": big, "local": small}
-    figures.views_of_a_case("case_7", volume, sample, [*big, *small], spacing, str(tmp_path / "x.png"))
+    figures.views_of_a_case("case_7", volume, sample, [*big, *small], spacing, ["MRI (0000)"], str(tmp_path / "x.png"))
     upper, lower = drawn[0].subfigs
     middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
     expected = [volume[0, middle[0]], volume[0, :, middle[1]], volume[0, :, :, middle[2]]]
@@ -53,10 +53,40 @@ def test_2d_views_are_drawn_on_their_slice(drawn: list[Figure], tmp_path: Path) 
     box = Box((2, 4), (12, 19))
     big, small = np.zeros((2, 2, 6, 6), np.float32), np.ones((1, 2, 3, 3), np.float32)
     sample = {"boxes": ViewBoxes((box, box), box, (box,)), "slice": (3,), "input": big, "local": small}
-    figures.views_of_a_case("case_7", volume, sample, [*big, *small], (1.0, 0.5), str(tmp_path / "x.png"))
-    (axis,) = drawn[0].subfigs[0].axes
-    np.testing.assert_array_equal(axis.images[0].get_array(), volume[0, 3])
+    names = ["T1 (0000)", "T2 (0001)"]
+    figures.views_of_a_case("case_7", volume, sample, [*big, *small], (1.0, 0.5), names, str(tmp_path / "x.png"))
+    axes = drawn[0].subfigs[0].axes
+    assert len(axes) == 2
+    for channel, axis in enumerate(axes):
+        np.testing.assert_array_equal(axis.images[0].get_array(), volume[channel, 3])
     assert "slice 3 of 5" in drawn[0].get_suptitle()
+
+
+def test_every_channel_is_drawn_with_its_name_in_a_grey_scale_of_its_own(drawn: list[Figure]) -> None:
+    rng = np.random.default_rng(0)
+    scales = np.array([1, 10, 100, 1000], np.float32)[:, None, None, None]
+    volume = rng.random((4, 8, 20, 30), np.float32) * scales
+    box = Box((0, 2, 4), (4, 12, 19))
+    sample = {"boxes": ViewBoxes((box, box), box, (box,)), "slice": ()}
+    sample |= {"input": rng.random((2, 4, 4, 6, 6)) * scales, "local": rng.random((1, 4, 2, 3, 3)) * scales}
+    before = [*(sample["input"] + 1), *(sample["local"] + 1)]
+    names = ["FLAIR (0000)", "$T1 (0001)", "T1$ (0002)", "T2 (0003)"]
+    figures.views_of_a_case("case_7", volume, sample, before, (1.0, 1.0, 1.0), names, "x.png")
+    drawn[0].draw_without_rendering()  # a name is no formula
+    upper, lower = drawn[0].subfigs
+    for channel, name in enumerate(names):
+        slices = upper.axes[3 * channel : 3 * channel + 3]
+        assert name in slices[0].get_ylabel()
+        through = volume[channel, 2], volume[channel, :, 7], volume[channel, :, :, 11]
+        for axis, expected in zip(slices, through, strict=True):
+            np.testing.assert_array_equal(axis.images[0].get_array(), expected)
+            assert axis.images[0].norm.vmax == pytest.approx(scales[channel].item(), rel=0.05)
+            assert {patch.get_label() for patch in axis.patches} == {"global 1", "global 2", "local", "box around them"}
+        for row, views in ((2 * channel, before), (2 * channel + 1, [*sample["input"], *sample["local"]])):
+            shown = lower.axes[3 * row : 3 * row + 3]
+            assert name in shown[0].get_ylabel()
+            for axis, view in zip(shown, views, strict=True):
+                np.testing.assert_array_equal(axis.images[0].get_array(), view[channel, view.shape[1] // 2])
 
 
 def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.data import find_cases, make_loader
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.models import encoder_of
-from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.monitor import Monitor, judge
 
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
@@ -99,6 +99,6 @@ def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hipp
             for drawn in levels:
                 monitor.update(method(batch, drawn), batch["target"])
     summary = monitor.summary()
-    assert monitor.alarms(EPOCHS * STEPS) == []
+    assert judge(summary, EPOCHS * STEPS).alarms == ()
     assert summary["restoration_ratio"][levels[-1].restoration] < 0.5
     assert sum(summary["matched_minus_shuffled"].values()) / len(levels) > MARGIN

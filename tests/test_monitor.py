@@ -13,7 +13,14 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import monitor as monitor_module
 from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.methods import Levels, StepOutput
-from pcrl_nnunet.monitor import Monitor, effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
+from pcrl_nnunet.monitor import (
+    Monitor,
+    effective_rank,
+    judge,
+    matched_minus_shuffled,
+    restoration_ratio,
+    sd_ratio,
+)
 
 
 def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():
@@ -53,14 +60,14 @@ def test_a_healthy_training_raises_no_alarm():
     monitor = Monitor()
     for _ in range(20):
         monitor.update(*healthy())
-    assert monitor.alarms(steps_done=1000) == []
+    assert judge(monitor.summary(), steps_done=1000).alarms == ()
 
 
 def test_dead_restoration_is_named_with_its_level():
     monitor = Monitor()
     good, target = healthy()
     monitor.update(output(2, target.mean((3, 4), keepdim=True).expand_as(target), good.v, good.p), target)
-    (alarm,) = monitor.alarms(steps_done=1000)
+    (alarm,) = judge(monitor.summary(), steps_done=1000).alarms
     assert alarm.startswith("restoration of level 2 is dead: its error is 1.00")
 
 
@@ -71,7 +78,7 @@ def test_collapse_is_named_with_its_level(kind):
     scale = 1.0 if kind == "constant" else torch.randn(16, 2, 1)
     v = torch.ones(16, 2, 32) * scale
     monitor.update(output(3, good.restored, v, v), target)
-    (alarm,) = monitor.alarms(steps_done=1000)
+    (alarm,) = judge(monitor.summary(), steps_done=1000).alarms
     assert alarm.startswith("features of level 3 have collapsed")
 
 
@@ -80,8 +87,8 @@ def test_features_that_tell_nothing_apart_are_named_with_their_level():
     good, target = healthy()
     for _ in range(100):  # spread evenly, of full rank, and unrelated to the sample, as BatchNorm makes of noise
         monitor.update(output(2, good.restored, torch.randn(64, 2, 32), torch.randn(64, 2, 32)), target)
-    assert monitor.alarms(steps_done=1000) == []  # too early to tell
-    (alarm,) = monitor.alarms(steps_done=5000)
+    assert judge(monitor.summary(), steps_done=1000).alarms == ()  # too early to tell
+    (alarm,) = judge(monitor.summary(), steps_done=5000).alarms
     assert alarm.startswith("features of level 2 do not tell scans apart")
 
 
@@ -89,8 +96,48 @@ def test_there_is_no_alarm_before_anything_can_be_learnt():
     monitor = Monitor()
     good, target = healthy()
     monitor.update(output(1, torch.zeros_like(target), good.v, good.p), target)
-    assert monitor.alarms(steps_done=10) == []
-    assert monitor.alarms(steps_done=1000) != []
+    assert judge(monitor.summary(), steps_done=10).alarms == ()
+    assert judge(monitor.summary(), steps_done=1000).alarms != ()
+
+
+GOOD = {
+    "restoration_ratio": {1: 0.5, 2: 0.4},
+    "matched_minus_shuffled": {1: 0.3, 2: 0.2},
+    "sd_ratio": {1: 0.9, 2: 0.9},
+    "effective_rank": {1: 9.0, 2: 9.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps", "state"),
+    [
+        ({}, 199, "too early"),
+        ({}, 200, "learning"),
+        ({"restoration_ratio": {1: 1.03, 2: 1.07}}, 40, "too early"),
+        ({"restoration_ratio": {1: 4.07}}, 40, "too early"),
+        ({"restoration_ratio": {1: 4.07}}, 250, "alarm"),
+        ({"restoration_ratio": {1: 0.5, 2: 1.07}}, 250, "too early"),
+        ({"restoration_ratio": {1: 0.5, 2: 1.0}}, 500, "alarm"),
+        ({"restoration_ratio": {1: math.nan}}, 500, "alarm"),
+        ({"matched_minus_shuffled": {1: 0.0}}, 1999, "too early"),
+        ({"matched_minus_shuffled": {1: 0.0}}, 2000, "alarm"),
+        ({"sd_ratio": {1: 0.1}}, 499, "too early"),
+        ({"effective_rank": {1: 1.5, 2: 9.0}}, 500, "alarm"),
+        ({"restoration_ratio": {}}, 500, "learning"),
+        ({name: {} for name in GOOD}, 500, "too early"),
+    ],
+)
+def test_it_is_too_early_to_tell_until_it_learns_or_an_alarm_is_due(changed, steps, state):
+    verdict = judge({**GOOD, **changed}, steps)
+    assert verdict.state == state
+    assert bool(verdict.alarms) == (state == "alarm")
+    assert verdict.text.startswith({"too early": "Too early to tell", "learning": "Yes", "alarm": "No: 1 alarm"}[state])
+
+
+def test_too_early_says_how_many_steps_are_needed():
+    assert judge(GOOD, 40).text == "Too early to tell: 40 steps are done, 200 or more are needed."
+    dead = {**GOOD, "restoration_ratio": {1: 1.03}}
+    assert judge(dead, 250).text == "Too early to tell: 250 steps are done, 500 or more are needed."
 
 
 def test_an_epoch_starts_empty():
@@ -144,3 +191,4 @@ def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind
     alarms = [line for line in "".join(later).splitlines() if "ALARM" in line]
     assert {kind for kind in (DEAD, COLLAPSED, UNTOLD) if any(kind in line for line in alarms)} == expected
     assert bool(alarms) == bool(expected)
+    assert log.read_text().count("Is it learning? No" if expected else "Is it learning? Yes") == 1

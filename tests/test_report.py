@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import blosc2
 import matplotlib.image
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.data import Case
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.models import encoder_of
+from pcrl_nnunet.plans import channel_labels
 from pcrl_nnunet.report import Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
@@ -108,7 +110,7 @@ def run(tiny, monkeypatch) -> Callable[..., Path]:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """The pictures of views are a pixel each: they take the most time."""
-    pixel = report.slice_png(np.zeros((1, 1, 1)), 0, 1)
+    pixel = report.slice_png(np.zeros((1, 1, 1)), 0, 0, 1)
     monkeypatch.setattr(report, "views_of_a_case", lambda *given: given[-1].write(pixel))
 
 
@@ -158,6 +160,45 @@ def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(r
     assert "16 pairs so far, 4 of a case" in text
     assert len([tag for tag in page.elements if tag[0] == "svg"]) == 6
     assert list(folder.glob("draft_*")) == []
+
+
+def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> None:
+    for path in tiny.data.glob("case_?.b2nd"):
+        image = blosc2.open(str(path))[:]
+        blosc2.asarray(np.concatenate([image, image[:, ::-1] ** 2]), urlpath=str(path), mode="w")
+    names = {"0": "T1", "1": "<T2>"}
+    (tiny.folder / "dataset.json").write_text(json.dumps({**tiny.dataset_json, "channel_names": names}))
+    plan = make_plan()
+    plan["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": ["ZScoreNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
+    given = []
+    draw = report.views_of_a_case
+    monkeypatch.setattr(report, "views_of_a_case", lambda *arguments: given.append(arguments) or draw(*arguments))
+    page = page_of(run(plan=plan))
+    assert [arguments[-2] for arguments in given] == [["T1 (0000)", "<T2> (0001)"]] * 3
+    pictures = page.pictures()
+    for kind in ("input", "target", "level 1", "level 2"):
+        first, second = (pictures[f"case_0, {kind}, {name}"] for name in ("T1 (0000)", "<T2> (0001)"))
+        assert first.shape == second.shape
+        assert (first != second).any()
+    assert page.text.count("<T2> (0001)") == 3
+    assert re.search(r"Background: global views \d+ %, local views \d+ % \(means of 48 pairs;", page.text)
+
+
+@pytest.mark.parametrize(
+    ("case", "description", "expected"),
+    [
+        ("a", {"channel_names": {"0": "T1", "1": "T2"}}, ["T1 (0000)", "T2 (0001)"]),
+        ("a", {"modality": {"0": "T1", "1": "T2"}}, ["T1 (0000)", "T2 (0001)"]),
+        ("Dataset002_B/a", {"channel_names": {"0": "T1", "1": "T2"}}, ["channel (0000)", "channel (0001)"]),
+        ("a", {}, ["channel (0000)", "channel (0001)"]),
+        ("a", {"channel_names": {"0": "T1"}}, ["channel (0000)", "channel (0001)"]),
+    ],
+)
+def test_channels_have_the_names_of_their_dataset_where_these_are_known(case, description, expected) -> None:
+    assert channel_labels(case, description, 2) == expected
 
 
 def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny, monkeypatch) -> None:
@@ -328,22 +369,46 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
     made = Report()
     names = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
     for epoch in range(1, 61):
-        values = {name: {1: epoch + i, 2: -0.0001} for i, name in enumerate(names)}
+        values = {
+            name: {1: epoch + i, 2: 0.5 if i == 0 else -0.0001 if i == 1 else 5.0} for i, name in enumerate(names)
+        }
         if epoch == 2:
-            del values["sd_ratio"][2]  # not drawn
-        made.add(epoch, values, [f"level <i{epoch}> is dead"])
-    page = Page(made._learning())
+            del values["restoration_ratio"][2], values["sd_ratio"][2]  # not drawn
+        made.add(epoch, values)
+    page = Page(made._learning(500))
     assert [row for row in page.rows if row][:2] == [
         ["1", "60.0", "61.0", "62.0", "63.0"],
-        ["2", "0.000", "0.000", "0.000", "0.000"],
+        ["2", "0.500", "0.000", "5.00", "5.00"],
     ]
-    assert "Alarm: level <i60> is dead" in page.text
-    assert "59 alarms in earlier epochs, the last 50 of them" in page.text
-    assert ["59", "level <i59> is dead"] in page.rows
-    assert ["9", "level <i9> is dead"] not in page.rows
+    assert "No: 2 alarms in the last epoch" in page.text
+    assert "Alarm: restoration of level 1 is far off: its error is 60.00" in page.text
+    assert "Alarm: features of level 2 do not tell scans apart" in page.text
+    assert "115 alarms in earlier epochs, the last 50 of them" in page.text
+    epochs = [row[0] for row in page.rows if row and len(row) == 2]
+    assert epochs == [str(epoch) for epoch in range(35, 60) for _ in range(2)]
     curves = charts[2][0]
     assert curves["level 1"] == (list(range(1, 61)), list(range(3, 63)))
     assert 2 not in curves["level 2"][0]
+
+
+@pytest.mark.parametrize(
+    ("error", "steps", "shown"),
+    [
+        (1.05, 40, ("open", "Too early to tell: 40 steps are done, 500 or more are needed.")),
+        (4.07, 40, ("open", "Too early to tell: 40 steps are done, 200 or more are needed.")),
+        (4.07, 250, ("bad", "No: 1 alarm in the last epoch.")),
+        (0.5, 250, ("good", "Yes: no alarm in the last epoch.")),
+    ],
+)
+def test_it_is_green_only_where_something_is_restored_after_enough_steps(monkeypatch, error, steps, shown) -> None:
+    monkeypatch.setattr(report, "chart_svg", lambda *_: "")
+    made = Report()
+    others = {"matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
+    made.add(1, {"restoration_ratio": {1: error}, **{name: {1: value} for name, value in others.items()}})
+    page = made._learning(steps)
+    colour, text = shown
+    assert page.startswith(f'<p class="{colour}">{text}</p>')
+    assert (colour == "good") == ('class="good"' in page)
 
 
 def test_a_probe_is_shown_by_epochs_done_from_before_the_first_step(monkeypatch) -> None:

@@ -42,7 +42,7 @@ from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
-from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.monitor import Monitor, judge
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
@@ -595,9 +595,12 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
             f"steps/s, {left} left"
         )
-        alarms = self.monitor.alarms((epoch + 1) * self.num_iterations_per_epoch)
-        self.report.add(epoch + 1, self.monitor.summary(), alarms)
-        lines = [line, *(f"ALARM: {alarm}" for alarm in alarms)]
+        summary = self.monitor.summary()
+        verdict = judge(summary, (epoch + 1) * self.num_iterations_per_epoch)
+        self.report.add(epoch + 1, summary)
+        lines = [line, *(f"ALARM: {alarm}" for alarm in verdict.alarms)]
+        if epoch + 1 == self.num_epochs:
+            lines.append(f"Is it learning? {verdict.text}")
         on_terminal = bar is not None and not bar.disable
         for line in lines:
             if bar is not None and on_terminal:
@@ -703,6 +706,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "steps": self.step,
             "loss": self.last_loss,
             "probe": self.probed,
+            "monitor": self.report.epochs[-1]["monitor"] if self.report.epochs else {},  # `monitor.judge` judges it
             "versions": {name: version(name) for name in _PACKAGES},
             "finished": True,
         }

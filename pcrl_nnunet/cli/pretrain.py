@@ -499,7 +499,7 @@ def measured(
         next(loader)
         loading = time() - start
         if pictures is not None:
-            _draw_views(loader, pictures)
+            _draw_views(loader, trainer.dataset_json, pictures)
         trainer.dataloader_train = make_loader(*source, num_workers=workers, pin_memory=device.type == "cuda")
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
@@ -540,6 +540,7 @@ def _dry_run(
     print(f"  local crops           {', '.join(_x(size) for size in views.local_crop_sizes)} voxels")
     print(f"  local input           {_x(views.local_input_size)} voxels, {views.num_local} a pair")
     print(f"  spacing               {' x '.join(f'{s:g}' for s in views.spacing)} mm")
+    print(f"  background            {found.loader.background_line()}")
     print(f"  batch                 {settings.batch_size} pairs")
     if processes > 1:
         print(f"  processes             {processes}; memory and time are of one of them, with {found.pairs} of these")
@@ -556,17 +557,19 @@ def _dry_run(
     print(f"  pictures of views     {pictures}")
 
 
-def _draw_views(loader: Any, folder: str) -> None:
+def _draw_views(loader: Any, dataset_json: dict[str, Any], folder: str) -> None:
     """One picture a case, for a few cases, evenly from first to last."""
     from pcrl_nnunet.data import CaseVolume
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.figures import views_of_a_case
+    from pcrl_nnunet.plans import channel_labels
 
     for case, sample, before in loader.examples(NUM_PICTURES):
         path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")
         try:
             os.makedirs(folder, exist_ok=True)
-            views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, path)
+            channels = channel_labels(case.name, dataset_json, sample["input"].shape[1])
+            views_of_a_case(case.name, CaseVolume(case), sample, before, loader.views.spacing, channels, path)
         except OSError as error:
             raise UserError(
                 f"the picture {path} cannot be written ({error.strerror}); run this in a folder that you may write to"

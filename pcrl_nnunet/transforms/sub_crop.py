@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-from pcrl_nnunet.boxes import Box, ViewBoxes, sample_inside, sample_view_boxes
+from pcrl_nnunet.boxes import Box, ViewBoxes, sample_inside, sample_shift, sample_view_boxes
 from pcrl_nnunet.config import Augmentation, Views
+from pcrl_nnunet.transforms.background import Background
 from pcrl_nnunet.transforms.spatial import AffineMap, sample_map
 
-MAX_TRIES = 4
+MAX_TRIES = 4  # reads of a pair
+LOCAL_TRIES = 10  # places of a local crop, which cost no read
 MAX_BACKGROUND = 0.85  # the paper's share for CT (-150 HU and less); the authors' code has the filter inverted
-BACKGROUND_WIDTH = 0.2  # in sd of z-scored data
-PROBES = 32  # voxels an axis that `background` looks at
+LOCAL_PROBES = 16  # voxels an axis of a local crop that are looked at
 WINDOW = 1.5  # largest global crops an axis, in which pairs that share a read are drawn,
 WINDOW_MARGIN = 0.25  # and as much is read around it, which is what 10 degrees and scale 0.1 reach
 
@@ -52,7 +54,7 @@ class SubCropTransform(AbstractTransform):
     voxels of the bounding box are read in the median and 2.3 times at most (300 draws).
 
     While over 85 % of its bounding box is background another pair is drawn, up to 4 in all; then the one with the least
-    is kept.
+    is kept. A local crop of which over 85 % is background moves to another place, see `move_empty`.
 
     Reads ``data``, a `Volume` (C, *spatial) of one sample, and ``rng``. Replaces ``data`` by the float32 array read,
     which has memory of its own, and adds ``maps`` {"target": 2 maps, "local": N maps} and ``boxes``, both counted from
@@ -69,12 +71,15 @@ class SubCropTransform(AbstractTransform):
         whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
         within = volume.within if isinstance(volume, Window) else whole
 
-        def draw() -> tuple[float, dict[str, Any]]:
-            plane, boxes, maps = self.sample(within, rng)
-            drawn = read_views(volume, plane, boxes, maps)
-            return background(drawn["data"][drawn["boxes"].bounds.index()]), drawn
+        def pairs() -> Iterator[tuple[float, tuple[dict[str, Any], Background]]]:
+            for _ in range(MAX_TRIES):
+                drawn = read_views(volume, *self.sample(within, rng))
+                part = drawn["data"][drawn["boxes"].bounds.index()]
+                values = Background.of(part)
+                yield values.share(part), (drawn, values)
 
-        return {**data_dict, **_least_background(draw)}
+        drawn, values = _least_background(pairs())
+        return {**data_dict, **drawn, **move_empty(drawn, values, whole.shape, rng)}
 
     def sample(
         self, within: Box, rng: np.random.Generator
@@ -125,6 +130,52 @@ def read_views(
     }
 
 
+def move_empty(
+    drawn: dict[str, Any], values: Background, shape: Sequence[int], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Move local crops of which over 85 % is background to other places within the bounds of the pair.
+
+    A crop tries up to 10 places, the first among them; then the place with the least background is kept. A crop keeps
+    its size, flip, rotation and scale. Nothing is read again: a crop moves only where its map finds all voxels in what
+    has been read. Numbers are drawn for crops that move alone.
+
+    Args:
+        drawn: as `read_views` gives it.
+        values: the background's, in the box around the pair.
+        shape: spatial shape of the volume.
+        rng: the only source of randomness.
+
+    Returns:
+        ``boxes`` and ``maps``, new ones.
+    """
+    data, boxes, maps = drawn["data"], drawn["boxes"], drawn["maps"]
+    read = Box.of_size([0] * (data.ndim - 1), data.shape[1:])
+    whole = Box.of_size([-start for start in drawn["origin"][-read.dim :]], shape[-read.dim :])
+    readable = read.beyond_edges_of(whole)
+
+    def places(box: Box, affine: AffineMap) -> Iterator[tuple[float, tuple[Box, AffineMap]]]:
+        yield values.share(data[box.index()], LOCAL_PROBES), (box, affine)
+        for _ in range(LOCAL_TRIES - 1):
+            shift = sample_shift([(box, boxes.bounds), (affine.footprint(), readable)], rng)
+            moved = box.shifted(shift)
+            yield values.share(data[moved.index()], LOCAL_PROBES), (moved, affine.shifted(shift))
+
+    local = maps.get("local", [])
+    kept = [_least_background(places(*crop)) for crop in zip(boxes.local, local, strict=True)]
+    return {
+        "boxes": replace(boxes, local=tuple(box for box, _ in kept)),
+        "maps": {**maps, **({"local": [affine for _, affine in kept]} if kept else {})},
+    }
+
+
+def background_of_views(sample: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the shares of background of a sample's ``global`` and ``local`` crops, after `SubCropTransform`."""
+    data, boxes = sample["data"], sample["boxes"]
+    values = Background.of(data[boxes.bounds.index()])
+    crops = {"global": boxes.pair, "local": boxes.local}
+    return {kind: [values.share(data[box.index()]) for box in group] for kind, group in crops.items()}
+
+
 def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> Window:
     """Read a part of the volume that several pairs are then drawn from.
 
@@ -138,31 +189,35 @@ def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> Windo
     size = (*[views.pairs_per_read] * extra, *(round(WINDOW * length) for length in largest))
     margin = (*[0] * extra, *(math.ceil(WINDOW_MARGIN * length) for length in largest))
 
-    def draw() -> tuple[float, dict[str, Any]]:
-        box = sample_inside(whole, size, rng)
-        region = Box(
-            tuple(low - m for low, m in zip(box.lower, margin, strict=True)),
-            tuple(high + m for high, m in zip(box.upper, margin, strict=True)),
-        ).clamp(whole)
-        array, within = _owned(volume[region.index()]), box.shifted(region.lower)
-        return background(array[within.index()]), {"window": Window(array, within)}
+    def windows() -> Iterator[tuple[float, Window]]:
+        for _ in range(MAX_TRIES):
+            box = sample_inside(whole, size, rng)
+            region = Box(
+                tuple(low - m for low, m in zip(box.lower, margin, strict=True)),
+                tuple(high + m for high, m in zip(box.upper, margin, strict=True)),
+            ).clamp(whole)
+            array, within = _owned(volume[region.index()]), box.shifted(region.lower)
+            yield background(array[within.index()]), Window(array, within)
 
-    window: Window = _least_background(draw)["window"]
-    return window
+    return _least_background(windows())
 
 
-def _least_background(draw: Callable[[], tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """The first of up to `MAX_TRIES` draws with no more background than `MAX_BACKGROUND`, else that with the least.
+_Drawn = TypeVar("_Drawn")
+
+
+def _least_background(draws: Iterable[tuple[float, _Drawn]]) -> _Drawn:
+    """Return the first draw with no more background than `MAX_BACKGROUND`, else the draw with the least.
 
     Args:
-        draw: gives the share of background and what was drawn.
+        draws: one or more shares of background, each with what was drawn. None is made after the one that is returned.
     """
-    best = draw()
-    for _ in range(MAX_TRIES - 1):
-        if best[0] <= MAX_BACKGROUND:
+    best: list[tuple[float, _Drawn]] = []
+    for draw in draws:
+        if not best or draw[0] < best[0][0]:
+            best = [draw]
+        if draw[0] <= MAX_BACKGROUND:
             break
-        best = min(best, draw(), key=lambda drawn: drawn[0])
-    return best[1]
+    return best[0][1]
 
 
 def _owned(part: np.ndarray) -> np.ndarray:
@@ -172,14 +227,5 @@ def _owned(part: np.ndarray) -> np.ndarray:
 
 
 def background(data: np.ndarray) -> float:
-    """Share of voxels, 0 to 1, that are background, judged on the first channel.
-
-    Background is air, clipped air, or the zeros around images that were normalised inside a mask: voxels close to the
-    smallest one, or equal to 0.
-
-    Args:
-        data: (C, *spatial), z-scored. A regular part of it is looked at: at most 63 voxels an axis.
-    """
-    every = tuple(slice(None, None, max(1, length // PROBES)) for length in data.shape[1:])
-    probes = data[0][every]
-    return float(np.mean((probes <= probes.min() + BACKGROUND_WIDTH) | (np.abs(probes) < 1e-3)))
+    """Return the share of voxels of (C, *spatial) that are background by their own values, see `Background`."""
+    return Background.of(data).share(data)

@@ -58,6 +58,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     sizes = ("global input          4x8x8 voxels", "batch                 4 pairs")
     for part in (*sizes, "GB estimated", "GB measured", "hours"):
         assert part in out
+    assert re.search(r"\n  background            global views \d+ %, local views \d+ % \(.*\)\n", out)
     assert not tiny.results.exists()
     pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_3d_fullres"
     assert {p.name for p in pictures.iterdir()} == {"case_0.png", "case_2.png", "case_3.png"}
