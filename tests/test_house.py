@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison", "report"},
+    {"comparison", "report", "training_cases"},
     {"probe"},
     {"shortcuts"},
     {"monitor", "memory", "transfer", "ingest", "figures", "pseudo_labels", "scores", "prediction"},
     {"methods"},
     {"crops", "targets"},
-    {"models", "losses", "transforms", "data", "checkpoint", "plans"},
+    {"models", "losses", "transforms", "data", "checkpoint", "plans", "splits", "copies"},
     {"boxes", "config", "distributed", "files", "lock"},
     {"errors"},
 ]

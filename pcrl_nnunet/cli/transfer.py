@@ -42,6 +42,7 @@ def main() -> None:
     from pcrl_nnunet.cli.pretrain import refuse_cascade
     from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.ingest.maskless import trainer_for
     from pcrl_nnunet.plans import load_plan
 
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
@@ -87,7 +88,7 @@ def main() -> None:
     train = f"nnUNetv2_train {dataset} {plan.configuration} FOLD -p {new_plan['plans_name']}"
     print(
         f"\nWrote {plan_file}\n      {target}\n      {os.path.join(os.path.dirname(target), TABLE)}\n"
-        f"Fine-tune it with: {train} -tr PCRLFinetuneTrainer\n"
+        f"Fine-tune it with: {train} -tr {trainer_for(plan.plans, plan.dataset_json) or 'PCRLFinetuneTrainer'}\n"
         f"or with nnU-Net alone: {train} -pretrained_weights {target}"
     )
 

@@ -1,4 +1,3 @@
-import ctypes
 import json
 import multiprocessing
 import os
@@ -447,24 +446,6 @@ def test_a_results_folder_that_is_none_is_named(command, tiny, monkeypatch):
     file.touch()
     monkeypatch.setenv("nnUNet_results", str(file))
     assert re.search("a_file.* cannot be written to .*nnUNet_results.* has to be a folder", command("-d", "999"))
-
-
-@pytest.fixture
-def as_users_do():
-    """Permissions count for this thread, also where it is root's: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
-    if os.geteuid() != 0:
-        yield
-        return
-    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3; effective first, of two
-    libc = ctypes.CDLL(None, use_errno=True)
-    if sys.platform != "linux" or libc.capget(header, sets) != 0:
-        pytest.skip("the tests run as root, whom no permission binds")
-    effective = sets[0]
-    sets[0] = effective & ~0b110
-    assert libc.capset(header, sets) == 0
-    yield
-    sets[0] = effective
-    assert libc.capset(header, sets) == 0
 
 
 def test_a_read_only_results_folder_is_named_and_nothing_is_left_behind(command, tiny, as_users_do):

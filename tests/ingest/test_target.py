@@ -31,7 +31,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import unlabelled
 from pcrl_nnunet.ingest.target import Source, plan_for, read_source
 from pcrl_nnunet.trainers import pretrain as trainer
-from pcrl_nnunet.trainers.pretrain import of_several
+from pcrl_nnunet.training_cases import of_several
 from pcrl_nnunet.transfer import cases_seen
 
 SOURCE, TARGET = "Dataset016_Lungs", "Dataset042_Liver"
