@@ -6,7 +6,7 @@ voxels and is not found, nor is an image that another plan normalises otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from pcrl_nnunet.data import Case, CaseVolume, fingerprint
 
-Shape = tuple[int, ...]
 _Known = TypeVar("_Known")
 
 
@@ -29,33 +28,27 @@ def find_copies(cases: Sequence[Case], originals: Sequence[Case]) -> dict[Case, 
     if not cases or not originals:
         return {}
     with _threads() as pool:
-        shapes = set(pool.map(_shape, cases))
-        shared = [case for case in originals if _shape(case) in shapes]
-        known = dict(zip(pool.map(fingerprint, shared), shared, strict=True))
-    return with_known_voxels(cases, known, {_shape(case) for case in shared})
+        shape_of = dict(zip((*cases, *originals), pool.map(_shape, (*cases, *originals)), strict=True))
+        shared = {shape_of[case] for case in cases} & {shape_of[case] for case in originals}
+        of_shape = [case for case in originals if shape_of[case] in shared]
+        known = dict(zip(pool.map(fingerprint, of_shape), of_shape, strict=True))
+    return with_known_voxels([case for case in cases if shape_of[case] in shared], known)
 
 
-def with_known_voxels(
-    cases: Sequence[Case], known: Mapping[str, _Known], shapes: Collection[Shape] | None = None
-) -> dict[Case, _Known]:
+def with_known_voxels(cases: Sequence[Case], known: Mapping[str, _Known]) -> dict[Case, _Known]:
     """Map each case whose fingerprint is known to what is known by it.
 
     Args:
         known: by `fingerprint`.
-        shapes: of the known images, where they can be told: a case of another shape is not read.
     """
-
-    def look_up(case: Case) -> _Known | None:
-        return known.get(fingerprint(case)) if shapes is None or _shape(case) in shapes else None
-
     if not known:
         return {}
     with _threads() as pool:
-        found = pool.map(look_up, cases)
-    return {case: of_case for case, of_case in zip(cases, found, strict=True) if of_case is not None}
+        prints = pool.map(fingerprint, cases)
+    return {case: known[of_case] for case, of_case in zip(cases, prints, strict=True) if of_case in known}
 
 
-def _shape(case: Case) -> Shape:
+def _shape(case: Case) -> tuple[int, ...]:
     return CaseVolume(case).shape
 
 

@@ -80,6 +80,32 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
 
 
+@pytest.mark.parametrize(
+    ("table", "advised", "control"),
+    [
+        ("classes.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
+        ("candidates.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
+        (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name ", None),
+    ],
+)
+def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised, control):
+    tiny.dataset_json |= {"labels": {"background": 0, "foreground": 1}, "pcrl_without_masks": True}
+    if table is not None:
+        (tiny.folder / table).touch()
+    trainer = make(tiny)
+    line = trainer._next_command("FINAL")
+    assert re.search(advised, line)
+    assert "Finetune" not in line
+    assert control in (None, trainer.control_of_next_training())
+
+
+def test_with_masks_the_next_command_segments_whatever_tables_there_are(tiny):
+    (tiny.folder / "classes.csv").touch()
+    trainer = make(tiny)
+    assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in trainer._next_command("FINAL")
+    assert trainer.control_of_next_training() == "PCRLScratchTrainer"
+
+
 def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
     trainer = make(tiny)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # the gradients overflow, as on a GPU
