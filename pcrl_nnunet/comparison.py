@@ -29,7 +29,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.config import ClassifySettings, FinetuneSettings, pretrain_settings
-from pcrl_nnunet.data import Case, find_cases, fingerprint
+from pcrl_nnunet.copies import find_copies
+from pcrl_nnunet.data import Case, find_cases
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
@@ -364,15 +365,15 @@ class Comparison:
         return find_cases(folder) if there else []
 
     def _unlabelled(self) -> tuple[list[Case], dict[str, str]]:
-        """The cases without labels, and why others are left out: they are held-out ones, or of held-out patients."""
+        """Return the cases without labels, and why each of the others is left out."""
         cases = self._all_unlabelled()
-        held_out = [*self.split.val, *self.split.test] if cases else []
-        by_voxels = {fingerprint(self.cases[name]): name for name in held_out}
+        held_out = [*self.split.val, *self.split.test]
+        copies = find_copies(cases, [self.cases[name] for name in held_out])
         of_patients = {self.patients[name]: name for name in held_out if name in self.patients}
         left_out = {}
         for case in cases:
-            if (twin := by_voxels.get(fingerprint(case))) is not None:
-                left_out[case.name] = f"it is {twin} under another name, which is held out"
+            if case in copies:
+                left_out[case.name] = f"it is {copies[case].name} under another name, which is held out"
             elif (other := of_patients.get(self.patients.get(case.name, ""))) is not None:
                 left_out[case.name] = f"it is of the patient of {other}, which is held out"
         return [case for case in cases if case.name not in left_out], left_out

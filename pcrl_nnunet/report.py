@@ -434,11 +434,13 @@ def _cases(trainer: Any) -> str:
         lists.append(_names("seen before, by the checkpoint that it started from", [case["name"] for case in started]))
     if trainer.init and not trainer.init["all_cases_known"]:
         lists.append("<p>The checkpoint that it started from does not list all cases that it has seen.</p>")
-    left_out = "" if trainer.fold == "all" else f" The validation cases of fold {trainer.fold} are left out."
+    if trainer.copies_left_out:
+        copies = [f"{copy}, which has the voxels of {case}" for copy, case in trainer.copies_left_out.items()]
+        lists.append(_names("left out as copies of validation cases", copies))
     drawn = trainer.step * trainer.settings.batch_size
     return (
         f"<p>Pairs of views are drawn from {len(trainer.cases):,} cases; {drawn:,} pairs so far, "
-        f"{drawn / len(trainer.cases):.3g} of a case on average.{left_out}</p>"
+        f"{drawn / len(trainer.cases):.3g} of a case on average. {_text(trainer.note_on_fold)}</p>"
         f"{_table([['Dataset', ''], ['Folder', ''], ['Cases', ''], ['Share of the pairs', '']], rows)}{''.join(lists)}"
     )
 
@@ -459,7 +461,8 @@ def _following(trainer: Any, following: Sequence[str]) -> str:
     notes = ["FOLD is the number of a fold, 0 to 4 as a rule."] if any("FOLD" in line for line in following) else []
     if any("nnUNetv2_train" in line for line in following):
         notes.append("Without a GPU add <code>-device cpu</code>.")
-        notes.append("Whether it helped tells only the same training with <code>-tr PCRLScratchTrainer</code>.")
+        control = trainer.control_of_next_training()
+        notes.append(f"Only the same training with <code>-tr {_text(control)}</code> tells whether it helped.")
     return "".join(parts) + (f"<p>{' '.join(notes)}</p>" if notes else "")
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -23,6 +22,7 @@ from pcrl_nnunet.crops import cut, input_size, places
 from pcrl_nnunet.data import Case, CaseVolume, find_cases
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.prediction import table_of, write_evaluation
+from pcrl_nnunet.splits import fold_of
 from pcrl_nnunet.targets import Drawing, Targets, read_targets
 
 THUMBNAIL_2D, THUMBNAIL_3D = (16, 16), (8, 8, 8)  # voxels: 256 and 512 features a channel
@@ -120,8 +120,8 @@ def write(name: str, plan: PlannedConfiguration, fold: int, folder: str) -> None
     settings = ClassifySettings.from_plan(plan.plans)
     targets = read_targets(plan.folder, settings.target or None)
     cases = {case.name: case for case in find_cases(os.path.join(plan.folder, plan.resolved["data_identifier"]))}
-    split = load_json(os.path.join(plan.folder, "splits_final.json"))[fold]
-    train, scored = (targets.of_cases(split[part]) for part in ("train", "val"))
+    split = fold_of(plan.folder, fold, cases)
+    train, scored = (targets.of_cases(names) for names in (split.train, split.val))
     if len(train) > MAX_TRAINING:
         train = Drawing(targets, train, settings.balanced)(np.random.default_rng(0), MAX_TRAINING)
     size = input_size(targets, settings.crop_mm, configuration)

@@ -29,6 +29,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import whole
+from pcrl_nnunet.splits import NUM_FOLDS, SPLIT_SEED, SPLITS, unwritable
 
 Kind = Literal["classes", "candidates"]
 FILES: dict[Kind, str] = {"classes": "classes.csv", "candidates": "candidates.csv"}
@@ -42,8 +43,6 @@ GEOMETRY = (
 )
 LIKE_PATIENT = ("patient", "patients", "patientid", "subject", "subjects", "subjectid")
 UNKNOWN_WORDS = ("na", "n/a", "nan", "null", "?")  # in a table; of a class nobody thinks so
-NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
-SPLITS = "splits_final.json"
 MAX_CLASSES = 100  # more different values are no classes, but a measurement
 
 
@@ -93,13 +92,26 @@ class Targets:
 
 
 def bring_tables(raw_folder: str, folder: str) -> list[str]:
-    """Copy a dataset's tables to where nnU-Net's trainings look; the names of those that were not there, or changed."""
+    """Copy a dataset's tables to where nnU-Net's trainings look.
+
+    Returns:
+        the names of the tables that were not there, or have changed.
+
+    Raises:
+        UserError: such a table cannot be written.
+    """
     changed = []
     for name in FILES.values():
         source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
         if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
-            with whole(copy) as draft:  # folds may start at the same time
-                shutil.copyfile(source, draft)
+            try:
+                with whole(copy) as draft:  # folds may start at the same time
+                    shutil.copyfile(source, draft)
+            except OSError as error:
+                raise UserError(
+                    f"{source} is new and has to be copied to {copy}, which cannot be written ({error.strerror}); make "
+                    f"that folder writable for the first training, or copy the table there"
+                ) from error
             changed.append(name)
     return changed
 
@@ -112,18 +124,28 @@ def planned_targets(plans: Mapping[str, Any], folder: str, raw_folder: str | Non
 
 
 def write_split_by_patient(names: Sequence[str], targets: Targets, folder: str) -> str | None:
-    """Make nnU-Net's splits_final.json by patient, unless there is one; its path if it was made.
+    """Make nnU-Net's splits_final.json by patient, unless there is one.
 
     Args:
         names: of the dataset's cases.
         targets: with patients; without them nnU-Net's own split will do.
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
+
+    Returns:
+        its path if it was made.
+
+    Raises:
+        UserError: it cannot be written, or there are fewer patients than folds.
     """
     file = os.path.join(folder, SPLITS)
     if not targets.patient or os.path.isfile(file):
         return None
-    with whole(file) as draft:
-        save_json(split_by_patient(names, targets), draft, sort_keys=False)
+    folds = split_by_patient(names, targets)
+    try:
+        with whole(file) as draft:
+            save_json(folds, draft, sort_keys=False)
+    except OSError as error:
+        raise unwritable(file, error) from error
     return file
 
 

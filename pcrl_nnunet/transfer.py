@@ -26,7 +26,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.data import Case, fingerprint
+from pcrl_nnunet.copies import with_known_voxels
+from pcrl_nnunet.data import Case
 from pcrl_nnunet.errors import UserError
 
 PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
@@ -426,18 +427,14 @@ def _x(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Iterable[Case]) -> list[str]:
-    """Those of a dataset's cases that the pretraining saw: by name, or by their voxels under another name."""
+def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Sequence[Case]) -> list[str]:
+    """Name the cases of a dataset that the pretraining saw, under their own name or as a copy under another."""
     # paths are relative to nnUNet_preprocessed: the dataset's folder comes first
     names = {case["name"] for case in checkpoint["cases"] if PurePath(case["path"]).parts[0] == dataset_name}
     by_voxels = {case["sha256"]: case["name"] for case in checkpoint["cases"]}
-    seen = []
-    for case in cases:
-        if case.name in names:
-            seen.append(case.name)
-        elif (twin := by_voxels.get(fingerprint(case))) is not None:
-            seen.append(f"{case.name} (as {twin})")
-    return seen
+    twins = with_known_voxels([case for case in cases if case.name not in names], by_voxels)
+    named = {case: f"{case.name} (as {twin})" for case, twin in twins.items()}
+    return [named.get(case, case.name) for case in cases if case.name in names or case in named]
 
 
 def _is_alias(name: str) -> bool:

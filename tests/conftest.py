@@ -82,6 +82,24 @@ def tiny(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def as_users_do():
+    """Permissions count for this thread, also where it is root's: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
+    if os.geteuid() != 0:
+        yield
+        return
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3; effective first, of two
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform != "linux" or libc.capget(header, sets) != 0:
+        pytest.skip("the tests run as root, whom no permission binds")
+    effective = sets[0]
+    sets[0] = effective & ~0b110
+    assert libc.capset(header, sets) == 0
+    yield
+    sets[0] = effective
+    assert libc.capset(header, sets) == 0
+
+
+@pytest.fixture
 def real_data():
     """The folder of raw datasets that the variable PCRL_TEST_DATA names; tests on real images need it."""
     folder = os.environ.get("PCRL_TEST_DATA")

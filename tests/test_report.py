@@ -351,14 +351,18 @@ def test_a_hundred_thousand_cases_are_counted_and_the_first_of_them_listed() -> 
     cases = [Case(f"a_{i}", "/pre/Dataset001_A/plan/x.b2nd", 1) for i in range(100_000)]
     cases += [Case(f"Dataset002_B/b_{i}", "/pre/Dataset002_B/plan/y.b2nd", 100) for i in range(1000)]
     settings = SimpleNamespace(batch_size=10)
-    text = report._cases(SimpleNamespace(cases=cases, init=None, fold="all", step=1010, settings=settings))
+    note, copies = {"note_on_fold": "The fold's are left out."}, {"copies_left_out": {"<scan>": "case_0"}}
+    text = report._cases(SimpleNamespace(cases=cases, init=None, step=1010, settings=settings, **note, **copies))
+    assert "The fold&#x27;s are left out." in text
+    assert "1 cases: left out as copies of validation cases" in text
+    assert "&lt;scan&gt;, which has the voxels of case_0" in text
     page = Page(text)
     assert len(text) < 50_000
     assert [row for row in page.rows if row] == [
         ["Dataset001_A", "plan", "100,000", "50.0%"],
         ["Dataset002_B", "plan", "1,000", "50.0%"],
     ]
-    assert page.items == [case.name for case in (*cases[:200], *cases[100_000:100_200])]
+    assert page.items[:-1] == [case.name for case in (*cases[:200], *cases[100_000:100_200])]
     assert page.text.count("The first 200 are listed") == 2
     assert "10,100 pairs so far, 0.1 of a case" in page.text
 

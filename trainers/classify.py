@@ -30,9 +30,9 @@ from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.models import Classifier
 from pcrl_nnunet.prediction import Predictor, write_evaluation
+from pcrl_nnunet.splits import SPLITS
 from pcrl_nnunet.targets import (
     FILES,
-    SPLITS,
     Drawing,
     Targets,
     bring_tables,
@@ -66,6 +66,7 @@ class _Classification(PCRLScratchTrainer):
     # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained. From scratch that rate is the
     # better one: comparisons have it as `stock` (docs/evidence/classification.md).
     defaults = MappingProxyType({"initial_lr": 1e-3})
+    needs_masks = False
 
     def __init__(
         self,
@@ -318,12 +319,14 @@ class _Classification(PCRLScratchTrainer):
             figures.activation(image, maps, titles, name, os.path.join(folder, f"activation_{name}.png"))
 
 
+class PCRLClassificationScratchTrainer(_Classification):
+    """`PCRLClassificationTrainer` without the weights: the fair control."""
+
+
 class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
     """Classifies cases or points, starting from a pretrained encoder, which it finds as `PCRLFinetuneTrainer` does."""
 
-
-class PCRLClassificationScratchTrainer(_Classification):
-    """`PCRLClassificationTrainer` without the weights: the fair control."""
+    control = PCRLClassificationScratchTrainer
 
 
 def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:

@@ -27,7 +27,10 @@ from pcrl_nnunet import transfer
 from pcrl_nnunet.config import FinetuneSettings, pcrl_block
 from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.models import encoder_of
+from pcrl_nnunet.splits import fold_of, refuse_unwritable
+from pcrl_nnunet.targets import FILES
 from pcrl_nnunet.trainers import output_folder
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
@@ -68,8 +71,10 @@ class PCRLScratchTrainer(nnUNetTrainer):
     """
 
     epochs: int | None = None  # of a sibling class; wins over the plan's
+    needs_masks = True
     defaults: Mapping[str, Any] = MappingProxyType({})  # of settings, where a sibling class has others
     saved_as = nnUNetTrainer.__name__  # whom those that load a checkpoint take it for
+    for_classification = "PCRLClassificationScratchTrainer"  # the trainer for a dataset without masks
 
     def __init__(
         self,
@@ -81,6 +86,9 @@ class PCRLScratchTrainer(nnUNetTrainer):
     ) -> None:
         with exit_on_user_error():  # before nnU-Net creates the output folder
             _check_surroundings(plans, configuration, device)
+            self._refuse_without_masks(plans, configuration, dataset_json)
+            if fold != "all":
+                self._check_fold(plans, configuration, int(fold))
             overrides = {} if self.epochs is None else {"epochs": self.epochs}
             self.settings = FinetuneSettings.from_plan(plans, self.defaults, **overrides)
         # nnU-Net takes an item out of the plan that it is given, and requires it
@@ -95,6 +103,39 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.initial_lr = self.settings.initial_lr
         self.weight_decay = self.settings.weight_decay
 
+    @classmethod
+    def _refuse_without_masks(
+        cls, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+    ) -> None:
+        """Raise `UserError` for a segmentation of a dataset whose only labels are the foreground that we have found."""
+        name = plans["dataset_name"]
+        if not (cls.needs_masks and is_without_masks(name, dataset_json)):
+            return
+        remedy = (
+            f"for a classification put a {' or '.join(FILES.values())} into {name} in nnUNet_raw, or bring its "
+            f"pretraining into a dataset with masks by pcrl_nnunet_transfer"
+        )
+        if trainer_for(plans, dataset_json) is not None:
+            remedy = (
+                f"to classify: nnUNetv2_train {name} {configuration} FOLD -tr {cls.for_classification} "
+                f"-p {plans['plans_name']}"
+            )
+        raise UserError(f"{name} has no masks, so that a segmentation has nothing to learn; {remedy}")
+
+    @classmethod
+    def _check_fold(cls, plans: Mapping[str, Any], configuration: str, fold: int) -> None:
+        """Raise `UserError` for what nnU-Net would end in a traceback for, or draw another split for.
+
+        A training that is finished may have lost its training cases: to validate it, its validation cases will do.
+        """
+        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
+        output = f"{cls.__name__}__{plans['plans_name']}__{configuration}"
+        final = os.path.join(nnUNet_results, plans["dataset_name"], output, f"fold_{fold}", checkpoint_file.FINAL)
+        identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+        names = [case.name for case in find_cases(os.path.join(folder, identifier))]
+        fold_of(folder, fold, names, ("val",) if os.path.isfile(final) else ("train", "val"))
+        refuse_unwritable(folder)
+
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         """nnU-Net's optimiser, with the warm-up in the schedule."""
         optimizer, _ = super().configure_optimizers()
@@ -108,7 +149,11 @@ class PCRLScratchTrainer(nnUNetTrainer):
         super().on_train_start()
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
-        """As nnU-Net's; opens every case, since of one that cannot be read the loaders' processes just die."""
+        """As nnU-Net's; opens every case: where one cannot be read, the loaders' processes end without a reason."""
+        if self.fold != "all":
+            with self._or_nothing_left_behind():
+                names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
+                fold_of(self.preprocessed_dataset_folder_base, self.fold, names)
         datasets: tuple[nnUNetBaseDataset, nnUNetBaseDataset] = super().get_tr_and_val_datasets()
         used = {*datasets[0].identifiers, *datasets[1].identifiers}
         with self._or_nothing_left_behind():
@@ -198,6 +243,9 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
     ``frozen_epochs``).
     Overrides, besides `PCRLScratchTrainer`'s: initialize, on_train_epoch_start.
     """
+
+    control: type[PCRLScratchTrainer] = PCRLScratchTrainer  # the same training without the weights
+    for_classification = "PCRLClassificationTrainer"
 
     _continues = False
     _weights_at_start = ""
@@ -370,7 +418,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         raise UserError(
             f"no pretrained encoder for fold {self.fold} was found: the plan names no pcrl.checkpoint, and there is no "
             f"{', no '.join(tried)}{unfinished}; run {self._pretraining_command()}, "
-            f"or train without: -tr {type(self).__name__.replace('Finetune', 'Scratch')}"
+            f"or train without: -tr {self.control.__name__}"
         )
 
     def _pretraining_command(self) -> str:
@@ -393,20 +441,22 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             save_json(content, os.path.join(self.output_folder, "transfer.json"), sort_keys=False)
 
 
-class PCRLFinetuneTrainer_50epochs(PCRLFinetuneTrainer):
-    epochs = 50
-
-
-class PCRLFinetuneTrainer_250epochs(PCRLFinetuneTrainer):
-    epochs = 250
-
-
 class PCRLScratchTrainer_50epochs(PCRLScratchTrainer):
     epochs = 50
 
 
 class PCRLScratchTrainer_250epochs(PCRLScratchTrainer):
     epochs = 250
+
+
+class PCRLFinetuneTrainer_50epochs(PCRLFinetuneTrainer):
+    epochs = 50
+    control = PCRLScratchTrainer_50epochs
+
+
+class PCRLFinetuneTrainer_250epochs(PCRLFinetuneTrainer):
+    epochs = 250
+    control = PCRLScratchTrainer_250epochs
 
 
 def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:

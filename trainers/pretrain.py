@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -21,115 +20,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, distributed, transfer
 from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
-from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader, unpack
+from pcrl_nnunet.data import Batches, Case, fingerprint, make_loader, unpack
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.figures import pretraining_progress
 from pcrl_nnunet.files import whole
-from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.maskless import trainer_for
+from pcrl_nnunet.ingest.target import TARGET_KEY
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor, judge
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
-from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
 from pcrl_nnunet.trainers import output_folder
+from pcrl_nnunet.trainers.classify import PCRLClassificationTrainer
+from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
+from pcrl_nnunet.training_cases import PretrainingCases
 from pcrl_nnunet.transforms import kernels
 
 GRADIENT_CLIP = 12  # nnU-Net's
-NUM_FOLDS = 5  # nnU-Net's
 _TERMS = ("restoration", "comparison_global", "comparison_local")
 _WATCHED = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
 _PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
-
-
-@dataclass(frozen=True)
-class PretrainingCases:
-    """The dataset's preprocessed cases, less a fold's validation cases, and its unlabelled ones."""
-
-    labelled: list[Case]
-    unlabelled: list[Case]
-    left_out: list[Case]
-    fold: int | str
-
-    @property
-    def used(self) -> list[Case]:
-        """What the pretraining sees."""
-        return self.labelled + self.unlabelled
-
-    def __str__(self) -> str:
-        return (
-            f"Cases: {len(self.labelled)} of the dataset, {len(self.unlabelled)} unlabelled; "
-            f"{len(self.left_out)} validation cases of fold {self.fold} are left out"
-        )
-
-    @classmethod
-    def find(
-        cls, folder: str, data_identifier: str, fold: int | str, plans: Mapping[str, Any] | None = None
-    ) -> PretrainingCases:
-        """Look into the dataset's preprocessed folder; unlabelled cases alone will do, without a fold.
-
-        Args:
-            plans: of a dataset with a table of patients, whose folds are made by these, as a classification does.
-
-        Raises:
-            UserError: there are no preprocessed cases, or the fold is none of the split's.
-        """
-        own_folder, unlabelled_cases = os.path.join(folder, data_identifier), unlabelled_folder(folder, data_identifier)
-        unlabelled = find_cases(unlabelled_cases) if _has_files(unlabelled_cases, ".b2nd") else []
-        cases = [] if unlabelled and not os.path.isdir(own_folder) else find_cases(own_folder)
-        if not cases and fold != "all":
-            raise UserError(
-                f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
-                f"{unlabelled_cases}; leave -f out"
-            )
-        names = [case.name for case in cases]
-        if fold != "all" and plans is not None:
-            _split_by_patient(folder, names, plans)
-        out = set() if fold == "all" else cls._validation_cases(folder, fold, names)
-        found = cls(
-            [case for case in cases if case.name not in out],
-            unlabelled,
-            [case for case in cases if case.name in out],
-            fold,
-        )
-        if not found.used:
-            raise UserError(f"fold {fold} leaves out all cases, and there are no unlabelled ones; give another -f")
-        return found
-
-    @staticmethod
-    def _validation_cases(folder: str, fold: int | str, names: list[str]) -> set[str]:
-        file = os.path.join(folder, "splits_final.json")
-        if os.path.isfile(file):
-            try:
-                splits = [{"val": list(split["val"])} for split in load_json(file)]
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise UserError(
-                    f"{file} is no list of folds with 'train' and 'val' ({type(error).__name__}: {error}); mend it, or "
-                    f"leave -f out"
-                ) from error
-        elif len(names) < NUM_FOLDS:
-            raise UserError(f"{len(names)} cases are too few for {NUM_FOLDS} folds; leave -f out to use all of them")
-        else:  # the split that nnU-Net will make of the same cases; the file is its to write
-            splits = generate_crossval_split(sorted(names), seed=12345, n_splits=NUM_FOLDS)
-        if fold not in range(len(splits)):
-            raise UserError(
-                f"fold {fold} is not among the {len(splits)} folds of {file}; give -f 0 to {len(splits) - 1}, or all"
-            )
-        return set(splits[int(fold)]["val"])
 
 
 class _Terminated(BaseException):
@@ -177,39 +98,6 @@ def _mean(values: list[float]) -> float:
 def _size(path: str) -> int | None:
     """None: it is not there, which is said where it is read."""
     return os.path.getsize(path) if os.path.exists(path) else None
-
-
-def _has_files(folder: str, suffix: str) -> bool:
-    return os.path.isdir(folder) and any(name.endswith(suffix) for name in os.listdir(folder))
-
-
-def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -> None:
-    """Make the split of a dataset that has a table for classification with patients, unless there is one.
-
-    A classification would make the same; nnU-Net's own, by case, has patients on both sides.
-    """
-    if os.path.isfile(os.path.join(folder, SPLITS)):  # whatever the table says: a segmentation may have no use for it
-        return
-    raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
-    if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):
-        write_split_by_patient(names, planned_targets(plans, folder, raw), folder)
-
-
-def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
-    """The cases of several datasets, with weights: a dataset is drawn in proportion to the root of its number of cases.
-
-    In proportion to the number itself, a large one would be nearly all that is seen; alike often, the few cases of a
-    small one would be seen again and again.
-
-    Args:
-        datasets: by name, of which cases but the first's get the dataset's name before their own.
-    """
-    own = next(iter(datasets))
-    return [
-        Case(case.name if name == own else f"{name}/{case.name}", case.path, len(cases) ** -0.5)
-        for name, cases in datasets.items()
-        for case in cases
-    ]
 
 
 class PretrainLogger(LocalLogger):
@@ -267,31 +155,18 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
                 f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
             )
-        identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
-        if TARGET_KEY in plans and not _has_files(unlabelled_folder(folder, identifier), ".b2nd"):
-            raise UserError(
-                f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
-                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
-            )
-        cases = PretrainingCases.find(folder, identifier, fold, plans)
-        found = {plans["dataset_name"]: cases.used}
-        found |= {
-            name: PretrainingCases.find(folder, identifier, "all").used
-            for name, (folder, identifier, _) in others.items()
-        }
+        places = {name: (folder, identifier) for name, (folder, identifier, _) in others.items()}
+        cases = PretrainingCases.find(plans, configuration, fold, places)
         with output_folder.creating():
             super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings: PretrainSettings = settings
-        self.cases = cases.used if len(found) == 1 else of_several(found)
-        self.datasets = list(found)
+        self.cases, self.datasets = cases.used, cases.datasets
+        self.note_on_fold, self.copies_left_out = cases.note_on_fold(), dict(cases.copies)
         self.other_plans = {name: of_plans for name, (_, _, of_plans) in others.items()}
         self.print_to_log_file(cases)
-        for name, of_other in list(found.items())[1:]:
-            self.print_to_log_file(f"  and {len(of_other)} of {name}")
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         stages = len(self.configuration_manager.network_arch_init_kwargs["strides"])
         self.probe_keys = [*names_of_values(stages), AT_START] if settings.probe_every else []
@@ -640,10 +515,22 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"Bring it into {target} with: pcrl_nnunet_transfer -i {final} -d {target} -c {self.configuration_name}"
                 f" -p {plans_name} -name {plans['dataset_name']}"
             )
+        trainer = trainer_for(plans, self.dataset_json)
+        if trainer is None:
+            return (
+                f"{plans['dataset_name']} has neither masks nor a table of classes; bring the encoder into a dataset "
+                f"that has, with: pcrl_nnunet_transfer -i {final} -d DATASET -name {plans['dataset_name']}"
+            )
         return (
             f"Fine-tune it with: nnUNetv2_train {plans['dataset_name']} {self.configuration_name} FOLD "
-            f"-tr PCRLFinetuneTrainer -p {plans['plans_name']}"
+            f"-tr {trainer} -p {plans['plans_name']}"
         )
+
+    def control_of_next_training(self) -> str:
+        """Name the trainer that trains as the next command's does, without the pretrained weights."""
+        trainers = (PCRLFinetuneTrainer, PCRLClassificationTrainer)
+        controls = {trainer.__name__: trainer.control.__name__ for trainer in trainers}
+        return controls[trainer_for(self.plans_manager.plans, self.dataset_json) or PCRLFinetuneTrainer.__name__]
 
     def final_content(self) -> dict[str, Any]:
         """What ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""

@@ -238,18 +238,19 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
-    from pcrl_nnunet.ingest.maskless import has_masks
-    from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.ingest.maskless import is_without_masks
     from pcrl_nnunet.targets import planned_targets
 
-    raw = os.path.join(nnUNet_raw.get(), plan.plans["dataset_name"]) if nnUNet_raw.is_set() else ""
-    if task is None:
-        described = os.path.join(raw, "dataset.json")
-        without = os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it"))
-        task = "classification" if without else "segmentation"
-    if task == "segmentation":
+    name = plan.plans["dataset_name"]
+    without_masks = is_without_masks(name, plan.dataset_json)
+    if task == "segmentation" and without_masks:
+        raise UserError(f"-task is segmentation and {name} has no masks; give -task classification")
+    if task == "segmentation" or (task is None and not without_masks):
         return None
-    return planned_targets(plan.plans, plan.folder, raw or None)
+    return planned_targets(
+        plan.plans, plan.folder, os.path.join(nnUNet_raw.get(), name) if nnUNet_raw.is_set() else None
+    )
 
 
 def _json(path: str | None) -> dict[str, Any]:

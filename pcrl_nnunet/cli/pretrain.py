@@ -38,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         "plan then",
     )
     parser.add_argument(
-        "-f", metavar="FOLD", default="all", help="leave this fold's validation cases out (default: all: none)"
+        "-f",
+        metavar="FOLD",
+        default="all",
+        help="leave out this fold's validation cases and all copies of them (default: all: none)",
     )
     parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
     parser.add_argument(

@@ -43,6 +43,7 @@ def main() -> None:
     from pcrl_nnunet.cli.pretrain import refuse_cascade
     from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.ingest.maskless import trainer_for
     from pcrl_nnunet.plans import load_plan
 
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
@@ -72,12 +73,12 @@ def main() -> None:
     _write(plan_file, new_plan, target, fitted, report.rows())
 
     _print_report(source, checkpoint, plan, report)
-    ours, stock = _commands(dataset, plan.configuration, new_plan["plans_name"], target)
-    print(
-        f"\nWrote {plan_file}\n      {target}\n      {os.path.join(os.path.dirname(target), TABLE)}\n"
-        f"Fine-tune it, here fold 0 (other folds alike), with: {ours}\n"
-        f"or with nnU-Net alone: {stock}"
-    )
+    print(f"\nWrote {plan_file}\n      {target}\n      {os.path.join(os.path.dirname(target), TABLE)}")
+    trainer = trainer_for(plan.plans, plan.dataset_json)
+    ours, stock = _commands(dataset, plan.configuration, new_plan["plans_name"], target, trainer)
+    print(f"Fine-tune it, here fold 0 (other folds alike), with: {ours}")
+    if trainer == "PCRLFinetuneTrainer":
+        print(f"or with nnU-Net alone: {stock}")
 
 
 def _print_report(source: str, checkpoint: dict[str, Any], plan: Any, report: Any) -> None:
@@ -100,13 +101,15 @@ def _print_report(source: str, checkpoint: dict[str, Any], plan: Any, report: An
             print(f"Note, pretrained on {of}: {difference}")
 
 
-def _commands(dataset: str, configuration: str, plans_name: str, checkpoint: str) -> tuple[str, str]:
+def _commands(
+    dataset: str, configuration: str, plans_name: str, checkpoint: str, trainer: str | None
+) -> tuple[str, str]:
     """Return the lines that train fold 0 with our trainer and with nnU-Net's, to be pasted into a shell."""
     import torch
 
     train = ["nnUNetv2_train", dataset, configuration, "0", "-p", plans_name]
     device = [] if torch.cuda.is_available() else ["-device", "cpu"]  # nnU-Net's default is a GPU
-    ours = [*train, "-tr", "PCRLFinetuneTrainer", *device]
+    ours = [*train, "-tr", trainer or "PCRLClassificationTrainer", *device]
     return shlex.join(ours), shlex.join([*train, "-pretrained_weights", checkpoint, *device])
 
 

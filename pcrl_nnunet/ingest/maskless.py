@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
@@ -35,8 +36,10 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
 from pcrl_nnunet.plans import read_json
+from pcrl_nnunet.targets import FILES
 
 LABELS = {"background": 0, "foreground": 1}
+WITHOUT_MASKS = "pcrl_without_masks"  # in the preprocessed dataset.json, which nnU-Net copies from the raw one
 MASKS = "pcrl_masks"  # in nnUNet_preprocessed, while at work; no name of a dataset
 SAMPLED = 10**6  # voxels are enough for a threshold
 
@@ -98,6 +101,37 @@ def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
     return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
 
 
+def is_without_masks(dataset_name: str, dataset_json: Mapping[str, Any]) -> bool:
+    """Tell whether a preprocessed dataset has no masks but the foreground that was found from its images.
+
+    Planning notes this in dataset.json. Of a dataset planned before it did, nnUNet_raw tells, where it is set.
+
+    Args:
+        dataset_json: of the preprocessed dataset.
+    """
+    if WITHOUT_MASKS in dataset_json:
+        return bool(dataset_json[WITHOUT_MASKS])
+    if dataset_json.get("labels") != LABELS or not nnUNet_raw.is_set():
+        return False
+    raw = os.path.join(nnUNet_raw, dataset_name)
+    described = os.path.join(raw, "dataset.json")
+    return os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it"))
+
+
+def trainer_for(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
+    """Name the trainer of ours that learns what a dataset has: masks, or a table of classes; None if it has neither.
+
+    Args:
+        plans, dataset_json: of the preprocessed dataset.
+    """
+    name = plans["dataset_name"]
+    if not is_without_masks(name, dataset_json):
+        return "PCRLFinetuneTrainer"
+    roots = [root for root in (nnUNet_raw, nnUNet_preprocessed) if root.is_set()]
+    tables = [os.path.join(root, name, table) for root in roots for table in FILES.values()]
+    return "PCRLClassificationTrainer" if any(map(os.path.isfile, tables)) else None
+
+
 def plan_and_preprocess(
     raw_folder: str,
     preprocessed: str,
@@ -149,7 +183,7 @@ def plan_and_preprocess(
     ending = dataset_json["file_ending"]
     good = [scan for scan in scans if scan.sources[0] not in without]
     _link_images(good, images, raw, ending)
-    described = {**dataset_json, "labels": LABELS, "numTraining": len(good)}
+    described = {**dataset_json, "labels": LABELS, "numTraining": len(good), WITHOUT_MASKS: True}
     for key in ("regions_class_order", "dataset"):
         described.pop(key, None)
     write_text(os.path.join(raw, "dataset.json"), json.dumps(described, indent=4))

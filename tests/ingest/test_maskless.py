@@ -14,7 +14,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import maskless
-from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, write_mask
+from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, is_without_masks, write_mask
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, Unusable
 
 
@@ -149,6 +149,7 @@ def test_bad_images_are_left_out_of_what_nnunet_is_given(planned):
     assert given["imagesTr"] == [f"case_{i:02}_0000.nii.gz" for i in range(1, 11)]
     assert given["labelsTr"] == [f"case_{i:02}.nii.gz" for i in range(1, 11)]
     assert (given["numTraining"], given["labels"]) == (10, {"background": 0, "foreground": 1})
+    assert is_without_masks("Dataset005_Bodies", given)  # nnU-Net copies it to the preprocessed dataset
     assert not planned.masks.exists()
 
 

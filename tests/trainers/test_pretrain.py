@@ -81,6 +81,32 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
 
 
+@pytest.mark.parametrize(
+    ("table", "advised", "control"),
+    [
+        ("classes.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
+        ("candidates.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
+        (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name ", None),
+    ],
+)
+def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised, control):
+    tiny.dataset_json |= {"labels": {"background": 0, "foreground": 1}, "pcrl_without_masks": True}
+    if table is not None:
+        (tiny.folder / table).touch()
+    trainer = make(tiny)
+    line = trainer._next_command("FINAL")
+    assert re.search(advised, line)
+    assert "Finetune" not in line
+    assert control in (None, trainer.control_of_next_training())
+
+
+def test_with_masks_the_next_command_segments_whatever_tables_there_are(tiny):
+    (tiny.folder / "classes.csv").touch()
+    trainer = make(tiny)
+    assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in trainer._next_command("FINAL")
+    assert trainer.control_of_next_training() == "PCRLScratchTrainer"
+
+
 def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
     trainer = make(tiny)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # the gradients overflow, as on a GPU
@@ -500,8 +526,9 @@ def test_a_folds_validation_cases_are_left_out_and_the_split_file_is_not_touched
 
 
 def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
-    for name in ("case_4", "case_5"):
-        shutil.copy(tiny.data / "case_0.b2nd", tiny.data / f"{name}.b2nd")
+    for i in (4, 5):
+        image = np.random.default_rng(i).normal(size=(1, 14, 14, 14)).astype(np.float32)
+        blosc2.asarray(image, urlpath=str(tiny.data / f"case_{i}.b2nd"))
     (tiny.folder / "splits_final.json").unlink()
     trainer = make(tiny, fold=1)
     trainer.initialize()
@@ -516,7 +543,7 @@ def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
 
 
 def test_a_fold_that_does_not_exist_is_named(tiny):
-    with pytest.raises(UserError, match=r"fold 7 is not among the 2 folds of .*splits_final.json; give -f 0 to 1"):
+    with pytest.raises(UserError, match=r"fold 7 is not among the 2 folds of .*splits_final.json; give .* 0 to 1"):
         make(tiny, fold=7).initialize()
 
 

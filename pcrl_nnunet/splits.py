@@ -1,0 +1,130 @@
+"""nnU-Net's splits_final.json: a fold of a dataset, checked against the cases that are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from pcrl_nnunet.errors import UserError
+
+SPLITS = "splits_final.json"
+NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
+MOST_NAMED = 5
+# what people leave at the end of a case's name: a channel's number, an ending of images or of preprocessed data
+_SURPLUS = re.compile(
+    r"(_\d{4})?\.(nii(\.gz)?|mha|mhd|nrrd|nhdr|gipl|png|bmp|jpe?g|tiff?|dcm|b2nd|np[yz]|pkl)$", re.IGNORECASE
+)
+
+Part = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The names of a fold's training and validation cases."""
+
+    train: list[str]
+    val: list[str]
+
+
+def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part] = ("train", "val")) -> Fold:
+    """Return a fold of the dataset's split file, or of the split that nnU-Net will write of the same cases.
+
+    Args:
+        folder: nnUNet_preprocessed/DatasetXXX_NAME.
+        cases: names of the cases that are there.
+        parts: whose names have to be among the cases.
+
+    Raises:
+        UserError: the file is damaged, has no such fold, or names cases in it that are not there.
+    """
+    file = os.path.join(folder, SPLITS)
+    folds = _read(file) if os.path.isfile(file) else _default_folds(folder, cases)
+    if fold not in range(len(folds)):
+        raise UserError(
+            f"fold {fold} is not among the {len(folds)} folds of {file}; give a fold from 0 to {len(folds) - 1}, or all"
+        )
+    found = folds[fold]
+    missing = [name for part in parts for name in getattr(found, part) if name not in set(cases)]
+    if missing:
+        raise UserError(
+            f"fold {fold} in {file} names {_listed(missing, cases)}, which {'is' if len(missing) == 1 else 'are'} not "
+            f"among the {len(cases)} preprocessed cases; correct the names in that file, or preprocess these cases"
+        )
+    return found
+
+
+def refuse_unwritable(folder: str) -> None:
+    """Raise `UserError` where nnU-Net would have to write the split file and may not."""
+    file = os.path.join(folder, SPLITS)
+    if os.path.isfile(file):
+        return
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(file, error) from error
+
+
+def unwritable(file: str, error: OSError) -> UserError:
+    """The sentence for a split file that is not there and cannot be written."""
+    return UserError(
+        f"there is no {file}, which the first training of a fold writes, and its folder cannot be written to "
+        f"({error.strerror}); make the folder writable for that training, or put a {SPLITS} there"
+    )
+
+
+def _read(file: str) -> list[Fold]:
+    try:
+        with open(file, encoding="utf-8") as content:
+            folds = [Fold(_names(split["train"]), _names(split["val"])) for split in json.load(content)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{file} is no list of folds with 'train' and 'val' ({type(error).__name__}: {error}); mend it, or give "
+            f"the fold all"
+        ) from error
+    if not folds:
+        raise UserError(f"{file} has no folds; write some, or remove it and nnU-Net makes {NUM_FOLDS}")
+    return folds
+
+
+def _names(given: Any) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{json.dumps(given)[:60]} is no list of names")
+    return given
+
+
+def _default_folds(folder: str, cases: Collection[str]) -> list[Fold]:
+    if len(cases) < NUM_FOLDS:
+        raise UserError(
+            f"{len(cases)} cases are too few for nnU-Net's {NUM_FOLDS} folds; write a {SPLITS} with fewer into "
+            f"{folder}, or give the fold all"
+        )
+    made = generate_crossval_split(sorted(cases), seed=SPLIT_SEED, n_splits=NUM_FOLDS)
+    return [Fold(list(map(str, split["train"])), list(map(str, split["val"]))) for split in made]
+
+
+def _listed(missing: Sequence[str], cases: Collection[str]) -> str:
+    """Name the missing cases, a few of many, each with the case that is meant where that can be told."""
+    by_form: dict[str, list[str]] = {}
+    for case in cases:
+        by_form.setdefault(_form(case), []).append(case)
+    listed = []
+    for name in list(dict.fromkeys(missing))[:MOST_NAMED]:
+        meant = by_form.get(_form(name), [])
+        listed.append(f"'{name}' (probably '{meant[0]}')" if len(meant) == 1 else f"'{name}'")
+    more = len(set(missing)) - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more else "")
+
+
+def _form(name: str) -> str:
+    """Reduce a name to what people do not mistake: no folder, ending or channel, no capitals, no leading zeros."""
+    bare = _SURPLUS.sub("", os.path.basename(name.strip().replace("\\", "/")))
+    bare = re.sub(r"_0000$", "", bare)
+    return re.sub(r"0+(?=\d)", "", re.sub(r"[\s_-]+", "_", bare.casefold()))
