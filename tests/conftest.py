@@ -108,24 +108,6 @@ def real_data():
     return Path(folder)
 
 
-@pytest.fixture
-def as_users_do():
-    """Permissions count for this thread, also where it is root's: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
-    if os.geteuid() != 0:
-        yield
-        return
-    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3; effective first, of two
-    libc = ctypes.CDLL(None, use_errno=True)
-    if sys.platform != "linux" or libc.capget(header, sets) != 0:
-        pytest.skip("the tests run as root, whom no permission binds")
-    effective = sets[0]
-    sets[0] = effective & ~0b110
-    assert libc.capset(header, sets) == 0
-    yield
-    sets[0] = effective
-    assert libc.capset(header, sets) == 0
-
-
 @pytest.fixture(scope="session")
 def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of links to everything that the running environment has installed, but nnU-Net and our package."""
