@@ -16,8 +16,8 @@ LAYERS = [  # each may import from those after it, and from its own
     {"monitor", "memory", "transfer", "ingest", "figures", "pseudo_labels", "scores", "prediction"},
     {"methods"},
     {"crops", "targets"},
-    {"models", "losses", "transforms", "data", "checkpoint", "plans"},
-    {"boxes", "config", "distributed", "files", "lock"},
+    {"models", "losses", "transforms", "data", "checkpoint", "plans", "named_plans"},
+    {"boxes", "commands", "config", "distributed", "files", "lock"},
     {"errors"},
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from time import time
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, distributed, transfer
+from pcrl_nnunet.commands import command, device_option
 from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 from pcrl_nnunet.data import Batches, Case, find_cases, fingerprint, make_loader, unpack
 from pcrl_nnunet.errors import UserError
@@ -43,10 +44,11 @@ from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor
+from pcrl_nnunet.named_plans import name_of
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
 from pcrl_nnunet.targets import FILES, SPLITS, planned_targets, write_split_by_patient
-from pcrl_nnunet.trainers import output_folder
+from pcrl_nnunet.trainers import output_folder, weights_and_biases
 from pcrl_nnunet.transforms import kernels
 
 GRADIENT_CLIP = 12  # nnU-Net's
@@ -165,8 +167,9 @@ class _Sigterm:
 
 
 def _command_to_go_on() -> str:
-    command = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
-    return f"the same torchrun, with {command}" if "TORCHELASTIC_RUN_ID" in os.environ else command
+    given = [word for word in sys.argv[1:] if word not in ("--c", "--overwrite")]
+    again = command(os.path.basename(sys.argv[0]), *given, "--c")
+    return f"the same torchrun, with {again}" if "TORCHELASTIC_RUN_ID" in os.environ else again
 
 
 def _mean(values: list[float]) -> float:
@@ -212,6 +215,85 @@ def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
     ]
 
 
+@dataclass(frozen=True)
+class PretrainingData:
+    """The cases that a pretraining draws from, by dataset."""
+
+    own: PretrainingCases  # of the first dataset
+    by_dataset: Mapping[str, list[Case]]  # the first one comes first
+    other_plans: Mapping[str, str]  # `checkpoint.plans_hash` of the other datasets' plans
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases of all datasets, as `of_several` names and weighs them."""
+        return self.own.used if len(self.by_dataset) == 1 else of_several(self.by_dataset)
+
+    @classmethod
+    def find(
+        cls,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        others: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
+    ) -> PretrainingData:
+        """Find the preprocessed cases.
+
+        Args:
+            others: by name, folder, data identifier and `checkpoint.plans_hash` of other datasets to pretrain on.
+
+        Raises:
+            UserError: as `PretrainingCases.find`, or there are no images for another dataset's plan.
+        """
+        identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
+        if TARGET_KEY in plans and not _has_files(unlabelled_folder(folder, identifier), ".b2nd"):
+            raise UserError(
+                f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
+                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
+            )
+        own = PretrainingCases.find(folder, identifier, fold, plans)
+        found = {plans["dataset_name"]: own.used}
+        found |= {
+            name: PretrainingCases.find(folder, identifier, "all").used
+            for name, (folder, identifier, _) in others.items()
+        }
+        return cls(own, found, {name: of_plans for name, (_, _, of_plans) in others.items()})
+
+
+def agreement(
+    settings: PretrainSettings, plans: Mapping[str, Any], cases: Sequence[Case], other_plans: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what a training state and the training that goes on from it have to agree in."""
+    return {
+        "settings": without_probe(settings.as_dict()),
+        "plans": without_settings(plans),
+        "cases": [case.name for case in cases],
+        "other_plans": dict(other_plans),
+    }
+
+
+def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
+    """Raises `UserError` where a training state differs from the `agreement` of the training at hand.
+
+    Args:
+        path: of the state.
+    """
+    # settings of the plan that matter here are among the state's own
+    of_state = {"settings": without_probe(state["settings"]), "plans": without_settings(state["plans"])}
+    for what, value in now.items():
+        then = of_state.get(what, state[what])
+        if then != value:
+            differing = (
+                [name for name in value if value[name] != then.get(name)]
+                if isinstance(value, dict)
+                else sorted(set(value) ^ set(then))[:5]
+            )
+            raise UserError(
+                f"the {what.replace('_', ' ')} {differing} differ from those that {path} was trained with; continue "
+                f"with the same ones, or start anew with --overwrite in the place of --c"
+            )
+
+
 class PretrainLogger(LocalLogger):
     """nnU-Net's logger with the pretraining's curves: LocalLogger knows a fixed set of keys and plots just these."""
 
@@ -243,8 +325,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
             `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
-            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_others``: by name, folder, data
-            identifier and `checkpoint.plans_hash` of other datasets to pretrain on.
+            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_data``: the `PretrainingData`,
+            found already.
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
@@ -261,36 +343,24 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ):
         settings, init = plans.pop("pcrl_settings", None), plans.pop("pcrl_init", None)
-        others: Mapping[str, tuple[str, str, str]] = plans.pop("pcrl_others", {})
+        data: PretrainingData | None = plans.pop("pcrl_data", None)
         if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
+            own = command("pcrl_nnunet_pretrain", d=plans["dataset_name"], c=configuration, p=plans["plans_name"])
             raise SystemExit(
-                f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
-                f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
+                f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run {own}"
             )
-        identifier = PlansManager(plans).get_configuration(configuration).data_identifier
-        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
-        if TARGET_KEY in plans and not _has_files(unlabelled_folder(folder, identifier), ".b2nd"):
-            raise UserError(
-                f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
-                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
-            )
-        cases = PretrainingCases.find(folder, identifier, fold, plans)
-        found = {plans["dataset_name"]: cases.used}
-        found |= {
-            name: PretrainingCases.find(folder, identifier, "all").used
-            for name, (folder, identifier, _) in others.items()
-        }
-        with output_folder.creating():
+        data = data or PretrainingData.find(plans, configuration, fold)
+        with output_folder.creating(), weights_and_biases.held_back():
             super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings: PretrainSettings = settings
-        self.cases = cases.used if len(found) == 1 else of_several(found)
-        self.datasets = list(found)
-        self.other_plans = {name: of_plans for name, (_, _, of_plans) in others.items()}
-        self.print_to_log_file(cases)
-        for name, of_other in list(found.items())[1:]:
+        self.cases = data.cases
+        self.datasets = list(data.by_dataset)
+        self.other_plans = dict(data.other_plans)
+        self.print_to_log_file(data.own)
+        for name, of_other in list(data.by_dataset.items())[1:]:
             self.print_to_log_file(f"  and {len(of_other)} of {name}")
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         stages = len(self.configuration_manager.network_arch_init_kwargs["strides"])
@@ -458,6 +528,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.settings.probe_every and self.local_rank == 0:
             self._start_probe()
         self.dataloader_train = self.get_dataloaders()
+        weights_and_biases.begin(self)
 
     def _start_probe(self) -> None:
         """Find the labels, and what the encoder is worth before the first step."""
@@ -633,14 +704,19 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         plans = self.plans_manager.plans
         if TARGET_KEY in plans:
             target, plans_name = (plans[TARGET_KEY][key] for key in ("dataset_name", "plans_name"))
-            return (
-                f"Bring it into {target} with: pcrl_nnunet_transfer -i {final} -d {target} -c {self.configuration_name}"
-                f" -p {plans_name} -name {plans['dataset_name']}"
+            name = "_".join(part for part in (plans["dataset_name"], name_of(plans)) if part)
+            bring = command(
+                "pcrl_nnunet_transfer", i=final, d=target, c=self.configuration_name, p=plans_name, name=name
             )
-        return (
-            f"Fine-tune it with: nnUNetv2_train {plans['dataset_name']} {self.configuration_name} FOLD "
-            f"-tr PCRLFinetuneTrainer -p {plans['plans_name']}"
+            return f"Bring it into {target} with: {bring}"
+        fold, others = (0, ", and the other folds alike,") if self.fold == "all" else (self.fold, "")
+        train = command(
+            *("nnUNetv2_train", plans["dataset_name"], self.configuration_name, fold),
+            tr="PCRLFinetuneTrainer",
+            p=plans["plans_name"],
+            device=device_option(self.device.type),
         )
+        return f"Fine-tune fold {fold}{others} with: {train}"
 
     def final_content(self) -> dict[str, Any]:
         """What ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
@@ -748,31 +824,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         }
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
         self.initialize()
-        # of the first rank, which wrote it: other machines may not have the file
-        state = distributed.of_first_rank(lambda: checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT))
-        now = {
-            "settings": without_probe(self.settings.as_dict()),
-            "plans": without_settings(self.plans_manager.plans),
-            "cases": [case.name for case in self.cases],
-            "other_plans": self.other_plans,
-        }
-        state["plans"] = without_settings(state["plans"])  # what of them matters here is in `settings`
-        state["settings"] = without_probe(state["settings"])
-        for what, value in now.items():
-            if state[what] != value:
-                then = state[what]
-                differing = (
-                    [k for k in value if value[k] != then.get(k)]
-                    if isinstance(value, dict)
-                    else sorted(set(value) ^ set(then))[:5]
-                )
-                raise UserError(
-                    f"the {what.replace('_', ' ')} {differing} differ from those that {filename_or_checkpoint} was "
-                    f"trained with; continue with the same ones, or start anew without --c"
-                )
+        given = filename_or_checkpoint
+        state = checkpoint.read(given, checkpoint.STATE_FORMAT) if isinstance(given, str) else given
+        path = given if isinstance(given, str) else "the training state"
+        now = agreement(self.settings, self.plans_manager.plans, self.cases, self.other_plans)
+        refuse_another(state, now, path)
         self.plan_network.load_state_dict(state["plan_network"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -77,7 +77,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     text = log.read_text()
     assert "epoch 2/2: restoration" in text
     assert f"Views are computed by {by}" in text
-    assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
+    assert "nnUNetv2_train Dataset999_Tiny 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu" in text
 
 
 def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
