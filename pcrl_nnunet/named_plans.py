@@ -53,7 +53,7 @@ def write_copy(plan: PlannedConfiguration) -> str | None:
         UserError: the folder cannot be written to.
     """
     path = _path(plan, plan.plans)
-    if os.path.isfile(path):
+    if COPY_KEY not in plan.plans or os.path.isfile(path):
         return None
     try:
         write_text(path, json.dumps(plan.plans, indent=4))

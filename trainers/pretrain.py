@@ -249,7 +249,7 @@ class PretrainingData:
         if TARGET_KEY in plans and not _has_files(unlabelled_folder(folder, identifier), ".b2nd"):
             raise UserError(
                 f"no preprocessed images in {unlabelled_folder(folder, identifier)}; run "
-                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY])} -c {configuration} first"
+                f"{preprocess_command(plans['dataset_name'], **plans[TARGET_KEY], configuration=configuration)} first"
             )
         own = PretrainingCases.find(folder, identifier, fold, plans)
         found = {plans["dataset_name"]: own.used}

@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         help="see every so many epochs how well a linear classifier tells the dataset's labels apart by the features "
         "(default: 0, never, or the plan's); labels are used for that alone",
     )
+    _add_how_to_start(parser)
+    return parser
+
+
+def _add_how_to_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-init", metavar="CHECKPOINT", help="start from its encoder: one of ours, of nnssl, or of a training of nnU-Net"
     )
@@ -84,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print sizes, memory and hours, and draw the views of a few cases into a folder here; train nothing",
     )
-    return parser
 
 
 def main() -> None:
@@ -97,17 +101,14 @@ def _pretrain(args: argparse.Namespace) -> None:
     # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
     # something else, the loading processes above all, wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pcrl_nnunet import distributed
-    from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
+    from pcrl_nnunet import distributed  # after the parser, so that --help is quick
     from pcrl_nnunet.cli.pretraining_start import Request
-    from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.memory import keep_freed_memory
     from pcrl_nnunet.named_plans import named_plan, refuse_outdated
     from pcrl_nnunet.plans import load_plan
     from pcrl_nnunet.trainers import weights_and_biases
-    from pcrl_nnunet.trainers.pretrain import PretrainingData
 
     if args.continue_training and args.overwrite:
         raise UserError("--c goes on with a pretraining and --overwrite starts anew in its place; give one of them")
@@ -132,22 +133,41 @@ def _pretrain(args: argparse.Namespace) -> None:
         _dry_run(plan, fold, device, overrides, others, args.num_gpus)
         return
     weights_and_biases.check()
-    first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"  # machines have an nnU-Net each
+    _register()
+    if spawns:
+        args.device = device.type  # said once
+        _on_several(args)
+        return
+    init = None if args.init is None else os.path.abspath(args.init)
+    with distributed.process_group(device) as of_rank:
+        settings, data = _settings_and_data(plan, fold, overrides, others)
+        _run(Request(plan, fold, settings, data, init, args.continue_training, args.overwrite), of_rank)
+
+
+def _register() -> None:
+    """Let nnU-Net find our trainers, by the first process of each machine: every machine has an nnU-Net of its own."""
+    from pcrl_nnunet import distributed
+    from pcrl_nnunet.cli import register
+    from pcrl_nnunet.errors import UserError
+
+    first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"
     if first_here and not register.is_registered():
         try:
             for line in register.register():
                 print(line)
         except UserError as error:  # pretraining needs no registration, fine-tuning does
             print(f"Warning: {error}")
-    if spawns:
-        args.device = device.type  # said once
-        _on_several(args)
-        return
+
+
+def _settings_and_data(
+    plan: Any, fold: int | str, overrides: dict[str, Any], others: dict[str, tuple[str, str, str]] | None
+) -> tuple[Any, Any]:
+    """The settings in effect, and the cases."""
+    from pcrl_nnunet.config import pretrain_settings
+    from pcrl_nnunet.trainers.pretrain import PretrainingData
+
     settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-    data = PretrainingData.find(plan.plans, plan.configuration, fold, others)
-    init = None if args.init is None else os.path.abspath(args.init)
-    with distributed.process_group(device) as of_rank:
-        _run(Request(plan, fold, settings, data, init, args.continue_training, args.overwrite), of_rank)
+    return settings, PretrainingData.find(plan.plans, plan.configuration, fold, others or {})
 
 
 def _spawns(number: int, device: Any) -> bool:
@@ -396,20 +416,16 @@ def measured(
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.data import ViewLoader, make_loader
     from pcrl_nnunet.distributed import largest_part
     from pcrl_nnunet.files import in_place_of_earlier
     from pcrl_nnunet.memory import estimated_peak
-    from pcrl_nnunet.trainers.pretrain import PretrainingData
     from pcrl_nnunet.transforms import kernels
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
-        chosen = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-        found = PretrainingData.find(plan.plans, plan.configuration, fold, others or {})
-        trainer = _trainer(plan, fold, device, chosen, found)
+        trainer = _trainer(plan, fold, device, *_settings_and_data(plan, fold, overrides, others))
         trainer.initialize()
         settings, by_depth = trainer.settings, trainer.network.all_levels()
         pairs, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()

@@ -259,10 +259,10 @@ def existing_plan(dataset: str, target: str, plans_name: str) -> str:
     return name
 
 
-def preprocess_command(source: str, dataset_name: str, plans_name: str) -> str:
-    """What makes SOURCE's plan for a plan of another dataset, and the images for it."""
+def preprocess_command(source: str, dataset_name: str, plans_name: str, configuration: str | None = None) -> str:
+    """Return the command that makes SOURCE's plan for a plan of another dataset, and the images for it."""
     plans = None if plans_name == "nnUNetPlans" else plans_name
-    return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans)
+    return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans, c=configuration)
 
 
 def plans_option(plans_name: str) -> str:

@@ -307,6 +307,13 @@ def test_a_named_pretraining_that_cannot_start_and_a_dry_run_leave_no_plan(comma
     assert not tiny.results.exists()
 
 
+def test_a_plan_whose_file_has_another_name_is_not_written_anew(command, tiny):
+    (tiny.folder / "nnUNetPlans.json").rename(tiny.folder / "Mine.json")
+    before = files(tiny.folder)
+    assert command(*SHORT, "-p", "Mine") == 0
+    assert files(tiny.folder) == before
+
+
 # ----------------------------------------------------------------------------------------------- the dry run's folder
 
 
