@@ -146,7 +146,7 @@ def _refuse_fitted(final: str, plans_name: str) -> None:
 def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
     """Raises `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
     others = (
-        f"pretrain beside it with another -name, or in its place with --overwrite, which keeps its files in "
+        f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
         f"{_free_folder(folder)}"
     )
     if states:
@@ -213,7 +213,7 @@ def _refuse_finished(path: str, what: str, differing: str) -> None:
     if differing:
         raise UserError(
             f"{path} is finished, with other {what} ({differing}): leave --c out and pretrain with the present ones "
-            f"beside it with another -name, or in its place with --overwrite"
+            f"beside it with -name NAME, or in its place with --overwrite"
         )
 
 

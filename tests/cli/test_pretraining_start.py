@@ -97,7 +97,7 @@ def test_without_the_package_of_weights_and_biases_nothing_is_made(command, tiny
 @pytest.mark.parametrize("kind", ["finished", "unfinished"])
 def test_a_refusal_to_start_over_offers_another_name_and_overwrite(command, tiny, no_trainer, kind):
     said = command(*SHORT) if an_earlier_run(tiny, kind) else ""
-    for offer in ("--c", "another -name", "--overwrite, which keeps its files in", "/old_1"):
+    for offer in ("--c", "-name NAME", "--overwrite, which keeps its files in", "/old_1"):
         assert offer in said
 
 
