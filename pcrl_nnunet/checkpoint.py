@@ -123,7 +123,7 @@ def _other_format(path: str, content: Mapping[str, Any], expected_format: str) -
     if str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
         return (
             f"checkpoint {path} was written by another version of pcrl_nnunet (format '{content['format']}', "
-            f"'{expected_format}' expected); go on with that version, or pretrain again without --c"
+            f"'{expected_format}' expected); go on with that version, or pretrain again"
         )
     return None
 

@@ -130,12 +130,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def of_first_rank(make: Callable[[], _T]) -> _T:
-    """What the function gives on the first rank, on all; the others do not call it."""
+    """Call a function on the first rank alone. Returns its result, or raises its `UserError`, on every rank."""
     if not is_distributed():
         return make()
-    holder: list[Any] = [make() if rank() == 0 else None]
+    holder: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            holder[0] = make()
+        except UserError as error:
+            holder[1] = str(error)
     dist.broadcast_object_list(holder)
     found: _T = holder[0]
+    if holder[1] is not None:
+        raise UserError(holder[1])
     return found
 
 

@@ -10,6 +10,7 @@ from glob import escape, glob
 from shutil import rmtree
 
 DRAFT = "draft_"
+RECORD = ".pcrl_nnunet"  # in a folder of ours: the names of the files that we wrote there, a line each
 
 
 @contextmanager
@@ -59,6 +60,32 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole, or not at all."""
     with whole(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
+
+
+@contextmanager
+def in_place_of_earlier(folder: str) -> Iterator[None]:
+    """Remove what was written into a folder within this context before, and remember what is written there now.
+
+    Files that others have put there stay. Where nothing is written, no folder is made.
+    """
+    record = os.path.join(folder, RECORD)
+    for name in _lines(record):
+        with suppress(OSError):
+            os.remove(os.path.join(folder, os.path.basename(name)))
+    of_others = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    try:
+        yield
+    finally:
+        if os.path.isdir(folder) and (written := set(os.listdir(folder)) - of_others):
+            with suppress(OSError):
+                write_text(record, "\n".join(sorted(written)))
+
+
+def _lines(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().splitlines()
 
 
 def remove_drafts(folder: str) -> None:

@@ -28,9 +28,8 @@ def locked(folder: str, command: str) -> Iterator[None]:
         try:
             with tempfile.TemporaryFile(dir=folder):  # the lock's file may be there, and the folder read-only by now
                 pass
-            file = stack.enter_context(open(os.path.join(folder, LOCK), "w"))
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.callback(os.close, _lock(os.path.join(folder, LOCK)))
         except BlockingIOError:
             raise UserError(f"Another {command} is at work on {folder}: wait for it to end.") from None
         except OSError as error:
@@ -39,3 +38,21 @@ def locked(folder: str, command: str) -> Iterator[None]:
                 f"may write to, on a file system with locks"
             ) from error
         yield
+
+
+def _lock(path: str) -> int:
+    """Lock the file of that path, which whoever had the lock may remove while it is being opened.
+
+    Returns:
+        its descriptor.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

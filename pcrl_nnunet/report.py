@@ -458,9 +458,10 @@ def _following(trainer: Any, following: Sequence[str]) -> str:
         what, command = line.split(": ", 1)
         words = " ".join(f"<span>{_text(word)}</span>" for word in command.split(" "))  # lines break between them
         parts.append(f"<p>{_text(what)}</p><pre>{words}</pre>")
-    notes = ["FOLD is the number of a fold, 0 to 4 as a rule."] if any("FOLD" in line for line in following) else []
-    if any("nnUNetv2_train" in line for line in following):
-        notes.append("Without a GPU add <code>-device cpu</code>.")
+    notes = []
+    if trains := [line for line in following if "nnUNetv2_train" in line]:
+        if not any("-device" in line for line in trains):
+            notes.append("Without a GPU add <code>-device cpu</code>.")
         control = trainer.control_of_next_training()
         notes.append(f"Only the same training with <code>-tr {_text(control)}</code> tells whether it helped.")
     return "".join(parts) + (f"<p>{' '.join(notes)}</p>" if notes else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -102,7 +103,7 @@ class PretrainingCases:
         if target and not _has_unlabelled(place):
             raise UserError(
                 f"no preprocessed images in {unlabelled_folder(*place)}; run "
-                f"{preprocess_command(plans['dataset_name'], **target)} -c {configuration} first"
+                f"{preprocess_command(plans['dataset_name'], **target, configuration=configuration)} first"
             )
         labelled, unlabelled = _cases_in(place)
         further = {name: [case for part in _cases_in(other) for case in part] for name, other in (others or {}).items()}
@@ -128,6 +129,40 @@ class PretrainingCases:
         if not found.used:
             raise UserError(f"fold {fold} leaves out all cases, and there are no unlabelled ones; give another -f")
         return found
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """The cases of a pretraining, and the plans that further datasets were preprocessed by.
+
+    Attributes:
+        other_plans: `checkpoint.plans_hash` of the further datasets' plans, by the dataset's name.
+    """
+
+    found: PretrainingCases
+    other_plans: Mapping[str, str]
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases that the pretraining sees."""
+        return self.found.used
+
+    @classmethod
+    def find(
+        cls,
+        plans: Mapping[str, Any],
+        configuration: str,
+        fold: int | str,
+        others: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
+    ) -> PretrainingData:
+        """Find the cases; raises `UserError` as `PretrainingCases.find`.
+
+        Args:
+            others: folder, data identifier and `checkpoint.plans_hash` of further datasets, by name.
+        """
+        places = {name: (folder, identifier) for name, (folder, identifier, _) in others.items()}
+        hashes = {name: of_plans for name, (_, _, of_plans) in others.items()}
+        return cls(PretrainingCases.find(plans, configuration, fold, places), hashes)
 
 
 def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:

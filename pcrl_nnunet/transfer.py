@@ -29,10 +29,11 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.copies import with_known_voxels
 from pcrl_nnunet.data import Case
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.named_plans import COPY_KEY
 
 PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
 FITTED_KEY = "pcrl_fitted"  # of a plan that pcrl_nnunet_transfer wrote: the checkpoint that it is for
-NOT_TO_CHOOSE = {FITTED_KEY, "pcrl_target"}
+NOT_TO_CHOOSE = {FITTED_KEY, COPY_KEY, "pcrl_target"}
 MOST_NAMED = 3
 DECODER_NAMES = {"stages": "blocks", "transpconvs": "upsample"}  # of nnU-Net's, and of the pretraining's
 DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")

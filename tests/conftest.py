@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from nnunetv2.training.logging import nnunet_logger
 from tiny_dataset import DATASET, DATASET_JSON, SPLITS, write_preprocessed
 
 OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
@@ -97,6 +98,23 @@ def as_users_do():
     yield
     sets[0] = effective
     assert libc.capset(header, sets) == 0
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """The runs of Weights & Biases that were begun: nnU-Net's switch is on, and a package of that name notes them."""
+    runs = []
+
+    def init(**given):
+        os.makedirs(os.path.join(given["dir"], "wandb"), exist_ok=True)
+        run = SimpleNamespace(given=given, config={}, logged={}, summary={}, step=0)
+        run.log = lambda values, step: run.logged.update({(name, step): value for name, value in values.items()})
+        runs.append(run)
+        return run
+
+    monkeypatch.setattr(nnunet_logger, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    return runs
 
 
 @pytest.fixture

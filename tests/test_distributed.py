@@ -207,6 +207,13 @@ def step(self, batch, number):
     return train_step(self, batch, number)
 PCRLPretrainTrainer.train_step = step
 """
+BUILT = """
+import os
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+def init(*_, **__):
+    os.write(1, b"built")
+PCRLPretrainTrainer.__init__ = init
+"""
 OTHERS = """
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 on_train_start = PCRLPretrainTrainer.on_train_start
@@ -236,6 +243,19 @@ def test_an_error_of_all_processes_is_said_once_without_a_traceback(forked, tiny
     assert output.count("3 processes share a batch of 4 pairs, and each needs 2: give -batch_size 6 or more") == 1
     assert "Traceback" not in output
     assert not tiny.results.exists()
+
+
+def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -> None:
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    (folder / "wandb").mkdir(parents=True)
+    (folder / checkpoint.LATEST).write_text("days of work")
+    (folder / "wandb" / "curves").write_text("curves")
+    status, output = forked(*COMMAND, "-num_gpus", "2", more=BUILT)
+    assert status == 1, output
+    assert output.count("is the state of an unfinished pretraining: go on with it by --c") == 1
+    assert "built" not in output
+    assert "Traceback" not in output
+    assert {path.name for path in folder.rglob("*")} == {checkpoint.LATEST, "wandb", "curves"}
 
 
 def test_an_error_of_one_process_alone_is_said_and_not_what_it_does_to_the_others(forked, tiny) -> None:

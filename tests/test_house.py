@@ -16,9 +16,9 @@ LAYERS = [  # each may import from those after it, and from its own
     {"monitor", "memory", "transfer", "ingest", "figures", "pseudo_labels", "scores", "prediction"},
     {"methods"},
     {"crops", "targets"},
-    {"models", "losses", "transforms", "data", "checkpoint", "plans", "splits", "copies"},
+    {"models", "losses", "transforms", "data", "checkpoint", "plans", "named_plans", "splits", "copies"},
     {"foreign_checkpoints"},
-    {"boxes", "config", "distributed", "files", "lock"},
+    {"boxes", "commands", "config", "distributed", "files", "lock"},
     {"errors"},
 ]
 

@@ -180,8 +180,6 @@ def check_where_files_land(home: Path) -> None:
         for name in re.findall(r"`(\S+\.(?:html|json|png|pth|txt))`", what):
             while_it_runs_or_if_any = name in (
                 "checkpoint_latest.pth",
-                "checkpoint_latest_old.pth",
-                "..._old1.pth",
                 "checkpoint_damaged.pth",
                 "checkpoint_previous.pth",
                 "bad_cases.txt",

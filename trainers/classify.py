@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast, nn
 
 from pcrl_nnunet import checkpoint, figures, scores
-from pcrl_nnunet.config import ClassifySettings
+from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.crops import ClassificationLoader, input_size, places
 from pcrl_nnunet.data import Case, CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
@@ -84,17 +84,16 @@ class _Classification(PCRLScratchTrainer):
             raw = os.path.join(nnUNet_raw or "", plans["dataset_name"])
             changed = bring_tables(raw, folder)
             self.targets: Targets = read_targets(folder, self.classify.target or None)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        with self._or_nothing_left_behind():
-            if self.settings.load_decoder:
+            if FinetuneSettings.from_plan(plans, self.defaults).load_decoder:
                 raise UserError("a classification has no decoder; set pcrl.finetune.load_decoder to false in the plan")
+            planned = PlansManager(plans).get_configuration(configuration)
+            self.size = input_size(self.targets, self.classify.crop_mm, planned)
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.saved_as = type(self).__name__
         self.enable_deep_supervision = False
         self.logger.local_logger = ClassificationLogger()
         for name in changed:
             self.print_to_log_file(f"{name} was taken from {raw} into {folder}")
-        with self._or_nothing_left_behind():
-            self.size = input_size(self.targets, self.classify.crop_mm, self.configuration_manager)
 
     def build_network_architecture(  # a method here: the number of outputs is the table's
         self,

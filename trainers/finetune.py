@@ -24,14 +24,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import transfer
+from pcrl_nnunet.commands import command
 from pcrl_nnunet.config import FinetuneSettings, pcrl_block
 from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.models import encoder_of
+from pcrl_nnunet.named_plans import refuse_outdated
 from pcrl_nnunet.splits import fold_of, refuse_unwritable
 from pcrl_nnunet.targets import FILES
-from pcrl_nnunet.trainers import output_folder
+from pcrl_nnunet.trainers import output_folder, weights_and_biases
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 
@@ -75,6 +77,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     defaults: Mapping[str, Any] = MappingProxyType({})  # of settings, where a sibling class has others
     saved_as = nnUNetTrainer.__name__  # whom those that load a checkpoint take it for
     for_classification = "PCRLClassificationScratchTrainer"  # the trainer for a dataset without masks
+    _has_begun = False
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
             self.settings = FinetuneSettings.from_plan(plans, self.defaults, **overrides)
         # nnU-Net takes an item out of the plan that it is given, and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
-        with exit_on_user_error(), output_folder.creating():
+        with exit_on_user_error(), output_folder.creating(), weights_and_biases.held_back():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
         # nnU-Net's 50, but a short training, too, goes on near to where it was stopped
@@ -143,10 +146,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; the effective settings go to the log."""
+        """As nnU-Net's; the effective settings go to the log. A run of Weights & Biases begins once all is checked."""
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
         self._not_finite: set[str] = set()
         super().on_train_start()
+        self._has_begun = True
+        with exit_on_user_error():
+            weights_and_biases.begin(self)
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
         """As nnU-Net's; opens every case: where one cannot be read, the loaders' processes end without a reason."""
@@ -164,12 +170,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     @contextmanager
     def _or_nothing_left_behind(self) -> Iterator[None]:
-        """A `UserError` ends the process with its sentence, and without the output folder if that is unused."""
+        """A `UserError` ends the process with its sentence, and leaves nothing behind unless the training has begun."""
         with exit_on_user_error():
             try:
                 yield
             except UserError:
-                output_folder.remove_if_unused(self)
+                if self.local_rank == 0 and not self._has_begun:
+                    output_folder.remove_unused(self.output_folder, self.log_file)
                 raise
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -423,8 +430,8 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
 
     def _pretraining_command(self) -> str:
         plan = self.plans_manager.plans
-        return (
-            f"pcrl_nnunet_pretrain -d {plan['dataset_name']} -p {plan['plans_name']} -c {self._image_configuration()}"
+        return command(
+            "pcrl_nnunet_pretrain", d=plan["dataset_name"], p=plan["plans_name"], c=self._image_configuration()
         )
 
     def _image_configuration(self) -> str:
@@ -473,4 +480,7 @@ def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: tor
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("-device mps was asked for, but torch finds none; add -device cpu to train without")
     identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
-    find_cases(os.path.join(nnUNet_preprocessed, plan["dataset_name"], identifier))  # or says that there are none
+    folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
+    find_cases(os.path.join(folder, identifier))  # or says that there are none
+    refuse_outdated(plan, configuration, folder)
+    weights_and_biases.check()

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape, glob
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.lock import LOCK
+
+LOGS = "training_log_*.txt"
+
+
+def path_of(trainer: type[nnUNetTrainer], dataset: str, plans_name: str, configuration: str, fold: int | str) -> str:
+    """Return the folder that a trainer of nnU-Net would make, without making one."""
+    name = f"{trainer.__name__}__{plans_name}__{configuration}"
+    return os.path.join(nnUNet_results.get(), dataset, name, f"fold_{fold}")
 
 
 @contextmanager
@@ -26,16 +33,22 @@ def creating() -> Iterator[None]:
         ) from error
 
 
-def remove_if_unused(trainer: nnUNetTrainer) -> None:
-    """Remove a folder that holds only logs: a training that never got anywhere leaves none that looks like one."""
-    if trainer.local_rank != 0:
-        return
-    logs = glob(os.path.join(escape(trainer.output_folder), "training_log_*.txt"))
-    lock = os.path.join(trainer.output_folder, LOCK)
-    if set(os.listdir(trainer.output_folder)) <= {os.path.basename(path) for path in (lock, *logs)}:
-        for path in (*logs, *([lock] if os.path.exists(lock) else [])):
-            os.remove(path)
-        with suppress(OSError):  # not empty: other folds lie there
-            os.rmdir(trainer.output_folder)
-            os.rmdir(trainer.output_folder_base)
-            os.rmdir(os.path.dirname(trainer.output_folder_base))
+def remove_unused(folder: str, log: str | None = None) -> None:
+    """Remove the log of a training that never got anywhere, and the folder if it holds nothing else.
+
+    What other trainings have left there stays: one of them may be at work.
+    """
+    if log is not None and os.path.isfile(log):
+        os.remove(log)
+    if os.path.isdir(folder) and set(os.listdir(folder)) <= {LOCK}:
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, LOCK))
+        remove_if_empty(folder)
+
+
+def remove_if_empty(folder: str) -> None:
+    """Remove an empty folder of a fold, and the trainer's and the dataset's folder around it if these are empty."""
+    with suppress(OSError):  # not empty: other folds lie there
+        for _ in range(3):
+            os.rmdir(folder)
+            folder = os.path.dirname(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, distributed, transfer
+from pcrl_nnunet.commands import command, device_option
 from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 from pcrl_nnunet.data import Batches, Case, fingerprint, make_loader, unpack
 from pcrl_nnunet.errors import UserError
@@ -39,12 +39,13 @@ from pcrl_nnunet.ingest.target import TARGET_KEY
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.monitor import Monitor, judge
+from pcrl_nnunet.named_plans import name_of
 from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.report import Report
-from pcrl_nnunet.trainers import output_folder
+from pcrl_nnunet.trainers import output_folder, weights_and_biases
 from pcrl_nnunet.trainers.classify import PCRLClassificationTrainer
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
-from pcrl_nnunet.training_cases import PretrainingCases
+from pcrl_nnunet.training_cases import PretrainingData
 from pcrl_nnunet.transforms import kernels
 
 GRADIENT_CLIP = 12  # nnU-Net's
@@ -86,8 +87,9 @@ class _Sigterm:
 
 
 def _command_to_go_on() -> str:
-    command = shlex.join([os.path.basename(sys.argv[0]), *(a for a in sys.argv[1:] if a != "--c"), "--c"])
-    return f"the same torchrun, with {command}" if "TORCHELASTIC_RUN_ID" in os.environ else command
+    given = [word for word in sys.argv[1:] if word not in ("--c", "--overwrite")]
+    again = command(os.path.basename(sys.argv[0]), *given, "--c")
+    return f"the same torchrun, with {again}" if "TORCHELASTIC_RUN_ID" in os.environ else again
 
 
 def _mean(values: list[float]) -> float:
@@ -98,6 +100,40 @@ def _mean(values: list[float]) -> float:
 def _size(path: str) -> int | None:
     """None: it is not there, which is said where it is read."""
     return os.path.getsize(path) if os.path.exists(path) else None
+
+
+def agreement(
+    settings: PretrainSettings, plans: Mapping[str, Any], cases: Sequence[Case], other_plans: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what a training state and the training that goes on from it have to agree in."""
+    return {
+        "settings": without_probe(settings.as_dict()),
+        "plans": without_settings(plans),
+        "cases": [case.name for case in cases],
+        "other_plans": dict(other_plans),
+    }
+
+
+def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
+    """Raises `UserError` where a training state differs from the `agreement` of the training at hand.
+
+    Args:
+        path: of the state.
+    """
+    # settings of the plan that matter here are among the state's own
+    of_state = {"settings": without_probe(state["settings"]), "plans": without_settings(state["plans"])}
+    for what, value in now.items():
+        then = of_state.get(what, state[what])
+        if then != value:
+            differing = (
+                [name for name in value if value[name] != then.get(name)]
+                if isinstance(value, dict)
+                else sorted(set(value) ^ set(then))[:5]
+            )
+            raise UserError(
+                f"the {what.replace('_', ' ')} {differing} differ from those that {path} was trained with; continue "
+                f"with the same ones, or start anew with --overwrite in the place of --c"
+            )
 
 
 class PretrainLogger(LocalLogger):
@@ -131,8 +167,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
             `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
-            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_others``: by name, folder, data
-            identifier and `checkpoint.plans_hash` of other datasets to pretrain on.
+            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_data``: the `PretrainingData`,
+            found already.
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
 
@@ -149,24 +185,23 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ):
         settings, init = plans.pop("pcrl_settings", None), plans.pop("pcrl_init", None)
-        others: Mapping[str, tuple[str, str, str]] = plans.pop("pcrl_others", {})
+        data: PretrainingData | None = plans.pop("pcrl_data", None)
         if settings is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
+            own = command("pcrl_nnunet_pretrain", d=plans["dataset_name"], c=configuration, p=plans["plans_name"])
             raise SystemExit(
-                f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run "
-                f"pcrl_nnunet_pretrain -d {plans['dataset_name']} -c {configuration} -p {plans['plans_name']}"
+                f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run {own}"
             )
-        places = {name: (folder, identifier) for name, (folder, identifier, _) in others.items()}
-        cases = PretrainingCases.find(plans, configuration, fold, places)
-        with output_folder.creating():
+        data = data or PretrainingData.find(plans, configuration, fold)
+        with output_folder.creating(), weights_and_biases.held_back():
             super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings: PretrainSettings = settings
-        self.cases, self.datasets = cases.used, cases.datasets
-        self.note_on_fold, self.copies_left_out = cases.note_on_fold(), dict(cases.copies)
-        self.other_plans = {name: of_plans for name, (_, _, of_plans) in others.items()}
-        self.print_to_log_file(cases)
+        self.cases, self.datasets = data.cases, data.found.datasets
+        self.note_on_fold, self.copies_left_out = data.found.note_on_fold(), dict(data.found.copies)
+        self.other_plans = dict(data.other_plans)
+        self.print_to_log_file(data.found)
         self.num_epochs, self.num_iterations_per_epoch = settings.epochs, settings.iters_per_epoch
         stages = len(self.configuration_manager.network_arch_init_kwargs["strides"])
         self.probe_keys = [*names_of_values(stages), AT_START] if settings.probe_every else []
@@ -333,6 +368,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.settings.probe_every and self.local_rank == 0:
             self._start_probe()
         self.dataloader_train = self.get_dataloaders()
+        weights_and_biases.begin(self)
 
     def _start_probe(self) -> None:
         """Find the labels, and what the encoder is worth before the first step."""
@@ -511,20 +547,26 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         plans = self.plans_manager.plans
         if TARGET_KEY in plans:
             target, plans_name = (plans[TARGET_KEY][key] for key in ("dataset_name", "plans_name"))
-            return (
-                f"Bring it into {target} with: pcrl_nnunet_transfer -i {final} -d {target} -c {self.configuration_name}"
-                f" -p {plans_name} -name {plans['dataset_name']}"
+            name = "_".join(part for part in (plans["dataset_name"], name_of(plans)) if part)
+            bring = command(
+                "pcrl_nnunet_transfer", i=final, d=target, c=self.configuration_name, p=plans_name, name=name
             )
+            return f"Bring it into {target} with: {bring}"
         trainer = trainer_for(plans, self.dataset_json)
         if trainer is None:
+            bring = command("pcrl_nnunet_transfer", i=final, d="DATASET", name=plans["dataset_name"])
             return (
                 f"{plans['dataset_name']} has neither masks nor a table of classes; bring the encoder into a dataset "
-                f"that has, with: pcrl_nnunet_transfer -i {final} -d DATASET -name {plans['dataset_name']}"
+                f"that has, with: {bring}"
             )
-        return (
-            f"Fine-tune it with: nnUNetv2_train {plans['dataset_name']} {self.configuration_name} FOLD "
-            f"-tr {trainer} -p {plans['plans_name']}"
+        fold, others = (0, ", and the other folds alike,") if self.fold == "all" else (self.fold, "")
+        train = command(
+            *("nnUNetv2_train", plans["dataset_name"], self.configuration_name, fold),
+            tr=trainer,
+            p=plans["plans_name"],
+            device=device_option(self.device.type),
         )
+        return f"Fine-tune fold {fold}{others} with: {train}"
 
     def control_of_next_training(self) -> str:
         """Name the trainer that trains as the next command's does, without the pretrained weights."""
@@ -639,31 +681,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         }
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
         self.initialize()
-        # of the first rank, which wrote it: other machines may not have the file
-        state = distributed.of_first_rank(lambda: checkpoint.read(filename_or_checkpoint, checkpoint.STATE_FORMAT))
-        now = {
-            "settings": without_probe(self.settings.as_dict()),
-            "plans": without_settings(self.plans_manager.plans),
-            "cases": [case.name for case in self.cases],
-            "other_plans": self.other_plans,
-        }
-        state["plans"] = without_settings(state["plans"])  # what of them matters here is in `settings`
-        state["settings"] = without_probe(state["settings"])
-        for what, value in now.items():
-            if state[what] != value:
-                then = state[what]
-                differing = (
-                    [k for k in value if value[k] != then.get(k)]
-                    if isinstance(value, dict)
-                    else sorted(set(value) ^ set(then))[:5]
-                )
-                raise UserError(
-                    f"the {what.replace('_', ' ')} {differing} differ from those that {filename_or_checkpoint} was "
-                    f"trained with; continue with the same ones, or start anew without --c"
-                )
+        given = filename_or_checkpoint
+        state = checkpoint.read(given, checkpoint.STATE_FORMAT) if isinstance(given, str) else given
+        path = given if isinstance(given, str) else "the training state"
+        now = agreement(self.settings, self.plans_manager.plans, self.cases, self.other_plans)
+        refuse_another(state, now, path)
         self.plan_network.load_state_dict(state["plan_network"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

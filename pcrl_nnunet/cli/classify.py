@@ -38,6 +38,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from pcrl_nnunet.cli.pretrain import device_named
+    from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole
     from pcrl_nnunet.ingest.checks import short_reason
@@ -50,13 +51,16 @@ def main() -> None:
     if not results:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are kept")
     folder = os.path.join(results, dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
-    train_first = f"train first: nnUNetv2_train {args.d} {args.c} FOLD -tr {args.tr} -p {args.p}"
+    device = device_named(args.device)
+    train = command(
+        "nnUNetv2_train", args.d, args.c, args.f[0], tr=args.tr, p=args.p, device=device_option(device.type)
+    )
+    train_first = f"train first: {train}"
     plans = read_json(os.path.join(folder, "plans.json"), train_first)
     dataset_json = read_json(os.path.join(folder, "dataset.json"), train_first)
     target = Target(plans, dataset_json, args.c, takes_label_maps=True)
     manager, configuration = target.plans_manager, target.configuration_manager
     images, bad = _images(args.i, target.images)
-    device = device_named(args.device)
     predictor, kind = _predictor(folder, args.f, manager, configuration, dataset_json, device)
     if (kind == "candidates") != (args.points is not None):
         raise UserError(

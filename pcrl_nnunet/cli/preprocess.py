@@ -62,7 +62,6 @@ def main() -> None:
     """Parse, plan if asked to, preprocess, report."""
     args = _parser().parse_args()
     from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
-    from pcrl_nnunet.ingest.target import plans_option
 
     if args.i is None and args.pl is None and args.target is None:
         _without_masks(args.d, args.p, args.c or [], _num_processes(args.np))
@@ -77,24 +76,25 @@ def main() -> None:
     if args.target is not None:
         name = _plan_for(args.d, args.target, plans_name, configurations[0], args.normalization or "source")
         _preprocess(args.d, args.i, configurations, name, num, args.label_maps_are_scans, own=True)
-        _say_next(f"-d {args.d} -target {args.target}{plans_option(plans_name)}", args.c)
+        _say_next({"d": args.d, "target": args.target, "p": _unless_default(plans_name)}, args.c)
         return
     if args.pl is not None:
         planned = _plan(args.d, args.pl)
         plans_name = args.p or planned
     if args.i is not None:
         _preprocess(args.d, args.i, configurations, plans_name, num, args.label_maps_are_scans)
-        _say_next(f"-d {args.d}{plans_option(plans_name)}", args.c)
+        _say_next({"d": args.d, "p": _unless_default(plans_name)}, args.c)
 
 
 def _without_masks(dataset: str, plans_name: str | None, configurations: list[str], num: int) -> None:
     """Plan and preprocess a dataset that has no labelsTr; with the name of a plan, preprocess by that."""
+    import torch
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from tqdm import tqdm
 
+    from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.ingest.maskless import has_masks, plan_and_preprocess
-    from pcrl_nnunet.ingest.target import plans_option
+    from pcrl_nnunet.ingest.maskless import has_masks, plan_and_preprocess, trainer_for
     from pcrl_nnunet.ingest.unlabelled import worker_pool
     from pcrl_nnunet.plans import load_plan, read_json
 
@@ -126,11 +126,16 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
             sys.stderr.isatty(),
         )
     _list_set_aside(bad)
-    print(
-        f"\n{name} is {'' if plans_name else 'planned and '}preprocessed, {len(bad)} bad images were left out.\n"
-        f"Next: pcrl_nnunet_pretrain -d {dataset}{plans_option(plans_name or 'nnUNetPlans')}; with a classes.csv or "
-        f"candidates.csv, nnUNetv2_train {name} ... -tr PCRLClassificationTrainer"
-    )
+    print(f"\n{name} is {'' if plans_name else 'planned and '}preprocessed, {len(bad)} bad images were left out.")
+    plan = plans_name or "nnUNetPlans"
+    print(f"Next: {command('pcrl_nnunet_pretrain', d=dataset, p=_unless_default(plan))}")
+    planned = load_plan(dataset, plan, configurations[0] if configurations else None)
+    if trainer := trainer_for(planned.plans, planned.dataset_json):
+        device = device_option("cuda" if torch.cuda.is_available() else "cpu")
+        train = command("nnUNetv2_train", dataset, planned.configuration, 0, tr=trainer, p=plan, device=device)
+        print(f"then, and the other folds alike: {train}")
+    else:
+        print(f"To classify, put a classes.csv or candidates.csv into {raw}; the README says what is in them.")
 
 
 def _plan(dataset: str, planner_name: str) -> str:
@@ -252,10 +257,15 @@ def _preprocess(
             _report(summary, folder)
 
 
-def _say_next(options: str, configurations: list[str] | None) -> None:
-    for configuration in configurations or [""]:
-        option = f" -c {configuration}" if configuration else ""
-        print(f"\nPretraining will use them: pcrl_nnunet_pretrain {options}{option}")
+def _unless_default(plans_name: str) -> str | None:
+    return None if plans_name == "nnUNetPlans" else plans_name
+
+
+def _say_next(options: dict[str, Any], configurations: list[str] | None) -> None:
+    from pcrl_nnunet.commands import command
+
+    for configuration in configurations or [None]:
+        print(f"\nPretraining will use them: {command('pcrl_nnunet_pretrain', **options, c=configuration)}")
 
 
 def _describe(found: Any, folder: str, target: Any) -> None:

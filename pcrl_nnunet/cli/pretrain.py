@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count
 from time import time
 from typing import Any
 
@@ -63,16 +62,36 @@ def _parser() -> argparse.ArgumentParser:
         help="see every so many epochs how well a linear classifier tells the dataset's labels apart by the features "
         "(default: 0, never, or the plan's); labels are used for that alone",
     )
+    _add_how_to_start(parser)
+    return parser
+
+
+def _add_how_to_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-init", metavar="CHECKPOINT", help="start from its encoder: one of ours, of nnssl, or of a training of nnU-Net"
     )
-    parser.add_argument("--c", action="store_true", dest="continue_training", help="continue an interrupted one")
+    parser.add_argument(
+        "-name",
+        metavar="NAME",
+        help="a pretraining beside others: writes the plan PLANS_NAME, the same as PLANS with the same preprocessed "
+        "data; fine-tune with -p PLANS_NAME",
+    )
+    parser.add_argument(
+        "--c",
+        action="store_true",
+        dest="continue_training",
+        help="continue an interrupted one; start where there is none",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in the place of a finished or interrupted one, whose files are kept in a folder old_1",
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
         help="print sizes, memory and hours, and draw the views of a few cases into a folder here; train nothing",
     )
-    return parser
 
 
 def main() -> None:
@@ -85,17 +104,24 @@ def _pretrain(args: argparse.Namespace) -> None:
     # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
     # something else, the loading processes above all, wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pcrl_nnunet import distributed
-    from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
+    from pcrl_nnunet import distributed  # after the parser, so that --help is quick
+    from pcrl_nnunet.cli.pretraining_start import Request
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.memory import keep_freed_memory
+    from pcrl_nnunet.named_plans import named_plan, refuse_outdated
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.trainers import weights_and_biases
 
+    if args.continue_training and args.overwrite:
+        raise UserError("--c goes on with a pretraining and --overwrite starts anew in its place; give one of them")
     plans_name = args.p if args.target is None else existing_plan(args.d[0], args.target, args.p)
     plan = load_plan(args.d[0], plans_name, args.c)
     refuse_cascade(plan)
+    refuse_outdated(plan.plans, plan.configuration, plan.folder)
     others = _others(args, plan)
+    if args.name is not None:
+        plan = named_plan(plan, args.name)
     if not os.environ.get("nnUNet_results") and not args.dry_run:
         raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
     fold = _fold(args.f)
@@ -109,20 +135,42 @@ def _pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         _dry_run(plan, fold, device, overrides, others, args.num_gpus)
         return
-    first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"  # machines have an nnU-Net each
+    weights_and_biases.check()
+    _register()
+    if spawns:
+        args.device = device.type  # said once
+        _on_several(args)
+        return
+    init = None if args.init is None else os.path.abspath(args.init)
+    with distributed.process_group(device) as of_rank:
+        settings, data = _settings_and_data(plan, fold, overrides, others)
+        _run(Request(plan, fold, settings, data, init, args.continue_training, args.overwrite), of_rank)
+
+
+def _register() -> None:
+    """Let nnU-Net find our trainers, by the first process of each machine: every machine has an nnU-Net of its own."""
+    from pcrl_nnunet import distributed
+    from pcrl_nnunet.cli import register
+    from pcrl_nnunet.errors import UserError
+
+    first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"
     if first_here and not register.is_registered():
         try:
             for line in register.register():
                 print(line)
         except UserError as error:  # pretraining needs no registration, fine-tuning does
             print(f"Warning: {error}")
-    if spawns:
-        args.device = device.type  # said once
-        _on_several(args)
-        return
-    with distributed.process_group(device) as of_rank:
-        trainer = _trainer(plan, fold, of_rank, overrides, args.continue_training, args.init, others)
-        _run(trainer, args.continue_training)
+
+
+def _settings_and_data(
+    plan: Any, fold: int | str, overrides: dict[str, Any], others: dict[str, tuple[str, str, str]] | None
+) -> tuple[Any, Any]:
+    """The settings in effect, and the cases."""
+    from pcrl_nnunet.config import pretrain_settings
+    from pcrl_nnunet.training_cases import PretrainingData
+
+    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
+    return settings, PretrainingData.find(plan.plans, plan.configuration, fold, others or {})
 
 
 def _spawns(number: int, device: Any) -> bool:
@@ -261,167 +309,56 @@ def _check_init(plan: Any, path: str) -> None:
         raise UserError(f"-init {path}: {error}") from error
 
 
-def _run(trainer: Any, continue_training: bool) -> None:
+def _run(request: Any, device: Any) -> None:
+    """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
     from pcrl_nnunet import distributed
-    from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.files import remove_drafts
-    from pcrl_nnunet.lock import locked
-    from pcrl_nnunet.trainers import output_folder
+    from pcrl_nnunet.cli.pretraining_start import starting
 
-    def prepared() -> str | None:
-        _refuse_fitted(trainer)
-        remove_drafts(trainer.output_folder)
-        if continue_training:
-            return _to_continue_from(trainer)
-        _keep_unfinished(trainer)
-        return ""
-
-    # refused by the lock, it must not clean up: the folder is another's
-    with locked(trainer.output_folder, "pcrl_nnunet_pretrain") if trainer.local_rank == 0 else nullcontext():
-        try:
-            state = distributed.of_first_rank(prepared)
-            if state:
-                _load(trainer, state)
-            if state is not None:
-                trainer.run_training()
-        except UserError:
-            output_folder.remove_if_unused(trainer)
-            raise
-
-
-def _refuse_fitted(trainer: Any) -> None:
-    """Raises `UserError` where the folder holds what `pcrl_nnunet_transfer` has written."""
-    from pcrl_nnunet import checkpoint
-    from pcrl_nnunet.errors import UserError
-
-    final = os.path.join(trainer.output_folder, checkpoint.FINAL)
-    try:
-        fitted = os.path.isfile(final) and checkpoint.read(final).get("adapted")
-    except UserError as error:
-        if isinstance(error.__cause__, PermissionError):
-            raise
-        return  # it is damaged, or of another version: to pretrain again is what mends it
-    if fitted:
-        name = trainer.plans_manager.plans_name
-        raise UserError(
-            f"{final} was fitted by pcrl_nnunet_transfer, and {name} is the plan to fine-tune it with; to pretrain, "
-            f"give the plan that it was made from with -p, and -init {final} to start from it"
+    distributed.part_of(request.settings.batch_size)  # or says that the processes are too many
+    with ExitStack() as held:
+        start = distributed.of_first_rank(lambda: held.enter_context(starting(request)))
+        if start.finished:
+            print(f"This pretraining is finished: {start.finished}")
+            return
+        trainer = _trainer(
+            request.plan, request.fold, device, request.settings, request.data, request.continues, request.init
         )
+        start.log = trainer.log_file
+        for line in start.lines:
+            trainer.print_to_log_file(line)
+        if start.state is not None:
+            state, start.state = start.state, None  # it need not stay in memory
+            _load(trainer, state)
+            del state
+        trainer.run_training()
 
 
-def _keep_unfinished(trainer: Any) -> None:
-    """Put the state of an interrupted pretraining aside: whoever forgot --c has not lost it."""
-    from pcrl_nnunet import checkpoint
-
-    kept = {}
-    for state in (checkpoint.PREVIOUS, checkpoint.LATEST):
-        path = os.path.join(trainer.output_folder, state)
-        if os.path.isfile(path):
-            names = (path.replace(".pth", f"_old{number or ''}.pth") for number in count())
-            kept[state] = next(name for name in names if not os.path.exists(name))
-            os.replace(path, kept[state])
-    if kept:
-        last = next(reversed(kept))
-        trainer.print_to_log_file(
-            f"There is an unfinished pretraining, and --c was not given: starting anew. Its state is kept as "
-            f"{' and '.join(kept.values())}; to go on with it, stop this one, rename {kept[last]} to {last} and use --c"
-        )
-
-
-def _load(trainer: Any, path: str) -> None:
+def _load(trainer: Any, state: dict[str, Any]) -> None:
     """Go on from a training state."""
-    trainer.load_checkpoint(path)
+    trainer.load_checkpoint(state)
     trainer.print_to_log_file(f"Continuing after step {trainer.step}")
     if trainer.init_path:
         trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
-
-
-def _to_continue_from(trainer: Any) -> str | None:
-    """The training state, empty if there is none; None if there is nothing left to train."""
-    from pcrl_nnunet import checkpoint
-
-    latest, previous, final = (
-        os.path.join(trainer.output_folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
-    )
-    if os.path.isfile(latest) or os.path.isfile(previous):
-        return _readable(trainer, latest, previous)
-    if os.path.isfile(final):
-        _check_finished(checkpoint.read(final), trainer, final)
-        trainer.print_to_log_file(f"This pretraining is finished: {final}")
-        return None
-    trainer.print_to_log_file(f"There is no {latest} to continue from: starting a new pretraining")
-    return ""
-
-
-def _readable(trainer: Any, latest: str, previous: str) -> str:
-    """The latest training state, or, where that is damaged, the one before; `UserError` where both are."""
-    from pcrl_nnunet import checkpoint
-    from pcrl_nnunet.errors import UserError
-
-    try:
-        checkpoint.read(latest, checkpoint.STATE_FORMAT)
-        return latest
-    except UserError as error:
-        if not os.path.isfile(previous) or isinstance(error.__cause__, PermissionError):
-            raise
-        checkpoint.read(previous, checkpoint.STATE_FORMAT)
-        if os.path.isfile(latest):  # else the next save would put it in the place of the good one
-            os.replace(latest, os.path.join(trainer.output_folder, checkpoint.DAMAGED))
-        trainer.print_to_log_file(f"WARNING: {error}. Going on from the state before, {previous}, instead")
-        return previous
-
-
-def _check_finished(content: dict[str, Any], trainer: Any, path: str) -> None:
-    """Raises `UserError` where a finished pretraining is not the one that was asked for."""
-    from dataclasses import fields
-
-    from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
-
-    # a setting that a file of an older version lacks has the value that was the only one then: the default
-    then = {**{field.name: field.default for field in fields(PretrainSettings)}, **content["settings"]}
-    now = without_probe(trainer.settings.as_dict())
-    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
-    _refuse_finished(path, "settings", "; ".join(differing))
-    plans = [without_settings(plans) for plans in (content["plans"], trainer.plans_manager.plans)]
-    names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
-    _refuse_finished(path, "plans", ", ".join(names))
-    others = content.get("other_plans", {})  # a file from before has none
-    names = (name for name, plan in trainer.other_plans.items() if others.get(name, plan) != plan)
-    _refuse_finished(path, "plans of other datasets", ", ".join(names))
-    num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
-    seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
-    there = {os.path.splitext(trainer.relative_path(case))[0] for case in trainer.cases}
-    _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
-
-
-def _refuse_finished(path: str, what: str, differing: str) -> None:
-    from pcrl_nnunet.errors import UserError
-
-    if differing:
-        raise UserError(
-            f"{path} is finished, with other {what} ({differing}): leave --c out to pretrain anew with the present "
-            f"ones, which replaces it when it is finished"
-        )
 
 
 def _trainer(
     plan: Any,
     fold: int | str,
     device: Any,
-    overrides: dict[str, Any],
+    settings: Any,
+    data: Any,
     continues: bool = False,
     init: str | None = None,
-    others: dict[str, tuple[str, str, str]] | None = None,
 ) -> Any:
-    from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-    plans = {**deepcopy(plan.plans), "continue_training": continues, "pcrl_settings": settings}
-    if init is not None:
-        plans["pcrl_init"] = os.path.abspath(init)
-    if others:
-        plans["pcrl_others"] = others
+    plans = {
+        **deepcopy(plan.plans),
+        "continue_training": continues,
+        "pcrl_settings": settings,
+        "pcrl_init": init,
+        "pcrl_data": data,
+    }
     return PCRLPretrainTrainer(plans, plan.configuration, fold, plan.dataset_json, device)
 
 
@@ -484,13 +421,14 @@ def measured(
 
     from pcrl_nnunet.data import ViewLoader, make_loader
     from pcrl_nnunet.distributed import largest_part
+    from pcrl_nnunet.files import in_place_of_earlier
     from pcrl_nnunet.memory import estimated_peak
     from pcrl_nnunet.transforms import kernels
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
-        trainer = _trainer(plan, fold, device, overrides, others=others)
+        trainer = _trainer(plan, fold, device, *_settings_and_data(plan, fold, overrides, others))
         trainer.initialize()
         settings, by_depth = trainer.settings, trainer.network.all_levels()
         pairs, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
@@ -502,7 +440,8 @@ def measured(
         next(loader)
         loading = time() - start
         if pictures is not None:
-            _draw_views(loader, trainer.dataset_json, pictures)
+            with in_place_of_earlier(pictures):
+                _draw_views(loader, trainer.dataset_json, pictures)
         trainer.dataloader_train = make_loader(*source, num_workers=workers, pin_memory=device.type == "cuda")
         try:
             # one step a level, the deepest first: it needs the most memory, and warms up
@@ -532,7 +471,8 @@ def _dry_run(
     """Sizes, estimated and measured memory and hours, and pictures of views."""
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    pictures = os.path.abspath(f"pcrl_views_{plan.plans['dataset_name']}_{plan.configuration}")
+    names = (plan.plans["dataset_name"], plan.plans["plans_name"], plan.configuration)
+    pictures = os.path.abspath(f"pcrl_views_{'_'.join(names)}")
     found = measured(plan, fold, device, overrides, pictures, others, processes)
     settings, network = found.trainer.settings, found.trainer.network
     views, steps = settings.views, settings.epochs * settings.iters_per_epoch

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import os
-import shlex
 from copy import deepcopy
 from typing import Any
 
@@ -107,10 +106,12 @@ def _commands(
     """Return the lines that train fold 0 with our trainer and with nnU-Net's, to be pasted into a shell."""
     import torch
 
-    train = ["nnUNetv2_train", dataset, configuration, "0", "-p", plans_name]
-    device = [] if torch.cuda.is_available() else ["-device", "cpu"]  # nnU-Net's default is a GPU
-    ours = [*train, "-tr", trainer or "PCRLClassificationTrainer", *device]
-    return shlex.join(ours), shlex.join([*train, "-pretrained_weights", checkpoint, *device])
+    from pcrl_nnunet.commands import command, device_option
+
+    train = ("nnUNetv2_train", dataset, configuration, 0)
+    device = device_option("cuda" if torch.cuda.is_available() else "cpu")
+    ours = command(*train, p=plans_name, tr=trainer or "PCRLClassificationTrainer", device=device)
+    return ours, command(*train, p=plans_name, pretrained_weights=checkpoint, device=device)
 
 
 def _network(plan: Any) -> tuple[Any, int]:

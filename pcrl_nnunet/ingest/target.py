@@ -23,6 +23,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from pcrl_nnunet.commands import command
 from pcrl_nnunet.config import pcrl_block, without_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
@@ -179,7 +180,7 @@ def read_source(folder: str, raw_folder: str) -> Source:
         UserError: it has no fingerprint, no raw images, or none that nnU-Net can read.
     """
     name = os.path.basename(folder)
-    extract = f"run nnUNetv2_extract_fingerprint -d {name}"
+    extract = f"run {command('nnUNetv2_extract_fingerprint', d=name)}"
     file = os.path.join(folder, "dataset_fingerprint.json")
     fingerprint = read_json(file, f"{extract} first (without masks: pcrl_nnunet_preprocess -d {name})")
     missing = [key for key in NEEDED_OF_FINGERPRINT if key not in fingerprint]
@@ -258,9 +259,10 @@ def existing_plan(dataset: str, target: str, plans_name: str) -> str:
     return name
 
 
-def preprocess_command(source: str, dataset_name: str, plans_name: str) -> str:
-    """What makes SOURCE's plan for a plan of another dataset, and the images for it."""
-    return f"pcrl_nnunet_preprocess -d {source} -target {dataset_name}{plans_option(plans_name)}"
+def preprocess_command(source: str, dataset_name: str, plans_name: str, configuration: str | None = None) -> str:
+    """Return the command that makes SOURCE's plan for a plan of another dataset, and the images for it."""
+    plans = None if plans_name == "nnUNetPlans" else plans_name
+    return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans, c=configuration)
 
 
 def plans_option(plans_name: str) -> str:

@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 from contextlib import nullcontext
 
 import blosc2
@@ -16,30 +15,9 @@ from pcrl_nnunet import checkpoint, distributed
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.comparison import built_in_methods
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.report import Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
-
-
-@pytest.fixture
-def command(tiny, monkeypatch):
-    """Runs the command in this process; returns its exit status."""
-    monkeypatch.setattr(register, "is_registered", lambda: True)
-    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds each, of which tests/test_report.py is
-    tiny.cwd = tiny.folder.parents[1] / "here"
-    tiny.cwd.mkdir()
-    monkeypatch.chdir(tiny.cwd)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *arguments])
-        try:
-            pretrain.main_entry()
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return run
 
 
 def results(tiny):
@@ -60,8 +38,8 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
         assert part in out
     assert re.search(r"\n  background            global views \d+ %, local views \d+ % \(.*\)\n", out)
     assert not tiny.results.exists()
-    pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_3d_fullres"
-    assert {p.name for p in pictures.iterdir()} == {"case_0.png", "case_2.png", "case_3.png"}
+    pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_nnUNetPlans_3d_fullres"
+    assert {p.name for p in pictures.glob("*.png")} == {"case_0.png", "case_2.png", "case_3.png"}
     assert str(pictures) in out
     assert list(tiny.cwd.iterdir()) == [pictures]
     assert {p.name for p in tiny.folder.iterdir()} == {
@@ -142,7 +120,7 @@ def test_a_finished_pretraining_of_another_plan_or_other_cases_is_refused(comman
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of an older version"])
-def test_a_damaged_final_file_is_no_obstacle_to_pretraining_again(command, tiny, damage):
+def test_a_damaged_final_file_is_kept_when_it_is_overwritten(command, tiny, damage):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     content = checkpoint.read(str(path))
@@ -151,9 +129,11 @@ def test_a_damaged_final_file_is_no_obstacle_to_pretraining_again(command, tiny,
         path.write_bytes(path.read_bytes()[:1000])
     damaged = path.read_bytes()
     assert "pretrain again" in command("-d", "999", *SHORT, "--c")  # there is nothing to go on from
+    assert "in its place with --overwrite" in command("-d", "999", *SHORT)
     assert path.read_bytes() == damaged
-    assert command("-d", "999", *SHORT) == 0
+    assert command("-d", "999", *SHORT, "--overwrite") == 0
     assert checkpoint.read(str(path))["encoder_hash"] == content["encoder_hash"]
+    assert (path.parent / "old_1" / path.name).read_bytes() == damaged
 
 
 @pytest.mark.parametrize("during", ["unpack", "_write_report", "final_content"])
@@ -234,20 +214,6 @@ def test_a_probe_without_labels_leaves_nothing_behind(command, tiny):
     assert not tiny.results.exists() or not list(tiny.results.rglob("fold_all"))
 
 
-def test_an_unfinished_pretraining_is_kept_where_c_was_forgotten(command, tiny, capsys):
-    command("-d", "999", *SHORT)
-    (path,) = tiny.results.rglob(checkpoint.FINAL)
-    path.with_name(checkpoint.LATEST).write_text("days of work")
-    assert command("-d", "999", *SHORT) == 0
-    assert path.with_name("checkpoint_latest_old.pth").read_text() == "days of work"
-    path.with_name(checkpoint.LATEST).write_text("an hour")
-    path.with_name(checkpoint.PREVIOUS).write_text("less")
-    assert command("-d", "999", *SHORT) == 0
-    kept = {"_latest_old": "days of work", "_latest_old1": "an hour", "_previous_old": "less"}
-    assert {name: path.with_name(f"checkpoint{name}.pth").read_text() for name in kept} == kept
-    assert "--c was not given: starting anew. Its state is kept as" in capsys.readouterr().out
-
-
 def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny, capsys, monkeypatch):
     def stop_in_the_last_epoch(trainer, batch, step, *levels):
         if step == 4:
@@ -316,13 +282,13 @@ def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed
         return train_step(self, batch, number, *rest)
 
     def weights():
-        (path,) = tiny.results.rglob(checkpoint.FINAL)
+        (path,) = tiny.results.rglob(f"fold_all/{checkpoint.FINAL}")
         return checkpoint.read(str(path))["encoder_hash"]
 
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     undisturbed = weights()
     monkeypatch.setattr(PCRLPretrainTrainer, "train_step", step)
-    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    assert command("-d", "999", *SHORT, "-device", "cpu", "--overwrite") == 0
     assert "Another pcrl_nnunet_pretrain is at work on" in refused[1]
     assert weights() == undisturbed
 

@@ -78,7 +78,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     text = log.read_text()
     assert "epoch 2/2: restoration" in text
     assert f"Views are computed by {by}" in text
-    assert "nnUNetv2_train Dataset999_Tiny 3d_fullres FOLD -tr PCRLFinetuneTrainer" in text
+    assert "nnUNetv2_train Dataset999_Tiny 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu" in text
 
 
 @pytest.mark.parametrize(

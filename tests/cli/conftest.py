@@ -1,0 +1,28 @@
+"""pcrl_nnunet_pretrain in this process."""
+
+import sys
+
+import pytest
+
+from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet.report import Report
+
+
+@pytest.fixture
+def command(tiny, monkeypatch):
+    """Runs the command in this process; returns its exit status."""
+    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds each, of which tests/test_report.py is
+    tiny.cwd = tiny.folder.parents[1] / "here"
+    tiny.cwd.mkdir()
+    monkeypatch.chdir(tiny.cwd)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *arguments])
+        try:
+            pretrain.main_entry()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run

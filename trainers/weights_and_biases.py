@@ -1,0 +1,80 @@
+"""nnU-Net's run of Weights & Biases, begun when the training begins.
+
+nnU-Net begins a run when a trainer is built, and then deletes the ``wandb`` folder of an earlier run, or of the run of
+another process that trains in the same folder. A trainer that is refused afterwards has done both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nnunetv2.training.logging import nnunet_logger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from pcrl_nnunet.errors import UserError
+
+FOLDER = "wandb"  # in the output folder
+_ENABLED = "nnUNet_wandb_enabled"
+_ON, _OFF = ("1", "True", "true"), ("0", "False", "false")
+
+
+def check() -> None:
+    """Raises `UserError` where nnU-Net's switch has a wrong value, or is on and wandb is not installed."""
+    value = os.environ.get(_ENABLED, "0")
+    if value not in (*_ON, *_OFF):
+        raise UserError(f"the variable {_ENABLED} is '{value}'; set it to 1, to log to Weights & Biases, or to 0")
+    if value in _ON and nnunet_logger.wandb is None:
+        raise UserError(
+            f"the variable {_ENABLED} is {value}, and the package wandb is not installed: run pip install wandb, or "
+            f"set {_ENABLED} to 0"
+        )
+
+
+class _Later:
+    """Stands in for nnU-Net's `WandbLogger` until the run begins, and remembers what to log."""
+
+    def __init__(self, output_folder: str, resume: bool) -> None:
+        self.output_folder, self.resume = output_folder, resume
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def update_config(self, config: dict[str, Any]) -> None:
+        self.calls.append(("update_config", (config,)))
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        self.calls.append(("log", (key, value, step)))
+
+    def log_summary(self, key: str, value: Any) -> None:
+        self.calls.append(("log_summary", (key, value)))
+
+    def begun(self) -> Any:
+        """Begin the run, and log to it what there was so far."""
+        try:
+            logger = nnunet_logger.WandbLogger(self.output_folder, self.resume)
+        except (OSError, StopIteration) as error:  # nnU-Net looks for the run to go on with
+            raise UserError(
+                f"{os.path.join(self.output_folder, FOLDER)} has no run of Weights & Biases to go on with "
+                f"({type(error).__name__}: {error}); remove that folder and run this again"
+            ) from error
+        for name, given in self.calls:
+            getattr(logger, name)(*given)
+        return logger
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within it, a trainer that is built begins no run."""
+    nnunets = nnunet_logger.WandbLogger
+    nnunet_logger.WandbLogger = _Later
+    try:
+        yield
+    finally:
+        nnunet_logger.WandbLogger = nnunets
+
+
+def begin(trainer: nnUNetTrainer) -> None:
+    """Begin the run of a trainer that was built within `held_back`; of several processes the first has one."""
+    loggers = trainer.logger.loggers if trainer.local_rank == 0 else []
+    trainer.logger.loggers = [logger.begun() if isinstance(logger, _Later) else logger for logger in loggers]
