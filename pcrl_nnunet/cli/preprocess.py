@@ -264,7 +264,8 @@ def _unless_default(plans_name: str) -> str | None:
 def _say_next(options: dict[str, Any], configurations: list[str] | None) -> None:
     from pcrl_nnunet.commands import command
 
-    for configuration in configurations or [None]:
+    chosen: list[str | None] = [*configurations] if configurations else [None]
+    for configuration in chosen:
         print(f"\nPretraining will use them: {command('pcrl_nnunet_pretrain', **options, c=configuration)}")
 
 
