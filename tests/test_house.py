@@ -18,7 +18,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"crops", "targets"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans"},
     {"boxes", "config", "distributed", "files", "lock"},
-    {"errors"},
+    {"errors", "command"},
 ]
 
 

@@ -238,15 +238,12 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
-    from pcrl_nnunet.ingest.maskless import has_masks
-    from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.plans import lacks_masks
     from pcrl_nnunet.targets import planned_targets
 
     raw = os.path.join(nnUNet_raw.get(), plan.plans["dataset_name"]) if nnUNet_raw.is_set() else ""
     if task is None:
-        described = os.path.join(raw, "dataset.json")
-        without = os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it"))
-        task = "classification" if without else "segmentation"
+        task = "classification" if lacks_masks(plan.plans["dataset_name"]) else "segmentation"
     if task == "segmentation":
         return None
     return planned_targets(plan.plans, plan.folder, raw or None)

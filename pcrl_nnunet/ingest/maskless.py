@@ -77,13 +77,6 @@ def write_mask(scan: Scan, reader: Any, path: str) -> SetAside | None:
     return None
 
 
-def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
-    """Whether a raw dataset is one that nnU-Net can plan by itself."""
-    if "dataset" in dataset_json:
-        return all("label" in entry for entry in dataset_json["dataset"].values())
-    return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
-
-
 def plan_and_preprocess(
     raw_folder: str,
     preprocessed: str,

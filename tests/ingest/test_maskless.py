@@ -10,7 +10,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import maskless
-from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, write_mask
+from pcrl_nnunet.ingest.maskless import _is_newer, foreground, write_mask
 from pcrl_nnunet.ingest.scans import Scan
 
 
@@ -48,13 +48,6 @@ def test_a_bad_image_is_set_aside_and_leaves_no_mask(tmp_path):
     found = write_mask(Scan("x", (str(tmp_path / "x_0000.nii.gz"),), "plan"), SimpleITKIO, str(tmp_path / "x.nii.gz"))
     assert found is not None
     assert os.listdir(tmp_path) == ["x_0000.nii.gz"]
-
-
-def test_masks_are_looked_for_where_nnunet_does(tmp_path):
-    assert not has_masks(str(tmp_path), {})
-    (tmp_path / "labelsTr").mkdir()
-    assert has_masks(str(tmp_path), {})
-    assert not has_masks(str(tmp_path), {"dataset": {"a": {"images": []}}})
 
 
 def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
