@@ -716,7 +716,7 @@ class Comparison:
                 path = os.path.join(self.output(run), "validation", case + ending)
                 panels[f"{run.method}: {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
             number = pairs[0][0].labelled
-            gain = f"{gains[case]:+.1f} Dice" if learned.get(number) else "nothing learned"
+            gain = f"{gains[case]:+.1f} Dice" if learned.get(number) else "nothing surely learned"
             rows[f"{case}\n{number} labels, {gain}"] = panels
         return rows
 

@@ -330,19 +330,22 @@ def note_on_learning(
         remedy: a sentence.
     """
     networks, told = scores.runs[~scores.runs["method"].isin(list(shortcuts))], []
+    by_luck = False  # a mean above chance of too few cases
     for labelled in sorted(learned):
         means = networks[networks["labelled"] == labelled].groupby("method", sort=False)["points"].mean()
         failed = means[~means.index.isin(learned[labelled])]
         if not learned[labelled]:
-            told.append(
-                f"with {labelled} labels no network learned anything (the best, {means.idxmax()}: {means.max():.1f})"
-            )
+            luck = bool(means.max() >= scores.chance + LEARNED)
+            by_luck |= luck
+            kind = "is surely better than chance" if luck else "learned anything"
+            told.append(f"with {labelled} labels no network {kind} (the best, {means.idxmax()}: {means.max():.1f})")
         elif len(failed):
             listed = ", ".join(f"{method}: {points:.1f}" for method, points in failed.items())
             told.append(f"with {labelled} labels some networks learned nothing ({listed})")
     if not told:
         return None
-    start = "" if any(learned.values()) else "Nothing was learned, and there is no verdict: "
+    start = "There is no verdict: " if by_luck else "Nothing was learned, and there is no verdict: "
+    start = "" if any(learned.values()) else start
     chance = f"without a look at the images a prediction reaches up to {scores.chance:.1f} {scores.measure}"
     told[0] = told[0] if start else told[0][0].upper() + told[0][1:]
     return f"{start}{'; '.join(told)}; {chance}. {remedy}"
@@ -367,7 +370,7 @@ def verdict(
         if not found:
             continue
         if not {method, control} & {*learned.get(labelled, ())}:
-            nothing.append(f"with {labelled} labels neither {method} nor {control} learned anything")
+            nothing.append(f"with {labelled} labels neither {method} nor {control} surely learned anything")
             continue
         low, high = found["low"], found["high"]
         numbers.append(str(labelled))

@@ -169,7 +169,7 @@ def test_networks_that_learned_nothing_get_no_verdict():
         "0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
     )
     assert verdict(scores, "pcrlv2") == (
-        "Nothing can be said of pcrlv2: with 2 labels neither pcrlv2 nor scratch learned anything."
+        "Nothing can be said of pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
     )
 
 
@@ -177,7 +177,7 @@ def test_the_verdict_is_of_the_numbers_of_labels_with_which_a_network_learned():
     scores = DiceScores(pd.concat([nothing_found(2), frame(-0.03, noise=1e-4)]))
     assert re.fullmatch(
         r"pcrlv2 does not pay with 10 labels: with 10 labels it costs -3\.0 .*\); with 2 labels neither pcrlv2 nor "
-        r"scratch learned anything\.",
+        r"scratch surely learned anything\.",
         verdict(scores, "pcrlv2"),
     )
     assert said(scores).startswith("With 2 labels no network learned anything (the best, scratch: 0.0); without")
@@ -277,6 +277,9 @@ def test_of_one_patient_a_right_order_may_be_chance():
     right = AurocScores(given.assign(score=given["truth"]))
     assert (right.runs["points"] == 100).all()
     assert not table(right)["learned"].any()
+    assert said(right).startswith(
+        "There is no verdict: with 10 labels no network is surely better than chance (the best, scratch: 100.0)"
+    )
 
 
 def test_an_auroc_is_scikit_learns_and_a_draw_of_patients_is_its_weighted_one(monkeypatch):

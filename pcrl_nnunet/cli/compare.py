@@ -556,13 +556,13 @@ def _pictures(comparison: Any, scores: Any, learned: dict[int, list[str]]) -> It
     runs = [Run(*row) for row in of_all_calls.itertuples(index=False)]
     done = [run for run in runs if comparison.is_done(run)]
     titles = {
-        run.labelled: f"{run.labelled} labelled cases" + ", nothing learned" * (not learned.get(run.labelled))
+        run.labelled: f"{run.labelled} labelled cases" + ", nothing surely learned" * (not learned.get(run.labelled))
         for run in runs
     }
     untold = [str(number) for number in titles if not learned.get(number)]
     part = {"val": "validation", "test": "test"}[comparison.scored]
     title = f"a point: one labelled subset, all {part} cases"
-    title += f"\nno network learned anything with {', '.join(untold)} labels" if untold else ""
+    title += f"\nno network surely learned anything with {', '.join(untold)} labels" if untold else ""
     # of a segmentation nnU-Net's validation while training sees patches
     while_training = f"{scores.measure}{' of patches' * (comparison.targets is None)}"
 

@@ -278,5 +278,5 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     assert {"label_efficiency.png", "iterations.png", "roc.png"} <= {path.name for path in folder.iterdir()}
     assert "A shortcut is as good as the best network: with 3 labels position reaches 100.0" in done.stdout
     last = done.stdout.rstrip().splitlines()[-1]
-    assert last.startswith("Nothing was learned, and there is no verdict: with 3 labels no network learned anything")
+    assert re.match(r"(Nothing was learned, and t|T)here is no verdict: with 3 labels no network ", last)  # 2 cases
     assert "more scored cases" in last
