@@ -45,6 +45,7 @@ from pcrl_nnunet.transfer import PRETRAINER, cases_seen, check_architecture
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's
 DESCRIPTION = "comparison.json"
+LONG_ENOUGH = 5000  # iterations with labels: nnU-Net's optimiser may predict background alone for the first 600
 PARTS = ("pretrain", "finetune", "classify")  # of the plan's block, that -settings may change
 
 Protocol = Literal["all", "semi", "transfer"]
@@ -407,6 +408,19 @@ class Comparison:
             f"warm up in; what the two differ by is chance"
         )
 
+    def remedy_for_learning(self) -> str:
+        """Return a sentence that says which settings make the trainings with labels longer, and where they stand."""
+        plan = with_settings(self.plan.plans, self.settings, vars(self.methods[CONTROL]))
+        now = FinetuneSettings.from_plan(plan)
+        wanted = max(4 * now.epochs, -(-LONG_ENOUGH // now.iters_per_epoch))
+        example = json.dumps({**self.settings, "finetune": {**self.settings.get("finetune", {}), "epochs": wanted}})
+        more = "" if self.targets is None else "; more scored cases may also tell a small effect from chance"
+        return (
+            f"The trainings with labels are {now.epochs} x {now.iters_per_epoch} iterations (finetune.epochs, "
+            f"finetune.iters_per_epoch): lengthen them with a file for -settings such as {example}, and with another "
+            f"folder for -o{more}"
+        )
+
     def labelled_cases(self, run: Run) -> list[str]:
         """Of a run: drawn by its seed, the same for all methods; those of a smaller number are among them."""
         return sorted(drawn_by_patient(self.split.train, self.patients, run.seed)[: run.labelled])
@@ -659,11 +673,16 @@ class Comparison:
         an_epoch = FinetuneSettings.from_plan(content["init_args"]["plans"]).iters_per_epoch
         return an_epoch * np.arange(1, len(dice) + 1), dice
 
-    def examples(self, runs: Sequence[Run], scores: DiceScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """Image and labels (X, Y, Z) of the truth, the control and a pretrained method, with the fewest labels.
+    def examples(
+        self, runs: Sequence[Run], scores: DiceScores, learned: Mapping[int, Sequence[str]]
+    ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Return image and labels (X, Y, Z) of the truth, the control and a pretrained method, by case.
 
-        Of the first subset that both have done, the cases with the largest loss, the median and the largest gain in
-        Dice.
+        The number of labels is the smallest with which a network learned. The subset is the first that both have done.
+        The cases are those with the largest loss, the median and the largest gain in Dice.
+
+        Args:
+            learned: by number of labels, the methods whose networks learned.
 
         Raises:
             LookupError, OSError: there is no such subset; nnUNet_raw has no images.
@@ -672,7 +691,13 @@ class Comparison:
         pairs = [(Run(CONTROL, run.labelled, run.seed), run) for run in runs if run.method != CONTROL]
         pairs = [pair for pair in pairs if pair[0] in runs]
         pairs.sort(key=lambda pair: pair[1].method != "pcrlv2")
-        pairs.sort(key=lambda pair: (self.methods[pair[1].method].pretrain is None, pair[1].labelled))
+        pairs.sort(
+            key=lambda pair: (
+                not learned.get(pair[1].labelled),
+                self.methods[pair[1].method].pretrain is None,
+                pair[1].labelled,
+            )
+        )
         if not pairs:
             raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
         if not os.path.isdir(raw):
@@ -691,7 +716,9 @@ class Comparison:
             for run, dice in zip(pairs[0], (control, other), strict=True):
                 path = os.path.join(self.output(run), "validation", case + ending)
                 panels[f"{run.method}: {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
-            rows[f"{case}\n{pairs[0][0].labelled} labels, {gains[case]:+.1f} Dice"] = panels
+            number = pairs[0][0].labelled
+            gain = f"{gains[case]:+.1f} Dice" if learned.get(number) else "nothing surely learned"
+            rows[f"{case}\n{number} labels, {gain}"] = panels
         return rows
 
     def drop_best_checkpoint(self, run: Run) -> None:
@@ -708,7 +735,7 @@ class Comparison:
         if self.targets is None:
             table = self._collected("results.csv", COLUMNS, runs, self._of_segmentation)
             table.to_csv(self.file("results.csv"), index=False)
-            return DiceScores(table.astype({"dice": float}), self.patients)
+            return DiceScores(table.astype({"dice": float}), self.patients, self._shares_of_labels(table))
         predictions = self._collected("predictions.csv", PREDICTION_COLUMNS, runs, self._of_classification)
         predictions.to_csv(self.file("predictions.csv"), index=False)
         scores = AurocScores(predictions, self.patients)
@@ -734,15 +761,31 @@ class Comparison:
         # so that it has the first colour of every picture, whichever methods were called last
         return all_of_them.sort_values("method", key=lambda of: of != CONTROL, kind="stable", ignore_index=True)
 
+    def _shares_of_labels(self, table: pd.DataFrame) -> dict[tuple[str, str], float]:
+        """Return the share of the voxels for each scored case and label: the evaluation of any finished run has it."""
+        of_table = table[["method", "labelled", "seed"]].drop_duplicates()
+        for run in (Run(*row) for row in of_table.itertuples(index=False)):
+            if run.method in self.methods and self.is_done(run):
+                counted = ("TP", "FP", "FN", "TN")
+                return {
+                    (case, label): metrics["n_ref"] / max(1, sum(metrics[name] for name in counted))
+                    for case, label, metrics in self._evaluated(run)
+                }
+        return {}
+
     def _of_segmentation(self, run: Run) -> list[tuple[Any, ...]]:
-        """Case, label, Dice."""
+        """Return case, label and Dice."""
+        return [(case, label, metrics["Dice"]) for case, label, metrics in self._evaluated(run)]
+
+    def _evaluated(self, run: Run) -> list[tuple[str, str, dict[str, float]]]:
+        """Return case, label and what nnU-Net measured."""
         names = {str(_label(value)): name for name, value in self.plan.dataset_json["labels"].items()}
         with open(self.evaluation(run), encoding="utf-8") as file:
             summary = json.load(file)
         rows = []
         for of_case in summary["metric_per_case"]:
             case = os.path.basename(of_case["prediction_file"]).removesuffix(self.plan.dataset_json["file_ending"])
-            rows += [(case, names.get(label, label), metrics["Dice"]) for label, metrics in of_case["metrics"].items()]
+            rows += [(case, names.get(label, label), metrics) for label, metrics in of_case["metrics"].items()]
         return rows
 
     def _of_classification(self, run: Run) -> list[tuple[Any, ...]]:

@@ -31,6 +31,7 @@ from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import is_draft, whole
+from pcrl_nnunet.plans import preprocessing_command
 from pcrl_nnunet.transforms import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
 from pcrl_nnunet.transforms.sub_crop import MAX_BACKGROUND, Volume, Window, background_of_views, read_window
 
@@ -69,7 +70,7 @@ def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
             if segmentations or not name.endswith("_seg"):
                 found.setdefault(name, Case(name, os.path.join(folder, name + suffix)))
     if not found:
-        raise UserError(f"no preprocessed images in {folder}: run nnUNetv2_preprocess (or _plan_and_preprocess) first")
+        raise UserError(f"no preprocessed images in {folder}: run {preprocessing_command(folder)} first")
     return [found[name] for name in sorted(found)]
 
 

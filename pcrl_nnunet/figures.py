@@ -248,12 +248,13 @@ def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]
     return figure, list(panels[:number])
 
 
-def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
-    """Score against the number of labelled cases: a point a run, a line through a method's means.
+def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str, path: str) -> None:
+    """Draw the score against the number of labelled cases: a point a run, a line through a method's means.
 
     Args:
         runs: columns method, labelled, seed, points.
         measure: name of the score.
+        chance: points that a prediction reaches without a look at the image; drawn dotted.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
@@ -266,13 +267,12 @@ def label_efficiency(runs: pd.DataFrame, measure: str, path: str) -> None:
         axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[method])
         means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=colours[method], label=method)
+    axis.axhline(chance, color="grey", linestyle=":", label="without a look at the image")
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.minorticks_off()
-    axis.set(
-        xlabel="labelled cases", ylabel=f"{measure}, %", title="a point: one labelled subset, all of its scored cases"
-    )
+    axis.set(xlabel="labelled cases", ylabel=f"{measure}, %", title=title)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper")  # within, it would lie on points of whichever corner
     figure.savefig(path, dpi=120)

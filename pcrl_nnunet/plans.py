@@ -1,20 +1,30 @@
-"""A dataset that nnU-Net has planned, or one sentence that says what is missing."""
+"""A dataset of nnU-Net by its name, with its plan, or one sentence that says what is missing and what to run."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from glob import escape, glob
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from pcrl_nnunet.commands import corrected
 from pcrl_nnunet.errors import UserError
 
 DEFAULT_CONFIGURATION = "3d_fullres"
+PLAN = "nnUNetv2_plan_and_preprocess"
+DATASET_NAME = re.compile(r"Dataset\d{3,}_.+")
+ALIKE = 0.6  # difflib's own bound for a close match
+LISTED = 5  # names that are shown where none is near
+NEEDED_OF_PLAN = ("configurations", "dataset_name", "plans_name")
 NEEDED_OF_CONFIGURATION = (
     *("architecture", "batch_size", "data_identifier", "median_image_size_in_voxels", "normalization_schemes"),
     *("patch_size", "preprocessor_name", "spacing"),
@@ -44,24 +54,47 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
         UserError: nnUNet_preprocessed is not set, or any of the three is not there.
     """
     folder = dataset_folder(dataset)
-    plans = read_json(
-        os.path.join(folder, f"{plans_name}.json"),
-        f"run nnUNetv2_plan_and_preprocess -d {dataset} first (without masks: pcrl_nnunet_preprocess -d {dataset}), or "
-        f"name one of its plans with -p",
-    )
-    again = f"run nnUNetv2_plan_and_preprocess -d {dataset} again"
-    dataset_json = read_json(os.path.join(folder, "dataset.json"), again)
-    missing = sorted({"configurations", "dataset_name", "plans_name"} - plans.keys())
+    prepare = f"run {planning_command(os.path.basename(folder))}"
+    others = _plans_in(folder)
+    other = f", or take a plan that there is, with -p: {', '.join(others)}" if others else ""
+    plans = read_json(os.path.join(folder, f"{plans_name}.json"), f"{prepare} first{other}")
+    dataset_json = read_json(os.path.join(folder, "dataset.json"), f"{prepare} again")
+    missing = sorted({*NEEDED_OF_PLAN} - plans.keys())
     if missing:
-        raise UserError(f"{plans_name}.json in {folder} has no {', '.join(missing)}; plan the dataset again")
+        raise UserError(f"{plans_name}.json in {folder} has no {', '.join(missing)}; plan the dataset again: {prepare}")
     names = list(plans["configurations"])
+    if configuration is None and DEFAULT_CONFIGURATION not in names and len(names) > 1:
+        raise UserError(
+            f"{plans_name} has the configurations {', '.join(names)}; choose one with -c, such as "
+            f"{corrected('-c', None, names[0])}"
+        )
     if configuration is None:
-        if DEFAULT_CONFIGURATION not in names and len(names) > 1:
-            raise UserError(f"{plans_name} has the configurations {', '.join(names)}; choose one with -c")
         configuration = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
-    if configuration not in names:
-        raise UserError(f"configuration '{configuration}' is not in {plans_name}; it has {', '.join(names)}: use -c")
+    check_configuration(plans, configuration)
     return PlannedConfiguration(folder, plans, configuration, resolve(plans, configuration), dataset_json)
+
+
+def _plans_in(folder: str) -> list[str]:
+    """Return the names of the plans in a preprocessed dataset's folder."""
+    found = []
+    for path in sorted(glob(os.path.join(escape(folder), "*.json"))):
+        with suppress(UserError):
+            if {*NEEDED_OF_PLAN} <= read_json(path, "").keys():
+                found.append(os.path.basename(path).removesuffix(".json"))
+    return found
+
+
+def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
+    """Raise `UserError`, with the command to paste, if a plan lacks a configuration."""
+    names = list(plans["configurations"])
+    if configuration in names:
+        return
+    usual = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
+    (near,) = get_close_matches(configuration, names, 1) or [usual]
+    raise UserError(
+        f"configuration '{configuration}' is not in {plans['plans_name']}; it has {', '.join(names)}: "
+        f"{corrected('-c', configuration, near)}"
+    )
 
 
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
@@ -89,31 +122,139 @@ def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) ->
     return [f"{known.get(str(number), 'channel')} ({number:04d})" for number in range(channels)]
 
 
-def dataset_folder(dataset: str, command: str = "nnUNetv2_plan_and_preprocess") -> str:
-    """The preprocessed folder of a dataset's name or ID; `UserError`, with the command to run, where there is none."""
+def dataset_folder(dataset: str, step: str = PLAN) -> str:
+    """Return the preprocessed folder of a dataset's name or ID.
+
+    Args:
+        step: nnU-Net's command that makes the folder.
+
+    Raises:
+        UserError: there is none; ends with the command to run.
+    """
     if not nnUNet_preprocessed.is_set():
         raise UserError(
             "the variable nnUNet_preprocessed is not set; set it as for nnU-Net: export nnUNet_preprocessed=FOLDER"
         )
-    try:
-        name = maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"dataset '{dataset}' was not found in {nnUNet_preprocessed}; give the name or the ID of a dataset that "
-            f"{command} has been run on"
-        ) from error
+    name = dataset_name_of(dataset)
     folder = os.path.join(nnUNet_preprocessed, name)
-    if not os.path.isdir(folder):
-        raise UserError(f"dataset {name} is not in {nnUNet_preprocessed}; run {command} -d {dataset} first")
-    return folder
+    if os.path.isdir(folder):
+        return folder
+    if not _is_raw(name):
+        raise UserError(
+            f"dataset {name} is neither in {nnUNet_preprocessed} nor, to be prepared, in {_raw_root()}; set "
+            f"nnUNet_preprocessed, or nnUNet_raw, to the folder that has it"
+        )
+    raise UserError(f"dataset {name} is not in {nnUNet_preprocessed}; run {planning_command(name, step)} first")
 
 
 def dataset_name_of(dataset: str) -> str:
-    """The name of a dataset's name or ID; `UserError` where there is none."""
-    try:
-        return str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"dataset '{dataset}' was not found; give the name or the ID of one in nnUNet_raw") from error
+    """Return the name of a dataset's name or ID, which is in one of nnU-Net's three folders.
+
+    Raises:
+        UserError: there is none, or several have the ID; ends with the nearest names.
+    """
+    roots = [root.get() for root in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if root.is_set()]
+    known = sorted(
+        {entry.name for root in roots if os.path.isdir(root) for entry in os.scandir(root) if entry.is_dir()}
+    )
+    known = [name for name in known if DATASET_NAME.fullmatch(name)]
+    found = [dataset] if dataset in known else []
+    if dataset.isdecimal():
+        found = [str(name) for name in find_candidate_datasets(int(dataset))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"several datasets have the ID {dataset}, {', '.join(found)}; give the name instead: "
+            f"{corrected('-d', dataset, found[0])}"
+        )
+    near = nearest_datasets(dataset, known)
+    if len(near) == 1:
+        hint = f"the nearest is {near[0]}: {corrected('-d', dataset, near[0])}"
+    elif near:
+        hint = f"the nearest are {', '.join(near)}: give one of them with -d"
+    elif known:
+        more = " and others" if len(known) > LISTED else ""
+        hint = f"give one that there is with -d: {', '.join(known[:LISTED])}{more}"
+    else:
+        hint = "they hold no dataset: set nnU-Net's variables to the folders that do"
+    raise UserError(f"dataset '{dataset}' was not found in {', '.join(roots)}; {hint}")
+
+
+def nearest_datasets(dataset: str, known: Sequence[str]) -> list[str]:
+    """Return up to three names like a name or ID, the most alike first.
+
+    A name is compared by what follows the number, so that all names are not alike by their beginning. If that is not
+    alike, or missing, the number decides.
+
+    Args:
+        known: names as nnU-Net has them.
+    """
+
+    def parts(text: str) -> tuple[str, str]:
+        number, rest = re.findall(r"^(?:dataset)?_*(\d*)_*(.*)", text.lower())[0]
+        return number.lstrip("0"), rest
+
+    def likeness(name: str) -> float:
+        own_number, own_rest = parts(name)
+        if not rest:
+            return SequenceMatcher(None, number, own_number).ratio()
+        if len(rest) > 2 and rest in own_rest:
+            return 1.0
+        return max(SequenceMatcher(None, rest, own_rest).ratio(), ALIKE if number == own_number else 0.0)
+
+    number, rest = parts(dataset)
+    alike = {name: likeness(name) for name in known}
+    return sorted((name for name in known if alike[name] >= ALIKE), key=lambda name: -alike[name])[:3]
+
+
+def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
+    """Tell if nnU-Net can plan a raw dataset by itself."""
+    if "dataset" in dataset_json:
+        return all("label" in entry for entry in dataset_json["dataset"].values())
+    return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
+
+
+def lacks_masks(name: str) -> bool:
+    """Tell if nnUNet_raw has a dataset of this name, and that without masks."""
+    raw = os.path.join(_raw_root(), name)
+    return _is_raw(name) and not has_masks(raw, read_json(os.path.join(raw, "dataset.json"), "mend it"))
+
+
+def planning_command(name: str, step: str = PLAN, options: str = "") -> str:
+    """Return the command that prepares a dataset: nnU-Net's fails without masks, and ours is for these.
+
+    Args:
+        name: of the dataset; nnU-Net's commands take the number alone.
+        step: nnU-Net's command for datasets with masks.
+        options: further ones of that command.
+    """
+    number = int(re.sub(r"\D.*", "", name.removeprefix("Dataset")))
+    return f"pcrl_nnunet_preprocess -d {number}" if lacks_masks(name) else f"{step} -d {number}{options}"
+
+
+def preprocessing_command(folder: str) -> str:
+    """Return the command that fills a folder of preprocessed data.
+
+    Args:
+        folder: nnUNet_preprocessed/DatasetXXX_NAME/PLANS_CONFIGURATION, as nnU-Net's planners name it.
+    """
+    name, identifier = os.path.basename(os.path.dirname(folder)), os.path.basename(folder)
+    named = re.fullmatch(r"(.+)_(2d|3d_fullres|3d_lowres)", identifier)
+    if not DATASET_NAME.fullmatch(name) or named is None:
+        return "nnUNetv2_preprocess"
+    plans, configuration = named.groups()
+    if lacks_masks(name):
+        return f"{planning_command(name)} -p {plans} -c {configuration}"
+    return planning_command(name, "nnUNetv2_preprocess", f" -plans_name {plans} -c {configuration}")
+
+
+def _raw_root() -> str:
+    return str(nnUNet_raw.get()) if nnUNet_raw.is_set() else "nnUNet_raw (which is not set)"
+
+
+def _is_raw(name: str) -> bool:
+    return os.path.isfile(os.path.join(_raw_root(), name, "dataset.json"))
 
 
 def read_json(path: str, remedy: str) -> dict[str, Any]:

@@ -21,14 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
-from nnunetv2.paths import nnUNet_raw
 
 from pcrl_nnunet.boxes import Box
 from pcrl_nnunet.crops import cut
 from pcrl_nnunet.data import Case, CaseVolume
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.ingest.maskless import has_masks
-from pcrl_nnunet.plans import read_json
+from pcrl_nnunet.plans import lacks_masks
 from pcrl_nnunet.scores import auroc
 from pcrl_nnunet.shortcuts import predict
 
@@ -145,12 +143,11 @@ def labelled(cases: Sequence[Case], folder: str) -> list[Case]:
     Raises:
         UserError: there are none, or what there is was made from the images (see `maskless`).
     """
-    raw = os.path.join(nnUNet_raw, os.path.basename(os.path.dirname(folder))) if nnUNet_raw.is_set() else ""
-    described = os.path.join(raw, "dataset.json")
-    if os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it")):
+    name = os.path.basename(os.path.dirname(folder))
+    if lacks_masks(name):
         raise UserError(
-            f"{raw} has no masks, and a probe is of labels of voxels, not of classes of images or points; leave "
-            f"probe_every out"
+            f"{name} has no masks in nnUNet_raw, and a probe is of labels of voxels, not of classes of images or "
+            f"points; leave probe_every out"
         )
     own = [case for case in cases if os.path.dirname(case.path) == folder]
     found = [case for case in own if _segmentation(case) and os.path.isfile(_properties(case))]

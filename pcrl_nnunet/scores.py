@@ -1,4 +1,4 @@
-"""What the scores of a comparison say: table, interval, and a sentence. S seeds (labelled subsets), K cases."""
+"""The table, the intervals and the verdict of a comparison's scores. S seeds (labelled subsets), K cases."""
 
 from __future__ import annotations
 
@@ -20,22 +20,40 @@ LEVEL = 0.95
 MIN_GROUPS = 3  # patients, for an interval of one model's AUROC
 MAX_BLOCKS = 500  # of patients that are drawn together; of more patients several are in one
 WORTH = 0.5  # points: a gain that surely is smaller does not pay
+LEARNED = 1.0  # points above `Scores.chance`: a network with fewer has learned nothing
 
 
 class Scores(ABC):
-    """What the finished runs of a comparison reached, in points (100 is perfect).
+    """The scores of a comparison's finished runs, in points (100 is perfect).
 
     Attributes:
-        measure: its name.
+        measure: name of the score.
+        chance: the most points that a prediction reaches without a look at the image.
         runs: columns method, labelled, seed, points; one row a run.
     """
 
     measure: str
+    chance: float
     runs: pd.DataFrame
 
     @abstractmethod
-    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
-        """Of the subsets that both methods have; None where there is none."""
+    def replicates(self, method: str, over: str | None, labelled: int, rng: np.random.Generator) -> Replicates | None:
+        """Return the differences on the subsets that both methods have; None where there is none.
+
+        Args:
+            over: another method; None: the prediction with the points of `chance`.
+        """
+
+    def has_learned(self, method: str, labelled: int) -> bool:
+        """Tell if a method's networks are surely better than `chance`, and by `LEARNED` points at least.
+
+        The interval is of these networks on other cases: other subsets might teach more, or nothing.
+        """
+        found = self.replicates(method, None, labelled, np.random.default_rng(0))
+        if found is None:
+            return False
+        low = np.nanquantile(found.resampled.mean(1), (1 - LEVEL) / 2)
+        return bool(low > 0 and found.observed.mean() >= LEARNED)
 
     def gain(self, method: str, over: str, labelled: int) -> dict[str, float]:
         """Paired difference of two methods on the subsets and cases that both have, in points.
@@ -111,21 +129,31 @@ class DiceScores(Scores):
     Args:
         scores: columns `COLUMNS`.
         patients: of the cases; one that is not in it is its own patient.
+        shares: of each case and label, the share of the voxels that have the label; a case without has it in few.
     """
 
     measure = "Dice"
 
-    def __init__(self, scores: pd.DataFrame, patients: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        scores: pd.DataFrame,
+        patients: Mapping[str, str] | None = None,
+        shares: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
         known = scores.fillna({"dice": 1.0})
         self.cases = known.groupby(["method", "labelled", "seed", "case"], as_index=False, sort=False)["dice"].mean()
         self.cases["points"] = 100 * self.cases.pop("dice")
         self.runs = self.cases.groupby(["method", "labelled", "seed"], as_index=False, sort=False)["points"].mean()
         self.patients = patients or {}
+        self.blind = blind_dice(shares or {})
+        self.chance = float(self.blind.mean()) if len(self.blind) else 0.0
 
-    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
+    def replicates(self, method: str, over: str | None, labelled: int, rng: np.random.Generator) -> Replicates | None:
         """As `Scores` says."""
         of_number = self.cases[self.cases["labelled"] == labelled]
-        first, second = (of_number[of_number["method"] == name] for name in (method, over))
+        first, second = (of_number[of_number["method"] == name] for name in (method, over or method))
+        if over is None:
+            second = second.assign(points=second["case"].map(self.blind).fillna(0.0))
         paired = first.merge(second, on=["seed", "case"], suffixes=("", "_over"))
         if paired.empty:
             return None
@@ -133,6 +161,26 @@ class DiceScores(Scores):
         matrix = paired.pivot(index="seed", columns="case", values="difference")
         of_patient = np.array([self.patients.get(case, case) for case in matrix.columns])
         return of_differences(matrix.to_numpy(), rng, of_patient)
+
+
+def blind_dice(shares: Mapping[tuple[str, str], float]) -> pd.Series[float]:
+    """Return the points of each case that a prediction can reach without a look at the image.
+
+    Voxels that are drawn at random, a share q of them, have a Dice of about 2 p q / (p + q) with a label of a share p:
+    at most 2 p / (1 + p), where all voxels are drawn. If a case lacks the label, only a prediction without it is right.
+    Each label is predicted nowhere or everywhere, whichever is better over the cases. Labels that exclude each other
+    cannot all be everywhere, so that the points are an upper bound.
+
+    Args:
+        shares: of each case and label, the share p of the voxels that have the label.
+    """
+    if not shares:
+        return pd.Series(dtype=float)
+    share = pd.Series(dict(shares)).unstack()
+    nowhere, everywhere = (share == 0).astype(float), 2 * share / (1 + share)
+    best = {label: max(nowhere[label], everywhere[label], key=lambda dice: dice.mean()) for label in share}
+    points: pd.Series[float] = 100 * pd.DataFrame(best).mean(axis=1)
+    return points
 
 
 class AurocScores(Scores):
@@ -144,6 +192,7 @@ class AurocScores(Scores):
     """
 
     measure = "AUROC"
+    chance = 50.0
 
     def __init__(self, predictions: pd.DataFrame, patients: Mapping[str, str] | None = None) -> None:
         self.of_labels = pd.DataFrame(
@@ -157,31 +206,35 @@ class AurocScores(Scores):
         self.runs["points"] = 100 * self.runs.pop("auroc")
         self.predictions, self.patients = predictions, patients or {}
 
-    def replicates(self, method: str, over: str, labelled: int, rng: np.random.Generator) -> Replicates | None:
-        """As `Scores` says.
+    def replicates(self, method: str, over: str | None, labelled: int, rng: np.random.Generator) -> Replicates | None:
+        """As `Scores` says; None also where the positives or the negatives are too few to tell chance.
 
         An AUROC is a mean over pairs of a positive and a negative. Summed up by the patients of both, once, a draw of
         patients is a weighted sum of these.
         """
         of_number = self.predictions[self.predictions["labelled"] == labelled]
-        both = {name: dict(list(of_number[of_number["method"] == name].groupby("seed"))) for name in (method, over)}
-        seeds = sorted(both[method].keys() & both[over].keys())
-        if not seeds:
-            return None
         cases = of_number["case"].unique()
         names = {case: self.patients.get(case, case) for case in cases}
+        first, second = (
+            dict(list(of_number[of_number["method"] == m].groupby("seed"))) for m in (method, over or method)
+        )
+        if over is None:
+            second = {seed: frame.assign(score=0.0) for seed, frame in second.items()}  # all pairs are ties
+        seeds = sorted(first.keys() & second.keys())
+        if not seeds or (over is None and _fewest_patients(of_number, names) < MIN_GROUPS):
+            return None
         block = {name: i % MAX_BLOCKS for i, name in enumerate(rng.permutation(sorted(set(names.values()))))}
         num = max(block.values()) + 1
         of_subsets, drawn = _drawn(len(seeds), rng), _drawn(num, rng)
         observed, resampled = [], []
         for seed in seeds:
             labels = []
-            second = dict(list(both[over][seed].groupby("label", sort=False)))
-            for label, own in both[method][seed].groupby("label", sort=False):
+            others = dict(list(second[seed].groupby("label", sort=False)))
+            for label, own in first[seed].groupby("label", sort=False):
                 place = own["case"].map(lambda case: block[names[case]]).to_numpy(int)
                 truth, score, score_over = (
                     frame[column].to_numpy(float)
-                    for frame, column in ((own, "truth"), (own, "score"), (second[label], "score"))
+                    for frame, column in ((own, "truth"), (own, "score"), (others[label], "score"))
                 )
                 more_right = _pairs(truth, score, place, num) - _pairs(truth, score_over, place, num)
                 labels.append((more_right, _pairs(truth, None, place, num)))
@@ -196,17 +249,28 @@ class AurocScores(Scores):
                 resampled.append(differences.sum(0) / counts.sum(0))
         return Replicates(100 * np.array(observed), 100 * np.stack(resampled, 1), of_subsets)
 
-    def curves(self) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
-        """By panel and method, of each run: truth and score, both (N,), where both classes are known."""
+    def curves(self, titles: Mapping[int, str]) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Return truth and score, both (N,), of each run by panel and method, where both classes are known.
+
+        Args:
+            titles: of the numbers of labelled cases.
+        """
         panels: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
         for (labelled, label, method, _), own in self.predictions.groupby(
             ["labelled", "label", "method", "seed"], sort=False
         ):
             known = own.dropna(subset="truth")
             if known["truth"].nunique() == 2:
-                of_method = panels.setdefault(f"{label}, {labelled} labelled cases", {}).setdefault(str(method), [])
+                of_method = panels.setdefault(f"{label}, {titles[int(str(labelled))]}", {}).setdefault(str(method), [])
                 of_method.append((known["truth"].to_numpy(float), known["score"].to_numpy(float)))
         return panels
+
+
+def _fewest_patients(predictions: pd.DataFrame, names: Mapping[str, str]) -> int:
+    """Return how many patients the positives or the negatives of a label are of: of all labels and both the fewest."""
+    known = predictions.dropna(subset="truth").assign(patient=lambda frame: frame["case"].map(names))
+    of_classes = known.groupby(["label", "truth"])["patient"].nunique()
+    return int(of_classes.min()) if len(of_classes) else 0
 
 
 def _pairs(truth: np.ndarray, score: np.ndarray | None, place: np.ndarray, num: int) -> np.ndarray:
@@ -230,29 +294,86 @@ def _pairs(truth: np.ndarray, score: np.ndarray | None, place: np.ndarray, num: 
 def table(scores: Scores) -> pd.DataFrame:
     """One row a method and number of labelled cases, in points.
 
-    Columns: method, labelled, seeds, mean, sd (over seeds), and of `Scores.gain` over `CONTROL`: pairs (seeds that both
-    have), difference, low, high (of its 95 % interval).
+    Columns: method, labelled, seeds, mean, sd (over seeds), learned (see `Scores.has_learned`), and of `Scores.gain`
+    over `CONTROL`: pairs (seeds that both have), difference, low, high (of its 95 % interval).
     """
     rows = []
     for (labelled, method), group in scores.runs.groupby(["labelled", "method"], sort=False):
         points = group["points"]
         row = {
             "method": method, "labelled": labelled, "seeds": len(points), "mean": points.mean(), "sd": points.std(),
+            "learned": scores.has_learned(method, labelled),
         }  # fmt: skip
         rows.append({**row, "pairs": 0, **scores.gain(method, CONTROL, labelled)})
-    columns = ["method", "labelled", "seeds", "mean", "sd", "pairs", "difference", "low", "high"]
+    columns = ["method", "labelled", "seeds", "mean", "sd", "learned", "pairs", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 
-def verdict(scores: Scores, method: str, controls: Sequence[str] = (CONTROL, STOCK)) -> str:
-    """A sentence to act on: what a method gains at every number of labels over the better of the controls."""
-    told, pays, costs, highs = [], [], [], []
+def networks_that_learned(rows: pd.DataFrame, shortcuts: Iterable[str] = ()) -> dict[int, list[str]]:
+    """Return the methods whose networks learned, by number of labels; empty where none did.
+
+    Args:
+        rows: the `table`.
+        shortcuts: methods that are no networks.
+    """
+    networks = rows[~rows["method"].isin(list(shortcuts))]
+    return {int(n): list(own.loc[own["learned"], "method"]) for n, own in networks.groupby("labelled")}
+
+
+def note_on_learning(
+    scores: Scores, learned: Mapping[int, Sequence[str]], remedy: str, shortcuts: Iterable[str] = ()
+) -> str | None:
+    """Name the networks that learned nothing, with what to do; None if all learned something.
+
+    Args:
+        learned: by `networks_that_learned`.
+        remedy: a sentence.
+    """
+    networks, told = scores.runs[~scores.runs["method"].isin(list(shortcuts))], []
+    by_luck = False  # a mean above chance of too few cases
+    for labelled in sorted(learned):
+        means = networks[networks["labelled"] == labelled].groupby("method", sort=False)["points"].mean()
+        failed = means[~means.index.isin(learned[labelled])]
+        if not learned[labelled]:
+            luck = bool(means.max() >= scores.chance + LEARNED)
+            by_luck |= luck
+            kind = "is surely better than chance" if luck else "learned anything"
+            told.append(f"with {labelled} labels no network {kind} (the best, {means.idxmax()}: {means.max():.1f})")
+        elif len(failed):
+            listed = ", ".join(f"{method}: {points:.1f}" for method, points in failed.items())
+            told.append(f"with {labelled} labels some networks learned nothing ({listed})")
+    if not told:
+        return None
+    start = "There is no verdict: " if by_luck else "Nothing was learned, and there is no verdict: "
+    start = "" if any(learned.values()) else start
+    chance = f"without a look at the images a prediction reaches up to {scores.chance:.1f} {scores.measure}"
+    told[0] = told[0] if start else told[0][0].upper() + told[0][1:]
+    return f"{start}{'; '.join(told)}; {chance}. {remedy}"
+
+
+def verdict(
+    scores: Scores,
+    method: str,
+    learned: Mapping[int, Sequence[str]],
+    controls: Sequence[str] = (CONTROL, STOCK),
+) -> str:
+    """A sentence to act on: what a method gains at every number of labels over the better of the controls.
+
+    Args:
+        learned: by `networks_that_learned`. If neither the method nor the control learned, their difference says
+            nothing.
+    """
+    told, numbers, pays, costs, highs, nothing = [], [], [], [], [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
         control = _better_control(scores, method, labelled, controls)
         found = {} if control is None else scores.gain(method, control, labelled)
         if not found:
             continue
+        if not {method, control} & {*learned.get(labelled, ())}:
+            nothing.append(f"with {labelled} labels neither {method} nor {control} surely learned anything")
+            continue
         low, high = found["low"], found["high"]
+        numbers.append(str(labelled))
         highs.append(high)
         if low > 0 and high >= WORTH:
             pays.append(str(labelled))
@@ -263,18 +384,20 @@ def verdict(scores: Scores, method: str, controls: Sequence[str] = (CONTROL, STO
         subsets = f"{found['pairs']} subset{'s' * (found['pairs'] > 1)}"
         gain = f"{found['difference']:+.1f} {scores.measure} over {control}"
         told.append(f"with {labelled} labels {kind} {gain} ({between}{subsets})")
+    if not told and nothing:
+        return f"Nothing can be said of {method}: {'; '.join(nothing)}."
     if not told:
         return f"Nothing can be said of {method} yet: there is no finished pair of it and {CONTROL}."
     if pays:
         start = f"{method} pays"
-        if len(pays) < len(told):
+        if len(pays) < len(told) + len(nothing):
             start += f" with {', '.join(pays)} labels" + f", and costs with {', '.join(costs)}" * bool(costs)
     elif all(high < WORTH for high in highs):
-        start = f"{method} does not pay here"
+        start = f"{method} does not pay " + (f"with {', '.join(numbers)} labels" if nothing else "here")
     else:
         most = f" (at most {max(highs):+.1f} {scores.measure})" if np.isfinite(highs).all() else ""
         start = f"Whether {method} pays is undecided{most}, more subsets (-seeds) or scored cases may tell"
-    return f"{start}: {'; '.join(told)}."
+    return f"{start}: {'; '.join(told + nothing)}."
 
 
 def _better_control(scores: Scores, method: str, labelled: int, controls: Sequence[str]) -> str | None:

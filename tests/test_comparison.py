@@ -232,7 +232,7 @@ def test_examples_are_of_a_pretrained_method_whichever_was_called_last(tiny, com
     monkeypatch.setenv("nnUNet_raw", str(raw))
     dice = [(run.method, run.labelled, run.seed, case, "a", 0.5) for run in runs]
     scores = DiceScores(pd.DataFrame(dice, columns=COLUMNS))
-    (panels,) = this.examples(runs, scores).values()
+    (panels,) = this.examples(runs, scores, {2: ["scratch"], 3: ["scratch"]}).values()
     assert [title.split(":")[0] for title in panels] == ["truth", "scratch", "pcrlv2"]
     assert [labels.flat[0] for _, labels in panels.values()] == [2, 4, 5]  # with 3 labels, as pcrlv2 has
 
@@ -426,10 +426,15 @@ def test_other_runs_stay_in_the_results_and_a_half_written_summary_is_no_result(
     summary.parent.mkdir(parents=True)
     summary.write_text('{"metric_per_case": [')
     assert not this.is_done(RUNS[0])
-    metrics = {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}}
+    counts = {"n_ref": 10, "TP": 6, "FP": 8, "FN": 4, "TN": 22}
+    metrics = {
+        "1": {"Dice": 0.5, **counts},
+        "2": {"Dice": float("nan"), "n_ref": 0, "TP": 0, "FP": 0, "FN": 0, "TN": 40},
+    }
     summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": "x/case_1.nii.gz", "metrics": metrics}]}))
     Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
-    this.write_scores(RUNS)
+    of_dice = this.write_scores(RUNS)
+    assert of_dice.chance == pytest.approx(100 * (2 * 0.25 / 1.25 + 1) / 2)  # a quarter has one label, none the other
     scores = pd.read_csv(this.file("results.csv"))
     assert scores[["method", "label"]].to_numpy().tolist() == [["scratch", "a"], ["scratch", "b"], ["mine", "a"]]
 
@@ -452,6 +457,18 @@ def test_the_curve_of_a_run_is_found_also_where_its_method_is_not_named_again(co
     assert iterations.tolist() == [7, 14]
     assert dice.tolist() == [0.1, 0.2]
     assert this.curve(RUNS[0]) is None
+
+
+def test_the_remedy_of_a_training_too_short_is_a_file_of_settings(comparison):
+    this = comparison(settings={"pretrain": {"epochs": 3}, "finetune": {"epochs": 2, "iters_per_epoch": 5}})
+    said = this.remedy_for_learning()
+    assert "are 2 x 5 iterations (finetune.epochs, finetune.iters_per_epoch)" in said
+    assert "-settings" in said
+    assert "another folder for -o" in said
+    example = json.loads(re.search(r"\{.*\}", said)[0])
+    assert example == {"pretrain": {"epochs": 3}, "finetune": {"epochs": 1000, "iters_per_epoch": 5}}
+    longer = comparison(settings={"finetune": {"epochs": 5000, "iters_per_epoch": 50}})
+    assert '"epochs": 20000' in longer.remedy_for_learning()
 
 
 def test_settings_for_all_methods_are_merged_into_the_plan_and_a_methods_own_win():

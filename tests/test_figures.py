@@ -106,7 +106,7 @@ def test_a_method_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: lis
     """In whatever order they come; the control has the first colour also where another's name comes before."""
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     runs = pd.DataFrame({"method": ["b", "scratch", "a"], "labelled": 5, "seed": 0, "points": 50.0})
-    figures.label_efficiency(runs, "Dice", "x.png")
+    figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
     figures.score_while_training({"5": {"scratch": [run], "a": [run]}, "10": {"b": [run]}}, "Dice", "x.png")
     figures.roc_of_methods({"5": {name: [(np.array([0, 1]), np.array([0, 1]))] for name in ("a", "b", "scratch")}}, "x")
     of_pictures = [
@@ -138,7 +138,7 @@ def test_no_two_of_all_built_in_methods_have_the_same_colour(drawn: list[Figure]
     methods = [f"method_{i}" for i in range(12)]
     runs = pd.DataFrame({"method": methods, "labelled": 5, "seed": 0, "points": 50.0})
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
-    figures.label_efficiency(runs, "Dice", "x.png")
+    figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
     figures.score_while_training({"5": {name: [run] for name in methods}}, "Dice", "x.png")
     for figure in drawn:
         lines = [line for line in figure.axes[0].lines if line.get_label() in methods]
@@ -149,10 +149,11 @@ def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:
     corners = [(0, 100.0), (1, 0.0)]  # scores in all four corners
     table = [(name, n, seed, points) for name in "abc" for n in (5, 40) for seed, points in corners]
     runs = pd.DataFrame(table, columns=["method", "labelled", "seed", "points"])
-    figures.label_efficiency(runs, "Dice", "x.png")
+    figures.label_efficiency(runs, "Dice", 12.5, "title", "x.png")
     (legend,), (axis,) = drawn[0].legends, drawn[0].axes
     drawn[0].draw_without_rendering()
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c", "without a look at the image"]
+    assert list(axis.lines[-1].get_ydata()) == [12.5, 12.5]
     assert axis.get_legend() is None
     assert legend.get_window_extent().x0 > axis.get_window_extent().x1
 

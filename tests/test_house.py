@@ -18,8 +18,8 @@ LAYERS = [  # each may import from those after it, and from its own
     {"crops", "targets"},
     {"models", "losses", "transforms", "data", "checkpoint", "plans", "named_plans", "splits", "copies"},
     {"foreign_checkpoints"},
-    {"boxes", "commands", "config", "distributed", "files", "lock"},
-    {"errors"},
+    {"boxes", "config", "distributed", "files", "lock"},
+    {"errors", "commands"},
 ]
 
 

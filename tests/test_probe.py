@@ -295,7 +295,7 @@ def test_without_labels_it_stops_in_a_sentence_before_anything_is_trained(tiny, 
         raw = tiny.folder.parents[1] / "raw" / tiny.folder.name
         (raw / "imagesTr").mkdir(parents=True)
         shutil.copy(tiny.folder / "dataset.json", raw)
-        expected = r"raw/Dataset999_Tiny has no masks, and a probe is of labels of voxels"
+        expected = r"Dataset999_Tiny has no masks in nnUNet_raw, and a probe is of labels of voxels"
     else:
         tiny.data.rename(unlabelled_folder(str(tiny.folder), "nnUNetPlans_3d_fullres"))
         expected = "a probe needs labels, and of the 0 cases in"

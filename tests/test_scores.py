@@ -12,12 +12,18 @@ from pcrl_nnunet.scores import (
     AurocScores,
     DiceScores,
     auroc_interval,
+    blind_dice,
     interval,
+    networks_that_learned,
+    note_on_learning,
     of_differences,
     shortcut_warning,
     table,
-    verdict,
 )
+
+
+def verdict(scores, method, *controls):
+    return scores_module.verdict(scores, method, networks_that_learned(table(scores)), *controls)
 
 
 def frame(gain, seeds=5, cases=40, noise=0.01):
@@ -144,6 +150,82 @@ def test_a_control_that_was_run_on_few_or_other_subsets_decides_nothing(of_scrat
     assert told.endswith(f"{len(of_scratch)} subsets).")
 
 
+def nothing_found(labelled):
+    return frame(0.0).assign(labelled=labelled, dice=0.0)
+
+
+REMEDY = "Lengthen the trainings."
+
+
+def said(scores, shortcuts=()):
+    return note_on_learning(scores, networks_that_learned(table(scores), shortcuts), REMEDY, shortcuts)
+
+
+def test_networks_that_learned_nothing_get_no_verdict():
+    scores = DiceScores(nothing_found(2))
+    assert not table(scores)["learned"].any()
+    assert said(scores) == (
+        "Nothing was learned, and there is no verdict: with 2 labels no network learned anything (the best, scratch: "
+        "0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
+    )
+    assert verdict(scores, "pcrlv2") == (
+        "Nothing can be said of pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
+    )
+
+
+def test_the_verdict_is_of_the_numbers_of_labels_with_which_a_network_learned():
+    scores = DiceScores(pd.concat([nothing_found(2), frame(-0.03, noise=1e-4)]))
+    assert re.fullmatch(
+        r"pcrlv2 does not pay with 10 labels: with 10 labels it costs -3\.0 .*\); with 2 labels neither pcrlv2 nor "
+        r"scratch surely learned anything\.",
+        verdict(scores, "pcrlv2"),
+    )
+    assert said(scores).startswith("With 2 labels no network learned anything (the best, scratch: 0.0); without")
+    assert said(DiceScores(frame(0.0))) is None
+    pays = DiceScores(pd.concat([nothing_found(2), frame(0.03, noise=1e-4)]))
+    assert verdict(pays, "pcrlv2").startswith("pcrlv2 pays with 10 labels: ")
+
+
+def test_one_network_that_learned_is_compared_with_one_that_learned_nothing_which_is_named():
+    given = frame(0.0)
+    given.loc[given["method"] == "scratch", "dice"] = 0.0
+    third = nothing_found(10).query("method == 'pcrlv2'").assign(method="other")
+    scores = DiceScores(pd.concat([given, third]))
+    assert verdict(scores, "pcrlv2").startswith("pcrlv2 pays: with 10 labels expect +")
+    assert verdict(scores, "other").startswith("Nothing can be said of other: with 10 labels neither")
+    assert said(scores).startswith("With 10 labels some networks learned nothing (scratch: 0.0, other: 0.0); without")
+
+
+def dice_of(truth, prediction):
+    return 2 * (truth & prediction).sum() / max(1, truth.sum() + prediction.sum())
+
+
+def test_predictions_without_a_look_at_the_image_count_as_nothing_learned():
+    """Labels at random, in shares from one label everywhere to few voxels, on truths of small and of large labels."""
+    rng = np.random.default_rng(0)
+    truths = {f"case_{i}": rng.choice(3, 20000, p=[0.75, 0.2, 0.05]) for i in range(12)}
+    shares = {(case, name): (t == label).mean() for case, t in truths.items() for name, label in (("a", 1), ("b", 2))}
+    rows = []
+    for number, p in enumerate([(0, 0.5, 0.5), (0, 1, 0), (0.3, 0.6, 0.1), (0.9, 0.05, 0.05), (1, 0, 0)]):
+        for case, truth in truths.items():
+            prediction = rng.choice(3, truth.size, p=p)
+            for name, label in (("a", 1), ("b", 2)):
+                rows.append((f"random_{number}", 5, 0, case, name, dice_of(truth == label, prediction == label)))
+    scores = DiceScores(pd.DataFrame(rows, columns=list(scores_module.COLUMNS)), shares=shares)
+    assert scores.chance == pytest.approx(100 * np.mean([2 * 0.2 / 1.2, 2 * 0.05 / 1.05]), abs=0.3)
+    assert scores.runs["points"].max() > 15  # far from 0, where predictions of everything have few errors
+    assert not table(scores)["learned"].any()
+    found = pd.DataFrame([(*row[:5], 0.4) for row in rows], columns=list(scores_module.COLUMNS))
+    assert table(DiceScores(found, shares=shares))["learned"].all()
+
+
+def test_a_label_that_most_cases_lack_is_best_predicted_nowhere():
+    shares = {("a", "rare"): 0.0, ("b", "rare"): 0.0, ("c", "rare"): 0.1, **{(c, "organ"): 0.25 for c in "abc"}}
+    organ = 2 * 0.25 / 1.25
+    expected = {"a": 50 * (1 + organ), "b": 50 * (1 + organ), "c": 50 * organ}
+    assert blind_dice(shares).to_dict() == pytest.approx(expected)
+
+
 def predictions(seeds=3, cases=30, points=4, labels=("a",), better=1.5):
     """Points of cases, three cases a patient; the second method's scores tell the classes apart further."""
     rng = np.random.default_rng(0)
@@ -163,6 +245,41 @@ OF_THREE = {f"case_{i}": f"patient_{i // 3}" for i in range(30)}
 
 def of_run(given, method, seed, label="a"):
     return given[(given["method"] == method) & (given["seed"] == seed) & (given["label"] == label)]
+
+
+def test_an_auroc_around_chance_is_nothing_learned(monkeypatch):
+    given = predictions(better=1.5)
+    assert networks_that_learned(table(AurocScores(given, OF_THREE)), ["scratch"]) == {10: ["pcrlv2"]}
+    same = AurocScores(given.assign(score=0.5), OF_THREE)
+    assert said(same) == (
+        "Nothing was learned, and there is no verdict: with 10 labels no network learned anything (the best, scratch: "
+        "50.0); without a look at the images a prediction reaches up to 50.0 AUROC. Lengthen the trainings."
+    )
+    monkeypatch.setattr(scores_module, "BOOTSTRAPS", 400)
+    by_luck = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        chance = AurocScores(given[given["method"] == "scratch"].assign(score=lambda x, r=rng: r.normal(size=len(x))))
+        by_luck.append(chance.has_learned("scratch", 10))
+    assert np.mean(by_luck) <= 0.1  # of an interval of 95 % one end: 0.025 expected
+
+
+def test_a_shortcut_is_no_network_that_learned():
+    given = predictions()
+    given.loc[given["method"] == "scratch", "score"] = 0.5
+    scores = AurocScores(given.replace({"method": {"pcrlv2": "thumbnail"}}), OF_THREE)
+    assert table(scores).set_index("method")["learned"].to_dict() == {"scratch": False, "thumbnail": True}
+    assert said(scores, ["thumbnail"]).startswith("Nothing was learned")
+
+
+def test_of_one_patient_a_right_order_may_be_chance():
+    given = predictions(cases=2, points=4)
+    right = AurocScores(given.assign(score=given["truth"]))
+    assert (right.runs["points"] == 100).all()
+    assert not table(right)["learned"].any()
+    assert said(right).startswith(
+        "There is no verdict: with 10 labels no network is surely better than chance (the best, scratch: 100.0)"
+    )
 
 
 def test_an_auroc_is_scikit_learns_and_a_draw_of_patients_is_its_weighted_one(monkeypatch):

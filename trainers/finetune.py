@@ -31,6 +31,7 @@ from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.models import encoder_of
 from pcrl_nnunet.named_plans import refuse_outdated
+from pcrl_nnunet.plans import check_configuration
 from pcrl_nnunet.splits import fold_of, refuse_unwritable
 from pcrl_nnunet.targets import FILES
 from pcrl_nnunet.trainers import output_folder, weights_and_biases
@@ -467,14 +468,10 @@ class PCRLFinetuneTrainer_250epochs(PCRLFinetuneTrainer):
 
 
 def _check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:
-    """Raises `UserError` for what nnU-Net would end in a traceback for."""
+    """Raise `UserError` where nnU-Net would end in a traceback."""
     if not nnUNet_results.is_set():
         raise UserError("nnUNet_results is not set; set it to the folder that trainings are written to")
-    if configuration not in plan["configurations"]:
-        raise UserError(
-            f"plan {plan['plans_name']} of {plan['dataset_name']} has no configuration '{configuration}'; it has "
-            f"{', '.join(plan['configurations'])}"
-        )
+    check_configuration(plan, configuration)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU was found, and nnU-Net trains on one by default; add -device cpu to train without")
     if device.type == "mps" and not torch.backends.mps.is_available():

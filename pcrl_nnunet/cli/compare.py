@@ -515,31 +515,58 @@ def _write_results(comparison: Any, runs: list[Any]) -> Any:
 
 
 def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
-    """The table, where the pictures are, and the verdicts on what is done; PCRLv2's, if it is there, comes last."""
-    from pcrl_nnunet.scores import CONTROL, STOCK, shortcut_warning, table, verdict
+    """Yield the table, the pictures' paths and the verdicts; PCRLv2's verdict, if it is there, comes last.
+
+    If no network learned anything, the last line says so instead.
+    """
+    from pcrl_nnunet.scores import (
+        CONTROL,
+        STOCK,
+        networks_that_learned,
+        note_on_learning,
+        shortcut_warning,
+        table,
+        verdict,
+    )
     from pcrl_nnunet.shortcuts import SHORTCUTS
 
     scores = _write_results(comparison, runs)
     rows = table(scores)
     rows.to_csv(comparison.file("table.csv"), index=False)
     yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
-    yield from _pictures(comparison, scores)
+    learned = networks_that_learned(rows, SHORTCUTS)
+    yield from _pictures(comparison, scores, learned)
     note = comparison.note_on_stock()
-    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), note))
+    on_learning = note_on_learning(scores, learned, comparison.remedy_for_learning(), SHORTCUTS)
+    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), note, on_learning))
+    if not any(learned.values()) and on_learning:
+        return
     controls = (CONTROL, STOCK) if note is None else (CONTROL,)  # the better of two alike would be the luckier one
     others = [name for name in dict.fromkeys(scores.runs["method"]) if name not in (CONTROL, *SHORTCUTS)]
     for name in sorted(others, key=lambda name: name == "pcrlv2"):
-        yield verdict(scores, name, controls)
+        yield verdict(scores, name, learned, controls)
 
 
-def _pictures(comparison: Any, scores: Any) -> Iterator[str]:
-    """Draw what is done, also by earlier calls, and say where; one that cannot be drawn does not take the others."""
+def _pictures(comparison: Any, scores: Any, learned: dict[int, list[str]]) -> Iterator[str]:
+    """Draw what is done, also by earlier calls, and say where; one that cannot be drawn does not take the others.
+
+    Args:
+        learned: by number of labels, the methods whose networks learned; the titles name the other numbers.
+    """
     from pcrl_nnunet import figures
     from pcrl_nnunet.comparison import Run
 
     of_all_calls = scores.runs.sort_values("labelled", kind="stable")[["method", "labelled", "seed"]]
     runs = [Run(*row) for row in of_all_calls.itertuples(index=False)]
     done = [run for run in runs if comparison.is_done(run)]
+    titles = {
+        run.labelled: f"{run.labelled} labelled cases" + ", nothing surely learned" * (not learned.get(run.labelled))
+        for run in runs
+    }
+    untold = [str(number) for number in titles if not learned.get(number)]
+    part = {"val": "validation", "test": "test"}[comparison.scored]
+    title = f"a point: one labelled subset, all {part} cases"
+    title += f"\nno network surely learned anything with {', '.join(untold)} labels" if untold else ""
     # of a segmentation nnU-Net's validation while training sees patches
     while_training = f"{scores.measure}{' of patches' * (comparison.targets is None)}"
 
@@ -548,17 +575,21 @@ def _pictures(comparison: Any, scores: Any) -> Iterator[str]:
         for run in done:
             curve = comparison.curve(run)
             if curve is not None:
-                curves.setdefault(f"{run.labelled} labelled cases", {}).setdefault(run.method, []).append(curve)
+                curves.setdefault(titles[run.labelled], {}).setdefault(run.method, []).append(curve)
         figures.score_while_training(curves, while_training, path)
 
     drawings: dict[str, Callable[[str], None]] = {
-        "label_efficiency.png": lambda path: figures.label_efficiency(scores.runs, scores.measure, path),
+        "label_efficiency.png": lambda path: figures.label_efficiency(
+            scores.runs, scores.measure, scores.chance, title, path
+        ),
         "iterations.png": iterations,
     }
     if comparison.targets is None:
-        drawings["segmentations.png"] = lambda path: figures.segmentations(comparison.examples(done, scores), path)
+        drawings["segmentations.png"] = lambda path: figures.segmentations(
+            comparison.examples(done, scores, learned), path
+        )
     else:
-        drawings["roc.png"] = lambda path: figures.roc_of_methods(scores.curves(), path)
+        drawings["roc.png"] = lambda path: figures.roc_of_methods(scores.curves(titles), path)
     for name, draw in drawings.items():
         path = comparison.file(name)
         try:

@@ -89,27 +89,23 @@ def main() -> None:
 def _without_masks(dataset: str, plans_name: str | None, configurations: list[str], num: int) -> None:
     """Plan and preprocess a dataset that has no labelsTr; with the name of a plan, preprocess by that."""
     import torch
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from tqdm import tqdm
 
     from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.ingest.maskless import has_masks, plan_and_preprocess, trainer_for
+    from pcrl_nnunet.ingest.maskless import plan_and_preprocess, trainer_for
     from pcrl_nnunet.ingest.unlabelled import worker_pool
-    from pcrl_nnunet.plans import load_plan, read_json
+    from pcrl_nnunet.plans import dataset_name_of, has_masks, load_plan, planning_command, read_json
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         if not os.environ.get(variable):
             raise UserError(f"{missing} (or set {variable}, if it is the dataset itself that has no masks)")
-    try:
-        name = maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{missing} (dataset '{dataset}' is not in {os.environ['nnUNet_raw']})") from error
+    name = dataset_name_of(dataset)
     raw = os.path.join(os.environ["nnUNet_raw"], name)
     described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     if has_masks(raw, described):
-        raise UserError(f"{missing} ({name} has masks: plan it with nnUNetv2_plan_and_preprocess -d {dataset})")
+        raise UserError(f"{missing} ({name} has masks: plan it with {planning_command(name)})")
     if plans_name is not None:
         planned = load_plan(dataset, plans_name, configurations[0] if configurations else None)
         configurations = configurations or [planned.configuration]
@@ -144,8 +140,8 @@ def _plan(dataset: str, planner_name: str) -> str:
 
     import pcrl_nnunet.planners as planners
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.ingest.maskless import has_masks, planned_again
-    from pcrl_nnunet.plans import dataset_folder, read_json
+    from pcrl_nnunet.ingest.maskless import planned_again
+    from pcrl_nnunet.plans import dataset_folder, has_masks, planning_command, read_json
 
     if planner_name not in planners.__all__:
         raise UserError(
@@ -160,8 +156,8 @@ def _plan(dataset: str, planner_name: str) -> str:
         raw, read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     )
     if not os.path.isfile(os.path.join(folder, "dataset_fingerprint.json")):
-        before = "nnUNetv2_extract_fingerprint" if with_masks else "pcrl_nnunet_preprocess"
-        raise UserError(f"{folder} has no dataset_fingerprint.json; run {before} -d {dataset} first")
+        before = planning_command(os.path.basename(folder), "nnUNetv2_extract_fingerprint")
+        raise UserError(f"{folder} has no dataset_fingerprint.json; run {before} first")
     try:
         with nullcontext() if with_masks else planned_again(raw, folder):
             _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))

@@ -35,7 +35,7 @@ from pcrl_nnunet.ingest.read import read_scan, spacing_file
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
-from pcrl_nnunet.plans import read_json
+from pcrl_nnunet.plans import lacks_masks, read_json
 from pcrl_nnunet.targets import FILES
 
 LABELS = {"background": 0, "foreground": 1}
@@ -94,13 +94,6 @@ def _write_seg(mask: np.ndarray, properties: dict[str, Any], images: ImageFormat
             os.replace(os.path.join(draft, written), os.path.join(folder, written))
 
 
-def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
-    """Tell whether nnU-Net can plan a raw dataset by itself."""
-    if "dataset" in dataset_json:
-        return all("label" in entry for entry in dataset_json["dataset"].values())
-    return os.path.isdir(os.path.join(raw_folder, "labelsTr"))
-
-
 def is_without_masks(dataset_name: str, dataset_json: Mapping[str, Any]) -> bool:
     """Tell whether a preprocessed dataset has no masks but the foreground that was found from its images.
 
@@ -111,11 +104,7 @@ def is_without_masks(dataset_name: str, dataset_json: Mapping[str, Any]) -> bool
     """
     if WITHOUT_MASKS in dataset_json:
         return bool(dataset_json[WITHOUT_MASKS])
-    if dataset_json.get("labels") != LABELS or not nnUNet_raw.is_set():
-        return False
-    raw = os.path.join(nnUNet_raw, dataset_name)
-    described = os.path.join(raw, "dataset.json")
-    return os.path.isfile(described) and not has_masks(raw, read_json(described, "mend it"))
+    return dataset_json.get("labels") == LABELS and lacks_masks(dataset_name)
 
 
 def trainer_for(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:

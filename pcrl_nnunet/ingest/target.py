@@ -28,7 +28,7 @@ from pcrl_nnunet.config import pcrl_block, without_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.find import own_scans
-from pcrl_nnunet.plans import dataset_folder, read_json, resolve
+from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
 
 TARGET_KEY = "pcrl_target"  # of such a plan: which plan of which dataset it is for; nnU-Net does not look at it
 NEEDED_OF_FINGERPRINT = (
@@ -180,12 +180,11 @@ def read_source(folder: str, raw_folder: str) -> Source:
         UserError: it has no fingerprint, no raw images, or none that nnU-Net can read.
     """
     name = os.path.basename(folder)
-    extract = f"run {command('nnUNetv2_extract_fingerprint', d=name)}"
-    file = os.path.join(folder, "dataset_fingerprint.json")
-    fingerprint = read_json(file, f"{extract} first (without masks: pcrl_nnunet_preprocess -d {name})")
+    step, file = "nnUNetv2_extract_fingerprint", os.path.join(folder, "dataset_fingerprint.json")
+    fingerprint = read_json(file, f"run {planning_command(name, step)} first")
     missing = [key for key in NEEDED_OF_FINGERPRINT if key not in fingerprint]
     if missing:
-        raise UserError(f"{file} has no {', '.join(missing)}; {extract} --clean")
+        raise UserError(f"{file} has no {', '.join(missing)}; run {planning_command(name, step, ' --clean')}")
     where = f"set nnUNet_raw to the folder that has the raw images of {name}"
     planned = os.path.join(folder, "dataset.json")
     described = planned if os.path.isfile(planned) else os.path.join(raw_folder, "dataset.json")

@@ -350,9 +350,6 @@ def test_of_the_processes_of_a_machine_the_first_registers(command, monkeypatch,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-d", "998"], "dataset '998' was not found in"),
-        (["-d", "Dataset998_No"], "dataset Dataset998_No is not in"),
-        (["-d", "liver"], "dataset 'liver' was not found in"),
         (["-d", "999", "-p", "OtherPlans"], "OtherPlans.json does not exist; run nnUNetv2_plan_and_preprocess -d 999"),
         (["-d", "999", "-c", "2d"], "configuration '2d' is not in nnUNetPlans; it has 3d_fullres, 3d_lowres"),
         (["-d", "999", "-c", "3d_cascade_fullres"], "3d_cascade_fullres .* take its 3d_fullres"),

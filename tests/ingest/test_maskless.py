@@ -14,7 +14,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import maskless
-from pcrl_nnunet.ingest.maskless import _is_newer, foreground, has_masks, is_without_masks, write_mask
+from pcrl_nnunet.ingest.maskless import _is_newer, foreground, is_without_masks, write_mask
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, Unusable
 
 
@@ -90,13 +90,6 @@ def test_a_tiff_and_its_mask_have_the_same_spacing(tmp_path):
     seg, properties = Tiff3DIO().read_seg(mask)
     assert properties["spacing"] == [3, 0.5, 0.7]
     assert seg.shape == (1, *image.shape)
-
-
-def test_masks_are_looked_for_where_nnunet_does(tmp_path):
-    assert not has_masks(str(tmp_path), {})
-    (tmp_path / "labelsTr").mkdir()
-    assert has_masks(str(tmp_path), {})
-    assert not has_masks(str(tmp_path), {"dataset": {"a": {"images": []}}})
 
 
 def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):

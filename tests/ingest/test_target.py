@@ -384,14 +384,14 @@ def test_scans_without_labels_join_the_datasets_own_images(
     [
         ("", "-d 16 -target 16", "-target 16 is the dataset of -d itself"),
         ("", "-d 16 -target 43", "dataset '43' was not found"),
-        ("", "-d 17 -target 42", "dataset '17' was not found .* nnUNetv2_extract_fingerprint has been run on"),
+        ("", "-d 17 -target 42", "dataset '17' was not found"),
         ("", "-d 16 -target 42 -p Other", r"Other.json does not exist; run nnUNetv2_plan_and_preprocess -d 42"),
         ("", "-d 16 -target 42 -c 2d", "configuration '2d' is not in nnUNetPlans; it has 3d_fullres"),
         ("", "-d 16 -i {here} -normalization target", "-normalization is for -target only"),
         ("", "-d 16 -target 42 -pl PCRLPlanner", "-pl plans the dataset of -d"),
         ("", "-d 16 -target 42 -i {here}/nowhere", "nowhere, which is not a folder"),
         ("preprocessed/{}/dataset_fingerprint.json", "-d 16 -target 42",
-         "dataset_fingerprint.json does not exist; run nnUNetv2_extract_fingerprint -d Dataset016_Lungs first"),
+         "dataset_fingerprint.json does not exist; run nnUNetv2_extract_fingerprint -d 16 first"),
         ("*/{}/dataset.json", "-d 16 -target 42", "dataset.json does not exist; set nnUNet_raw"),
         ("raw/{}/imagesTr/*", "-d 16 -target 42", "no image of Dataset016_Lungs was found in .*; set nnUNet_raw"),
     ],
@@ -414,7 +414,7 @@ def test_an_incomplete_fingerprint_or_an_unreadable_image_is_named(lungs_for_liv
     assert "lung_0_0000.nii.gz cannot be read by any of nnU-Net's readers" in run(preprocess, "-d16", "-target", "42")
     (lungs_for_liver.folder / "dataset_fingerprint.json").write_text('{"spacings": []}')
     message = run(preprocess, "-d", "16", "-target", "42")
-    assert "shapes_after_crop; run nnUNetv2_extract_fingerprint -d Dataset016_Lungs --clean" in message
+    assert "shapes_after_crop; run nnUNetv2_extract_fingerprint -d 16 --clean" in message
 
 
 # -------------------------------------------------------------------------------------------------------- pretraining

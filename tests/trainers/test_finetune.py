@@ -604,8 +604,10 @@ def test_other_voxels_than_those_of_the_pretraining_are_said(folders: Path) -> N
     assert "pretrained on other data: spacing" in log_of(trainer)
 
 
-def test_a_configuration_that_the_plan_lacks_is_an_error(folders: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no configuration '2d'; it has 3d_fullres, 3d_lowres"):
+def test_a_configuration_that_the_plan_lacks_is_an_error(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/nnUNetv2_train", "999", "2d", "0", "-tr", "PCRLFinetuneTrainer"])
+    command = "nnUNetv2_train 999 3d_fullres 0 -tr PCRLFinetuneTrainer"
+    with pytest.raises(SystemExit, match=rf"configuration '2d' is not in nnUNetPlans; it has .*: {command}$"):
         make(configuration="2d")
     assert not folders.exists()
 
