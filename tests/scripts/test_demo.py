@@ -54,7 +54,7 @@ def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path
     table = done.stdout.split("Dice on the test cases")[1]
     assert re.search(r"^organ +\d\.\d{3} +\d\.\d{3}$", table, re.MULTILINE)
     assert re.search(r"^The pretraining does not restore images: the error is \d\.\d\d of", table, re.MULTILINE)
-    assert "The pretrained network does not find the lesion (Dice 0." in table  # after two steps
+    assert re.search(r"^The pretrained network (finds|does not find) the lesion \(Dice 0\.\d{3}\)", table, re.MULTILINE)
     assert "One run proves nothing" in table
     pictures = [Path(line.split(maxsplit=1)[1]) for line in table.splitlines() if line.endswith((".png", ".html"))]
     assert len(pictures) == 4
@@ -94,13 +94,13 @@ def report(
 @pytest.mark.parametrize(
     ("error", "scratch", "pretrained", "status", "better"),
     [
-        (0.55, 0.7, 0.6, 0, "scratch is better than pretrained by 0.050 Dice"),
-        (0.55, 0.6, 0.7, 0, "pretrained is better than scratch by 0.050 Dice"),
-        (0.55, 0.6, 0.6, 0, "all are alike"),
-        (1.03, 0.6, 0.7, 1, "pretrained is better"),
-        (0.55, 0.6, 0.0, 1, "scratch is better"),
-        (0.55, 0.0, 0.6, 1, "pretrained is better"),
-        (0.55, 0.6, float("nan"), 1, ""),
+        (0.25, 0.8, 0.7, 0, "scratch is better than pretrained by 0.050 Dice"),
+        (0.25, 0.7, 0.8, 0, "pretrained is better than scratch by 0.050 Dice"),
+        (0.25, 0.7, 0.7, 0, "all are alike"),
+        (1.03, 0.7, 0.8, 1, "pretrained is better"),
+        (0.25, 0.7, 0.0, 1, "scratch is better"),
+        (0.25, 0.0, 0.7, 1, "pretrained is better"),
+        (0.25, 0.7, float("nan"), 1, ""),
     ],
 )
 def test_the_demo_fails_where_nothing_is_restored_or_the_lesion_is_not_found(
@@ -112,7 +112,7 @@ def test_the_demo_fails_where_nothing_is_restored_or_the_lesion_is_not_found(
     assert f"the error is {error:.2f} of their variance" in said
     assert f"In this run {better}" in said
     assert "One run proves nothing" in said
-    assert ("The pretrained network finds the lesion" in said) == (pretrained > 0.5)
+    assert ("The pretrained network finds the lesion" in said) == (pretrained > 0.6)
     assert ("does not show what the demo is for" in said) == bool(status)
 
 
