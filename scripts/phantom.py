@@ -103,6 +103,24 @@ KINDS: dict[str, Kind] = {
             "lesion": Part((310.0,), radii=(0.4, 0.4, 0.4), label=2, inside="organ", within=True, jitter=0.4),
         },
     ),
+    # Large parts, sharp contrasts and little noise: a small network learns it within minutes on a CPU.
+    "simple": Kind(
+        channels=("MRI",),
+        labels={"background": 0, "organ": 1, "lesion": 2},
+        size=(32, 36, 28),
+        spacing=(1.25, 1.2, 1.5),
+        noise=6.0,
+        bias=0.05,
+        gain=0.15,
+        air=10.0,
+        parts={
+            "body": Part((260.0,), radii=(0.88, 0.86, 0.92), texture=0.06),
+            "neighbour": Part((430.0,), centre=(-0.45, -0.3, 0.1), radii=(0.26, 0.34, 0.5), jitter=0.1),
+            "bone": Part((60.0,), centre=(-0.1, 0.58, 0.0), radii=(0.24, 0.2, 0.8)),
+            "organ": Part((430.0,), centre=(0.25, -0.05, 0.0), radii=(0.54, 0.54, 0.6), label=1),
+            "lesion": Part((750.0,), radii=(0.66, 0.66, 0.66), label=2, inside="organ", within=True, jitter=0.25),
+        },
+    ),
     "brats": Kind(
         channels=("T1", "T1ce", "T2", "FLAIR"),
         labels={"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [2, 3], "enhancing_tumor": [3]},

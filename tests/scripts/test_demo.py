@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -49,9 +53,67 @@ def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path
             subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--undo"], check=True)
     table = done.stdout.split("Dice on the test cases")[1]
     assert re.search(r"^organ +\d\.\d{3} +\d\.\d{3}$", table, re.MULTILINE)
+    assert re.search(r"^The pretraining does not restore images: the error is \d\.\d\d of", table, re.MULTILINE)
+    assert re.search(r"^The pretrained network (finds|does not find) the lesion \(Dice 0\.\d{3}\)", table, re.MULTILINE)
+    assert "One run proves nothing" in table
     pictures = [Path(line.split(maxsplit=1)[1]) for line in table.splitlines() if line.endswith((".png", ".html"))]
     assert len(pictures) == 4
     assert all(picture.is_file() for picture in pictures)
+
+
+def report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, scratch: float, pretrained: float
+) -> int | str | None:
+    """Run demo_report.py on results with these values; return the exit status."""
+    raw, fold = tmp_path / "raw", tmp_path / "fold_all"
+    fold.mkdir()
+    (fold / "training_log_1.txt").write_text(
+        f"epoch 1/2: restoration_ratio 1.2, x\nepoch 2/2: restoration_ratio {error}, x"
+    )
+    for folder in ("imagesTs", "labelsTs"):
+        (raw / folder).mkdir(parents=True)
+    (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1, "lesion": 2}}))
+    image = sitk.GetImageFromArray(np.arange(27).reshape(3, 3, 3).astype(np.uint8) % 3)
+    sitk.WriteImage(image, str(raw / "imagesTs" / "case_0000.nii.gz"))
+    for folder in (raw / "labelsTs", tmp_path / "scratch", tmp_path / "pretrained"):
+        folder.mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(folder / "case.nii.gz"))
+    for name, lesion in (("scratch", scratch), ("pretrained", pretrained)):
+        mean = {"1": {"Dice": 0.9}, "2": {"Dice": lesion}}
+        summary = {"mean": mean, "foreground_mean": {"Dice": (0.9 + lesion) / 2}}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    command = ["demo_report.py", "-raw", str(raw), "-pretraining", str(fold), "-o", str(tmp_path / "x.png")]
+    command += ["-predictions", *(f"{name}={tmp_path / name}" for name in ("scratch", "pretrained"))]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts" / "demo_report.py"), run_name="__main__")
+    assert (tmp_path / "x.png").is_file()
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "scratch", "pretrained", "status", "better"),
+    [
+        (0.25, 0.8, 0.7, 0, "scratch is better than pretrained by 0.050 Dice"),
+        (0.25, 0.7, 0.8, 0, "pretrained is better than scratch by 0.050 Dice"),
+        (0.25, 0.7, 0.7, 0, "all are alike"),
+        (1.03, 0.7, 0.8, 1, "pretrained is better"),
+        (0.25, 0.7, 0.0, 1, "scratch is better"),
+        (0.25, 0.0, 0.7, 1, "pretrained is better"),
+        (0.25, 0.7, float("nan"), 1, ""),
+    ],
+)
+def test_the_demo_fails_where_nothing_is_restored_or_the_lesion_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: float, scratch: float,
+    pretrained: float, status: int, better: str,
+) -> None:  # fmt: skip
+    assert report(tmp_path, monkeypatch, error, scratch, pretrained) == status
+    said = capsys.readouterr().out
+    assert f"the error is {error:.2f} of their variance" in said
+    assert f"In this run {better}" in said
+    assert "One run proves nothing" in said
+    assert ("The pretrained network finds the lesion" in said) == (pretrained > 0.6)
+    assert ("does not show what the demo is for" in said) == bool(status)
 
 
 def test_the_demo_leaves_a_folder_that_it_did_not_make_as_it_is(tmp_path: Path) -> None:

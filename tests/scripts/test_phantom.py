@@ -64,7 +64,9 @@ def test_more_cases_leave_the_earlier_ones_as_they_were(phantom: ModuleType, tmp
         )
 
 
-@pytest.mark.parametrize(("kind_name", "inner", "outer"), [("organ", 2, (1, 2)), ("brats", 2, (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("kind_name", "inner", "outer"), [("organ", 2, (1, 2)), ("simple", 2, (1, 2)), ("brats", 2, (1, 2, 3))]
+)
 def test_the_inner_structure_lies_inside_the_outer(
     phantom: ModuleType, kind_name: str, inner: int, outer: tuple[int, ...]
 ) -> None:
