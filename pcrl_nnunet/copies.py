@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 
+import numpy as np
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from pcrl_nnunet.data import Case, CaseVolume, fingerprint
@@ -32,7 +33,8 @@ def find_copies(cases: Sequence[Case], originals: Sequence[Case]) -> dict[Case, 
         shared = {shape_of[case] for case in cases} & {shape_of[case] for case in originals}
         of_shape = [case for case in originals if shape_of[case] in shared]
         known = dict(zip(pool.map(fingerprint, of_shape), of_shape, strict=True))
-    return with_known_voxels([case for case in cases if shape_of[case] in shared], known)
+    alike = with_known_voxels([case for case in cases if shape_of[case] in shared], known)
+    return {case: original for case, original in alike.items() if _same_voxels(case, original)}
 
 
 def with_known_voxels(cases: Sequence[Case], known: Mapping[str, _Known]) -> dict[Case, _Known]:
@@ -46,6 +48,16 @@ def with_known_voxels(cases: Sequence[Case], known: Mapping[str, _Known]) -> dic
     with _threads() as pool:
         prints = pool.map(fingerprint, cases)
     return {case: known[of_case] for case, of_case in zip(cases, prints, strict=True) if of_case in known}
+
+
+def _same_voxels(one: Case, other: Case) -> bool:
+    """Compare whole images, an index of the first axis at a time: a fingerprint is of the central voxels alone."""
+    volumes = CaseVolume(one), CaseVolume(other)
+    every = slice(None)
+    return all(
+        np.array_equal(volumes[0][every, slice(index, index + 1)], volumes[1][every, slice(index, index + 1)])
+        for index in range(volumes[0].shape[1])
+    )
 
 
 def _shape(case: Case) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class PretrainingCases:
         labelled, unlabelled: cases of that dataset.
         others: cases of further datasets, by the dataset's name.
         fold: number of the fold that is left out, or ``all``, which leaves out none.
-        held_out: names of the fold's validation cases.
+        held_out_cases: the fold's validation cases.
         copies: the original's name for the name of each case that is left out as a copy of a validation case.
         target: dataset whose network is pretrained and whose folds count, where it is another one.
     """
@@ -41,7 +41,7 @@ class PretrainingCases:
     unlabelled: list[Case]
     others: Mapping[str, list[Case]]
     fold: int | str
-    held_out: list[str]
+    held_out_cases: list[Case]
     copies: Mapping[str, str]
     target: str | None = None
 
@@ -50,6 +50,11 @@ class PretrainingCases:
         """The cases that the pretraining sees, with their weights."""
         own = self.labelled + self.unlabelled
         return of_several({self.dataset: own, **self.others}) if self.others else own
+
+    @property
+    def held_out(self) -> list[str]:
+        """The names of the fold's validation cases."""
+        return [case.name for case in self.held_out_cases]
 
     @property
     def datasets(self) -> list[str]:
@@ -122,7 +127,7 @@ class PretrainingCases:
             [case for case in unlabelled if case not in left_out],
             {name: [case for case in cases if case not in left_out] for name, cases in further.items()},
             fold,
-            sorted(case.name for case in held_out),
+            sorted(held_out, key=lambda case: case.name),
             {name_of[case]: original.name for case, original in copies.items()},
             target["dataset_name"] if target else None,
         )

@@ -44,6 +44,18 @@ def test_copies_are_found_whatever_the_form_of_the_preprocessed_file(make):
     assert find_copies([], originals) == find_copies(found, []) == {}
 
 
+def test_images_that_differ_outside_of_their_centre_are_no_copies(tmp_path):
+    """A fingerprint is of the central 64 voxels an axis: constant ones, where an image is saturated or masked."""
+    cases = []
+    for seed in range(2):
+        voxels = np.random.default_rng(seed).normal(size=(1, 1, 200, 200)).astype(np.float32)
+        voxels[:, :, 60:140, 60:140] = 0
+        blosc2.asarray(voxels, urlpath=str(tmp_path / f"{seed}.b2nd"))
+        cases.append(Case(str(seed), str(tmp_path / f"{seed}.b2nd")))
+    assert fingerprint(cases[0]) == fingerprint(cases[1])
+    assert find_copies(cases[:1], cases[1:]) == {}
+
+
 def test_the_channels_count(make):
     assert not find_copies([make("two", 0, (2, 6, 7, 8))], [make("one", 0)])
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import transfer
-from pcrl_nnunet.commands import command
+from pcrl_nnunet.commands import command, device_option
 from pcrl_nnunet.config import FinetuneSettings, pcrl_block
 from pcrl_nnunet.data import CaseVolume, find_cases
 from pcrl_nnunet.errors import UserError, exit_on_user_error
@@ -90,7 +90,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     ) -> None:
         with exit_on_user_error():  # before nnU-Net creates the output folder
             _check_surroundings(plans, configuration, device)
-            self._refuse_without_masks(plans, configuration, dataset_json)
+            self._refuse_without_masks(plans, configuration, fold, dataset_json, device)
             if fold != "all":
                 self._check_fold(plans, configuration, int(fold))
             overrides = {} if self.epochs is None else {"epochs": self.epochs}
@@ -109,7 +109,12 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     @classmethod
     def _refuse_without_masks(
-        cls, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+        cls,
+        plans: Mapping[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: Mapping[str, Any],
+        device: torch.device,
     ) -> None:
         """Raise `UserError` for a segmentation of a dataset whose only labels are the foreground that we have found."""
         name = plans["dataset_name"]
@@ -120,9 +125,11 @@ class PCRLScratchTrainer(nnUNetTrainer):
             f"pretraining into a dataset with masks by pcrl_nnunet_transfer"
         )
         if trainer_for(plans, dataset_json) is not None:
-            remedy = (
-                f"to classify: nnUNetv2_train {name} {configuration} FOLD -tr {cls.for_classification} "
-                f"-p {plans['plans_name']}"
+            remedy = "to classify: " + command(
+                *("nnUNetv2_train", name, configuration, fold),
+                tr=cls.for_classification,
+                p=plans["plans_name"],
+                device=device_option(device.type),
             )
         raise UserError(f"{name} has no masks, so that a segmentation has nothing to learn; {remedy}")
 
@@ -151,9 +158,14 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
         self._not_finite: set[str] = set()
         super().on_train_start()
+        with self._or_nothing_left_behind():
+            try:
+                weights_and_biases.begin(self)
+            except UserError:
+                for loader in (self.dataloader_train, self.dataloader_val):  # their processes have been started
+                    getattr(loader, "_finish", lambda: None)()
+                raise
         self._has_begun = True
-        with exit_on_user_error():
-            weights_and_biases.begin(self)
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
         """As nnU-Net's; opens every case: where one cannot be read, the loaders' processes end without a reason."""

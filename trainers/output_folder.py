@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape, glob
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -21,6 +22,10 @@ def path_of(trainer: type[nnUNetTrainer], dataset: str, plans_name: str, configu
     return os.path.join(nnUNet_results.get(), dataset, name, f"fold_{fold}")
 
 
+OVERWRITING = "overwriting.txt"
+STARTED_WITH = ("debug.json", "transfer.json")  # written before the first step of a fine-tuning
+
+
 @contextmanager
 def creating() -> Iterator[None]:
     """`UserError` where the folder cannot be made."""
@@ -33,6 +38,22 @@ def creating() -> Iterator[None]:
         ) from error
 
 
+def set_overwriting(folder: str, at_work: bool) -> None:
+    """Note in a folder that its result is an earlier training's, until the one that is at work has a result."""
+    path = os.path.join(folder, OVERWRITING)
+    if at_work:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("checkpoint_final.pth is of the pretraining before, until the present one is finished.\n")
+    else:
+        with suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def is_overwriting(folder: str) -> bool:
+    """Tell whether the result in a folder is an earlier training's."""
+    return os.path.isfile(os.path.join(folder, OVERWRITING))
+
+
 def remove_unused(folder: str, log: str | None = None) -> None:
     """Remove the log of a training that never got anywhere, and the folder if it holds nothing else.
 
@@ -40,6 +61,10 @@ def remove_unused(folder: str, log: str | None = None) -> None:
     """
     if log is not None and os.path.isfile(log):
         os.remove(log)
+        if not glob(os.path.join(escape(folder), LOGS)):  # nor has another training begun here
+            for name in STARTED_WITH:
+                with suppress(FileNotFoundError):
+                    os.remove(os.path.join(folder, name))
     if os.path.isdir(folder) and set(os.listdir(folder)) <= {LOCK}:
         with suppress(FileNotFoundError):
             os.remove(os.path.join(folder, LOCK))

@@ -86,9 +86,10 @@ class _Sigterm:
             signal.signal(signal.SIGTERM, self.before)
 
 
-def _command_to_go_on() -> str:
-    given = [word for word in sys.argv[1:] if word not in ("--c", "--overwrite")]
-    again = command(os.path.basename(sys.argv[0]), *given, "--c")
+def _command_to_go_on(saved: bool = True) -> str:
+    """Write the command that goes on with this training, or starts it again if nothing has been saved."""
+    words = [word for word in sys.argv[1:] if word != "--c" and (word != "--overwrite" or not saved)]
+    again = command(os.path.basename(sys.argv[0]), *words, *([] if "--overwrite" in words else ["--c"]))
     return f"the same torchrun, with {again}" if "TORCHELASTIC_RUN_ID" in os.environ else again
 
 
@@ -332,7 +333,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.dataloader_train.close()
 
     def _say_how_to_go_on(self, why: str) -> None:
-        self.print_to_log_file(f"{why}. To go on: {_command_to_go_on()}")
+        saved = any(
+            os.path.isfile(os.path.join(self.output_folder, n)) for n in (checkpoint.LATEST, checkpoint.PREVIOUS)
+        )
+        self.print_to_log_file(f"{why}. To go on: {_command_to_go_on(saved)}")
 
     def _write_report(self, finished: bool = False) -> None:
         """report.html, with the commands that come next; it never costs the training."""
@@ -367,8 +371,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.unpack()
         if self.settings.probe_every and self.local_rank == 0:
             self._start_probe()
-        self.dataloader_train = self.get_dataloaders()
         weights_and_biases.begin(self)
+        self.dataloader_train = self.get_dataloaders()
 
     def _start_probe(self) -> None:
         """Find the labels, and what the encoder is worth before the first step."""
@@ -536,6 +540,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
         self._write_report(finished=True)
+        output_folder.set_overwriting(self.output_folder, False)
         # the oldest first: killed in between, --c goes on from the latest
         for name in (checkpoint.DAMAGED, checkpoint.PREVIOUS, checkpoint.LATEST):
             if os.path.isfile(path := os.path.join(self.output_folder, name)):

@@ -58,6 +58,11 @@ class _Later:
                 f"{os.path.join(self.output_folder, FOLDER)} has no run of Weights & Biases to go on with "
                 f"({type(error).__name__}: {error}); remove that folder and run this again"
             ) from error
+        except Exception as error:  # wandb has errors of many kinds, such as a missing login
+            raise UserError(
+                f"Weights & Biases did not begin a run ({type(error).__name__}: {error}); run wandb login, or set "
+                f"{_ENABLED} to 0"
+            ) from error
         for name, given in self.calls:
             getattr(logger, name)(*given)
         return logger

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label_maps_are_scans",
         action="store_true",
-        help="take images of few whole numbers in flat regions, which look like label maps, for scans",
+        help="take images of few values in flat regions, which look like label maps, for scans",
     )
     return parser
 

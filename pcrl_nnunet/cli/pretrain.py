@@ -19,7 +19,7 @@ the dataset and on those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pcrl_nnunet_pretrain", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="pcrl_nnunet_pretrain", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "-d",
         required=True,
@@ -144,6 +144,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     init = None if args.init is None else os.path.abspath(args.init)
     with distributed.process_group(device) as of_rank:
         settings, data = _settings_and_data(plan, fold, overrides, others)
+        if init is not None:
+            _refuse_init_that_has_seen(init, data, fold)
         _run(Request(plan, fold, settings, data, init, args.continue_training, args.overwrite), of_rank)
 
 
@@ -307,6 +309,20 @@ def _check_init(plan: Any, path: str) -> None:
         transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
     except UserError as error:
         raise UserError(f"-init {path}: {error}") from error
+
+
+def _refuse_init_that_has_seen(path: str, data: Any, fold: int | str) -> None:
+    """Raises `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
+    from pcrl_nnunet import checkpoint, transfer
+    from pcrl_nnunet.errors import UserError
+
+    dataset = data.found.target or data.found.dataset
+    seen = transfer.cases_seen(checkpoint.read_encoder(path), dataset, data.found.held_out_cases)
+    if seen:
+        raise UserError(
+            f"-init {path} has seen validation cases of fold {fold}, which -f leaves out: {', '.join(seen[:5])}; "
+            f"take a checkpoint that was pretrained with -f {fold}, or leave -f out"
+        )
 
 
 def _run(request: Any, device: Any) -> None:

@@ -123,7 +123,7 @@ def _how(request: Request) -> Start:
         return Start()
     if states:
         return _from_state(request, latest, previous)
-    if os.path.isfile(final):
+    if os.path.isfile(final) and not output_folder.is_overwriting(request.folder):
         _check_finished(checkpoint.read(final), request, final)
         return Start(finished=final)
     return Start(lines=[_from_nothing(request)])
@@ -222,7 +222,7 @@ def _refuse_finished(path: str, what: str, differing: str) -> None:
 def _put_aside(folder: str, start: Start) -> Iterator[None]:
     """Move the files of an earlier training into a folder of their own; its result also stays until there is a new one.
 
-    A `UserError` within, before the new training has written anything but its log, brings them back.
+    An error or a signal within, before the new training has written anything but its log, brings them back.
     """
     logs = glob(os.path.join(escape(folder), output_folder.LOGS))
     names = [name for name in (*OF_A_TRAINING, *map(os.path.basename, logs)) if os.path.exists(f"{folder}/{name}")]
@@ -237,14 +237,17 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
             _link_or_copy(final, kept)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(aside, name))
+        if os.path.isfile(final):
+            output_folder.set_overwriting(folder, True)
     start.lines.append(
         f"--overwrite: the files of the pretraining that was here are kept in {aside}"
         + f"; its {checkpoint.FINAL} also stays here until this one is finished" * os.path.isfile(final)
     )
     try:
         yield
-    except UserError:
+    except BaseException:
         if not _has_files(folder):
+            output_folder.set_overwriting(folder, False)
             for name in names:
                 os.replace(os.path.join(aside, name), os.path.join(folder, name))
             for path in (kept, start.log):

@@ -6,23 +6,27 @@ stands for one of these cases. `Unusable` says what came; the caller adds the fi
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+import tifffile
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+from PIL import Image
 
 from pcrl_nnunet.ingest.scans import ImageFormat, Unusable
 
 GIPL_HEADER = 256  # bytes
+MAX_SPACINGS_APART = 0.05  # relative: pixdim and sform of one NIfTI header
 MAX_SHIFT = 0.5  # voxels that channels may lie apart: beyond, they show different tissue
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _BEGINNINGS = {  # of files whose names promise something else
@@ -46,6 +50,9 @@ def kind_of(file: str) -> str:
     """Say what a file is by its first bytes, for a message."""
     with open(file, "rb") as stream:
         start = stream.read(352)
+    if start.startswith(b"\x1f\x8b"):
+        with contextlib.suppress(EOFError, OSError, zlib.error), gzip.open(file) as unpacked:
+            start = unpacked.read(352)
     if not start:
         return "an empty file"
     if start[128:132] == b"DICM":
@@ -66,6 +73,10 @@ def check_file(file: str) -> None:
         _check_nifti(file)
     if name.endswith((".mha", ".mhd")):
         _check_meta_image(file)
+    if name.endswith((".tif", ".tiff")):
+        _check_tiff(file)
+    if name.endswith(".png"):
+        _check_png(file)
     if name.endswith((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")):
         _check_itk_header(file)
 
@@ -77,8 +88,9 @@ def header_of(file: str) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        ending = file.lower().removesuffix(".gz").rsplit(".", 1)[-1]
-        raise Unusable(f"{kind_of(file)}; expected a whole file of the kind that .{ending} says") from error
+        ending = re.search(r"(\.\w+(?:\.gz)?)$", file.lower())
+        expected = f"expected a whole file of the kind that {ending[1] if ending else 'its name'} says"
+        raise Unusable(f"{kind_of(file)} that ITK cannot read ({itk_reason(error)}); {expected}") from error
     return reader
 
 
@@ -136,8 +148,12 @@ def _check_nifti_header(header: nibabel.Nifti1Header) -> None:
     if dtype.names is not None:
         raise Unusable(f"a colour image ({''.join(dtype.names)} in each voxel); expected one value a voxel", bad=False)
     spacing = [float(n) for n in header["pixdim"][1 : 1 + min(3, len(shape))]]
-    if any(n == 0 or not np.isfinite(n) for n in spacing):
+    if any(not np.isfinite(n) or n <= 0 for n in spacing):
         raise Unusable(f"its header says a voxel size of {' x '.join(f'{n:g}' for n in spacing)}")
+    if header["sform_code"] > 0 and len(spacing) == 3:
+        columns = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+        if not np.allclose(columns, spacing, rtol=MAX_SPACINGS_APART):
+            raise Unusable(f"its header says two voxel sizes, {_mm(spacing)} (pixdim) and {_mm(columns)} (sform)")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     # NaN and 0 mean "none". ITK ignores an infinite slope and takes 0 for an intercept that is NaN.
     if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
@@ -182,6 +198,24 @@ def _check_meta_image(file: str) -> None:
         raise Unusable(f"its compressed {which} end too early")
 
 
+def _check_tiff(file: str) -> None:
+    """Tifffile gives a part of the pages, or fills them, where they differ; NumPy drops imaginary parts."""
+    with tifffile.TiffFile(file) as tiff:
+        kinds = {(page.shape, str(page.dtype)) for page in tiff.pages}
+        if len(kinds) > 1 or len(tiff.series) > 1:
+            listed = " and ".join(f"{_x(shape)} of {dtype}" for shape, dtype in sorted(kinds)[:3])
+            raise Unusable(f"a TIFF of different pages ({listed}); expected pages of one size and number type")
+        dtype = tiff.series[0].dtype
+        if dtype is None or dtype.kind not in "buif":
+            raise Unusable(f"a TIFF of {dtype}; expected real numbers")
+
+
+def _check_png(file: str) -> None:
+    with Image.open(file) as image:
+        if image.mode in ("LA", "PA"):
+            raise Unusable(f"grey with transparency (mode {image.mode}); expected grey values alone")
+
+
 def check_grids(files: Sequence[str], images: ImageFormat) -> None:
     """Refuse channels whose voxels do not lie on each other once the reader has read them.
 
@@ -214,6 +248,9 @@ def check_same_grid(
     which = f"channel {channel:04d} lies otherwise than channel 0000"
     if tuple(shape) != tuple(other_shape):
         raise Unusable(f"{which}: {_x(other_shape)} voxels instead of {_x(shape)}")
+    spacing, other_spacing = (np.linalg.norm(a[:3, :3], axis=0) for a in (affine, other_affine))
+    if not np.allclose(spacing, other_spacing, rtol=1e-4):  # nnU-Net's readers stop at 1e-5
+        raise Unusable(f"{which}: voxels of {_mm(other_spacing)} instead of {_mm(spacing)}")
     corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape))]).T
     apart = np.linalg.norm(((other_affine - affine) @ corners)[:3], axis=0).max()  # mm
     if apart > MAX_SHIFT * np.linalg.norm(affine[:3, :3], axis=0).min():
@@ -291,9 +328,17 @@ def short_reason(error: Exception, shouted: str = "") -> str:
         return "not an image of the type that its name says, or damaged"
     if re.search("cannot be read|Error reading|truncated|failed to read", text):  # ITK, Pillow, tifffile
         return "damaged or ends too early"
-    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x[0-9a-f]+\): )?", "", text, flags=re.DOTALL)
-    lines = (text.strip() or shouted.strip()).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return itk_reason(error) or (shouted.strip().splitlines() or [type(error).__name__])[0]
+
+
+def itk_reason(error: Exception) -> str:
+    """Return the first line of an error, without the places in ITK's source."""
+    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x[0-9a-f]+\): )?", "", str(error), flags=re.DOTALL)
+    return next(iter(text.strip().splitlines()), "")
+
+
+def _mm(spacing: Iterable[float]) -> str:
+    return f"{' x '.join(f'{n:g}' for n in spacing)} mm"
 
 
 def _x(shape: Sequence[int]) -> str:

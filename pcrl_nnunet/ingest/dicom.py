@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +28,23 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # The SOP classes whose frames are slices of a volume: CT, MR, nuclear medicine, PET.
 VOLUMES = frozenset(_STORAGE + ending for ending in ("2", "2.1", "2.2", "4", "4.1", "4.4", "20", "128", "128.1", "130"))
 MODALITIES = frozenset({"CT", "MR", "NM", "PT", ""})  # of these SOP classes
+NO_SLICES = {  # by ImageType
+    **dict.fromkeys(("LOCALIZER", "SCOUT", "TOPOGRAM"), "a localiser"),
+    "SCREEN SAVE": "a secondary capture",
+}
 IN_UNITS = frozenset({"CT", "PT"})  # stored values become HU or Bq/ml, whatever MONOCHROME1 says of their display
 UNEVEN = 0.1  # of the median distance of slices
 STRAIGHT = 0.1  # pixels that slices may drift sideways: what positions are rounded by
 TILT = 1.0  # degrees
+SKEW = 0.01  # cosine between rows and columns
 ONE_SLICE = 999.0  # times the pixel size: the thickness that nnU-Net gives to a single slice
 PIXELS = (  # all that GDCM needs to decode stored values
     *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("NumberOfFrames", "PixelData"),
 )
+
+
+NEEDED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,10 @@ def is_dicom(path: str) -> bool:
 def read_frames(file: str) -> list[Frame] | SetAside:
     """Read a file's header, without its voxels; return its frames, or why they are no slices of a volume."""
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, force=file.lower().endswith((".dcm", ".ima")))
-        refused = _no_volume(header, file)
-        return refused or list(_frames(header, file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom warns of odd values; those that matter are looked at below
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=file.lower().endswith((".dcm", ".ima")))
+            return _no_volume(header, file) or list(_frames(header, file))
     except Unusable as error:
         return SetAside(file, str(error), error.bad)
     except OSError as error:
@@ -113,7 +122,7 @@ def _no_volume(header: Dataset, file: str) -> SetAside | None:
             kinds |= {
                 str(kind).upper() for item in groups.get(sequence, ()) for kind in _several(item.get("FrameType"))
             }
-    for kind, said in (("LOCALIZER", "a localiser"), ("SCOUT", "a localiser"), ("SCREEN SAVE", "a secondary capture")):
+    for kind, said in NO_SLICES.items():
         if kind in kinds:
             return SetAside(file, f"{said} (its ImageType says {kind})", bad=False)
     if header.get("SamplesPerPixel", 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
@@ -127,6 +136,11 @@ def _functional_groups(header: Dataset) -> list[Dataset]:
 
 
 def _frames(header: Dataset, file: str) -> Iterator[Frame]:
+    missing = [name for name in NEEDED if name not in header]
+    if missing:
+        raise Unusable(f"no {', '.join(missing)} in its DICOM header")
+    if header.HighBit != header.BitsStored - 1:
+        raise Unusable(f"{header.BitsStored} bits up to bit {header.HighBit}; expected the highest to be the last one")
     number = int(header.get("NumberOfFrames") or 1)
     shared = next(iter(header.get("SharedFunctionalGroupsSequence", ())), Dataset())
     of_frames = list(header.get("PerFrameFunctionalGroupsSequence", ()))
@@ -157,9 +171,15 @@ def _frames(header: Dataset, file: str) -> Iterator[Frame]:
             intercept=intercept[0],
             inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
             tilt=(_first([header], "GantryDetectorTilt") or (0.0,))[0],
-            context=tuple(str(place.get(key)) for place in places for key in _CONTEXT if place.get(key) is not None),
+            context=_context(places),
             multi=number > 1,
         )
+
+
+def _context(places: Sequence[Dataset]) -> tuple[str, ...]:
+    """Return stack, time point and echo; echo times agree to a tenth of a millisecond."""
+    found = {key: place.get(key) for place in places for key in _CONTEXT if place.get(key) is not None}
+    return tuple(f"{value:.1f}" if isinstance(value, float) else str(value) for value in found.values())
 
 
 _SEQUENCES = (  # of functional groups: where a multi-frame file keeps what a single frame has at the top
@@ -175,11 +195,19 @@ def _without_place(header: Dataset) -> Dataset:
 
 
 def _first(places: Sequence[Dataset], name: str) -> tuple[float, ...]:
-    """Return the numbers of the first place that has this element; none where no place has it."""
+    """Return the numbers of the first place that has this element; none where no place has it.
+
+    Raises:
+        Unusable: the element is there, and is no number.
+    """
     for place in places:
-        if place.get(name) not in (None, ""):
-            with suppress(TypeError, ValueError):
-                return tuple(float(number) for number in _several(place.get(name)))
+        if name in place:
+            try:
+                numbers = tuple(float(number) for number in _several(place.get(name)))
+            except (TypeError, ValueError) as error:
+                raise Unusable(f"{name} in its DICOM header is no number ({error})") from None
+            if numbers:
+                return numbers
     return ()
 
 
@@ -208,7 +236,7 @@ def once(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
         first = kept.setdefault(key, frame)
         if first is frame:
             continue
-        if _place(first) != _place(frame) or not _same_pixels(first.file, frame.file):
+        if _place(first) != _place(frame) or not np.array_equal(_stored(first.file)[0], _stored(frame.file)[0]):
             raise Unusable(
                 f"{os.path.basename(first.file)} and {os.path.basename(frame.file)} are one SOP instance with "
                 f"different content"
@@ -217,13 +245,15 @@ def once(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
     return list(kept.values()), list(dict.fromkeys(copies))
 
 
+def same_direction(one: Frame, other: Frame) -> bool:
+    """Tell whether two images are slices of one stack by their directions, as far as headers round these."""
+    if len(one.orientation) != len(other.orientation):
+        return False
+    return not one.orientation or bool(np.abs(np.subtract(one.orientation, other.orientation)).max() < SKEW)
+
+
 def _place(frame: Frame) -> tuple[Any, ...]:
     return (frame.size, frame.position, frame.orientation, frame.pixel_size, frame.slope, frame.intercept)
-
-
-def _same_pixels(one: str, other: str) -> bool:
-    pixels = (pydicom.dcmread(file, specific_tags=["PixelData"], force=True).get("PixelData") for file in (one, other))
-    return next(pixels) == next(pixels)
 
 
 def ordered(frames: Sequence[Frame], min_slices: int) -> list[Frame]:
@@ -247,6 +277,13 @@ def ordered(frames: Sequence[Frame], min_slices: int) -> list[Frame]:
         raise Unusable("no slice positions in its DICOM header")
     if not np.isfinite([(*f.position, *f.orientation) for f in frames]).all():
         raise Unusable("slice positions that are not finite in its DICOM header")
+    rows, columns = (np.array(first.orientation[part]) for part in (slice(3), slice(3, 6)))
+    if abs(rows @ columns) > SKEW or not np.allclose([rows @ rows, columns @ columns], 1, atol=SKEW):
+        raise Unusable(
+            f"directions {list(first.orientation)} in its DICOM header; expected two unit vectors at right angles"
+        )
+    if len({frame.inverted for frame in frames}) > 1:
+        raise Unusable("MONOCHROME1 in some of its images and MONOCHROME2 in others")
     for what, unit, values in (("directions", "", "orientation"), ("pixel sizes", " mm", "pixel_size")):
         different = np.ptp([getattr(f, values) for f in frames], axis=0).max()
         if different > 1e-2:
@@ -259,7 +296,11 @@ def ordered(frames: Sequence[Frame], min_slices: int) -> list[Frame]:
     if steps.max() - steps.min() > UNEVEN * np.median(steps) + 0.01:
         raise Unusable(f"uneven slice distances, {steps.min():.3g} to {steps.max():.3g} mm: is a slice missing?")
     in_order = [frames[i] for i in order]
-    upright = np.abs(_normal(first)).max() > np.cos(np.deg2rad(TILT)) and np.abs(_drift(in_order)).max() < STRAIGHT
+    drift = _drift(in_order)
+    far, line = np.abs(drift).max(), np.linspace(0, 1, len(drift))[:, None] * drift[-1]
+    if np.abs(drift - line).max() > 1 or far > 2 * max(first.size):
+        raise Unusable(f"slices that lie up to {far:.3g} pixels beside the first, and not on a line with it")
+    upright = np.abs(_normal(first)).max() > np.cos(np.deg2rad(TILT)) and np.abs(drift).max() < STRAIGHT
     if upright and any(abs(f.tilt) > TILT for f in frames):
         raise Unusable(f"a gantry tilt of {first.tilt:g} degrees, and positions without a tilt: one of them is wrong")
     return in_order
@@ -362,11 +403,12 @@ def _stored(file: str) -> tuple[np.ndarray, float]:
     """
     header = pydicom.dcmread(file, force=True)
     if "PixelData" not in header:
-        raise Unusable("a DICOM image without voxels: it is damaged or ends too early")
+        raise Unusable(f"{os.path.basename(file)} has no voxels: it is damaged or ends too early")
     syntax, frames = header.file_meta.get("TransferSyntaxUID"), int(header.get("NumberOfFrames") or 1)
     needed = frames * header.Rows * header.Columns * header.BitsAllocated // 8
     if (syntax is None or not syntax.is_compressed) and len(header.PixelData) < needed:
-        raise Unusable(f"its voxels end too early, after {len(header.PixelData)} of {needed} bytes")
+        got = len(header.PixelData)
+        raise Unusable(f"the voxels of {os.path.basename(file)} end too early, after {got} of {needed} bytes")
     plain = Dataset()
     for name in PIXELS:
         if name in header:
@@ -385,6 +427,7 @@ def _stored(file: str) -> tuple[np.ndarray, float]:
         try:
             values = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise Unusable(f"its voxels cannot be decoded ({plain.file_meta.TransferSyntaxUID.name})") from error
+            how = plain.file_meta.TransferSyntaxUID.name
+            raise Unusable(f"the voxels of {os.path.basename(file)} cannot be decoded ({how})") from error
     limit = 2**header.BitsStored - 1 if header.PixelRepresentation == 0 else -1
     return values.reshape(-1, *values.shape[-2:]), float(limit)

@@ -245,34 +245,51 @@ Stack = list[dicom.Frame]
 
 
 def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, found: Found) -> None:
-    """Turn DICOM frames into scans: one series, one matrix, one direction."""
-    series: dict[tuple[object, ...], Stack] = defaultdict(list)
+    """Turn DICOM frames into scans: one patient, one series, one matrix, one direction."""
+    series: dict[tuple[object, ...], list[Stack]] = defaultdict(list)  # of each, a stack a direction
+    damaged = _set_aside_files([header for header in headers if isinstance(header, SetAside)], found)
     for header in headers:
-        if isinstance(header, SetAside):
-            found.set_aside.append(header)
-            continue
-        for frame in header:
-            direction = () if frame.multi else tuple(round(x, 2) + 0.0 for x in frame.orientation)
+        for frame in () if isinstance(header, SetAside) else header:
             one_file = frame.file if frame.multi else ""  # the frames of a file belong together
-            series[(frame.patient, frame.series, frame.size, direction, one_file)].append(frame)
-    for key, frames in series.items():
-        for stack in _stacks(frames, found):
+            stacks = series[(frame.patient, frame.series, frame.size, one_file)]
+            alike = next((stack for stack in stacks if frame.multi or dicom.same_direction(stack[0], frame)), None)
+            if alike is None:
+                stacks.append(alike := [])
+            alike.append(frame)
+    for key, of_series in series.items():
+        for stack in (stack for frames in of_series for stack in _stacks(frames, found)):
             directory = os.path.dirname(stack[0].file)
             files = dict.fromkeys(frame.file for frame in stack)
-            label = f"{stack[0].description or stack[0].series or 'no series'}, {len(files)} files"
             try:
                 if target.images.num_channels > 1:
                     raise Unusable(f"one DICOM series; {_needs_channels(target.images)}")
                 ordered = dicom.ordered(stack, target.images.min_slices)
             except Unusable as error:
+                label = f"{stack[0].description or stack[0].series or 'no series'}, {len(files)} files"
                 where = stack[0].file if len(files) == 1 else f"{directory} ({label})"
                 found.set_aside.append(SetAside(where, str(error), error.bad))
                 continue
             readable = "" if os.path.samefile(directory, folder) else _case_name(folder, directory).rsplit("_", 1)[0]
-            relative = (os.path.relpath(str(part), folder) if part else "" for part in (directory, key[-1]))
-            name = hashed(readable or "dicom", repr((*relative, *key[1:-1])))
+            relative = [os.path.relpath(str(part), folder) if part else "" for part in (directory, key[-1])]
+            direction = [round(x, 2) + 0.0 for x in stack[0].orientation]
+            name = hashed(readable or "dicom", repr((*relative, *key[:-1], direction)))
             in_order = tuple(dict.fromkeys(frame.file for frame in ordered))
             found.scans.append(Scan(name, in_order, "dicom", folder=folder))
+            if directory in damaged:
+                found.notes.append(
+                    f"{damaged[directory]} may be a part of the scan {directory}, which is used without it"
+                )
+
+
+def _set_aside_files(refused: list[SetAside], found: Found) -> dict[str, str]:
+    """Name DICOM files that are no slices, once a folder and reason; return a damaged file of each folder."""
+    groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
+    for one in refused:
+        groups[os.path.dirname(one.where), one.reason, one.bad].append(one.where)
+    for (_, reason, bad), files in groups.items():
+        more = f" (and {len(files) - 1} more files of its folder)" if len(files) > 1 else ""
+        found.set_aside.append(SetAside(files[0], reason + more, bad))
+    return {directory: files[0] for (directory, _, bad), files in groups.items() if bad}
 
 
 def _stacks(frames: Stack, found: Found) -> list[Stack]:

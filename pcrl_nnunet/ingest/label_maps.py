@@ -1,6 +1,7 @@
 """Label maps are no scans: recognised by their voxels, more readily where a name says so.
 
-A label map has whole numbers, few of them for its size, in flat regions. A scan has noise: neighbours rarely agree.
+A label map has few values for its size, in flat regions. A scan has noise: neighbours rarely agree. Labels are whole
+numbers as a rule; some programs scale them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ import re
 
 import numpy as np
 
-MAX_LABEL_VALUES = 8  # an image of so few different whole numbers has no noise: no scanner makes one
+MAX_LABEL_VALUES = 8  # an image of so few different values has no noise: no scanner makes one
 VOXELS_A_VALUE = 100  # few values for its size: so many voxels or more each
-FLAT = (
-    0.6  # share of equal neighbours: 0.03 to 0.13 in CT and MRI, up to 0.4 in 8-bit radiographs, 0.5 to 0.9 in labels
-)
-FLAT_IF_NAMED = 0.45
+FLAT = 0.75  # share of equal neighbours: to 0.15 in CT and MRI, to 0.4 in 8-bit radiographs, above 0.9 in label maps
+FLAT_IF_NAMED = 0.6
 SAMPLED = 500_000  # voxels are enough to count values
 NAMES = frozenset(
     {"label", "labels", "labelmap", "seg", "segs", "segm", "segmentation", "segmentations", "mask", "masks"}
@@ -48,26 +47,24 @@ def looks_like_labels(image: np.ndarray, named: bool = False) -> str:
     """
     sample = image.reshape(-1)[:: 1 + image.size // SAMPLED]
     values, counts = np.unique(sample, return_counts=True)
-    if not np.array_equal(values, np.round(values)):
-        return ""
     listed = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
     if len(values) <= MAX_LABEL_VALUES:
-        return f"only {len(values)} different whole numbers: {listed}"
+        return f"only {len(values)} different values: {listed}"
     if len(values) * VOXELS_A_VALUE > image.size:
         return ""
     flat = _flatness(image, [values[counts.argmax()], values[0], values[-1]])
     if flat < (FLAT_IF_NAMED if named else FLAT):
         return ""
-    return f"flat regions of {len(values)} different whole numbers: {listed}"
+    return f"flat regions of {len(values)} different values: {listed}"
 
 
 def _flatness(image: np.ndarray, besides: list[float]) -> float:
-    """Share of equal ones, 0 to 1, among neighbours of which one at least has another value than `besides`."""
+    """Return the share of equal ones, 0 to 1, among neighbours that both have other values than `besides`."""
     counted = ~np.isin(image, besides)
     equal = pairs = 0
     for axis in range(image.ndim):
         one, other = (np.moveaxis(image, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
-        any_counted = np.moveaxis(counted, axis, 0)[1:] | np.moveaxis(counted, axis, 0)[:-1]
-        equal += np.count_nonzero((one == other) & any_counted)
-        pairs += np.count_nonzero(any_counted)
+        both = np.moveaxis(counted, axis, 0)[1:] & np.moveaxis(counted, axis, 0)[:-1]
+        equal += np.count_nonzero((one == other) & both)
+        pairs += np.count_nonzero(both)
     return equal / max(1, pairs)

@@ -31,6 +31,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.checks import header_of, short_reason
 from pcrl_nnunet.ingest.find import left_over, misnumbered, own_scans
+from pcrl_nnunet.ingest.label_maps import looks_like_labels
 from pcrl_nnunet.ingest.read import read_scan, spacing_file
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
@@ -82,7 +83,8 @@ def write_mask(scan: Scan, images: ImageFormat, path: str) -> SetAside | list[st
         return SetAside(scan.sources[0], "not enough memory for it")
     except Exception as error:  # whatever a file makes the writer do, the others go on
         return SetAside(scan.sources[0], short_reason(error))
-    return voxels.notes
+    why = next(filter(None, map(looks_like_labels, voxels.data)), "")
+    return voxels.notes + ([f"it looks like a label map: {why}"] if why else [])
 
 
 def _write_seg(mask: np.ndarray, properties: dict[str, Any], images: ImageFormat, path: str) -> None:

@@ -71,7 +71,8 @@ def _read_as_planned(files: Sequence[str], images: ImageFormat) -> Voxels:
         with contextlib.redirect_stdout(printed), _with_spacing(files, images) as paths, _alone(paths) as alone:
             data, properties = images.reader().read_images(alone)
     except Exception as error:
-        raise Unusable(short_reason(error, printed.getvalue())) from error
+        reason = short_reason(error, printed.getvalue())
+        raise Unusable(re.sub(r"; File: \S+|! File: \S+", "", reason)) from error  # the path may be that of a link
     finally:
         logging.getLogger("tifffile").removeHandler(handler)
     if damage := re.search(r"invalid page offset|corrupted|failed to reshape", printed.getvalue()):

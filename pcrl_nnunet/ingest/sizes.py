@@ -19,6 +19,7 @@ from pcrl_nnunet.ingest.scans import Target, Unusable
 # A voxel edge, averaged over the axes, that differs from the plan's by this factor. Thick slices against thin ones stay
 # below; millimetres for centimetres or micrometres do not.
 ABSURD = 8.0
+ABSURD_AXIS = 30.0  # the same of the longest or the shortest edge
 COPIES = 4  # of a case in memory while nnU-Net resamples: before and after, each in double precision now and then
 
 
@@ -30,10 +31,11 @@ def check_spacing(spacing: Sequence[float], usual: Sequence[float], where: str) 
         where: of the usual one, for the message.
 
     Raises:
-        Unusable: a factor of `ABSURD` or more in the mean edge.
+        Unusable: a factor of `ABSURD` or more in the mean edge, or of `ABSURD_AXIS` in one edge.
     """
-    edges = [math.prod(map(float, s)) ** (1 / len(s)) for s in (spacing, usual)]
-    if not 1 / ABSURD < edges[0] / edges[1] < ABSURD:
+    mean, other_mean = (math.prod(map(float, s)) ** (1 / len(s)) for s in (spacing, usual))
+    ratios = {mean / other_mean: ABSURD, max(spacing) / max(usual): ABSURD_AXIS, min(spacing) / min(usual): ABSURD_AXIS}
+    if not all(1 / limit < ratio < limit for ratio, limit in ratios.items()):
         raise Unusable(
             f"its voxels of {_x(spacing)} mm are absurd beside the {_x(usual)} mm of {where}; check the unit in its "
             f"header"

@@ -14,7 +14,7 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.report import NAME as REPORT
-from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
+from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer, output_folder
 
 SHORT = ["-d", "999", "-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
 
@@ -185,6 +185,50 @@ def test_overwriting_that_cannot_start_brings_everything_back(command, tiny, mon
     monkeypatch.setattr(PCRLPretrainTrainer, "on_train_start", refused)
     assert command(*SHORT, "--overwrite") == "Error: no"
     assert files(folder) == before
+
+
+def test_an_overwriting_that_was_stopped_before_its_first_state_brings_everything_back(command, tiny, monkeypatch):
+    assert command(*SHORT) == 0
+    before = files(folder_of(tiny))
+
+    def stopped(trainer):
+        trainer.print_to_log_file("Stopped by SIGTERM")
+        raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PCRLPretrainTrainer, "run_training", stopped)
+        assert command(*SHORT, "--overwrite", "-seed", "1") == 0
+    assert files(folder_of(tiny)) == before
+
+
+def test_an_overwriting_that_was_killed_before_its_first_state_is_started_by_c(command, tiny):
+    """The result in the folder is still the earlier one, which --c must not take for the new one."""
+    assert command(*SHORT) == 0
+    output_folder.set_overwriting(folder_of(tiny), True)  # all that a killed start leaves, besides the files put aside
+    assert command(*SHORT, "--c", "-seed", "1") == 0
+    assert seed_of(folder_of(tiny) / checkpoint.FINAL) == 1
+    assert not output_folder.is_overwriting(folder_of(tiny))
+    assert command(*SHORT, "--c", "-seed", "1") == 0  # finished, now
+
+
+def test_an_encoder_that_has_seen_what_the_fold_leaves_out_is_refused(command, tiny):
+    assert command(*SHORT) == 0
+    final = str(folder_of(tiny) / checkpoint.FINAL)
+    said = command(*SHORT, "-f", "0", "-init", final)
+    assert f"-init {final} has seen validation cases of fold 0, which -f leaves out: case_3; take a checkpoint" in said
+    assert not folder_of(tiny, fold=0).exists()
+    assert command(*SHORT, "-f", "1") == 0
+    assert command(*SHORT, "-f", "1", "-name", "again", "-init", str(folder_of(tiny, fold=1) / checkpoint.FINAL)) == 0
+
+
+def test_weights_and_biases_that_cannot_begin_is_said_and_leaves_nothing(command, tiny, wandb, monkeypatch):
+    def refuses(**_):
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setattr(nnunet_logger.wandb, "init", refuses)
+    said = command(*SHORT)
+    assert "Weights & Biases did not begin a run (RuntimeError: api_key not configured); run wandb login" in said
+    assert not folder_of(tiny).exists()
 
 
 def test_the_command_to_go_on_overwrites_nothing(command, tiny, capsys, monkeypatch):

@@ -292,10 +292,91 @@ def test_voxels_that_end_too_early_are_refused(tmp_path: Path, multi: bool) -> N
     paths = [multi_frame(tmp_path / "a.dcm", volume(), range(12))] if multi else dicom_series(tmp_path, volume())
     paths[-1].write_bytes(paths[-1].read_bytes()[:-50])
     target = target_for()
-    with pytest.raises(Unusable, match=r"its voxels end too early, after \d+ of \d+ bytes"):
+    with pytest.raises(Unusable, match=r"the voxels of \w+\.dcm end too early, after \d+ of \d+ bytes"):
         read_scan(only_scan(tmp_path, target), target.images)
 
 
 def test_intensities_by_a_look_up_table_are_refused(tmp_path: Path) -> None:
     dicom_series(tmp_path, volume(), ModalityLUTSequence=[item(ModalityLUTType="HU")])
     assert {"look-up table" in reason for reason, _ in reasons(tmp_path, target_for())} == {True}
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"BitsStored": 12, "HighBit": 15}, "12 bits up to bit 15"),
+        ({"PixelRepresentation": None}, "no PixelRepresentation in its DICOM header"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.866, 0]}, "two unit vectors at right angles"),
+        ({"ImageOrientationPatient": [0] * 6}, "two unit vectors at right angles"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOPOGRAM"]}, "a localiser"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_a_header_that_cannot_be_right_is_refused_once_a_series(
+    tmp_path: Path, header: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
+    dicom_series(tmp_path, volume(), **header)
+    ((got, _),) = reasons(tmp_path, target_for())
+    assert reason in got
+
+
+@pytest.mark.parametrize(("name", "value"), [("RescaleIntercept", "-1024.5"), ("GantryDetectorTilt", "10.5")])
+def test_a_number_with_a_comma_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    for path in dicom_series(tmp_path, volume(), **{name: value}):
+        path.write_bytes(path.read_bytes().replace(value.encode(), value.replace(".", ",").encode()))
+    ((reason, _),) = reasons(tmp_path, target_for())
+    assert f"{name} in its DICOM header is no number" in reason
+
+
+def test_one_slice_far_beside_the_others_is_refused(tmp_path: Path) -> None:
+    for k, path in enumerate(dicom_series(tmp_path, volume())):
+        if k == 5:
+            dicom_file(path, volume()[k], ImagePositionPatient=[3000, -16, 2.5 * k])
+    ((reason, _),) = reasons(tmp_path, target_for())
+    assert "and not on a line with it" in reason
+
+
+def test_a_series_that_is_inverted_in_part_is_refused(tmp_path: Path) -> None:
+    for k, path in enumerate(dicom_series(tmp_path, volume(), SOPClassUID=MR, Modality="MR")):
+        if k == 5:
+            dicom_file(
+                path, volume()[k], ImagePositionPatient=[-14, -16, 2.5 * k], SOPClassUID=MR, Modality="MR",
+                PhotometricInterpretation="MONOCHROME1",
+            )  # fmt: skip
+    ((reason, _),) = reasons(tmp_path, target_for())
+    assert "MONOCHROME1 in some of its images and MONOCHROME2 in others" in reason
+
+
+def test_directions_that_differ_by_rounding_are_one_stack(tmp_path: Path) -> None:
+    """0.005 is where rounding to two digits changes."""
+    for k, pixels in enumerate(volume()):
+        orientation = [1, 0.005 + (-1) ** k * 1e-5, 0, -0.005, 1, 0]
+        dicom_file(tmp_path / f"{k}.dcm", pixels, ImagePositionPatient=[0, 0, k], ImageOrientationPatient=orientation)
+    assert [len(scan.files) for scan in find_scans(str(tmp_path), target_for()).scans] == [12]
+
+
+def test_two_patients_in_one_folder_are_two_scans_of_different_names(tmp_path: Path) -> None:
+    for patient in "ab":
+        for path in dicom_series(tmp_path / "new", volume(), PatientID=patient, SeriesInstanceUID=None):
+            path.rename(tmp_path / f"{patient}{path.name}")
+    names = {scan.name for scan in find_scans(str(tmp_path), target_for()).scans}
+    assert len(names) == 2
+
+
+def test_a_compressed_copy_of_a_slice_is_the_same_slice(tmp_path: Path) -> None:
+    path = dicom_series(tmp_path, volume())[7]
+    copy = pydicom.dcmread(path)
+    copy.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    copy.save_as(tmp_path / "copy.dcm")
+    found = find_scans(str(tmp_path), target_for())
+    assert [len(scan.files) for scan in found.scans] == [12]
+    assert "counted once" in found.notes[0]
+
+
+def test_a_scan_beside_a_damaged_file_has_a_note(tmp_path: Path) -> None:
+    paths = dicom_series(tmp_path, volume())
+    paths[-1].write_bytes(paths[-1].read_bytes()[:300])
+    found = find_scans(str(tmp_path), target_for())
+    assert [len(scan.files) for scan in found.scans] == [11]
+    assert f"{paths[-1]} may be a part of the scan" in found.notes[0]

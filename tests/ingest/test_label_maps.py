@@ -34,7 +34,7 @@ def test_flat_regions_of_few_whole_numbers_are_a_label_map(number: int) -> None:
 def test_one_organ_in_empty_space_is_a_label_map() -> None:
     image = np.zeros(SHAPE, np.float32)
     image[5:12, 8:20, 6:18] = 1
-    assert "only 2 different whole numbers: 0, 1" in looks_like_labels(image)
+    assert "only 2 different values: 0, 1" in looks_like_labels(image)
 
 
 @pytest.mark.parametrize("values", [30, 255, 4000])
@@ -49,16 +49,23 @@ def test_clipped_and_masked_scans_are_no_label_maps() -> None:
     assert not looks_like_labels(image, named=True)
 
 
-def test_numbers_that_are_not_whole_are_no_labels() -> None:
-    assert not looks_like_labels(parcels(9) + 0.5)
+def test_labels_that_a_program_has_scaled_are_a_label_map() -> None:
+    assert looks_like_labels(parcels(70) / np.float32(3))
+    assert looks_like_labels((parcels(2) * np.float32(0.99999)).astype(np.float32))
 
 
-def test_a_name_makes_thin_labels_a_label_map() -> None:
-    """Walls of one voxel, as vessels have, agree with few of their neighbours."""
+def test_thin_labels_are_a_label_map() -> None:
+    """Vessels of one voxel: their neighbours are background, but along a vessel they agree."""
     image = np.zeros(SHAPE, np.float32)
-    for i in range(0, SHAPE[0], 3):
-        image[i] = 2 + i // 3
-    image[0, 0, 0], image[1, 0, 0] = 1, 20
+    for label in range(1, 14):
+        image[RNG.integers(SHAPE[0]), RNG.integers(SHAPE[1])] = label
+    assert looks_like_labels(image)
+
+
+def test_a_name_makes_frayed_labels_a_label_map() -> None:
+    image = parcels(20)
+    frayed = RNG.random(SHAPE) < 0.14
+    image[frayed] = RNG.integers(0, 20, np.count_nonzero(frayed))
     assert looks_like_labels(image, named=True)
     assert not looks_like_labels(image)
 

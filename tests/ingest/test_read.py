@@ -18,6 +18,7 @@ import tifffile
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from PIL import Image
 from scan_files import SHAPE, only_scan, phantom, target_for, write, write_dicom
 
 from pcrl_nnunet.ingest.checks import short_reason
@@ -190,8 +191,17 @@ def _renamed(path: Path) -> None:
     Path(write(phantom(), path.with_suffix(".mha"))).rename(path)
 
 
-RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+def _skewed(path: Path) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    image = nibabel.Nifti1Image(NOISE, affine)
+    image.header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    image.set_qform(None, 0)
+    nibabel.save(image, path)
+
+
 NOISE = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 @pytest.mark.parametrize(
@@ -201,11 +211,14 @@ NOISE = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
         ("a_0000.nii", _nifti(NOISE.astype(np.complex64)), "complex numbers"),
         ("a_0000.nii", _nifti(RGB), "a colour image (RGB in each voxel)"),
         ("a_0000.nii", _nifti(NOISE, pixdim=0), "a voxel size of 0 x 1 x 1"),
+        ("a_0000.nii", _nifti(NOISE, pixdim=-1), "a voxel size of -1 x 1 x 1"),
+        ("a_0000.nii", _nifti(NOISE, pixdim=5), "two voxel sizes, 5 x 1 x 1 mm (pixdim) and 1 x 1 x 1 mm (sform)"),
         ("a_0000.nii", _nifti(NOISE, slope=np.inf), "intensities are inf x"),
         ("a_0000.nii", _nifti(NOISE.astype(np.int16), slope=2, intercept=np.nan), "intensities are 2 x + nan"),
         ("a_0000.nii", _renamed, "but a MetaImage"),
+        ("a_0000.nii", _skewed, "orthonormal"),
         ("a_0000.mha", lambda path: path.write_bytes(b"\x89PNG\r\n"), "a PNG image, or a MetaImage header"),
-        ("a_0000.nrrd", lambda path: path.write_bytes(b"<html>404"), "a web page; expected a whole file"),
+        ("a_0000.nrrd", lambda path: path.write_bytes(b"<html>404"), "a web page that ITK cannot read"),
         ("a_0000.nrrd", lambda path: write(sitk.Compose([phantom()] * 2), path), "2 values a voxel"),
     ],
 )  # fmt: skip
@@ -285,6 +298,43 @@ def test_the_spacing_of_a_tiff_is_found_beside_it_under_any_name(tmp_path: Path,
     (tmp_path / json_name).write_text(json.dumps({"spacing": [2.5, 0, 0.9]}))
     with pytest.raises(Unusable, match="expected three distances in mm"):
         read_scan(scan, target.images)
+
+
+@pytest.mark.parametrize(
+    ("pages", "reason"),
+    [
+        ([NOISE.astype(np.complex64)], "a TIFF of complex64; expected real numbers"),
+        ([NOISE, NOISE[:, :5]], "a TIFF of different pages"),
+        ([NOISE, NOISE.astype(np.float64)], "a TIFF of different pages"),
+    ],
+)
+def test_a_tiff_of_complex_or_different_pages_is_refused(tmp_path: Path, pages: list[np.ndarray], reason: str) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for part in pages:
+            for page in part:
+                file.write(page, metadata=None, contiguous=False)
+    (tmp_path / "a.json").write_text(json.dumps({"spacing": [1, 1, 1]}))
+    target = target_for(reader="Tiff3DIO", ending=".tif")
+    with pytest.raises(Unusable, match=reason):
+        read_scan(only_scan(tmp_path, target), target.images)
+
+
+def test_a_png_with_transparency_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(63, dtype=np.uint8).reshape(9, 7)).convert("LA").save(tmp_path / "a.png")
+    target = target_for(reader="NaturalImage2DIO", ending=".png")
+    target.plans["original_median_shape_after_transp"] = [1, 9, 7]
+    with pytest.raises(Unusable, match=r"grey with transparency \(mode LA\); expected grey values alone"):
+        read_scan(only_scan(tmp_path, target), target.images)
+
+
+def test_channels_of_slightly_different_spacing_are_named(tmp_path: Path) -> None:
+    other = phantom(1)
+    other.SetSpacing((0.9, 1.1, 2.51))
+    for channel, image in enumerate((phantom(), other)):
+        write(image, tmp_path / f"a_{channel:04d}.nii.gz")
+    target = target_for(channels=2)
+    with pytest.raises(Unusable, match=r"voxels of 0.9 x 1.1 x 2.51 mm instead of 0.9 x 1.1 x 2.5 mm"):
+        read_scan(only_scan(tmp_path, target), target.images)
 
 
 def test_a_tiff_that_lost_pages_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,12 @@ def test_centimetres_or_micrometres_for_millimetres_are_refused(factor: float) -
         check_spacing([2 * factor, factor, factor], [2.0, 1.0, 1.0], "most images")
 
 
+@pytest.mark.parametrize("spacing", [[500.0, 1.0, 1.0], [0.02, 10.0, 10.0], [100.0, 0.5, 0.5]])
+def test_one_axis_that_is_absurd_is_refused(spacing: list[float]) -> None:
+    with pytest.raises(Unusable, match="are absurd beside"):
+        check_spacing(spacing, [2.0, 1.0, 1.0], "most images")
+
+
 def test_thick_slices_beside_thin_ones_are_not_absurd() -> None:
     check_spacing([10.0, 0.5, 0.5], [0.7, 0.7, 0.7], "most images")
     check_spacing([0.7, 0.7, 0.7], [10.0, 3.0, 3.0], "most images")

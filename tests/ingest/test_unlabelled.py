@@ -256,7 +256,7 @@ def test_a_label_map_is_left_out_by_name_and_a_flag_takes_it(tmp_path: Path) -> 
     summary = run(scans, tmp_path / "out")
     ((where, reason, bad),) = [(s.where, s.reason, s.bad) for s in summary.set_aside]
     assert where == str(scans / "label_0000.nii.gz")
-    assert "a label map: only 3 different whole numbers: 0, 1, 2; if it is a scan, give --label_maps" in reason
+    assert "a label map: only 3 different values: 0, 1, 2; if it is a scan, give --label_maps" in reason
     assert not bad
     assert run(scans, tmp_path / "out", replace(make_target(), takes_label_maps=True)).made == 1
 

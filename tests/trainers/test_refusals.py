@@ -131,7 +131,7 @@ def test_a_segmentation_without_masks_is_refused_with_the_command_that_classifie
     message = refusal(table, trainer)
     classifies = "PCRLClassificationScratchTrainer" if trainer is PCRLScratchTrainer else "PCRLClassificationTrainer"
     assert f"{DATASET} has no masks, so that a segmentation has nothing to learn; " in message
-    assert f"to classify: nnUNetv2_train {DATASET} 3d_fullres FOLD -tr {classifies} -p nnUNetPlans" in message
+    assert f"to classify: nnUNetv2_train {DATASET} 3d_fullres 0 -tr {classifies} -p nnUNetPlans -device cpu" in message
     (table.folder / "classes.csv").unlink()
     message = refusal(table, trainer)
     assert "put a classes.csv or candidates.csv into" in message
