@@ -249,7 +249,7 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
     assert (folder / "nnUNetPlans.json").read_bytes() == before
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_preprocess", "-d", "777", "-p", "Other"])
     with pytest.raises(
-        SystemExit, match=r"Other.json does not exist; .* with -p: Coarse, nnUNetPlans"
+        SystemExit, match=r"Other.json does not exist; .* with -p: Coarse, "
     ):
         preprocess.main_entry()
 
