@@ -230,12 +230,12 @@ def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny,
 
 
 def test_what_it_started_from_is_said_with_the_cases_that_that_had_seen(run, quick, tiny) -> None:
-    first = run("-f", "0") / checkpoint.FINAL
+    first = run("-f", "1") / checkpoint.FINAL
     started = first.rename(tiny.folder.parent / "first.pth")
     shutil.rmtree(first.parent)
     page = page_of(run("-f", "1", "-init", str(started)))
     assert f"Started from {started}" in " ".join(page.text.split())
-    assert page.items == [*tiny.splits[1]["train"], *tiny.splits[0]["train"]]
+    assert page.items == [*tiny.splits[1]["train"], *tiny.splits[1]["train"]]
 
 
 def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monkeypatch) -> None:
