@@ -192,7 +192,7 @@ class _Classification(PCRLScratchTrainer):
                 jitter if train else [0.0] * len(jitter),
             )
             loaders.append(self._augmenter(loader, train))
-        return loaders[0], loaders[1]
+        return self._with_run((loaders[0], loaders[1]))
 
     def _check_targets(self, cases: Mapping[str, Case]) -> None:
         """Say which lines of the table are of no case, and which points lie outside of their image.

@@ -69,7 +69,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its checkpoints name
     the stock trainer, so that predicting, ensembling and exporting need none of our code.
-    Overrides: __init__, configure_optimizers, on_train_start, get_tr_and_val_datasets, train_step,
+    Overrides: __init__, configure_optimizers, on_train_start, get_dataloaders, get_tr_and_val_datasets, train_step,
     on_train_epoch_end, save_checkpoint, load_checkpoint.
     """
 
@@ -154,18 +154,25 @@ class PCRLScratchTrainer(nnUNetTrainer):
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; the effective settings go to the log. A run of Weights & Biases begins once all is checked."""
+        """As nnU-Net's; the effective settings go to the log."""
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
         self._not_finite: set[str] = set()
         super().on_train_start()
+        self._has_begun = True
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """As nnU-Net's; a run of Weights & Biases begins, as nothing is refused after this."""
+        return self._with_run(super().get_dataloaders())
+
+    def _with_run(self, loaders: tuple[Any, Any]) -> tuple[Any, Any]:
         with self._or_nothing_left_behind():
             try:
                 weights_and_biases.begin(self)
             except UserError:
-                for loader in (self.dataloader_train, self.dataloader_val):  # their processes have been started
+                for loader in loaders:  # their processes have been started
                     getattr(loader, "_finish", lambda: None)()
                 raise
-        self._has_begun = True
+        return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
         """As nnU-Net's; opens every case: where one cannot be read, the loaders' processes end without a reason."""

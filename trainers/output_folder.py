@@ -23,7 +23,7 @@ def path_of(trainer: type[nnUNetTrainer], dataset: str, plans_name: str, configu
 
 
 OVERWRITING = "overwriting.txt"
-STARTED_WITH = ("debug.json", "transfer.json")  # written before the first step of a fine-tuning
+STARTED_WITH = ("transfer.json",)  # written before a fine-tuning is sure to start
 
 
 @contextmanager

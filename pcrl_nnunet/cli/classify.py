@@ -35,17 +35,14 @@ def main() -> None:
     """Parse, load, classify, write."""
     args = _parser().parse_args()
     import pandas as pd
-    from tqdm import tqdm
 
     from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole
-    from pcrl_nnunet.ingest.checks import short_reason
-    from pcrl_nnunet.ingest.scans import SetAside, Target
-    from pcrl_nnunet.ingest.unlabelled import preprocessed
+    from pcrl_nnunet.ingest.scans import Target
     from pcrl_nnunet.plans import dataset_name_of, read_json
-    from pcrl_nnunet.targets import CASE, COORDINATES, outside, read_points, to_voxels
+    from pcrl_nnunet.targets import read_points
 
     results = os.environ.get("nnUNet_results")
     if not results:
@@ -73,29 +70,8 @@ def main() -> None:
         if elsewhere:
             print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
     _check_output(args.o)
-    tables, num_outside, start = [], 0, time()
-    for name, scan in tqdm(images.items(), unit="image", disable=None):
-        of_image = None if points is None else points[1][points[0] == name]
-        if of_image is not None and not len(of_image):
-            continue
-        try:
-            voxels = preprocessed(scan, target)
-        except Exception as error:  # whatever a file makes nnU-Net do, the others go on
-            bad.append(SetAside(scan.sources[0], short_reason(error)))
-            continue
-        for note in voxels.notes:
-            tqdm.write(f"Note: {scan.sources[0]}: {note}.")
-        centres, beyond, shape = None, 0, voxels.data.shape[1:]
-        if of_image is not None:
-            centres = to_voxels(of_image, voxels.properties, shape, manager.transpose_forward)
-            beyond = int(outside(centres, shape).sum())
-        found = predictor.of_volume(voxels.data, centres)
-        num_outside += beyond
-        table = pd.DataFrame({CASE[kind]: [name] * len(found)})
-        if of_image is not None:
-            table[list(COORDINATES)] = of_image
-        table[list(predictor.columns)] = found
-        tables.append(table)
+    start = time()
+    tables, num_outside = _classified(images, points, target, predictor, kind, bad)
     seconds = time() - start
     if not tables:
         raise UserError(f"none of the {len(bad)} images could be classified; {_said(bad)}")
@@ -113,6 +89,50 @@ def main() -> None:
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
         raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_said(bad)}")
+
+
+def _classified(
+    images: dict[str, Any], points: Any, target: Any, predictor: Any, kind: Any, bad: list[Any]
+) -> tuple[list[Any], int]:
+    """Classify image after image; what cannot be read is added to `bad`.
+
+    Args:
+        points: names of images and (N, axes) mm, or None for whole images.
+
+    Returns:
+        a table an image, and the number of points outside of their image.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    from pcrl_nnunet.ingest.checks import short_reason
+    from pcrl_nnunet.ingest.scans import SetAside
+    from pcrl_nnunet.ingest.unlabelled import preprocessed
+    from pcrl_nnunet.targets import CASE, COORDINATES, outside, to_voxels
+
+    tables, num_outside = [], 0
+    for name, scan in tqdm(images.items(), unit="image", disable=None):
+        of_image = None if points is None else points[1][points[0] == name]
+        if of_image is not None and not len(of_image):
+            continue
+        try:
+            voxels = preprocessed(scan, target)
+        except Exception as error:  # whatever a file makes nnU-Net do, the others go on
+            bad.append(SetAside(scan.sources[0], short_reason(error)))
+            continue
+        for note in voxels.notes:
+            tqdm.write(f"Note: {scan.sources[0]}: {note}.")
+        centres, shape = None, voxels.data.shape[1:]
+        if of_image is not None:
+            centres = to_voxels(of_image, voxels.properties, shape, target.plans["transpose_forward"])
+            num_outside += int(outside(centres, shape).sum())
+        found = predictor.of_volume(voxels.data, centres)
+        table = pd.DataFrame({CASE[kind]: [name] * len(found)})
+        if of_image is not None:
+            table[list(COORDINATES)] = of_image
+        table[list(predictor.columns)] = found
+        tables.append(table)
+    return tables, num_outside
 
 
 def _said(bad: list[Any]) -> str:

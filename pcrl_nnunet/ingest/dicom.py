@@ -178,7 +178,7 @@ def _frames(header: Dataset, file: str) -> Iterator[Frame]:
 
 def _context(places: Sequence[Dataset]) -> tuple[str, ...]:
     """Return stack, time point and echo; echo times agree to a tenth of a millisecond."""
-    found = {key: place.get(key) for place in places for key in _CONTEXT if place.get(key) is not None}
+    found = {key: place.get(key) for place in reversed(places) for key in _CONTEXT if place.get(key) is not None}
     return tuple(f"{value:.1f}" if isinstance(value, float) else str(value) for value in found.values())
 
 
@@ -220,29 +220,14 @@ def _several(value: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------------- stacks
 
 
-def once(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
-    """Drop what is there twice: the same SOP instance in another file.
-
-    Returns:
-        the frames that stay, and the files that were left out.
-
-    Raises:
-        Unusable: two files have one SOP instance and different content.
-    """
-    kept: dict[tuple[str, int], Frame] = {}
-    copies = []
-    for frame in frames:
-        key = (frame.instance, frame.number) if frame.instance else (frame.file, frame.number)
-        first = kept.setdefault(key, frame)
-        if first is frame:
-            continue
-        if _place(first) != _place(frame) or not np.array_equal(_stored(first.file)[0], _stored(frame.file)[0]):
-            raise Unusable(
-                f"{os.path.basename(first.file)} and {os.path.basename(frame.file)} are one SOP instance with "
-                f"different content"
-            )
-        copies.append(frame.file)
-    return list(kept.values()), list(dict.fromkeys(copies))
+def same_image(one: Sequence[Frame], other: Sequence[Frame]) -> bool:
+    """Tell whether two files of one SOP instance are the same image: anonymised files may share their UIDs."""
+    if list(map(_place, one)) != list(map(_place, other)):
+        return False
+    try:
+        return np.array_equal(_stored(one[0].file)[0], _stored(other[0].file)[0])
+    except Unusable:  # a damaged copy is named where it is read
+        return False
 
 
 def same_direction(one: Frame, other: Frame) -> bool:
@@ -341,36 +326,35 @@ def read_volume(files: Sequence[str], min_slices: int) -> tuple[sitk.Image, list
             raise Unusable(found.reason, found.bad)
         frames += found
     frames = ordered(frames, min_slices)
-    stored = {file: _stored(file) for file in ({frames[0].file} if frames[0].multi else ())}  # decoded once
-    slices = []
-    for frame in frames:
-        values, limit = stored.get(frame.file) or _stored(frame.file)
-        slice_ = values[frame.number].astype(np.float32)
-        slices.append(frame.slope * (limit - slice_ if frame.inverted else slice_) + frame.intercept)
-    volume, origin, notes = np.stack(slices), np.array(frames[0].position or (0, 0, 0)), []
+    volume, first, notes = _decoded(frames), frames[0], []
+    in_plane, origin = np.array(first.pixel_size), np.array(first.position or (0, 0, 0))
+    step = ONE_SLICE * in_plane.max()
     if len(frames) > 1:
+        rows, columns, normal = np.array(first.orientation[:3]), np.array(first.orientation[3:]), _normal(first)
+        step = (np.array(frames[-1].position) - first.position) @ normal / (len(frames) - 1)
         drift = _drift(frames)
         if np.abs(drift).max() > STRAIGHT:
+            far = np.linalg.norm(drift * in_plane, axis=1).max()
+            notes.append(f"its slices drift sideways by {far:.3g} mm (gantry tilt?): shifted back")
             volume, moved = _straightened(volume, drift)
-            notes.append(f"its slices drift sideways by {_far(drift, frames[0]):.3g} mm (gantry tilt?): shifted back")
-            row, column = moved * frames[0].pixel_size
-            origin = origin + row * np.array(frames[0].orientation[3:]) + column * np.array(frames[0].orientation[:3])
+            origin = origin + np.stack([columns, rows], axis=1) @ (moved * in_plane)
     image = sitk.GetImageFromArray(volume)
-    in_plane = [frames[0].pixel_size[1], frames[0].pixel_size[0]]
-    step = ONE_SLICE * max(in_plane)
-    if len(frames[0].orientation) == 6:
-        depth = [np.dot(frame.position, _normal(frames[0])) for frame in frames]
-        step = (depth[-1] - depth[0]) / (len(depth) - 1) if len(depth) > 1 else step
-        axes = np.stack([frames[0].orientation[:3], frames[0].orientation[3:], _normal(frames[0])], axis=1)
-        image.SetDirection(axes.ravel().tolist())
+    image.SetSpacing([float(in_plane[1]), float(in_plane[0]), float(step)])
+    if len(frames) > 1:
+        image.SetDirection(np.stack([rows, columns, normal], axis=1).ravel().tolist())
         image.SetOrigin(origin.tolist())
-    image.SetSpacing([*in_plane, float(step)])
     return image, notes
 
 
-def _far(drift: np.ndarray, frame: Frame) -> float:
-    """Millimetres of the largest drift."""
-    return float(np.linalg.norm(drift * frame.pixel_size, axis=1).max())
+def _decoded(frames: Sequence[Frame]) -> np.ndarray:
+    """(Z, Y, X) float32: the frames' values in the units of their own slopes."""
+    in_one_file = {frames[0].file: _stored(frames[0].file)} if frames[0].multi else {}  # decoded once
+    slices = []
+    for frame in frames:
+        values, limit = in_one_file.get(frame.file) or _stored(frame.file)
+        stored = values[frame.number].astype(np.float32)
+        slices.append(frame.slope * (limit - stored if frame.inverted else stored) + frame.intercept)
+    return np.stack(slices)
 
 
 def _straightened(volume: np.ndarray, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -247,6 +247,7 @@ Stack = list[dicom.Frame]
 def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, found: Found) -> None:
     """Turn DICOM frames into scans: one patient, one series, one matrix, one direction."""
     series: dict[tuple[object, ...], list[Stack]] = defaultdict(list)  # of each, a stack a direction
+    headers = _without_copies(headers, found)
     damaged = _set_aside_files([header for header in headers if isinstance(header, SetAside)], found)
     for header in headers:
         for frame in () if isinstance(header, SetAside) else header:
@@ -257,7 +258,7 @@ def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, 
                 stacks.append(alike := [])
             alike.append(frame)
     for key, of_series in series.items():
-        for stack in (stack for frames in of_series for stack in _stacks(frames, found)):
+        for stack in (stack for frames in of_series for stack in _stacks(frames)):
             directory = os.path.dirname(stack[0].file)
             files = dict.fromkeys(frame.file for frame in stack)
             try:
@@ -271,7 +272,7 @@ def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, 
                 continue
             readable = "" if os.path.samefile(directory, folder) else _case_name(folder, directory).rsplit("_", 1)[0]
             relative = [os.path.relpath(str(part), folder) if part else "" for part in (directory, key[-1])]
-            direction = [round(x, 2) + 0.0 for x in stack[0].orientation]
+            direction = [round(x, 3) + 0.0 for x in stack[0].orientation]
             name = hashed(readable or "dicom", repr((*relative, *key[:-1], direction)))
             in_order = tuple(dict.fromkeys(frame.file for frame in ordered))
             found.scans.append(Scan(name, in_order, "dicom", folder=folder))
@@ -292,30 +293,30 @@ def _set_aside_files(refused: list[SetAside], found: Found) -> dict[str, str]:
     return {directory: files[0] for (directory, _, bad), files in groups.items() if bad}
 
 
-def _stacks(frames: Stack, found: Found) -> list[Stack]:
-    """Split a series that lies in several folders, where it is several: the same UID was given to other images.
-
-    A series whose folders hold different positions is one scan; copies of a slice count once.
-    """
+def _stacks(frames: Stack) -> list[Stack]:
+    """Split a series that lies in several folders, unless it is one volume: all of its positions differ."""
     by_folder: dict[str, Stack] = defaultdict(list)
     for frame in frames:
         by_folder[os.path.dirname(frame.file)].append(frame)
-    groups, stacks = [frames], []
-    if len(by_folder) > 1:
-        try:
-            kept, _ = dicom.once(frames)
-            positions = [tuple(np.round(frame.position, 3)) for frame in kept]
-            together = bool(frames[0].series) and len(set(positions)) == len(positions)
-        except Unusable:  # one SOP instance with different content: these folders have nothing in common
-            together = False
-        groups = [frames] if together else list(by_folder.values())
-    for group in groups:
-        try:
-            kept, copies = dicom.once(group)
-        except Unusable as error:
-            found.set_aside.append(SetAside(os.path.dirname(group[0].file), str(error)))
+    positions = {tuple(np.round(frame.position, 3)) for frame in frames}
+    together = bool(frames[0].series) and len(positions) == len(frames)
+    return [frames] if together else list(by_folder.values())
+
+
+def _without_copies(headers: list[Stack | SetAside], found: Found) -> list[Stack | SetAside]:
+    """Leave out files that are there twice: one SOP instance, the same place and the same voxels."""
+    first: dict[str, Stack] = {}
+    kept: list[Stack | SetAside] = []
+    copies = []
+    for header in headers:
+        if isinstance(header, SetAside) or not header[0].instance:
+            kept.append(header)
             continue
-        if copies:
-            found.notes.append(f"{_such_as(copies)} there twice (the same SOP instance): counted once")
-        stacks.append(kept)
-    return stacks
+        known = first.setdefault(header[0].instance, header)
+        if known is header or not dicom.same_image(known, header):
+            kept.append(header)
+        else:
+            copies.append(header[0].file)
+    if copies:
+        found.notes.append(f"{_such_as(copies)} there twice (the same SOP instance): counted once")
+    return kept

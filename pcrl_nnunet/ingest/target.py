@@ -262,8 +262,3 @@ def preprocess_command(source: str, dataset_name: str, plans_name: str, configur
     """Return the command that makes SOURCE's plan for a plan of another dataset, and the images for it."""
     plans = None if plans_name == "nnUNetPlans" else plans_name
     return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans, c=configuration)
-
-
-def plans_option(plans_name: str) -> str:
-    """-p, where it is needed."""
-    return "" if plans_name == "nnUNetPlans" else f" -p {plans_name}"

@@ -248,9 +248,7 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
     assert [tuple(round(n / 2) for n in shape[1:]) for shape in fine] == [shape[1:] for shape in coarse]
     assert (folder / "nnUNetPlans.json").read_bytes() == before
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_preprocess", "-d", "777", "-p", "Other"])
-    with pytest.raises(
-        SystemExit, match=r"Other.json does not exist; .* with -p: Coarse, "
-    ):
+    with pytest.raises(SystemExit, match=r"Other.json does not exist; .* with -p: Coarse, "):
         preprocess.main_entry()
 
 

@@ -260,9 +260,26 @@ def test_one_sop_instance_with_two_contents_is_refused(tmp_path: Path) -> None:
     other = pydicom.dcmread(paths[7])
     other.PixelData = (volume()[7] + 1).tobytes()
     other.save_as(tmp_path / "other.dcm")
-    ((reason, bad),) = reasons(tmp_path, target_for())
-    assert "IM0007.dcm and other.dcm are one SOP instance with different content" in reason
-    assert bad
+    ((reason, _),) = reasons(tmp_path, target_for())
+    assert "several images at one slice position" in reason
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_copy_of_a_whole_scan_in_another_folder_counts_once(tmp_path: Path, multi: bool) -> None:
+    if multi:
+        multi_frame(tmp_path / "first" / "a.dcm", volume(), range(12))
+    else:
+        dicom_series(tmp_path / "first", volume())
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    found = find_scans(str(tmp_path), target_for())
+    assert len(found.scans) == 1
+    assert "second" in found.notes[0]
+    assert "counted once" in found.notes[0]
+
+
+def test_slices_that_were_given_one_uid_are_still_a_volume(tmp_path: Path) -> None:
+    dicom_series(tmp_path, volume(), SOPInstanceUID="1.2.3.4.5")
+    np.testing.assert_array_equal(read_only(tmp_path).data[0], volume())
 
 
 def test_a_series_that_is_spread_over_folders_is_one_scan(tmp_path: Path) -> None:

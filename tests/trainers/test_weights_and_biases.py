@@ -125,3 +125,15 @@ def test_a_wrong_value_of_the_switch_is_said(monkeypatch):
     monkeypatch.setenv("nnUNet_wandb_enabled", "yes")
     with pytest.raises(UserError, match="nnUNet_wandb_enabled is 'yes'; set it to 1"):
         weights_and_biases.check()
+
+
+def test_a_run_that_cannot_begin_ends_a_fine_tuning_in_a_sentence_and_leaves_nothing(tiny, wandb, monkeypatch):
+    def refuses(**_):
+        raise RuntimeError("api_key not configured")
+
+    monkeypatch.setattr(nnunet_logger.wandb, "init", refuses)
+    with pytest.raises(
+        SystemExit, match=r"did not begin a run \(RuntimeError: api_key not configured\); run wandb login"
+    ):
+        make(tiny, PCRLScratchTrainer).on_train_start()
+    assert not tiny.results.exists()
