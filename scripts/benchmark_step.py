@@ -58,12 +58,13 @@ from torch import Tensor, nn
 import pcrl_nnunet.trainers.pretrain as trainer_module
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.config import Augmentation, pretrain_settings
-from pcrl_nnunet.data import find_cases, fingerprint, make_loader
+from pcrl_nnunet.loading.cases import find_cases, fingerprint
+from pcrl_nnunet.loading.loader import make_loader
 from pcrl_nnunet.losses import comparison_loss, restoration_loss
-from pcrl_nnunet.memory import keep_freed_memory
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.plans import load_plan
-from pcrl_nnunet.transforms import kernels
+from pcrl_nnunet.pretraining.memory import keep_freed_memory
+from pcrl_nnunet.views import kernels
 
 DATASET = "Dataset900_Benchmark"
 DATA = "nnUNetPlans_3d_fullres"

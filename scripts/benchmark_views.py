@@ -44,12 +44,13 @@ from numpy.typing import NDArray  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 from torch.nn.functional import interpolate  # noqa: E402
 
-from pcrl_nnunet import data as data_module  # noqa: E402
-from pcrl_nnunet.boxes import Box, sample_view_boxes  # noqa: E402
 from pcrl_nnunet.config import Augmentation, Views  # noqa: E402
-from pcrl_nnunet.data import CaseVolume, ViewLoader, find_cases, make_loader  # noqa: E402
-from pcrl_nnunet.transforms import filters, kernels, pixel, sub_crop  # noqa: E402
-from pcrl_nnunet.transforms.background import Background  # noqa: E402
+from pcrl_nnunet.loading import loader as data_module  # noqa: E402
+from pcrl_nnunet.loading.cases import CaseVolume, find_cases  # noqa: E402
+from pcrl_nnunet.loading.loader import ViewLoader, make_loader  # noqa: E402
+from pcrl_nnunet.views import filters, kernels, pixel, sub_crop  # noqa: E402
+from pcrl_nnunet.views.background import Background  # noqa: E402
+from pcrl_nnunet.views.boxes import Box, sample_view_boxes  # noqa: E402
 
 Volume = NDArray[np.float32]
 

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from pcrl_nnunet.boxes import sample_view_boxes
 from pcrl_nnunet.config import (
     Augmentation,
     FinetuneSettings,
@@ -14,6 +13,7 @@ from pcrl_nnunet.config import (
     pretrain_settings,
 )
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.views.boxes import sample_view_boxes
 
 # name: patch, batch, strides, median image; the first four as nnU-Net planned real datasets
 PLANS = {

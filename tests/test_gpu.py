@@ -16,7 +16,7 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.report import Report
+from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

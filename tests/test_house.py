@@ -10,16 +10,22 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
-    {"comparison", "report", "training_cases"},
-    {"probe"},
-    {"shortcuts"},
-    {"monitor", "memory", "transfer", "ingest", "figures", "pseudo_labels", "scores", "prediction"},
+    {"experiments", "report"},
+    {"pretraining", "transfer", "ingest", "classification"},
     {"methods"},
-    {"crops", "targets"},
-    {"models", "losses", "transforms", "data", "checkpoint", "plans", "named_plans", "splits", "copies"},
-    {"foreign_checkpoints"},
-    {"boxes", "config", "distributed", "files", "lock"},
-    {"errors", "commands"},
+    {"views", "networks", "losses", "loading"},
+    {
+        "checkpoint",
+        "plans",
+        "named_plans",
+        "config",
+        "files",
+        "lock",
+        "errors",
+        "commands",
+        "output_folder",
+        "weights_and_biases",
+    },
 ]
 
 

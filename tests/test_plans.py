@@ -13,8 +13,8 @@ from nnunetv2.experiment_planning import plan_and_preprocess_entrypoints as nnun
 
 from pcrl_nnunet.cli import classify, compare, preprocess, pretrain, transfer
 from pcrl_nnunet.commands import corrected
-from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.plans import has_masks, lacks_masks, load_plan, nearest_datasets, planning_command
 
 KNOWN = ["Dataset004_Hippocampus", "Dataset027_ACDC", "Dataset050_LIDCNodules", "Dataset070_CHAOSLiverMR"]

@@ -22,16 +22,12 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast, nn
 
-from pcrl_nnunet import checkpoint, figures, scores
-from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
-from pcrl_nnunet.crops import ClassificationLoader, input_size, places
-from pcrl_nnunet.data import Case, CaseVolume, find_cases
-from pcrl_nnunet.errors import UserError, exit_on_user_error
-from pcrl_nnunet.losses import classification_loss
-from pcrl_nnunet.models import Classifier
-from pcrl_nnunet.prediction import Predictor, write_evaluation
-from pcrl_nnunet.splits import SPLITS
-from pcrl_nnunet.targets import (
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.classification import figures
+from pcrl_nnunet.classification.auroc import auroc
+from pcrl_nnunet.classification.crops import ClassificationLoader, input_size, places
+from pcrl_nnunet.classification.prediction import Predictor, write_evaluation
+from pcrl_nnunet.classification.targets import (
     FILES,
     Drawing,
     Targets,
@@ -40,8 +36,14 @@ from pcrl_nnunet.targets import (
     read_targets,
     write_split_by_patient,
 )
+from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
+from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.splits import SPLITS
+from pcrl_nnunet.losses import classification_loss
+from pcrl_nnunet.networks import Classifier
 from pcrl_nnunet.trainers.finetune import NNUNET_DEFAULT_DEVICE, PCRLFinetuneTrainer, PCRLScratchTrainer
-from pcrl_nnunet.transfer import unwrap
+from pcrl_nnunet.transfer.weights import unwrap
 
 MAX_BATCH = 32  # the paper's
 NUM_MAPS = 4
@@ -253,10 +255,10 @@ class _Classification(PCRLScratchTrainer):
             dist.all_gather_object(of_ranks, val_outputs)
             val_outputs = [output for outputs in of_ranks for output in outputs]
         logits, target = (np.concatenate([output[name] for output in val_outputs]) for name in ("logits", "target"))
-        auroc = [scores.auroc(target[:, i], logits[:, i]) for i in range(logits.shape[1])]
-        known = [value for value in auroc if not np.isnan(value)]
+        areas = [auroc(target[:, i], logits[:, i]) for i in range(logits.shape[1])]
+        known = [value for value in areas if not np.isnan(value)]
         self.logger.log("mean_fg_dice", float(np.mean(known)) if known else 0.5, self.current_epoch)
-        self.logger.log("dice_per_class_or_region", auroc, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", areas, self.current_epoch)
         self.logger.log("val_losses", float(np.mean([output["loss"] for output in val_outputs])), self.current_epoch)
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:

@@ -27,26 +27,28 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import autocast
 from tqdm import tqdm
 
-from pcrl_nnunet import checkpoint, distributed, transfer
+from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
 from pcrl_nnunet.commands import command, device_option
 from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
-from pcrl_nnunet.data import Batches, Case, fingerprint, make_loader, unpack
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.figures import pretraining_progress
+from pcrl_nnunet.experiments.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.ingest.maskless import trainer_for
 from pcrl_nnunet.ingest.target import TARGET_KEY
+from pcrl_nnunet.loading.cases import Case, fingerprint, unpack
+from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
-from pcrl_nnunet.models import encoder_of
-from pcrl_nnunet.monitor import Monitor, judge
 from pcrl_nnunet.named_plans import name_of
-from pcrl_nnunet.probe import ALL_STAGES, AT_START, Probe, labelled, names_of_values
-from pcrl_nnunet.report import Report
-from pcrl_nnunet.trainers import output_folder, weights_and_biases
+from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.monitor import Monitor, judge
+from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.pictures import pretraining_progress
 from pcrl_nnunet.trainers.classify import PCRLClassificationTrainer
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
-from pcrl_nnunet.training_cases import PretrainingData
-from pcrl_nnunet.transforms import kernels
+from pcrl_nnunet.transfer import weights as transfer
+from pcrl_nnunet.views import kernels
 
 GRADIENT_CLIP = 12  # nnU-Net's
 _TERMS = ("restoration", "comparison_global", "comparison_local")

@@ -36,13 +36,13 @@ def main() -> None:
     args = _parser().parse_args()
     import pandas as pd
 
+    from pcrl_nnunet.classification.targets import read_points
     from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole
     from pcrl_nnunet.ingest.scans import Target
     from pcrl_nnunet.plans import dataset_name_of, read_json
-    from pcrl_nnunet.targets import read_points
 
     results = os.environ.get("nnUNet_results")
     if not results:
@@ -105,10 +105,10 @@ def _classified(
     import pandas as pd
     from tqdm import tqdm
 
+    from pcrl_nnunet.classification.targets import CASE, COORDINATES, outside, to_voxels
     from pcrl_nnunet.ingest.checks import short_reason
     from pcrl_nnunet.ingest.scans import SetAside
     from pcrl_nnunet.ingest.unlabelled import preprocessed
-    from pcrl_nnunet.targets import CASE, COORDINATES, outside, to_voxels
 
     tables, num_outside = [], 0
     for name, scan in tqdm(images.items(), unit="image", disable=None):
@@ -185,9 +185,9 @@ def _predictor(
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
     from pcrl_nnunet import checkpoint
+    from pcrl_nnunet.classification.prediction import Predictor
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.models import Classifier
-    from pcrl_nnunet.prediction import Predictor
+    from pcrl_nnunet.networks import Classifier
 
     networks: list[Any] = []
     described: dict[str, Any] = {}

@@ -69,7 +69,7 @@ import torch
 threads, device, description, model, fold = sys.argv[1:]
 if device == "cpu":
     torch.set_num_threads(int(threads))
-from pcrl_nnunet.pseudo_labels import PseudoLabels
+from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
 PseudoLabels.load(description).write(model, int(fold), torch.device(device))
 """
 SHORTCUT = f"""{_CHILD}
@@ -77,7 +77,7 @@ import torch
 threads, name, dataset, configuration, fold, plans, folder = sys.argv[1:]
 torch.set_num_threads(int(threads))
 from pcrl_nnunet.plans import load_plan
-from pcrl_nnunet.shortcuts import write
+from pcrl_nnunet.classification.shortcuts import write
 write(name, load_plan(dataset, plans, configuration), int(fold), folder)
 """
 
@@ -188,11 +188,18 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from nnunetv2.paths import nnUNet_results
 
     from pcrl_nnunet.cli import pretrain
-    from pcrl_nnunet.comparison import Comparison, Run, built_in_methods, methods_of, number_of, with_settings
     from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.experiments.comparison import (
+        Comparison,
+        Run,
+        built_in_methods,
+        methods_of,
+        number_of,
+        with_settings,
+    )
+    from pcrl_nnunet.experiments.scores import CONTROL
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.scores import CONTROL
 
     if args.seeds < 1 or args.np < 1:
         raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
@@ -238,9 +245,9 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
+    from pcrl_nnunet.classification.targets import planned_targets
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import is_without_masks
-    from pcrl_nnunet.targets import planned_targets
 
     name = plan.plans["dataset_name"]
     without_masks = is_without_masks(name, plan.dataset_json)
@@ -289,9 +296,9 @@ def _patients(path: str | None) -> dict[str, str]:
 def _jobs(comparison: Any, runs: list[Any], device: Any, at_a_time: int) -> list[Job]:
     from functools import partial
 
-    from pcrl_nnunet.comparison import Run
-    from pcrl_nnunet.distributed import cores
-    from pcrl_nnunet.scores import CONTROL
+    from pcrl_nnunet.experiments.comparison import Run
+    from pcrl_nnunet.experiments.scores import CONTROL
+    from pcrl_nnunet.pretraining.distributed import cores
 
     common = (str(max(1, cores() // at_a_time)), device.type)
     jobs: dict[str, Job] = {}
@@ -410,7 +417,7 @@ def _environments(comparison: Any, at_a_time: int) -> list[dict[str, str]]:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    from pcrl_nnunet.distributed import cores
+    from pcrl_nnunet.pretraining.distributed import cores
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -438,10 +445,10 @@ def _folders(comparison: Any) -> dict[str, str]:
 def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_a_time: int) -> None:
     """What is done and to do, and how long that takes by a few steps of each kind of training."""
     from pcrl_nnunet.cli import pretrain
-    from pcrl_nnunet.comparison import Run
     from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+    from pcrl_nnunet.experiments.comparison import Run
+    from pcrl_nnunet.experiments.scores import CONTROL
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.scores import CONTROL
 
     print(_progress(runs, jobs))
     for job in jobs:
@@ -519,7 +526,8 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
 
     If no network learned anything, the last line says so instead.
     """
-    from pcrl_nnunet.scores import (
+    from pcrl_nnunet.classification.shortcuts import SHORTCUTS
+    from pcrl_nnunet.experiments.scores import (
         CONTROL,
         STOCK,
         networks_that_learned,
@@ -528,7 +536,6 @@ def _report(comparison: Any, runs: list[Any]) -> Iterator[str]:
         table,
         verdict,
     )
-    from pcrl_nnunet.shortcuts import SHORTCUTS
 
     scores = _write_results(comparison, runs)
     rows = table(scores)
@@ -553,8 +560,8 @@ def _pictures(comparison: Any, scores: Any, learned: dict[int, list[str]]) -> It
     Args:
         learned: by number of labels, the methods whose networks learned; the titles name the other numbers.
     """
-    from pcrl_nnunet import figures
-    from pcrl_nnunet.comparison import Run
+    from pcrl_nnunet.experiments import figures
+    from pcrl_nnunet.experiments.comparison import Run
 
     of_all_calls = scores.runs.sort_values("labelled", kind="stable")[["method", "labelled", "seed"]]
     runs = [Run(*row) for row in of_all_calls.itertuples(index=False)]

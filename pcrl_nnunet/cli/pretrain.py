@@ -104,14 +104,14 @@ def _pretrain(args: argparse.Namespace) -> None:
     # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
     # something else, the loading processes above all, wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pcrl_nnunet import distributed  # after the parser, so that --help is quick
-    from pcrl_nnunet.cli.pretraining_start import Request
+    from pcrl_nnunet import weights_and_biases
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
-    from pcrl_nnunet.memory import keep_freed_memory
     from pcrl_nnunet.named_plans import named_plan, refuse_outdated
     from pcrl_nnunet.plans import load_plan
-    from pcrl_nnunet.trainers import weights_and_biases
+    from pcrl_nnunet.pretraining import distributed  # after the parser, so that --help is quick
+    from pcrl_nnunet.pretraining.memory import keep_freed_memory
+    from pcrl_nnunet.pretraining.start import Request
 
     if args.continue_training and args.overwrite:
         raise UserError("--c goes on with a pretraining and --overwrite starts anew in its place; give one of them")
@@ -151,9 +151,9 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _register() -> None:
     """Let nnU-Net find our trainers, by the first process of each machine: every machine has an nnU-Net of its own."""
-    from pcrl_nnunet import distributed
     from pcrl_nnunet.cli import register
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.pretraining import distributed
 
     first_here = not distributed.launched() or os.environ["LOCAL_RANK"] == "0"
     if first_here and not register.is_registered():
@@ -169,7 +169,7 @@ def _settings_and_data(
 ) -> tuple[Any, Any]:
     """The settings in effect, and the cases."""
     from pcrl_nnunet.config import pretrain_settings
-    from pcrl_nnunet.training_cases import PretrainingData
+    from pcrl_nnunet.pretraining.cases import PretrainingData
 
     settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
     return settings, PretrainingData.find(plan.plans, plan.configuration, fold, others or {})
@@ -183,8 +183,8 @@ def _spawns(number: int, device: Any) -> bool:
     """
     import torch
 
-    from pcrl_nnunet import distributed
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.pretraining import distributed
 
     if number < 1:
         raise UserError(f"-num_gpus is {number}; expected 1 or more")
@@ -208,8 +208,8 @@ def _on_several(args: argparse.Namespace) -> None:
     import torch
     from nnunetv2.run.run_training import find_free_network_port
 
-    from pcrl_nnunet.distributed import cores
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.pretraining.distributed import cores
 
     # they read it when they import torch
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.num_gpus)))
@@ -302,8 +302,9 @@ def refuse_cascade(plan: Any) -> None:
 
 def _check_init(plan: Any, path: str) -> None:
     """Raises `UserError` for a checkpoint that could not be started from, before anything is touched."""
-    from pcrl_nnunet import checkpoint, transfer
+    from pcrl_nnunet import checkpoint
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.transfer import weights as transfer
 
     try:
         transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
@@ -313,8 +314,9 @@ def _check_init(plan: Any, path: str) -> None:
 
 def _refuse_init_that_has_seen(path: str, data: Any, fold: int | str) -> None:
     """Raises `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
-    from pcrl_nnunet import checkpoint, transfer
+    from pcrl_nnunet import checkpoint
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.transfer import weights as transfer
 
     dataset = data.found.target or data.found.dataset
     seen = transfer.cases_seen(checkpoint.read_encoder(path), dataset, data.found.held_out_cases)
@@ -327,8 +329,8 @@ def _refuse_init_that_has_seen(path: str, data: Any, fold: int | str) -> None:
 
 def _run(request: Any, device: Any) -> None:
     """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
-    from pcrl_nnunet import distributed
-    from pcrl_nnunet.cli.pretraining_start import starting
+    from pcrl_nnunet.pretraining import distributed
+    from pcrl_nnunet.pretraining.start import starting
 
     distributed.part_of(request.settings.batch_size)  # or says that the processes are too many
     with ExitStack() as held:
@@ -435,11 +437,11 @@ def measured(
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    from pcrl_nnunet.data import ViewLoader, make_loader
-    from pcrl_nnunet.distributed import largest_part
     from pcrl_nnunet.files import in_place_of_earlier
-    from pcrl_nnunet.memory import estimated_peak
-    from pcrl_nnunet.transforms import kernels
+    from pcrl_nnunet.loading.loader import ViewLoader, make_loader
+    from pcrl_nnunet.pretraining.distributed import largest_part
+    from pcrl_nnunet.pretraining.memory import estimated_peak
+    from pcrl_nnunet.views import kernels
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
@@ -518,10 +520,10 @@ def _dry_run(
 
 def _draw_views(loader: Any, dataset_json: dict[str, Any], folder: str) -> None:
     """One picture a case, for a few cases, evenly from first to last."""
-    from pcrl_nnunet.data import CaseVolume
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.figures import views_of_a_case
+    from pcrl_nnunet.loading.cases import CaseVolume
     from pcrl_nnunet.plans import channel_labels
+    from pcrl_nnunet.report.pictures import views_of_a_case
 
     for case, sample, before in loader.examples(NUM_PICTURES):
         path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")

@@ -38,12 +38,12 @@ def main() -> None:
     """Parse, fit, write, report."""
     args = _parser().parse_args()
     from pcrl_nnunet import checkpoint as checkpoint_file
-    from pcrl_nnunet import transfer
     from pcrl_nnunet.cli.pretrain import refuse_cascade
     from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import trainer_for
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.transfer import weights as transfer
 
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
         raise UserError(f"-name is '{args.name}'; expected letters, digits, - and _: it becomes part of folders' names")
@@ -82,7 +82,7 @@ def main() -> None:
 
 def _print_report(source: str, checkpoint: dict[str, Any], plan: Any, report: Any) -> None:
     """Print a line for every tensor, the totals, and how the checkpoint's network and data differ from the plan's."""
-    from pcrl_nnunet import transfer
+    from pcrl_nnunet.transfer import weights as transfer
 
     width = max(len(name) for name, *_ in report.rows())
     for name, what, elements, how in report.rows():
@@ -138,7 +138,7 @@ def _network(plan: Any) -> tuple[Any, int]:
 
 def _new_plan(plans: dict[str, Any], name: str, source: str, partial: bool) -> dict[str, Any]:
     """The same plan under another name; where the encoder is not covered in full, fine-tuning is told to accept it."""
-    from pcrl_nnunet.transfer import FITTED_KEY
+    from pcrl_nnunet.transfer.weights import FITTED_KEY
 
     return {**deepcopy(plans), "plans_name": name, FITTED_KEY: source, "pcrl": _settings(plans, partial)}
 
@@ -186,7 +186,7 @@ def _refuse_others(plan_file: str, plan: dict[str, Any], target: str, fitted: di
     from pcrl_nnunet.config import without_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import read_json
-    from pcrl_nnunet.transfer import FITTED_KEY
+    from pcrl_nnunet.transfer.weights import FITTED_KEY
 
     if os.path.isfile(plan_file):
         there = read_json(plan_file, "remove it and run this again")

@@ -27,6 +27,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
+from pcrl_nnunet.classification.targets import FILES
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.checks import header_of, short_reason
@@ -37,7 +38,6 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
 from pcrl_nnunet.plans import lacks_masks, read_json
-from pcrl_nnunet.targets import FILES
 
 LABELS = {"background": 0, "foreground": 1}
 WITHOUT_MASKS = "pcrl_without_masks"  # in the preprocessed dataset.json, which nnU-Net copies from the raw one

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from pcrl_nnunet.config import PretrainSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
-from pcrl_nnunet.models import ComparisonHead, Decoder, RestorationHead, accept_any_size
+from pcrl_nnunet.networks import ComparisonHead, Decoder, RestorationHead, accept_any_size
 
 
 class Levels(NamedTuple):

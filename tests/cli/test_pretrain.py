@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint, distributed
+from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import pretrain, register
-from pcrl_nnunet.comparison import built_in_methods
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.comparison import built_in_methods
+from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
@@ -82,7 +83,7 @@ def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypat
 
 def test_freed_memory_is_kept_before_the_trainer_is_made_on_a_cpu(command, monkeypatch):
     calls = []
-    monkeypatch.setattr("pcrl_nnunet.memory.keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr("pcrl_nnunet.pretraining.memory.keep_freed_memory", lambda: calls.append("kept"))
     trainer = pretrain._trainer
     monkeypatch.setattr(pretrain, "_trainer", lambda *a, **k: (calls.append("made"), trainer(*a, **k))[1])
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0

@@ -11,10 +11,10 @@ import torch
 from nnunetv2.training.logging import nnunet_logger
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint
+from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.report import NAME as REPORT
-from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer, output_folder
+from pcrl_nnunet.report.page import NAME as REPORT
+from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
 SHORT = ["-d", "999", "-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
 

@@ -26,13 +26,14 @@ from tiny_dataset import write_source, write_target
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import preprocess, pretrain, register
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.data import Case, ViewLoader, find_cases, make_loader
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import unlabelled
 from pcrl_nnunet.ingest.target import Source, plan_for, read_source
+from pcrl_nnunet.loading.cases import Case, find_cases
+from pcrl_nnunet.loading.loader import ViewLoader, make_loader
+from pcrl_nnunet.pretraining.cases import of_several
 from pcrl_nnunet.trainers import pretrain as trainer
-from pcrl_nnunet.training_cases import of_several
-from pcrl_nnunet.transfer import cases_seen
+from pcrl_nnunet.transfer.weights import cases_seen
 
 SOURCE, TARGET = "Dataset016_Lungs", "Dataset042_Liver"
 NAME = f"nnUNetPlans_for_{TARGET}"

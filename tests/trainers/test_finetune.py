@@ -26,9 +26,9 @@ from tiny_dataset import DATASET, DATASET_JSON, make_plan, write_preprocessed
 from torch import Tensor
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.data import find_cases, fingerprint
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.models import Decoder
+from pcrl_nnunet.loading.cases import find_cases, fingerprint
+from pcrl_nnunet.networks import Decoder
 from pcrl_nnunet.trainers import finetune
 from pcrl_nnunet.trainers.finetune import (
     PCRLFinetuneTrainer,

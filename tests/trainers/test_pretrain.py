@@ -16,20 +16,20 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.config import pretrain_settings
-from pcrl_nnunet.data import find_cases
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.methods import Levels, StepOutput
-from pcrl_nnunet.report import NAME, Report
+from pcrl_nnunet.report.page import NAME, Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
-from pcrl_nnunet.transforms import kernels
+from pcrl_nnunet.views import kernels
 
 WRITE_REPORT = Report.write
 
 
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch):
-    """Seconds each, of which tests/test_report.py is."""
+    """Seconds each, of which tests/report/test_page.py is."""
     monkeypatch.setattr(Report, "write", lambda *_: None)
 
 

@@ -1,0 +1,1 @@
+"""Label tables, patches around points, prediction and shortcut baselines."""

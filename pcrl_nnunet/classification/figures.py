@@ -1,0 +1,80 @@
+"""Pictures of a classification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from pcrl_nnunet.report.pictures import _middle
+
+
+def classification_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
+    """Losses, AUROC and rate of a classification, an epoch a point, as a PNG."""
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    panels = (
+        ("loss", (("train_losses", "training"), ("val_losses", "validation"))),
+        (
+            "AUROC on batches of validation samples (0.5: chance)",
+            (("mean_fg_dice", "epoch"), ("ema_fg_dice", "moving mean")),
+        ),
+        ("learning rate", (("lrs", "rate"),)),
+    )
+    for axis, (title, curves) in zip(figure.subplots(len(panels), 1), panels, strict=True):
+        for key, label in curves:
+            axis.plot(range(len(log[key])), log[key], marker="." if len(log[key]) < 50 else None, label=label)
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="best")
+    axis.set_xlabel("epoch")
+    figure.savefig(path, dpi=100)
+
+
+def roc(
+    truth: np.ndarray, score: np.ndarray, names: Sequence[str], found: Mapping[str, Mapping[str, float]], path: str
+) -> None:
+    """The ROC curve of every output, as a PNG.
+
+    Args:
+        truth: (N, L) 1, 0 or NaN.
+        score: (N, L).
+        found: of every name, auroc, low and high.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = figure.subplots()
+    for i, name in enumerate(names):
+        known = ~np.isnan(truth[:, i])
+        if len(np.unique(truth[known, i])) == 2:
+            false, true, _ = roc_curve(truth[known, i], score[known, i])
+            auroc, low, high = (found[name][key] for key in ("auroc", "low", "high"))
+            interval = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+            axis.plot(false, true, label=f"{name}: {auroc:.3f}{interval}")
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axis.legend(loc="lower right", title="AUROC (95 %)")
+    figure.savefig(path, dpi=100)
+
+
+def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str, path: str) -> None:
+    """An input and what of it speaks for every output, in the middle slice, first channel, as a PNG.
+
+    Args:
+        image: (C, *size).
+        maps: (L, *size).
+        titles: of the maps.
+    """
+    picture, maps = _middle(image), maps[:, image.shape[1] // 2] if image.ndim == 4 else maps
+    shown = min(len(maps), 6)
+    figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
+    axes = figure.subplots(1, shown + 1)
+    figure.suptitle(title)
+    limit = np.percentile(np.abs(maps), 99.5) or 1.0  # a single voxel, such as a maximum, would pale the rest
+    for i, axis in enumerate(axes):
+        axis.imshow(picture, cmap="gray")
+        axis.set_axis_off()
+        axis.set_title("input" if i == 0 else titles[i - 1])
+        if i:
+            axis.imshow(maps[i - 1], cmap="coolwarm", alpha=0.5, vmin=-limit, vmax=limit)
+    figure.savefig(path, dpi=100)

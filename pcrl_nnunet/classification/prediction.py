@@ -1,0 +1,136 @@
+"""What a classification says of cases or points. N samples, L outputs, * space."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pcrl_nnunet.classification import figures
+from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc_interval
+from pcrl_nnunet.classification.crops import crops_of, places, tiles
+from pcrl_nnunet.classification.targets import CASE, COORDINATES, Targets
+from pcrl_nnunet.files import write_text
+from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.views.sub_crop import Volume
+
+BATCH = 8
+PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"
+
+
+class Predictor:
+    """Mean probabilities of one or several trained classifiers (folds).
+
+    Of a case: the mean logit over patches that cover it. Of a point: that of the crop in whose middle it lies.
+
+    Args:
+        networks: in evaluation mode.
+        names: of the L outputs.
+        exclusive: softmax rather than sigmoid.
+        size: of the input, voxels.
+    """
+
+    def __init__(
+        self, networks: Sequence[Any], names: Sequence[str], exclusive: bool, size: Sequence[int], device: torch.device
+    ) -> None:
+        self.networks, self.exclusive, self.size, self.device = networks, exclusive, size, device
+        self.columns = tuple(f"p_{name}" for name in names)
+
+    @torch.inference_mode()
+    def of_volume(self, volume: Volume, centres: np.ndarray | None) -> np.ndarray:
+        """(N, L) probabilities, of points (N, axes) in voxels, or (1, L) of the whole."""
+        around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
+        logits: list[list[torch.Tensor]] = [[] for _ in self.networks]
+        for batch in crops_of(volume, around, self.size, BATCH):
+            on_device = batch.to(self.device)
+            for of_network, network in zip(logits, self.networks, strict=True):
+                of_network.append(network(on_device).float().cpu())
+        probabilities = []
+        for of_network in logits:
+            all_of_them = torch.cat(of_network)
+            if centres is None:
+                all_of_them = all_of_them.mean(0, keepdim=True)
+            probabilities.append(all_of_them.softmax(1) if self.exclusive else all_of_them.sigmoid())
+        return np.asarray(torch.stack(probabilities).mean(0))
+
+    def of_targets(
+        self, targets: Targets, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
+    ) -> pd.DataFrame:
+        """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME."""
+        found = np.full((len(samples), len(self.columns)), np.nan, np.float32)
+        for name in dict.fromkeys(targets.case[samples]):  # points are grouped, so that a scan is opened once
+            of_case = np.flatnonzero(targets.case[samples] == name)
+            case = cases[str(name)]
+            volume, centres = CaseVolume(case), None
+            if targets.point is not None:
+                centres = places(targets.point[samples[of_case]], case, volume.shape[1:], transpose)
+            found[of_case] = self.of_volume(volume, centres)
+        return table_of(targets, samples, found)
+
+    @torch.inference_mode()
+    def activation(
+        self, targets: Targets, index: int, cases: Mapping[str, Case], transpose: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An input (C, *size) and its class-activation maps (L, *size) by the first network.
+
+        Of a case: that patch of it with the highest logit.
+        """
+        case = cases[str(targets.case[index])]
+        volume = CaseVolume(case)
+        if targets.point is None:
+            around = tiles(volume.shape[1:], self.size)
+        else:
+            around = [tuple(c) for c in places(targets.point[[index]], case, volume.shape[1:], transpose)]
+        network = self.networks[0]
+        highest, image = -np.inf, torch.empty(0)
+        for batch in crops_of(volume, around, self.size, BATCH):
+            logits = network(batch.to(self.device)).amax(1)
+            if float(logits.max()) > highest:
+                highest, image = float(logits.max()), batch[[int(logits.argmax())]]
+        maps = network.activation_maps(image.to(self.device)).float().cpu()
+        return image[0].numpy(), maps[0].numpy()
+
+
+def table_of(targets: Targets, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:
+    """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME.
+
+    Args:
+        found: (N, L) probabilities.
+    """
+    table = pd.DataFrame({CASE[targets.kind]: targets.case[samples]})
+    if targets.point is not None:
+        table[list(COORDINATES)] = targets.point[samples]
+    table[[f"p_{name}" for name in targets.names]] = found
+    table[list(targets.names)] = targets.value[samples]
+    return table
+
+
+def write_evaluation(table: pd.DataFrame, targets: Targets, samples: np.ndarray, folder: str) -> list[str]:
+    """Write predictions.csv, roc.png and, as the last, auroc.json; lines that say what is in it.
+
+    Args:
+        table: as `table_of` gives it.
+    """
+    table.to_csv(os.path.join(folder, PREDICTIONS), index=False)
+    truth, score = targets.value[samples], table[[f"p_{name}" for name in targets.names]].to_numpy()
+    groups = np.array([targets.patient.get(name, name) for name in targets.case[samples]])
+    found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(targets.names)}
+    figures.roc(truth, score, targets.names, found, os.path.join(folder, "roc.png"))
+    # JSON knows no NaN, which an AUROC of one class is
+    written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
+    write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
+    return [
+        f"AUROC of {name}: {value['auroc']:.3f}, {_said(value)} ({value['positive']} of {value['known']} positive)"
+        for name, value in found.items()
+    ]
+
+
+def _said(found: Mapping[str, float]) -> str:
+    if np.isnan(found["low"]):
+        return f"no interval, as positives or negatives are of fewer than {MIN_GROUPS} patients (or cases)"
+    return f"95 % interval {found['low']:.3f} to {found['high']:.3f}"

@@ -1,0 +1,1 @@
+"""Comparisons of pretraining with training from scratch."""

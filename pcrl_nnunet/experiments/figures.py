@@ -1,0 +1,142 @@
+"""Pictures of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from pcrl_nnunet.experiments.scores import CONTROL
+
+
+def _colours(methods: Iterable[str]) -> dict[str, Any]:
+    """One each, all different up to twenty: the built-in methods are more than matplotlib's cycle has colours.
+
+    By the methods' names, the control first, so that all pictures of a comparison agree.
+    """
+    twenty = colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # dark ones, matplotlib's usual ten, first
+    return dict(zip(sorted(set(methods), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
+
+
+def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """So many panels of a size in inches, of one scale, three a row, so that they can be read on a screen."""
+    if not number:
+        raise LookupError("no finished run has a curve")
+    columns = min(3, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for empty in panels[number:]:
+        empty.remove()
+    return figure, list(panels[:number])
+
+
+def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str, path: str) -> None:
+    """Draw the score against the number of labelled cases: a point a run, a line through a method's means.
+
+    Args:
+        runs: columns method, labelled, seed, points.
+        measure: name of the score.
+        chance: points that a prediction reaches without a look at the image; drawn dotted.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    numbers = sorted(runs["labelled"].unique())
+    methods = list(dict.fromkeys(runs["method"]))
+    colours = _colours(methods)
+    for place, method in enumerate(methods):
+        own = runs[runs["method"] == method]
+        beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
+        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[method])
+        means = own.groupby("labelled")["points"].mean()
+        axis.plot(means.index * beside, means, "-_", ms=16, color=colours[method], label=method)
+    axis.axhline(chance, color="grey", linestyle=":", label="without a look at the image")
+    axis.set_xscale("log")
+    axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
+    axis.set_xticks(numbers, [str(n) for n in numbers])
+    axis.minorticks_off()
+    axis.set(xlabel="labelled cases", ylabel=f"{measure}, %", title=title)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")  # within, it would lie on points of whichever corner
+    figure.savefig(path, dpi=120)
+
+
+def score_while_training(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], measure: str, path: str
+) -> None:
+    """Score against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
+
+    Args:
+        curves: by number of labels and method, of each run: iterations and score, both (epochs,).
+        measure: name of the score.
+    """
+    figure, panels = _panels(len(curves), (6, 4.5))
+    colours = _colours(method for by_method in curves.values() for method in by_method)
+    for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
+        for method, runs in by_method.items():
+            colour = colours[method]  # the same in all panels, also where one lacks a method
+            for iterations, score in runs:
+                axis.plot(iterations, 100 * score, color=colour, alpha=0.3, lw=0.8)
+            epochs = min(len(score) for _, score in runs)
+            mean = np.nanmean([score[:epochs] for _, score in runs], axis=0)
+            axis.plot(runs[0][0][:epochs], 100 * mean, color=colour, lw=2, label=method)
+        axis.set(title=title, xlabel="iterations of fine-tuning", ylabel=f"{measure} while training, %")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: str) -> None:
+    """Example slices, a row a case, side by side: labels as outlines on the image, through the largest slice.
+
+    Args:
+        rows: by title, and then by the panel's title: image and labels, both (X, Y, Z) or (1, X, Y).
+    """
+    columns = max(len(panels) for panels in rows.values())
+    figure = Figure(figsize=(3 * columns, 3.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (title, panels) in zip(grid, rows.items(), strict=True):
+        truth = next(iter(panels.values()))[1]
+        area = (truth > 0).sum(axis=tuple(range(1, truth.ndim)))
+        largest = np.flatnonzero(area == area.max())
+        index = largest[len(largest) // 2]  # not the first slice, at the edge, of a structure that is alike in all
+        for axis, (name, (image, labels)) in zip(axes, panels.items(), strict=False):
+            low, high = np.percentile(image[index], (0.5, 99.5))
+            axis.imshow(image[index], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            for label in np.unique(labels[labels > 0]):
+                if (labels[index] == label).any():
+                    axis.contour(labels[index] == label, [0.5], colors=f"C{int(label) % 10}", linewidths=1)
+            axis.set(title=name, xticks=[], yticks=[])
+        axes[0].set_ylabel(title, fontsize=8)
+    figure.suptitle("of each case the slice with the most truth; Dice of the whole case", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
+    """ROC curves, a panel a number of labels and label, a thin line a run; a method's mean is bold.
+
+    Args:
+        panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
+    """
+    figure, axes = _panels(len(panels), (5, 5.5))
+    colours = _colours(method for by_method in panels.values() for method in by_method)
+    grid = np.linspace(0, 1, 201)
+    for axis, (title, by_method) in zip(axes, panels.items(), strict=True):
+        for method, runs in by_method.items():
+            colour, means = colours[method], []
+            for truth, score in runs:
+                false, true, _ = roc_curve(truth, score)
+                axis.plot(false, true, color=colour, alpha=0.3, lw=0.8)
+                means.append(np.interp(grid, false, true))
+            axis.plot(grid, np.mean(means, 0), color=colour, lw=2, label=method)
+        axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
+        axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+        axis.legend(loc="lower right")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,135 @@
+"""One round of pseudo-labelling: what a trained network says of the cases without labels becomes their labels.
+
+A folder of preprocessed data of its own holds links to the images and to the true labels, and the predicted ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from scipy.ndimage import binary_fill_holes
+from tqdm import tqdm
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case, CaseVolume
+
+NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """A folder of preprocessed cases in which some have predicted labels.
+
+    Args:
+        folder: that is to be made.
+        true: cases with labels of their own; `CASE_seg.b2nd` and `CASE.pkl` lie beside the image.
+        predicted: cases whose labels are predicted, by the name that they get in the folder.
+    """
+
+    folder: str
+    true: Sequence[Case]
+    predicted: Mapping[str, Case]
+
+    @property
+    def finished(self) -> str:
+        """Path of the file that names the cases when all is done; in the folder nnU-Net takes no other files."""
+        return f"{self.folder}.txt"
+
+    @classmethod
+    def load(cls, path: str) -> PseudoLabels:
+        """Of a file that `describe` wrote."""
+        with open(path, encoding="utf-8") as file:
+            given = json.load(file)
+        true = [Case(*case) for case in given["true"]]
+        return cls(given["folder"], true, {name: Case(*case) for name, case in given["predicted"].items()})
+
+    def describe(self, path: str) -> None:
+        """Write what is to be done to a JSON file, for the process that does it."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(
+                {
+                    "folder": self.folder,
+                    "true": [(case.name, case.path) for case in self.true],
+                    "predicted": {name: (case.name, case.path) for name, case in self.predicted.items()},
+                },
+                file,
+                indent=1,
+            )
+
+    def write(self, model: str, fold: int, device: torch.device) -> None:
+        """Predict, and go on where an earlier call was stopped.
+
+        Args:
+            model: folder of a finished training, the parent of fold_X.
+
+        Raises:
+            UserError: the cases are of a preprocessing older than .b2nd files, or one cannot be read.
+        """
+        for case in (*self.true, *self.predicted.values()):
+            if not case.path.endswith(".b2nd"):
+                raise UserError(
+                    f"case {case.name} lies in {case.path}; pseudo-labelling needs data as nnU-Net 2.8 preprocesses "
+                    f"them (.b2nd): preprocess the dataset again, or leave this method out"
+                )
+        os.makedirs(self.folder, exist_ok=True)
+        for case in self.true:
+            for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+                self._link(case.path.removesuffix(".b2nd") + ending, case.name + ending)
+        predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(model, (fold,))
+        for name, case in tqdm(self.predicted.items(), desc="pseudo-labels", unit="case", disable=None):
+            if os.path.isfile(self._path(f"{name}.pkl")):  # written last
+                continue
+            seg = _predicted(predictor, case)
+            draft = self._path(f"draft_of_{name}")
+            nnUNetDatasetBlosc2.save_seg(seg, draft)
+            os.replace(f"{draft}.b2nd", self._path(f"{name}_seg.b2nd"))
+            self._link(case.path, f"{name}.b2nd")
+            with open(f"{draft}.pkl", "wb") as file:
+                pickle.dump({"class_locations": class_locations(seg, predictor.label_manager)}, file)
+            os.replace(f"{draft}.pkl", self._path(f"{name}.pkl"))
+        with open(self.finished, "w", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in self.predicted))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def _link(self, source: str, name: str) -> None:
+        if not os.path.lexists(self._path(name)):
+            os.symlink(os.path.realpath(source), self._path(name))
+
+
+def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
+    """(1, *spatial) labels on the grid of the image, int8 as nnU-Net keeps them (int16 for more than 127)."""
+    volume = CaseVolume(case)
+    image = torch.from_numpy(volume[tuple(slice(0, n) for n in volume.shape)])
+    logits = predictor.predict_logits_from_preprocessed_data(image)
+    labels = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[None]
+    if any(predictor.configuration_manager.use_mask_for_norm):
+        # nnU-Net's training keeps zero what is outside of the mask, which it finds by -1 in the segmentation
+        inside = binary_fill_holes((image.abs() > NOTHING).any(0).numpy())
+        labels = np.where((labels == 0) & ~inside, -1, labels)
+    return labels.astype(np.int16 if labels.max() > 127 else np.int8)
+
+
+def class_locations(seg: np.ndarray, label_manager: Any) -> dict[Any, Any]:
+    """Where the labels lie, as nnU-Net's preprocessing notes it for its sampling of the foreground.
+
+    Args:
+        seg: (1, *spatial).
+    """
+    wanted = list(label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels)
+    if label_manager.has_ignore_label:
+        wanted.append([-1, *label_manager.all_labels])
+    locations: dict[Any, Any] = DefaultPreprocessor._sample_foreground_locations(seg, wanted)
+    return locations

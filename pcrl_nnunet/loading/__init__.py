@@ -1,0 +1,1 @@
+"""Preprocessed cases, and the loading of views from them, with exact replay."""

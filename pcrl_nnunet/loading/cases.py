@@ -1,0 +1,132 @@
+"""Preprocessed nnU-Net cases, read by box. C channels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import is_draft, whole
+from pcrl_nnunet.plans import preprocessing_command
+from pcrl_nnunet.views.boxes import Box
+
+SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
+
+
+@dataclass(frozen=True)
+class Case:
+    """One preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it.
+
+    Attributes:
+        weight: how often it is drawn, beside others.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+
+
+def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
+    """The images in a folder of preprocessed data, by name; properties are not looked at.
+
+    Args:
+        folder: of one configuration's data.
+        segmentations: give these as well, with their ending _seg as a part of the name.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = [file for file in os.listdir(folder) if not is_draft(file)] if os.path.isdir(folder) else []
+    found: dict[str, Case] = {}
+    for suffix in SUFFIXES:
+        for name in (file.removesuffix(suffix) for file in files if file.endswith(suffix)):
+            if segmentations or not name.endswith("_seg"):
+                found.setdefault(name, Case(name, os.path.join(folder, name + suffix)))
+    if not found:
+        raise UserError(f"no preprocessed images in {folder}: run {preprocessing_command(folder)} first")
+    return [found[name] for name in sorted(found)]
+
+
+class CaseVolume:
+    """An opened case: `shape`, and slicing that reads only the slices asked for (a whole image from .npz).
+
+    Raises:
+        UserError: on opening or slicing, where the file is missing, damaged or has voxels that are not finite.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        try:
+            self._array = _open(case.path)
+            self.shape: tuple[int, ...] = tuple(self._array.shape)
+            self._bytes = os.path.getsize(case.path)
+        except Exception as error:  # blosc2 raises RuntimeError, numpy ValueError, OSError, EOFError, BadZipFile
+            raise _unreadable(self.case, error) from error
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            # a memory map of a file that has been cut since would end the process with a bus error
+            if os.path.getsize(self.case.path) < self._bytes:
+                raise OSError("the file has become shorter")
+            data = np.asarray(self._array[index], dtype=np.float32)
+        except Exception as error:
+            raise _unreadable(self.case, error) from error
+        # the sum of an array with a NaN or an infinity is one; looking at each voxel takes longer
+        if not np.isfinite(data.sum()) and not np.isfinite(data).all():
+            raise UserError(
+                f"case {self.case.name} has voxels that are not finite numbers (NaN or infinity) in {self.case.path}: "
+                f"repair or remove the image and preprocess it again"
+            )
+        return data
+
+
+def _unreadable(case: Case, error: Exception) -> UserError:
+    reason = "the file is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return UserError(f"case {case.name} cannot be read from {case.path} ({reason}): preprocess the image again")
+
+
+def _open(path: str) -> Any:
+    if path.endswith(".b2nd"):
+        # memory-mapped, as nnU-Net does, a box is read in half of the time
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
+        return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mapped)
+    if path.endswith(".npy"):
+        return np.load(path, mmap_mode="r")
+    with open(path, "rb") as file, np.load(file) as archive:  # numpy leaves a damaged file open
+        return archive["data"]
+
+
+def unpack(case: Case, segmentation: bool = False) -> Case:
+    """The case as an .npy, which is made beside its .npz where it is one: of that, boxes can be read.
+
+    As nnU-Net's `unpack_dataset`, but a file is there whole or not at all, whatever ends the process.
+
+    Args:
+        segmentation: make that of the labels, too.
+    """
+    if not case.path.endswith(".npz"):
+        return case
+    name = case.path.removesuffix(".npz")
+    for key, path in [("data", f"{name}.npy"), *([("seg", f"{name}_seg.npy")] if segmentation else [])]:
+        if not os.path.isfile(path):
+            try:
+                with np.load(case.path) as archive, whole(path) as draft:
+                    np.save(draft, archive[key])
+            except Exception as error:
+                raise _unreadable(case, error) from error
+    return replace(case, path=f"{name}.npy")
+
+
+def fingerprint(case: Case) -> str:
+    """sha256 of the shape and of the central 64 voxels an axis: tells cases apart without reading whole volumes."""
+    volume = CaseVolume(case)
+    shape = volume.shape[1:]
+    centre = Box(tuple(max(0, n // 2 - 32) for n in shape), tuple(min(n, n // 2 + 32) for n in shape))
+    digest = hashlib.sha256(str(volume.shape).encode())
+    digest.update(volume[centre.index()].tobytes())
+    return digest.hexdigest()

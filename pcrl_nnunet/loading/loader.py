@@ -1,0 +1,343 @@
+"""Preprocessed nnU-Net cases, read by box, and the loader of PCRLv2's views.
+
+B batch, N local views, C channels, G global and L local input size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import heap, util
+from tempfile import TemporaryFile
+from time import sleep
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgenerators.transforms.abstract_transforms import Compose
+
+from pcrl_nnunet.config import Augmentation, Views
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
+from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND, Volume, Window, background_of_views, read_window
+
+CACHED = 2  # batches that wait in each worker's queue
+BACKGROUND_SAMPLES = 48  # pairs that the share of background is said of
+
+
+class ViewLoader(SlimDataLoaderBase):
+    """Batches of views, each a function of (seed, step, sample) alone, whoever makes it.
+
+    A batch has float32 arrays ``target`` (B, 2, C, *G), the global views; ``input`` (B, 2, C, *G), the same after pixel
+    augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation, unless N is 0; ``cases``, B names.
+
+    Args:
+        cases: to draw from, by their weights.
+        views: sizes and numbers.
+        augmentation: strengths.
+        batch_size: B.
+        seed: of the training.
+        first_sample: number of the batch's first sample; processes that train together each make a part of a batch.
+        first_step: number of the first batch.
+        num_workers: processes that share the steps, each with its copy of this loader; 0 for none.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        views: Views,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        first_sample: int = 0,
+        first_step: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(list(cases), batch_size, max(1, num_workers))
+        self.seed = seed
+        self.first_sample = first_sample
+        self.first_step = first_step
+        self.batches_done = 0
+        self.views = views
+        weights = np.array([case.weight for case in cases])
+        up_to = np.cumsum(weights)
+        self._up_to = None if len(set(weights)) <= 1 else up_to / up_to[-1]
+        self._last_read: tuple[tuple[int, int], Case, Window] | None = None
+        self.transform = Compose(
+            [
+                SubCropTransform(views, augmentation),
+                SpatialViewTransform(),
+                PixelTransform(augmentation, "target", "input", whole=True),
+                *([PixelTransform(augmentation, "local", "local")] if views.num_local else []),
+            ]
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a batch's arrays."""
+        views, channels = self.views, CaseVolume(self.cases[0]).shape[0]
+        pair = (self.batch_size, 2, channels, *views.global_input_size)
+        local = (self.batch_size, views.num_local, channels, *views.local_input_size)
+        return {"target": pair, "input": pair, **({"local": local} if views.num_local else {})}
+
+    def generate_train_batch(self, memory: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """The batch of this worker's next step, in arrays of these `shapes` where they are given."""
+        step = self.first_step + self.thread_id + self.batches_done * self.number_of_threads_in_multithreaded
+        self.batches_done += 1
+        # One thread: batchgenerators' workers would each use all cores, and results must not depend on the number.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            first = self.first_sample
+            samples = [self.sample(step, first + index) for index in range(self.batch_size)]
+        finally:
+            torch.set_num_threads(threads)
+        batch: dict[str, Any] = {
+            name: np.stack([sample[name] for sample in samples], out=memory[name] if memory else None)
+            for name in ("target", "input", "local")
+            if name in samples[0]
+        }
+        batch["cases"] = [sample["case"] for sample in samples]
+        return batch
+
+    def sample(self, step: int, index: int) -> dict[str, Any]:
+        """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
+        return self.transform(**self._source(step, index))
+
+    def background(self, number: int) -> dict[str, np.ndarray]:
+        """Return the shares of background, 0 to 1, of the first samples' crops; pixels are read, and no view is made.
+
+        Returns:
+            ``global`` (number, 2) and ``local`` (number, N).
+        """
+        sub_crop = self.transform.transforms[0]
+        found = [background_of_views(sub_crop(**self._source(0, index))) for index in range(number)]
+        return {kind: np.array([shares[kind] for shares in found]) for kind in ("global", "local")}
+
+    def sample_in_steps(self, case: Case, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The views of a case with ``boxes`` in voxels of its image, and the views before pixel augmentation.
+
+        For 2D views, ``slice`` has the index of the slice that they come from; it is empty in 3D.
+        """
+        sample: dict[str, Any] = {"data": CaseVolume(case), "rng": rng}
+        for transform in self.transform.transforms[:2]:  # where and what; the rest is pixels
+            sample = transform(**sample)
+        before = [view.copy() for name in ("target", "local") for view in sample.get(name, ())]
+        for transform in self.transform.transforms[2:]:
+            sample = transform(**sample)
+        extra = len(sample["origin"]) - len(self.views.spacing)
+        sample["boxes"] = sample["boxes"].shifted([-first for first in sample["origin"][extra:]])
+        sample["slice"] = sample["origin"][:extra]
+        return sample, before
+
+    def examples(self, number: int) -> Iterator[tuple[Case, dict[str, Any], list[np.ndarray]]]:
+        """A few cases, evenly from first to last, each with what `sample_in_steps` gives of it; always the same."""
+        cases = self.cases
+        for i in sorted({round(k * (len(cases) - 1) / max(1, number - 1)) for k in range(number)}):
+            yield cases[i], *self.sample_in_steps(cases[i], np.random.default_rng((self.seed, i)))
+
+    @property
+    def cases(self) -> list[Case]:
+        """What it draws from."""
+        return list(self._data)
+
+    def background_line(self) -> str:
+        """Return how much background the views of a training show, as half a sentence."""
+        number = BACKGROUND_SAMPLES
+        shares = {kind: found for kind, found in self.background(number).items() if found.size}
+        means = ", ".join(f"{kind} views {found.mean():.0%}" for kind, found in shares.items())
+        empty = " and ".join(f"{(found > MAX_BACKGROUND).mean():.0%}" for found in shares.values())
+        line = f"{means} (means of {number} pairs; over {MAX_BACKGROUND:.0%} in {empty} of the views)"
+        return line.replace("%", " %")
+
+    def _source(self, step: int, index: int) -> dict[str, Any]:
+        """Return what a sample is made of: its generator, its image and the name of its case."""
+        # not (seed, step, ...), which is the generator that draws the step's level
+        rng = np.random.default_rng((self.seed, 0, step, index))
+        case: Case
+        volume: Volume
+        case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
+        return {"data": volume, "rng": rng, "case": case.name}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Case, CaseVolume]:
+        if self._up_to is None:
+            case = self._data[rng.integers(len(self._data))]
+        else:
+            case = self._data[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
+        return case, CaseVolume(case)
+
+    def _shared_read(self, step: int, index: int) -> tuple[Case, Window]:
+        """The part of a case that `views.pairs_per_read` samples are drawn from; the last one is kept."""
+        group = (step, index // self.views.pairs_per_read)
+        if self._last_read is None or self._last_read[0] != group:
+            # a number more than a sample's generator has; not 0, which would be the same as none
+            rng = np.random.default_rng((self.seed, 0, *group, 1))
+            case, volume = self._draw(rng)
+            self._last_read = group, case, read_window(volume, self.views, rng)
+        return self._last_read[1:]
+
+
+def shared_memory(size: int) -> heap.Arena:
+    """Bytes, its `buffer`, of this process and of those that it starts.
+
+    multiprocessing takes them where they seem to be free; if others have the same thought, or the temporary folder has
+    no room either, writing to them ends the process with a bus error. So they are reserved here.
+
+    Raises:
+        UserError: neither /dev/shm nor the temporary folder has room.
+    """
+    if not hasattr(os, "posix_fallocate"):  # Windows and macOS
+        return heap.Arena(size)
+    reasons = []
+    for folder in ("/dev/shm", util.get_temp_dir()):
+        try:
+            with TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                descriptor = os.dup(file.fileno())
+            arena = heap.Arena(size, descriptor)
+            util.Finalize(arena, os.close, (descriptor,))
+            return arena
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+    raise UserError(
+        f"there is no room for {size / 2**20:.0f} MB that are shared with the loading processes "
+        f"({'; '.join(reasons)}); make room there, or set nnUNet_n_proc_DA to a smaller number"
+    )
+
+
+class _Worker(SlimDataLoaderBase):
+    """A `ViewLoader` in another process, which writes its batches into memory of both, a slot each, one after another.
+
+    Through batchgenerators' queue goes the slot's number. A batch of the paper's sizes has 17 MB: they would be copied
+    four times on their way, most of it into memory that the system has to find first. And a `UserError` goes through
+    it: batchgenerators would only say that a worker is gone.
+
+    A slot is written again when its batch has been released. There are as many as batchgenerators holds at a time, so
+    that nobody waits for one.
+    """
+
+    def __init__(self, loader: ViewLoader, num_workers: int) -> None:
+        super().__init__(None, loader.batch_size, num_workers)
+        self.loader = loader
+        in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, and before and after it
+        self.slots = CACHED + 1 + math.ceil(in_hand / num_workers)
+        self._shapes = {name: (num_workers, self.slots, *shape) for name, shape in loader.shapes().items()}
+        self._shared = {name: shared_memory(4 * math.prod(shape)) for name, shape in self._shapes.items()}
+        self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """The first thing that batchgenerators does in the worker's process."""
+        super().set_thread_id(thread_id)
+        self.loader.set_thread_id(thread_id)
+        if multiprocessing.parent_process() is not None:
+            # schedulers send it to all processes of a job: the training answers, and ends its workers when it is done
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if sys.platform == "linux":  # a training that is killed cannot end them
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """``slot``, its number, and ``cases``; or ``error``."""
+        number = self.loader.batches_done
+        last = self.thread_id + (number - self.slots) * self.number_of_threads_in_multithreaded
+        while self._released.value <= last:
+            sleep(0.001)
+        slot = self.thread_id, number % self.slots
+        try:
+            return {"slot": slot, "cases": self.loader.generate_train_batch(self.memory(slot))["cases"]}
+        except UserError as error:
+            return {"error": str(error)}
+
+    def memory(self, slot: tuple[int, int]) -> dict[str, np.ndarray]:
+        """A slot's arrays."""
+        shared = self._shared.items()
+        return {name: np.frombuffer(m.buffer, np.float32).reshape(self._shapes[name])[slot] for name, m in shared}
+
+    def release(self, batches: int) -> None:
+        """The next ones after those released before are not looked at any more."""
+        self._released.value += batches
+
+
+class Batches:
+    """Iterator over a loader's batches in order, from this process or from workers. `close` ends the workers.
+
+    Workers write into memory that is used again: a batch is valid until the next one is asked for.
+    """
+
+    def __init__(self, loader: ViewLoader, num_workers: int, pin_memory: bool) -> None:
+        self._worker: _Worker | None = None
+        self._given = False
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._source: Iterator[dict[str, Any]]
+        if num_workers == 0:
+            self._source = SingleThreadedAugmenter(loader, None)
+        else:
+            kernels.compile_all()  # once, before the processes are forked
+            self._worker = _Worker(loader, num_workers)
+            # given seeds make batchgenerators deliver in order; nothing draws from them
+            self._source = MultiThreadedAugmenter(
+                self._worker, None, num_workers, CACHED, seeds=list(range(num_workers))
+            )
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._worker and self._given:
+            self._worker.release(1)
+        self._given = False
+        try:
+            batch = next(self._source)
+        except RuntimeError as error:
+            if isinstance(self._source, SingleThreadedAugmenter):
+                raise
+            raise UserError(
+                "a process that loads data has ended unexpectedly, most often for want of memory: "
+                "set nnUNet_n_proc_DA to a smaller number"
+            ) from error
+        if "error" in batch:
+            self.close()
+            raise UserError(batch["error"])
+        if self._worker:
+            batch = {**self._worker.memory(batch["slot"]), "cases": batch["cases"]}
+        self._given = True
+        if self._pin_memory:
+            return {
+                key: torch.from_numpy(value).pin_memory() if isinstance(value, np.ndarray) else value
+                for key, value in batch.items()
+            }
+        return batch
+
+    def close(self) -> None:
+        """End the workers, if there are any, and give no more batches."""
+        if self._worker and isinstance(self._source, MultiThreadedAugmenter):
+            self._worker.release(2**32)  # one that waits for a slot would not hear that it is over
+            self._source._finish()
+        self._source = iter(())
+
+
+def make_loader(
+    cases: Sequence[Case],
+    views: Views,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    first_sample: int = 0,
+    first_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Batches:
+    """Batches of a `ViewLoader`, which has the arguments; the same ones, bit for bit, for any number of workers.
+
+    Args:
+        pin_memory: give pinned tensors instead of arrays, where there is CUDA.
+    """
+    loader = ViewLoader(cases, views, augmentation, batch_size, seed, first_sample, first_step, num_workers)
+    return Batches(loader, num_workers, pin_memory)

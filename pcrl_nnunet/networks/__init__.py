@@ -1,0 +1,7 @@
+"""Networks around the plan's encoder: the pretraining's decoder without skip connections and heads, the classifier."""
+
+from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
+from pcrl_nnunet.networks.decoder import Decoder, encoder_of
+from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
+
+__all__ = ["Classifier", "ComparisonHead", "Decoder", "RestorationHead", "accept_any_size", "encoder_of"]

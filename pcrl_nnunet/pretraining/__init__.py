@@ -1,0 +1,1 @@
+"""A pretraining: its cases, how it starts, and what watches it."""

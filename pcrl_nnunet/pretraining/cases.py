@@ -1,0 +1,242 @@
+"""The cases of a pretraining: which there are, and which a fold leaves out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from pcrl_nnunet.classification.targets import FILES, planned_targets, write_split_by_patient
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.loading.cases import Case, find_cases
+from pcrl_nnunet.loading.copies import find_copies
+from pcrl_nnunet.loading.splits import SPLITS, fold_of
+from pcrl_nnunet.plans import read_json, resolve
+
+Place = tuple[str, str]  # nnUNet_preprocessed/DatasetXXX_NAME, and the identifier of the data in it
+
+
+@dataclass(frozen=True)
+class PretrainingCases:
+    """The cases that a pretraining sees, and those that it leaves out.
+
+    Attributes:
+        dataset: name of the plan's dataset.
+        labelled, unlabelled: cases of that dataset.
+        others: cases of further datasets, by the dataset's name.
+        fold: number of the fold that is left out, or ``all``, which leaves out none.
+        held_out_cases: the fold's validation cases.
+        copies: the original's name for the name of each case that is left out as a copy of a validation case.
+        target: dataset whose network is pretrained and whose folds count, where it is another one.
+    """
+
+    dataset: str
+    labelled: list[Case]
+    unlabelled: list[Case]
+    others: Mapping[str, list[Case]]
+    fold: int | str
+    held_out_cases: list[Case]
+    copies: Mapping[str, str]
+    target: str | None = None
+
+    @property
+    def used(self) -> list[Case]:
+        """The cases that the pretraining sees, with their weights."""
+        own = self.labelled + self.unlabelled
+        return of_several({self.dataset: own, **self.others}) if self.others else own
+
+    @property
+    def held_out(self) -> list[str]:
+        """The names of the fold's validation cases."""
+        return [case.name for case in self.held_out_cases]
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names of all datasets, the plan's first."""
+        return [self.dataset, *self.others]
+
+    def __str__(self) -> str:
+        own = f"{len(self.labelled)} of the dataset, {len(self.unlabelled)} unlabelled"
+        if self.target is not None:
+            own = f"{len(self.labelled + self.unlabelled)} of {self.dataset}, prepared for {self.target}"
+        lines = [f"Cases: {own}", *(f"  and {len(cases)} of {name}" for name, cases in self.others.items())]
+        lines += filter(None, [self.note_on_fold()])
+        if self.held_out:
+            lines.append(f"  left out: {', '.join(self.held_out)}")
+        lines += [f"  left out: {copy}, which has the voxels of {name}" for copy, name in self.copies.items()]
+        return "\n".join(lines)
+
+    def note_on_fold(self) -> str:
+        """A sentence about the validation cases; empty where no split concerns the cases."""
+        whose = f" of {self.target}" if self.target else ""
+        if self.fold != "all":
+            if not self.held_out:
+                return f"Fold {self.fold}{whose} has no validation cases: none are left out."
+            number = len(self.copies)
+            copies = f", and {number} {'copy' if number == 1 else 'copies'} of them" if number else ""
+            return f"The validation cases of fold {self.fold}{whose} are left out{copies}."
+        if self.target:
+            return (
+                f"Copies of validation cases{whose} are seen, too, if there are any; -f N leaves out those of fold N."
+            )
+        return "The images of validation cases are seen, too; -f N leaves out those of fold N." if self.labelled else ""
+
+    @classmethod
+    def find(
+        cls, plans: Mapping[str, Any], configuration: str, fold: int | str, others: Mapping[str, Place] | None = None
+    ) -> PretrainingCases:
+        """Look for the preprocessed cases, and leave out the fold's validation cases with all copies of them.
+
+        Unlabelled cases alone will do. A fold needs labelled ones, of this dataset or of the target dataset.
+
+        Args:
+            plans: of the first dataset. If it has a table of patients, its folds are made by patient, as a
+                classification does.
+            others: where the cases of further datasets are, by the dataset's name.
+
+        Raises:
+            UserError: there are no cases, or no such fold; or the fold names cases that are not there.
+        """
+        place = os.path.join(nnUNet_preprocessed, plans["dataset_name"]), _identifier(plans, configuration)
+        target = plans.get(TARGET_KEY)
+        if target and not _has_unlabelled(place):
+            raise UserError(
+                f"no preprocessed images in {unlabelled_folder(*place)}; run "
+                f"{preprocess_command(plans['dataset_name'], **target, configuration=configuration)} first"
+            )
+        labelled, unlabelled = _cases_in(place)
+        further = {name: [case for part in _cases_in(other) for case in part] for name, other in (others or {}).items()}
+        held_out: set[Case] = set()
+        if fold != "all" and target:
+            held_out = _validation_cases_of_target(target, configuration, int(fold))
+        elif fold != "all":
+            held_out = _validation_cases(plans, place, int(fold), labelled)
+        name_of = {case: f"{name}/{case.name}" for name, cases in further.items() for case in cases}
+        name_of |= {case: case.name for case in (*labelled, *unlabelled)}
+        copies = find_copies([case for case in name_of if case not in held_out], list(held_out))
+        left_out = held_out | copies.keys()
+        found = cls(
+            plans["dataset_name"],
+            [case for case in labelled if case not in left_out],
+            [case for case in unlabelled if case not in left_out],
+            {name: [case for case in cases if case not in left_out] for name, cases in further.items()},
+            fold,
+            sorted(held_out, key=lambda case: case.name),
+            {name_of[case]: original.name for case, original in copies.items()},
+            target["dataset_name"] if target else None,
+        )
+        if not found.used:
+            raise UserError(f"fold {fold} leaves out all cases, and there are no unlabelled ones; give another -f")
+        return found
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """The cases of a pretraining, and the plans that further datasets were preprocessed by.
+
+    Attributes:
+        other_plans: `checkpoint.plans_hash` of the further datasets' plans, by the dataset's name.
+    """
+
+    found: PretrainingCases
+    other_plans: Mapping[str, str]
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases that the pretraining sees."""
+        return self.found.used
+
+    @classmethod
+    def find(
+        cls,
+        plans: Mapping[str, Any],
+        configuration: str,
+        fold: int | str,
+        others: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
+    ) -> PretrainingData:
+        """Find the cases; raises `UserError` as `PretrainingCases.find`.
+
+        Args:
+            others: folder, data identifier and `checkpoint.plans_hash` of further datasets, by name.
+        """
+        places = {name: (folder, identifier) for name, (folder, identifier, _) in others.items()}
+        hashes = {name: of_plans for name, (_, _, of_plans) in others.items()}
+        return cls(PretrainingCases.find(plans, configuration, fold, places), hashes)
+
+
+def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
+    """Return the cases of several datasets with weights: a dataset is drawn by the square root of its size.
+
+    In proportion to the size itself, a large dataset would be nearly all that is seen. Drawn alike often, the few cases
+    of a small one would be seen again and again.
+
+    Args:
+        datasets: by name. The cases of all but the first get the dataset's name before their own.
+    """
+    own = next(iter(datasets))
+    return [
+        Case(case.name if name == own else f"{name}/{case.name}", case.path, len(cases) ** -0.5)
+        for name, cases in datasets.items()
+        for case in cases
+    ]
+
+
+def _identifier(plans: Mapping[str, Any], configuration: str) -> str:
+    return str(resolve(plans, configuration)["data_identifier"])
+
+
+def _has_unlabelled(place: Place) -> bool:
+    folder = unlabelled_folder(*place)
+    return os.path.isdir(folder) and any(name.endswith(".b2nd") for name in os.listdir(folder))
+
+
+def _cases_in(place: Place) -> tuple[list[Case], list[Case]]:
+    """Find the labelled and the unlabelled cases; either may be missing, not both."""
+    unlabelled = find_cases(unlabelled_folder(*place)) if _has_unlabelled(place) else []
+    own = os.path.join(*place)
+    return [] if unlabelled and not os.path.isdir(own) else find_cases(own), unlabelled
+
+
+def _validation_cases(plans: Mapping[str, Any], place: Place, fold: int, labelled: Sequence[Case]) -> set[Case]:
+    if not labelled:
+        raise UserError(
+            f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
+            f"{unlabelled_folder(*place)}; leave -f out"
+        )
+    folder, names = place[0], [case.name for case in labelled]
+    _split_by_patient(folder, names, plans)
+    validation = set(fold_of(folder, fold, names).val)
+    return {case for case in labelled if case.name in validation}
+
+
+def _validation_cases_of_target(target: Mapping[str, str], configuration: str, fold: int) -> set[Case]:
+    """Find the validation cases of the dataset that is pretrained for, whose copies another dataset may have."""
+    folder = os.path.join(nnUNet_preprocessed, target["dataset_name"])
+    plans = read_json(os.path.join(folder, f"{target['plans_name']}.json"), "plan that dataset again")
+    identifier = _identifier(plans, configuration)
+    try:
+        cases = find_cases(os.path.join(folder, identifier))
+    except UserError as error:
+        raise UserError(
+            f"fold {fold} of {target['dataset_name']} was asked for, and its cases, copies of which would be left out, "
+            f"are not in {os.path.join(folder, identifier)}; preprocess them with nnUNetv2_preprocess, or leave -f out"
+        ) from error
+    return _validation_cases(plans, (folder, identifier), fold, cases)
+
+
+def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -> None:
+    """Make the split of a dataset that has a table for classification with patients, unless there is one.
+
+    A classification would make the same. nnU-Net's own split, by case, has patients on both sides.
+    """
+    if os.path.isfile(os.path.join(folder, SPLITS)):  # whatever the table says: a segmentation may have no use for it
+        return
+    raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
+    if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):
+        write_split_by_patient(names, planned_targets(plans, folder, raw), folder)

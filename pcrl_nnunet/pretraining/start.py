@@ -1,0 +1,281 @@
+"""How a pretraining starts: from nothing, from a state, in the place of another one, or not at all.
+
+All of this is known before a trainer is built, as nnU-Net's trainers create and delete files at once. The folder is
+locked first. A refusal leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, fields
+from glob import escape, glob
+from itertools import count
+from typing import Any
+
+from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
+from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import remove_drafts
+from pcrl_nnunet.lock import LOCK, locked
+from pcrl_nnunet.named_plans import write_copy
+from pcrl_nnunet.plans import PlannedConfiguration
+from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.report.page import NAME as REPORT
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+from pcrl_nnunet.trainers.pretrain import agreement, refuse_another
+
+OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning takes
+    *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
+    *(REPORT, "progress.png", weights_and_biases.FOLDER),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pretraining that was asked for."""
+
+    plan: PlannedConfiguration
+    fold: int | str
+    settings: PretrainSettings
+    data: PretrainingData
+    init: str | None = None  # checkpoint to start from
+    continues: bool = False  # --c
+    overwrite: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The output folder."""
+        plans = self.plan.plans
+        return output_folder.path_of(
+            PCRLPretrainTrainer, plans["dataset_name"], plans["plans_name"], self.plan.configuration, self.fold
+        )
+
+
+@dataclass
+class Start:
+    """How it starts: with neither of the first two, from nothing."""
+
+    finished: str | None = None  # path of the result: there is nothing left to train
+    state: dict[str, Any] | None = None  # to go on from
+    state_path: str = ""
+    lines: list[str] = field(default_factory=list)  # for the log
+    log: str | None = None  # path, once there is a trainer
+
+
+@contextmanager
+def starting(request: Request) -> Iterator[Start]:
+    """Lock the output folder, refuse or say how to start. After a `UserError` within, an unused folder goes again.
+
+    Raises:
+        UserError: another pretraining is at work in the folder or has left its files there, the folder or the copy of
+            the plan cannot be written, or ``--c`` would go on with something else.
+    """
+    folder, lock = request.folder, os.path.join(request.folder, LOCK)
+    folder_was_there, lock_was_there = os.path.isdir(folder), os.path.exists(lock)
+    with output_folder.creating():
+        os.makedirs(folder, exist_ok=True)
+    try:
+        with locked(folder, "pcrl_nnunet_pretrain"):
+            try:
+                yield from _locked_start(request)
+            except UserError:
+                if not lock_was_there:
+                    with suppress(OSError):  # it has gone with the folder, or the folder has become read-only
+                        os.remove(lock)
+                raise
+    except UserError:
+        if not folder_was_there:
+            output_folder.remove_if_empty(folder)
+        raise
+
+
+def _locked_start(request: Request) -> Iterator[Start]:
+    start, copy = Start(), None
+    try:
+        start = _how(request)
+        if start.finished is None:
+            remove_drafts(request.folder)
+            copy = write_copy(request.plan)
+        with _put_aside(request.folder, start) if request.overwrite else nullcontext():
+            yield start
+    except UserError:
+        if not _has_files(request.folder):
+            output_folder.remove_unused(request.folder, start.log)
+        if copy is not None and not os.path.isdir(request.folder):
+            os.remove(copy)
+        raise
+
+
+def _how(request: Request) -> Start:
+    latest, previous, final = (
+        os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
+    )
+    states = [path for path in (latest, previous) if os.path.isfile(path)]
+    _refuse_fitted(final, request.plan.plans["plans_name"])
+    if request.overwrite:
+        return Start()
+    if not request.continues:
+        _refuse_to_start_over(request.folder, states, final)
+        return Start()
+    if states:
+        return _from_state(request, latest, previous)
+    if os.path.isfile(final) and not output_folder.is_overwriting(request.folder):
+        _check_finished(checkpoint.read(final), request, final)
+        return Start(finished=final)
+    return Start(lines=[_from_nothing(request)])
+
+
+def _refuse_fitted(final: str, plans_name: str) -> None:
+    """Raises `UserError` where the folder holds what `pcrl_nnunet_transfer` has written."""
+    try:
+        fitted = os.path.isfile(final) and checkpoint.read(final).get("adapted")
+    except UserError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return  # the file is damaged, or of another version: it is no reason to keep it in place
+    if fitted:
+        raise UserError(
+            f"{final} was fitted by pcrl_nnunet_transfer, and {plans_name} is the plan to fine-tune it with; to "
+            f"pretrain, give the plan that it was made from with -p, and -init {final} to start from it"
+        )
+
+
+def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
+    """Raises `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
+    others = (
+        f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
+        f"{_free_folder(folder)}"
+    )
+    if states:
+        raise UserError(f"{states[0]} is the state of an unfinished pretraining: go on with it by --c, {others}")
+    if not os.path.isfile(final):
+        return
+    try:
+        epochs = checkpoint.read(final).get("epochs")
+    except UserError as error:
+        raise UserError(f"{error}: {others}") from error
+    raise UserError(
+        f"{final} is a finished pretraining of {epochs} epochs: fine-tune it (--c has nothing left to do), {others}"
+    )
+
+
+def _from_nothing(request: Request) -> str:
+    s, line = request.settings, "#" * 80
+    return (
+        f"\n{line}\n--c found nothing to continue in {request.folder}.\n"
+        f"This pretraining STARTS FROM {request.init or 'NOTHING'}: {s.epochs} epochs of {s.iters_per_epoch} steps, "
+        f"{s.epochs * s.iters_per_epoch:,} steps in all.\n"
+        f"The line after each epoch says how long is left; --dry_run measures it beforehand.\n{line}"
+    )
+
+
+def _from_state(request: Request, latest: str, previous: str) -> Start:
+    """The latest training state, or, where that is damaged, the one before; `UserError` where both are."""
+    start = Start(state_path=latest)
+    try:
+        start.state = checkpoint.read(latest, checkpoint.STATE_FORMAT)
+    except UserError as error:
+        if not os.path.isfile(previous) or isinstance(error.__cause__, PermissionError):
+            raise
+        start.state_path, start.state = previous, checkpoint.read(previous, checkpoint.STATE_FORMAT)
+        start.lines.append(f"WARNING: {error}. Going on from the state before, {previous}, instead")
+    data = request.data
+    now = agreement(request.settings, request.plan.plans, data.cases, data.other_plans)
+    refuse_another(start.state, now, start.state_path)
+    if start.lines and os.path.isfile(latest):  # else the next save would put it in the place of the good one
+        os.replace(latest, os.path.join(request.folder, checkpoint.DAMAGED))
+    return start
+
+
+def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> None:
+    """Raises `UserError` where a finished pretraining is not the one that was asked for."""
+    # a setting that a file of an older version lacks has the value that was the only one then: the default
+    then = {**{each.name: each.default for each in fields(PretrainSettings)}, **content["settings"]}
+    now = without_probe(request.settings.as_dict())
+    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+    _refuse_finished(path, "settings", "; ".join(differing))
+    plans = [without_settings(plans) for plans in (content["plans"], request.plan.plans)]
+    names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
+    _refuse_finished(path, "plans", ", ".join(names))
+    others = content.get("other_plans", {})  # a file from before has none
+    names = (name for name, plan in request.data.other_plans.items() if others.get(name, plan) != plan)
+    _refuse_finished(path, "plans of other datasets", ", ".join(names))
+    num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
+    seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
+    there = {os.path.splitext(PCRLPretrainTrainer.relative_path(case))[0] for case in request.data.cases}
+    _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
+
+
+def _refuse_finished(path: str, what: str, differing: str) -> None:
+    if differing:
+        raise UserError(
+            f"{path} is finished, with other {what} ({differing}): leave --c out and pretrain with the present ones "
+            f"beside it with -name NAME, or in its place with --overwrite"
+        )
+
+
+@contextmanager
+def _put_aside(folder: str, start: Start) -> Iterator[None]:
+    """Move the files of an earlier training into a folder of their own; its result also stays until there is a new one.
+
+    An error or a signal within, before the new training has written anything but its log, brings them back.
+    """
+    logs = glob(os.path.join(escape(folder), output_folder.LOGS))
+    names = [name for name in (*OF_A_TRAINING, *map(os.path.basename, logs)) if os.path.exists(f"{folder}/{name}")]
+    final, aside = os.path.join(folder, checkpoint.FINAL), _free_folder(folder)
+    kept = os.path.join(aside, checkpoint.FINAL)
+    if not names and not os.path.isfile(final):
+        yield
+        return
+    with output_folder.creating():
+        os.mkdir(aside)
+        if os.path.isfile(final) and not _is_kept(final):
+            _link_or_copy(final, kept)
+        for name in names:
+            os.replace(os.path.join(folder, name), os.path.join(aside, name))
+        if os.path.isfile(final):
+            output_folder.set_overwriting(folder, True)
+    start.lines.append(
+        f"--overwrite: the files of the pretraining that was here are kept in {aside}"
+        + f"; its {checkpoint.FINAL} also stays here until this one is finished" * os.path.isfile(final)
+    )
+    try:
+        yield
+    except BaseException:
+        if not _has_files(folder):
+            output_folder.set_overwriting(folder, False)
+            for name in names:
+                os.replace(os.path.join(aside, name), os.path.join(folder, name))
+            for path in (kept, start.log):
+                if path and os.path.isfile(path):
+                    os.remove(path)
+            with suppress(OSError):
+                os.rmdir(aside)
+        raise
+
+
+def _has_files(folder: str) -> bool:
+    """Whether a training has got further there than to its log."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in OF_A_TRAINING)
+
+
+def _free_folder(folder: str) -> str:
+    paths = (os.path.join(folder, f"old_{number}") for number in count(1))
+    return next(path for path in paths if not os.path.exists(path))
+
+
+def _is_kept(final: str) -> bool:
+    """Whether a training that was started in the place of this one's has put its result aside before."""
+    kept = glob(os.path.join(escape(os.path.dirname(final)), "old_*", checkpoint.FINAL))
+    return any(filecmp.cmp(final, path) for path in kept)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

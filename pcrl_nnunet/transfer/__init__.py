@@ -1,0 +1,1 @@
+"""Pretrained weights into another plan's network, and readers of others' checkpoints."""
