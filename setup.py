@@ -35,7 +35,7 @@ setup(
     ],
     package_dir={f"pcrl_nnunet.{name}": name for name in INSIDE},
     # ext_trainer is a folder for nnUNet_extTrainer, not a package of ours.
-    package_data={"pcrl_nnunet": ["ext_trainer/*.py"]},
+    package_data={"pcrl_nnunet": ["ext_trainer/*.py", "py.typed"], "pcrl_nnunet.report": ["page.html", "style.css"]},
     install_requires=[
         "nnunetv2>=2.8",
         "torch",  # no pin: users get the newest, with its matching torchvision

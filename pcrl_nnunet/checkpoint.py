@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcrl_nnunet.config import without_settings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.files import whole
+from pcrl_nnunet.settings import without_settings
 from pcrl_nnunet.transfer.foreign import EXPECTED, architecture_plans, in_our_form, with_plain_names
 
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes

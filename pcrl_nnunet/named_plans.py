@@ -12,10 +12,10 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-from pcrl_nnunet.config import pcrl_block, without_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.plans import PlannedConfiguration, read_json, resolve
+from pcrl_nnunet.settings import pcrl_block, without_settings
 
 COPY_KEY = "pcrl_copy_of"  # of a copy: the name of the plan that it was made from
 _NAMES = ("plans_name", COPY_KEY)

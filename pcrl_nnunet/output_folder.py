@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from glob import escape, glob
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.lock import LOCK
@@ -16,10 +15,23 @@ from pcrl_nnunet.lock import LOCK
 LOGS = "training_log_*.txt"
 
 
-def path_of(trainer: type[nnUNetTrainer], dataset: str, plans_name: str, configuration: str, fold: int | str) -> str:
-    """Return the folder that a trainer of nnU-Net would make, without making one."""
-    name = f"{trainer.__name__}__{plans_name}__{configuration}"
-    return os.path.join(nnUNet_results.get(), dataset, name, f"fold_{fold}")
+PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
+
+
+def name_of_pretrainer(method: str) -> str:
+    """Return the name of the class that pretrains by a method; each method's results have a folder of their own."""
+    return f"{PRETRAINER}_{method}"
+
+
+def path_of(trainer: str, dataset: str, plans_name: str, configuration: str, fold: int | str) -> str:
+    """Return the folder that nnU-Net gives to a trainer, without making one."""
+    return os.path.join(nnUNet_results.get(), dataset, f"{trainer}__{plans_name}__{configuration}", f"fold_{fold}")
+
+
+def pretrained_by_others(dataset: str, plans_name: str, configuration: str, method: str) -> bool:
+    """Tell whether there are pretrainings of the same plan and configuration by other methods."""
+    folders = glob(path_of(f"{PRETRAINER}*", escape(dataset), escape(plans_name), configuration, "*"))
+    return any(name_of_pretrainer(method) != os.path.basename(os.path.dirname(f)).split("__")[0] for f in folders)
 
 
 OVERWRITING = "overwriting.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,48 @@ class PlannedConfiguration:
     configuration: str
     resolved: dict[str, Any]  # the configuration with what it inherits
     dataset_json: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """The numbers of a plan's configuration that a method of pretraining configures itself by.
+
+    Sizes are in voxels, axes in nnU-Net's order; the spacing is in mm.
+
+    Attributes:
+        strides: of each encoder stage, from full resolution to the bottleneck.
+    """
+
+    configuration: str
+    patch_size: tuple[int, ...]
+    batch_size: int
+    strides: tuple[tuple[int, ...], ...]
+    median_size: tuple[float, ...]
+    spacing: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, configuration: Mapping[str, Any]) -> PlanFacts:
+        """Read a configuration whose inheritance is resolved; `UserError` for a network without strided stages."""
+        architecture = configuration["architecture"]
+        strides = architecture["arch_kwargs"].get("strides")
+        if strides is None:
+            raise UserError(
+                f"the network {architecture['network_class_name']} of {name} has no strided stages; expected a "
+                f"PlainConvUNet or ResidualEncoderUNet: choose another plan with -p"
+            )
+        return cls(
+            name,
+            tuple(configuration["patch_size"]),
+            configuration["batch_size"],
+            tuple(tuple(stride) for stride in strides),
+            tuple(configuration["median_image_size_in_voxels"]),
+            tuple(float(s) for s in configuration["spacing"]),
+        )
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """The product of the strides, an axis each."""
+        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(len(self.patch_size)))
 
 
 def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -> PlannedConfiguration:

@@ -27,11 +27,12 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.methods import DEFAULT, method_class
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 # The few settings that a user may want to edit; every other one can be added by hand.
-PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "levels", "restoration", "seed")
-VIEWS_KEYS = ("global_crop_sizes", "local_crop_sizes", "global_input_size", "local_input_size", "num_local")
+PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "seed")  # shared by all methods
 FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_share")
 
 # What preprocessed voxels depend on, beside the raw data.
@@ -113,41 +114,34 @@ class PCRLPlannerResEncXL(PCRLPlanner, nnUNetPlannerResEncXL):
 
 
 def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The ``pcrl`` block of a new plan: what pretraining and fine-tuning would do without one.
+    """Return the ``pcrl`` block of a new plan: what pretraining and fine-tuning would do without one.
 
-    These are `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and `VIEWS_KEYS` and ``batch_size`` of every
-    configuration that can be pretrained, as they follow from the plan.
+    These are the default method, `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and the batch size and the
+    method's own settings of every configuration that can be pretrained, as they follow from the plan.
     """
-    parts = (("pretrain", PretrainSettings, PRETRAIN_KEYS), ("finetune", FinetuneSettings, FINETUNE_KEYS))
-    block = {
-        part: {field.name: field.default for field in fields(settings) if field.name in keys}
-        for part, settings, keys in parts
-    }
-    block["pretrain"]["views"] = _default_views(plans)
-    return json.loads(json.dumps(block))  # lists for tuples, as in the file
-
-
-def _default_views(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    views = {}
+    finetune = {field.name: field.default for field in fields(FinetuneSettings) if field.name in FINETUNE_KEYS}
+    pretrain: dict[str, Any] = {"method": DEFAULT}
     for name in plans["configurations"]:
         configuration = PlansManager(plans).get_configuration(name).configuration
         if configuration.get("previous_stage"):  # a cascade takes 3d_fullres's pretraining
             continue
         settings = pretrain_settings({"configurations": plans["configurations"]}, name, configuration)
-        views[name] = {key: getattr(settings.views, key) for key in VIEWS_KEYS}
-        views[name]["batch_size"] = settings.batch_size
-    return views
+        pretrain |= {key: getattr(settings, key) for key in PRETRAIN_KEYS}
+        own = method_class(DEFAULT).editable(settings.own)
+        pretrain[name] = {"batch_size": settings.batch_size, DEFAULT: own}
+    return json.loads(json.dumps({"pretrain": pretrain, "finetune": finetune}))  # lists for tuples, as in the file
 
 
 def _kept(old: dict[str, Any], plans: dict[str, Any]) -> dict[str, Any]:
-    """The block of an earlier plan, in which views that nobody has edited become those of the new plan."""
+    """Return the block of an earlier plan, in which a configuration that nobody has edited is that of the new plan."""
     block = deepcopy(old["pcrl"])
-    given = block.get("pretrain", {}).get("views", {})
-    then, now = (default_block(p)["pretrain"]["views"] for p in (old, plans))
-    for name in [name for name, views in given.items() if views == then.get(name)]:
-        del given[name]
-        if name in now:
-            given[name] = now[name]
+    given = block.get("pretrain", {})
+    then, now = (default_block(p)["pretrain"] for p in (old, plans))
+    for name in old["configurations"]:
+        if name in given and given[name] == then.get(name):
+            del given[name]
+            if name in now:
+                given[name] = now[name]
     return block
 
 

@@ -56,15 +56,17 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 import pcrl_nnunet.trainers.pretrain as trainer_module
-from pcrl_nnunet.cli import pretrain, register
-from pcrl_nnunet.config import Augmentation, pretrain_settings
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.loading.loader import make_loader
 from pcrl_nnunet.losses import comparison_loss, restoration_loss
 from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
 from pcrl_nnunet.plans import load_plan
 from pcrl_nnunet.pretraining.memory import keep_freed_memory
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.views import kernels
+from pcrl_nnunet.views.settings import Augmentation
 
 DATASET = "Dataset900_Benchmark"
 DATA = "nnUNetPlans_3d_fullres"
@@ -330,7 +332,7 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
 
     with (
         replaced(trainer_module.PCRLPretrainTrainer, "train_step", looked_at),
-        replaced(register, "is_registered", lambda: True),  # a benchmark leaves nnU-Net's folders alone
+        replaced(registration, "is_registered", lambda: True),  # a benchmark leaves nnU-Net's folders alone
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         redirect_stdout(nowhere),
         suppress(SystemExit),

@@ -44,13 +44,13 @@ from numpy.typing import NDArray  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 from torch.nn.functional import interpolate  # noqa: E402
 
-from pcrl_nnunet.config import Augmentation, Views  # noqa: E402
 from pcrl_nnunet.loading import loader as data_module  # noqa: E402
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases  # noqa: E402
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader  # noqa: E402
 from pcrl_nnunet.views import filters, kernels, pixel, sub_crop  # noqa: E402
 from pcrl_nnunet.views.background import Background  # noqa: E402
 from pcrl_nnunet.views.boxes import Box, sample_view_boxes  # noqa: E402
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings  # noqa: E402
 
 Volume = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ class Setting:
     """What is measured: sizes of the views, shape of the volume they come from, and how often."""
 
     name: str
-    views: Views
+    views: ViewSettings
     volume: tuple[int, int, int]
     rounds: int
 
@@ -68,7 +68,7 @@ class Setting:
 SETTINGS = (
     Setting(
         "paper",
-        Views(
+        ViewSettings(
             global_crop_sizes=((64, 64, 32), (96, 96, 64), (96, 96, 96), (112, 112, 64)),
             local_crop_sizes=((8, 8, 8), (16, 16, 16), (32, 32, 16), (32, 32, 32)),
             global_input_size=(64, 64, 32),
@@ -80,7 +80,7 @@ SETTINGS = (
     ),
     Setting(  # patches of 128 from crops of up to 180, as nnssl cuts them
         "large",
-        Views(
+        ViewSettings(
             global_crop_sizes=((128, 128, 128), (144, 144, 144), (162, 162, 162), (180, 180, 180)),
             local_crop_sizes=((32, 32, 32), (48, 48, 48), (64, 64, 64)),
             global_input_size=(128, 128, 128),
@@ -117,7 +117,7 @@ def resized(volume: Volume, box: Box, size: tuple[int, ...]) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------ the ways
 
 
-def by_torchio(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+def by_torchio(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
     """The online part of the authors' loader; cutting and resizing is done before the clock starts, as theirs is."""
     try:
         import torchio.transforms as tio
@@ -144,7 +144,7 @@ def by_torchio(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
     return prepare
 
 
-def by_batchgenerators(views: Views, order: int) -> Callable[[Volume, Any], Callable[[], object]]:
+def by_batchgenerators(views: ViewSettings, order: int) -> Callable[[Volume, Any], Callable[[], object]]:
     """One interpolation a view; its noise, blur and gamma with the strengths of ours."""
     a = AUGMENTATION
     angle = np.deg2rad(a.rotation_degrees)
@@ -181,7 +181,7 @@ def by_batchgenerators(views: Views, order: int) -> Callable[[Volume, Any], Call
     return prepare
 
 
-def by_limit(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+def by_limit(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
     def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
         pair, locals_ = crops(boxes)
 
@@ -194,7 +194,7 @@ def by_limit(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
     return prepare
 
 
-def by_us(views: Views) -> Callable[[Volume, Any], Callable[[], object]]:
+def by_us(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
     """The loader's own transforms; only the crops are given, so that all ways have the same."""
     transform = ViewLoader([], views, AUGMENTATION, 1, 0).transform
 
@@ -286,7 +286,7 @@ def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
     return {stage: 1e3 * median(values) for stage, values in of_rounds.items()}
 
 
-def loader_against_transform(views: Views, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
+def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
     """By number of processes: views a second and process of the loader, and its share of the bare transform's.
 
     A turn: the bare transform makes the first samples from cases in memory, with nothing else running; then a loader is

@@ -13,7 +13,7 @@ from tiny_dataset import DATASET_JSON, make_plan
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 EPOCHS = 3
 

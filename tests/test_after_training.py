@@ -25,7 +25,7 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from pcrl_nnunet.cli.register import EXT_TRAINER_FOLDER
+from pcrl_nnunet.registration import EXT_TRAINER_FOLDER
 
 DATASET = "Dataset007_PhantomOrgan"
 TRAINER = "PCRLFinetuneTrainer"

@@ -3,17 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from pcrl_nnunet.config import (
-    Augmentation,
-    FinetuneSettings,
-    PretrainSettings,
-    Views,
-    check_views,
-    configure_views,
-    pretrain_settings,
-)
+from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.views.boxes import sample_view_boxes
+from pcrl_nnunet.views.configure import check_views, configure_views
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 # name: patch, batch, strides, median image; the first four as nnU-Net planned real datasets
 PLANS = {
@@ -103,7 +98,7 @@ def test_views_shrink_before_the_batch_does():
 
 
 def test_a_view_of_few_voxels_at_the_bottleneck_is_refused():
-    views = Views(((8, 8),), ((8, 8),), (16, 16), (8, 8), (1.0, 1.0))
+    views = ViewSettings(((8, 8),), ((8, 8),), (16, 16), (8, 8), (1.0, 1.0))
     with pytest.raises(UserError, match=r"views.local_input_size \(8, 8\) leaves 1 voxel .* raise it above"):
         check_views(views, [(1, 1), (2, 2), (2, 2), (2, 2)])
 

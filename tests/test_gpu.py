@@ -13,9 +13,9 @@ import torch
 from steps import parameters_of
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.cli import pretrain, register
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet.cli import pretrain
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
@@ -37,7 +37,7 @@ def pretraining(tiny: Any, device: str) -> Any:
 
 def pretrained(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Run the command in this process."""
-    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(registration, "is_registered", lambda: True)
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", "-d", "999", *SHORT, *arguments])
     pretrain.main()
 

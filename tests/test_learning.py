@@ -19,12 +19,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.loader import make_loader
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.networks import encoder_of
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60

@@ -17,7 +17,8 @@ import pytest
 import torch
 from skimage.io import imsave
 
-from pcrl_nnunet.config import FinetuneSettings, PretrainSettings, pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
 from pcrl_nnunet import weights_and_biases
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLClassificationTrainer, PCRLFinetuneTrainer, PCRLPretrainTrainer, PCRLScratchTrainer
 

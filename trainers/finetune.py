@@ -26,7 +26,7 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder, weights_and_biases
 from pcrl_nnunet.classification.targets import FILES
 from pcrl_nnunet.commands import command, device_option
-from pcrl_nnunet.config import FinetuneSettings, pcrl_block
+from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
@@ -34,6 +34,7 @@ from pcrl_nnunet.loading.splits import fold_of, refuse_unwritable
 from pcrl_nnunet.named_plans import refuse_outdated
 from pcrl_nnunet.networks import encoder_of
 from pcrl_nnunet.plans import check_configuration
+from pcrl_nnunet.settings import pcrl_block
 from pcrl_nnunet.transfer import weights as transfer
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")

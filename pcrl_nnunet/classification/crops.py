@@ -15,9 +15,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
 from pcrl_nnunet.classification.targets import GEOMETRY, Drawing, Targets, to_voxels
-from pcrl_nnunet.config import MIN_BOTTLENECK_VOXELS
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.views.configure import MIN_BOTTLENECK_VOXELS
 from pcrl_nnunet.views.sub_crop import Volume
 
 TILE_STEP = 0.5  # of a patch, between those that cover a case; nnU-Net's

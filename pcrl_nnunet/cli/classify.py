@@ -37,8 +37,8 @@ def main() -> None:
     import pandas as pd
 
     from pcrl_nnunet.classification.targets import read_points
-    from pcrl_nnunet.cli.pretrain import device_named
     from pcrl_nnunet.commands import command, device_option
+    from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole
     from pcrl_nnunet.ingest.scans import Target

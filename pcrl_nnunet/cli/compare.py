@@ -140,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet.cli import pretrain, register  # after the parser, so that --help is quick
+    from pcrl_nnunet import registration
+    from pcrl_nnunet.cli import pretrain  # after the parser, so that --help is quick
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.lock import locked
 
@@ -165,8 +166,8 @@ def main() -> None:
         comparison.prepare(runs)
         jobs = _jobs(comparison, runs, device, args.np)
         print(f"Comparison in {comparison.folder}\n{_progress(runs, jobs)}")
-        if not register.is_registered():
-            for line in register.register():
+        if not registration.is_registered():
+            for line in registration.register():
                 print(line)
         # of many candidates the predictions have gigabytes: once will do
         after_each = (lambda: _write_results(comparison, runs)) if comparison.targets is None else (lambda: None)
@@ -188,7 +189,6 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from nnunetv2.paths import nnUNet_results
 
     from pcrl_nnunet.cli import pretrain
-    from pcrl_nnunet.config import pretrain_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.comparison import (
         Comparison,
@@ -200,6 +200,7 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     )
     from pcrl_nnunet.experiments.scores import CONTROL
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.pretraining.settings import pretrain_settings
 
     if args.seeds < 1 or args.np < 1:
         raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
@@ -445,10 +446,11 @@ def _folders(comparison: Any) -> dict[str, str]:
 def _dry_run(comparison: Any, runs: list[Any], jobs: list[Job], device: Any, at_a_time: int) -> None:
     """What is done and to do, and how long that takes by a few steps of each kind of training."""
     from pcrl_nnunet.cli import pretrain
-    from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+    from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.experiments.comparison import Run
     from pcrl_nnunet.experiments.scores import CONTROL
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.pretraining.settings import pretrain_settings
 
     print(_progress(runs, jobs))
     for job in jobs:

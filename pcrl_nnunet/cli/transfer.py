@@ -38,11 +38,11 @@ def main() -> None:
     """Parse, fit, write, report."""
     args = _parser().parse_args()
     from pcrl_nnunet import checkpoint as checkpoint_file
-    from pcrl_nnunet.cli.pretrain import refuse_cascade
     from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import trainer_for
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.pretraining.request import refuse_cascade
     from pcrl_nnunet.transfer import weights as transfer
 
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
@@ -183,9 +183,9 @@ def _fitted(
 def _refuse_others(plan_file: str, plan: dict[str, Any], target: str, fitted: dict[str, Any]) -> None:
     """Raises `UserError` where files of the same names hold anything else: an experiment is not replaced."""
     from pcrl_nnunet import checkpoint as checkpoint_file
-    from pcrl_nnunet.config import without_settings
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.plans import read_json
+    from pcrl_nnunet.settings import without_settings
     from pcrl_nnunet.transfer.weights import FITTED_KEY
 
     if os.path.isfile(plan_file):

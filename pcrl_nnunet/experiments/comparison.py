@@ -31,7 +31,7 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.classification.prediction import EVALUATION, PREDICTIONS
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS
 from pcrl_nnunet.classification.targets import CASE, FILES, Targets
-from pcrl_nnunet.config import ClassifySettings, FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
 from pcrl_nnunet.experiments.scores import COLUMNS, CONTROL, PREDICTION_COLUMNS, STOCK, AurocScores, DiceScores, Scores
@@ -40,6 +40,7 @@ from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.plans import PlannedConfiguration
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.transfer.weights import PRETRAINER, cases_seen, check_architecture
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)

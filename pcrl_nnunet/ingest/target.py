@@ -24,11 +24,11 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet.commands import command
-from pcrl_nnunet.config import pcrl_block, without_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.find import own_scans
 from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
+from pcrl_nnunet.settings import pcrl_block, without_settings
 
 TARGET_KEY = "pcrl_target"  # of such a plan: which plan of which dataset it is for; nnU-Net does not look at it
 NEEDED_OF_FINGERPRINT = (

@@ -1,6 +1,6 @@
-"""Preprocessed nnU-Net cases, read by box, and the loader of PCRLv2's views.
+"""The loader of samples: processes that make views of cases, in order and with exact replay.
 
-B batch, N local views, C channels, G global and L local input size.
+B samples of a batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import heap, util
 from tempfile import TemporaryFile
@@ -22,28 +23,25 @@ import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from batchgenerators.transforms.abstract_transforms import Compose
 
-from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case, CaseVolume
-from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform, kernels
-from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND, Volume, Window, background_of_views, read_window
+from pcrl_nnunet.loading.samples import Views
+from pcrl_nnunet.views import kernels
+from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND
 
 CACHED = 2  # batches that wait in each worker's queue
-BACKGROUND_SAMPLES = 48  # pairs that the share of background is said of
+BACKGROUND_SAMPLES = 48  # samples that the share of background is said of
 
 
 class ViewLoader(SlimDataLoaderBase):
-    """Batches of views, each a function of (seed, step, sample) alone, whoever makes it.
+    """Batches of samples, each a function of (seed, step, sample) alone, whoever makes it.
 
-    A batch has float32 arrays ``target`` (B, 2, C, *G), the global views; ``input`` (B, 2, C, *G), the same after pixel
-    augmentation; ``local`` (B, N, C, *L), the local views after pixel augmentation, unless N is 0; ``cases``, B names.
+    A batch has the arrays that its views name, with B before their shapes, and ``cases``, B names.
 
     Args:
         cases: to draw from, by their weights.
-        views: sizes and numbers.
-        augmentation: strengths.
+        views: what makes a sample from a case.
         batch_size: B.
         seed: of the training.
         first_sample: number of the batch's first sample; processes that train together each make a part of a batch.
@@ -55,7 +53,6 @@ class ViewLoader(SlimDataLoaderBase):
         self,
         cases: Sequence[Case],
         views: Views,
-        augmentation: Augmentation,
         batch_size: int,
         seed: int,
         first_sample: int = 0,
@@ -71,25 +68,9 @@ class ViewLoader(SlimDataLoaderBase):
         weights = np.array([case.weight for case in cases])
         up_to = np.cumsum(weights)
         self._up_to = None if len(set(weights)) <= 1 else up_to / up_to[-1]
-        self._last_read: tuple[tuple[int, int], Case, Window] | None = None
-        self.transform = Compose(
-            [
-                SubCropTransform(views, augmentation),
-                SpatialViewTransform(),
-                PixelTransform(augmentation, "target", "input", whole=True),
-                *([PixelTransform(augmentation, "local", "local")] if views.num_local else []),
-            ]
-        )
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of a batch's arrays."""
-        views, channels = self.views, CaseVolume(self.cases[0]).shape[0]
-        pair = (self.batch_size, 2, channels, *views.global_input_size)
-        local = (self.batch_size, views.num_local, channels, *views.local_input_size)
-        return {"target": pair, "input": pair, **({"local": local} if views.num_local else {})}
 
     def generate_train_batch(self, memory: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-        """The batch of this worker's next step, in arrays of these `shapes` where they are given."""
+        """Make the batch of this worker's next step, in arrays of the views' shapes where they are given."""
         step = self.first_step + self.thread_id + self.batches_done * self.number_of_threads_in_multithreaded
         self.batches_done += 1
         # One thread: batchgenerators' workers would each use all cores, and results must not depend on the number.
@@ -101,88 +82,54 @@ class ViewLoader(SlimDataLoaderBase):
         finally:
             torch.set_num_threads(threads)
         batch: dict[str, Any] = {
-            name: np.stack([sample[name] for sample in samples], out=memory[name] if memory else None)
-            for name in ("target", "input", "local")
-            if name in samples[0]
+            name: np.stack([sample[name] for _, sample in samples], out=memory[name] if memory else None)
+            for name in self.views.arrays
         }
-        batch["cases"] = [sample["case"] for sample in samples]
+        batch["cases"] = [case.name for case, _ in samples]
         return batch
 
-    def sample(self, step: int, index: int) -> dict[str, Any]:
-        """The views of sample `index` of batch `step`, with their ``case``, ``boxes`` and ``origin``."""
-        return self.transform(**self._source(step, index))
-
-    def background(self, number: int) -> dict[str, np.ndarray]:
-        """Return the shares of background, 0 to 1, of the first samples' crops; pixels are read, and no view is made.
-
-        Returns:
-            ``global`` (number, 2) and ``local`` (number, N).
-        """
-        sub_crop = self.transform.transforms[0]
-        found = [background_of_views(sub_crop(**self._source(0, index))) for index in range(number)]
-        return {kind: np.array([shares[kind] for shares in found]) for kind in ("global", "local")}
-
-    def sample_in_steps(self, case: Case, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """The views of a case with ``boxes`` in voxels of its image, and the views before pixel augmentation.
-
-        For 2D views, ``slice`` has the index of the slice that they come from; it is empty in 3D.
-        """
-        sample: dict[str, Any] = {"data": CaseVolume(case), "rng": rng}
-        for transform in self.transform.transforms[:2]:  # where and what; the rest is pixels
-            sample = transform(**sample)
-        before = [view.copy() for name in ("target", "local") for view in sample.get(name, ())]
-        for transform in self.transform.transforms[2:]:
-            sample = transform(**sample)
-        extra = len(sample["origin"]) - len(self.views.spacing)
-        sample["boxes"] = sample["boxes"].shifted([-first for first in sample["origin"][extra:]])
-        sample["slice"] = sample["origin"][:extra]
-        return sample, before
-
-    def examples(self, number: int) -> Iterator[tuple[Case, dict[str, Any], list[np.ndarray]]]:
-        """A few cases, evenly from first to last, each with what `sample_in_steps` gives of it; always the same."""
-        cases = self.cases
-        for i in sorted({round(k * (len(cases) - 1) / max(1, number - 1)) for k in range(number)}):
-            yield cases[i], *self.sample_in_steps(cases[i], np.random.default_rng((self.seed, i)))
-
-    @property
-    def cases(self) -> list[Case]:
-        """What it draws from."""
-        return list(self._data)
+    def sample(self, step: int, index: int) -> tuple[Case, dict[str, np.ndarray]]:
+        """Make sample `index` of batch `step`, and return it with its case."""
+        case, rng = self._draw(step, index)
+        sample = self.views(case, CaseVolume(case), rng)
+        for name, spec in self.views.arrays.items():
+            array = sample.get(name)
+            if array is None or array.shape != tuple(spec.shape) or array.dtype != np.dtype(spec.dtype):
+                came = "no such array" if array is None else f"{array.shape} of {array.dtype}"
+                raise ValueError(
+                    f"{type(self.views).__name__} made {came} for '{name}'; its `arrays` promises {tuple(spec.shape)} "
+                    f"of {spec.dtype}"
+                )
+        return case, sample
 
     def background_line(self) -> str:
-        """Return how much background the views of a training show, as half a sentence."""
-        number = BACKGROUND_SAMPLES
-        shares = {kind: found for kind, found in self.background(number).items() if found.size}
-        means = ", ".join(f"{kind} views {found.mean():.0%}" for kind, found in shares.items())
-        empty = " and ".join(f"{(found > MAX_BACKGROUND).mean():.0%}" for found in shares.values())
-        line = f"{means} (means of {number} pairs; over {MAX_BACKGROUND:.0%} in {empty} of the views)"
+        """Return how much background the views of a training show, as half a sentence; empty where it is not known."""
+        found: dict[str, list[Sequence[float]]] = {}
+        for index in range(BACKGROUND_SAMPLES):
+            case, rng = self._draw(0, index)
+            for kind, shares in self.views.background(case, CaseVolume(case), rng).items():
+                found.setdefault(kind, []).append(shares)
+        known = {kind: np.array(shares) for kind, shares in found.items() if np.size(shares)}
+        if not known:
+            return ""
+        means = ", ".join(f"{kind} views {shares.mean():.0%}" for kind, shares in known.items())
+        empty = " and ".join(f"{(shares > MAX_BACKGROUND).mean():.0%}" for shares in known.values())
+        line = f"{means} (means of {BACKGROUND_SAMPLES} samples; over {MAX_BACKGROUND:.0%} in {empty} of the views)"
         return line.replace("%", " %")
 
-    def _source(self, step: int, index: int) -> dict[str, Any]:
-        """Return what a sample is made of: its generator, its image and the name of its case."""
-        # not (seed, step, ...), which is the generator that draws the step's level
+    def examples(self, number: int) -> Iterator[tuple[Case, np.random.Generator]]:
+        """Yield a few cases, evenly from first to last, each with the generator of a sample; always the same."""
+        cases: list[Case] = self._data
+        for i in sorted({round(k * (len(cases) - 1) / max(1, number - 1)) for k in range(number)}):
+            yield cases[i], np.random.default_rng((self.seed, i))
+
+    def _draw(self, step: int, index: int) -> tuple[Case, np.random.Generator]:
+        """Draw the case of a sample; the generator goes on to draw the sample."""
+        # not (seed, step, ...), which is the generator of the step's random choices
         rng = np.random.default_rng((self.seed, 0, step, index))
-        case: Case
-        volume: Volume
-        case, volume = self._draw(rng) if self.views.pairs_per_read == 1 else self._shared_read(step, index)
-        return {"data": volume, "rng": rng, "case": case.name}
-
-    def _draw(self, rng: np.random.Generator) -> tuple[Case, CaseVolume]:
         if self._up_to is None:
-            case = self._data[rng.integers(len(self._data))]
-        else:
-            case = self._data[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
-        return case, CaseVolume(case)
-
-    def _shared_read(self, step: int, index: int) -> tuple[Case, Window]:
-        """The part of a case that `views.pairs_per_read` samples are drawn from; the last one is kept."""
-        group = (step, index // self.views.pairs_per_read)
-        if self._last_read is None or self._last_read[0] != group:
-            # a number more than a sample's generator has; not 0, which would be the same as none
-            rng = np.random.default_rng((self.seed, 0, *group, 1))
-            case, volume = self._draw(rng)
-            self._last_read = group, case, read_window(volume, self.views, rng)
-        return self._last_read[1:]
+            return self._data[rng.integers(len(self._data))], rng
+        return self._data[int(np.searchsorted(self._up_to, rng.random(), side="right"))], rng
 
 
 def shared_memory(size: int) -> heap.Arena:
@@ -229,8 +176,14 @@ class _Worker(SlimDataLoaderBase):
         self.loader = loader
         in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, and before and after it
         self.slots = CACHED + 1 + math.ceil(in_hand / num_workers)
-        self._shapes = {name: (num_workers, self.slots, *shape) for name, shape in loader.shapes().items()}
-        self._shared = {name: shared_memory(4 * math.prod(shape)) for name, shape in self._shapes.items()}
+        self._arrays = {
+            name: ((num_workers, self.slots, loader.batch_size, *spec.shape), np.dtype(spec.dtype))
+            for name, spec in loader.views.arrays.items()
+        }
+        self._shared = {
+            name: shared_memory(max(1, dtype.itemsize * math.prod(shape)))
+            for name, (shape, dtype) in self._arrays.items()
+        }
         self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
 
     def set_thread_id(self, thread_id: int) -> None:
@@ -244,7 +197,7 @@ class _Worker(SlimDataLoaderBase):
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """``slot``, its number, and ``cases``; or ``error``."""
+        """Return ``slot``, its number, and ``cases``; or ``error``, or ``traceback``."""
         number = self.loader.batches_done
         last = self.thread_id + (number - self.slots) * self.number_of_threads_in_multithreaded
         while self._released.value <= last:
@@ -254,11 +207,15 @@ class _Worker(SlimDataLoaderBase):
             return {"slot": slot, "cases": self.loader.generate_train_batch(self.memory(slot))["cases"]}
         except UserError as error:
             return {"error": str(error)}
+        except Exception:  # of a method's views: batchgenerators would only say that a worker is gone
+            return {"traceback": traceback.format_exc()}
 
     def memory(self, slot: tuple[int, int]) -> dict[str, np.ndarray]:
         """A slot's arrays."""
-        shared = self._shared.items()
-        return {name: np.frombuffer(m.buffer, np.float32).reshape(self._shapes[name])[slot] for name, m in shared}
+        return {
+            name: np.frombuffer(self._shared[name].buffer, dtype, math.prod(shape)).reshape(shape)[slot]
+            for name, (shape, dtype) in self._arrays.items()
+        }
 
     def release(self, batches: int) -> None:
         """The next ones after those released before are not looked at any more."""
@@ -305,6 +262,9 @@ class Batches:
         if "error" in batch:
             self.close()
             raise UserError(batch["error"])
+        if "traceback" in batch:
+            self.close()
+            raise RuntimeError(f"a loading process failed:\n{batch['traceback']}")
         if self._worker:
             batch = {**self._worker.memory(batch["slot"]), "cases": batch["cases"]}
         self._given = True
@@ -326,7 +286,6 @@ class Batches:
 def make_loader(
     cases: Sequence[Case],
     views: Views,
-    augmentation: Augmentation,
     batch_size: int,
     seed: int,
     first_sample: int = 0,
@@ -334,10 +293,10 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Batches:
-    """Batches of a `ViewLoader`, which has the arguments; the same ones, bit for bit, for any number of workers.
+    """Return batches of a `ViewLoader`, which has the arguments; the same bit for bit for any number of workers.
 
     Args:
         pin_memory: give pinned tensors instead of arrays, where there is CUDA.
     """
-    loader = ViewLoader(cases, views, augmentation, batch_size, seed, first_sample, first_step, num_workers)
+    loader = ViewLoader(cases, views, batch_size, seed, first_sample, first_step, num_workers)
     return Batches(loader, num_workers, pin_memory)

@@ -5,47 +5,50 @@ from __future__ import annotations
 import copy
 import ctypes
 import platform
+from collections.abc import Mapping
 
 import torch
 
-from pcrl_nnunet.config import PretrainSettings
-from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+from pcrl_nnunet.loading.samples import ArraySpec
+from pcrl_nnunet.methods.base import Method
 
 COPIES_OF_WEIGHTS = {"sgd": 3, "adamw": 4}  # weights, gradients, and the optimiser's means
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def estimated_peak(method: PCRLv2, settings: PretrainSettings, channels: int, pairs: int | None = None) -> int:
-    """Bytes of a float32 step at the deepest level: the weights' copies, and every tensor that backward keeps.
+def estimated_peak(method: Method, arrays: Mapping[str, ArraySpec], batch_size: int, optimizer: str) -> int | None:
+    """Estimate the bytes of a float32 step of the dearest variant: weights, and every tensor that backward keeps.
 
     The step runs on the meta device: it computes shapes, and holds no data. Workspaces of the convolutions and
     memory that an allocator keeps for later are not in it.
 
     Args:
-        channels: of the image.
-        pairs: of one process; None: the whole batch.
+        arrays: of a sample.
+        batch_size: samples of one process.
+        optimizer: "sgd" or "adamw".
+
+    Returns:
+        None where the method has an operation that the meta device cannot do.
     """
-    views, batch_size = settings.views, pairs or settings.batch_size
     method = copy.deepcopy(method).to("meta")
-    global_shape = (batch_size, 2, channels, *views.global_input_size)
     batch = {
-        "input": torch.empty(global_shape, device="meta"),
-        "target": torch.empty(global_shape, device="meta"),
+        name: torch.empty((batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device="meta")
+        for name, spec in arrays.items()
     }
-    if views.num_local:
-        local_shape = (batch_size, views.num_local, channels, *views.local_input_size)
-        batch["local"] = torch.empty(local_shape, device="meta")
     storages: dict[int, torch.UntypedStorage] = {}  # of tensors, kept alive so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        method(batch, method.all_levels()[-1])
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            method(batch, method.variants()[-1])
+    except (NotImplementedError, RuntimeError):  # such as .item(), of which the meta device knows no value
+        return None
     weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in method.state_dict().values()}
     kept = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)
-    return kept + COPIES_OF_WEIGHTS[settings.optimizer] * sum(weights.values())
+    return kept + COPIES_OF_WEIGHTS[optimizer] * sum(weights.values())
 
 
 def keep_freed_memory() -> None:

@@ -11,48 +11,27 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from glob import escape, glob
 from itertools import count
 from typing import Any
 
 from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
-from pcrl_nnunet.config import PretrainSettings, without_probe, without_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import remove_drafts
 from pcrl_nnunet.lock import LOCK, locked
 from pcrl_nnunet.named_plans import write_copy
-from pcrl_nnunet.plans import PlannedConfiguration
-from pcrl_nnunet.pretraining.cases import PretrainingData
-from pcrl_nnunet.report.page import NAME as REPORT
-from pcrl_nnunet.trainers import PCRLPretrainTrainer
-from pcrl_nnunet.trainers.pretrain import agreement, refuse_another
+from pcrl_nnunet.pretraining.preparation import PREPARED
+from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.pretraining.result import relative_path
+from pcrl_nnunet.pretraining.settings import in_present_form
+from pcrl_nnunet.pretraining.state import agreement, differences, refuse_another
+from pcrl_nnunet.settings import without_settings
 
 OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning takes
     *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
-    *(REPORT, "progress.png", weights_and_biases.FOLDER),
+    *(PREPARED, "report.html", "progress.png", weights_and_biases.FOLDER),
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A pretraining that was asked for."""
-
-    plan: PlannedConfiguration
-    fold: int | str
-    settings: PretrainSettings
-    data: PretrainingData
-    init: str | None = None  # checkpoint to start from
-    continues: bool = False  # --c
-    overwrite: bool = False
-
-    @property
-    def folder(self) -> str:
-        """The output folder."""
-        plans = self.plan.plans
-        return output_folder.path_of(
-            PCRLPretrainTrainer, plans["dataset_name"], plans["plans_name"], self.plan.configuration, self.fold
-        )
 
 
 @dataclass
@@ -193,10 +172,12 @@ def _from_state(request: Request, latest: str, previous: str) -> Start:
 
 def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> None:
     """Raises `UserError` where a finished pretraining is not the one that was asked for."""
-    # a setting that a file of an older version lacks has the value that was the only one then: the default
-    then = {**{each.name: each.default for each in fields(PretrainSettings)}, **content["settings"]}
-    now = without_probe(request.settings.as_dict())
-    differing = [f"{name} {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+    then, now = in_present_form(content["settings"]), request.settings.as_dict()
+    differing = [
+        f"{name} {_value(then, name)}, now {_value(now, name)}"
+        for name in differences(then, now)
+        if _value(then, name) is not None  # a setting that an older version did not have
+    ]
     _refuse_finished(path, "settings", "; ".join(differing))
     plans = [without_settings(plans) for plans in (content["plans"], request.plan.plans)]
     names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
@@ -206,8 +187,16 @@ def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> 
     _refuse_finished(path, "plans of other datasets", ", ".join(names))
     num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
     seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
-    there = {os.path.splitext(PCRLPretrainTrainer.relative_path(case))[0] for case in request.data.cases}
+    there = {os.path.splitext(relative_path(case))[0] for case in request.data.cases}
     _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
+
+
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    """Return a setting by a name such as pcrlv2.views.num_local; None: there is none of this name."""
+    found: Any = settings
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _refuse_finished(path: str, what: str, differing: str) -> None:

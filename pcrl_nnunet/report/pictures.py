@@ -10,46 +10,16 @@ from typing import IO, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pcrl_nnunet.views.boxes import Box, ViewBoxes
+from pcrl_nnunet.loading.samples import ShownSample, ShownView
+from pcrl_nnunet.views.boxes import Box
 from pcrl_nnunet.views.sub_crop import Volume
 
-_PANELS = (  # title, lower limit, named curves: (key of the log, label)
-    ("losses", None, (("restoration", "restoration"), ("comparison_global", "global"), ("comparison_local", "local"))),
-    ("restoration error / variance of the images (1: nothing restored)", 0, (("restoration_ratio", "mean"),)),
-    ("cosine of matched less shuffled samples (0: not told apart)", None, (("matched_minus_shuffled", "mean"),)),
-    ("features: spread / even spread, effective rank / 10", 0, (("sd_ratio", "spread"), ("effective_rank", "rank"))),
-    ("learning rate", 0, (("lrs", "rate"),)),
-)
-_PROBE_TITLE = "labels told apart by the encoder's features: AUROC of a linear probe (0.5: chance)"
-_PROBED = {"probe": "all stages", "probe_start": "all stages, before the first step"}
-
-
-def pretraining_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
-    """The pretraining's own curves, an epoch a point, as a PNG."""
-    probed = [(key, _PROBED.get(key, key.removeprefix("probe_").replace("_", " "))) for key in log if "probe" in key]
-    panels = [*_PANELS, *([(_PROBE_TITLE, None, probed)] if probed else [])]
-    figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
-    for axis, (title, lower, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
-        for key, label in curves:
-            values = {i: v / 10 if key == "effective_rank" else v for i, v in enumerate(log[key]) if not np.isnan(v)}
-            axis.plot(values.keys(), values.values(), marker="." if len(values) < 50 else None, label=label)
-        axis.set_title(title)
-        axis.set_ylim(bottom=lower)
-        axis.tick_params(labelbottom=True)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="best")
-    axis.set_xlabel("epoch")
-    figure.savefig(path, dpi=100)
-
-
-_PAIR_COLOURS = ("tab:cyan", "tab:orange")
-_LOCAL_COLOUR = "tab:green"
-
+_COLOURS = ("tab:cyan", "tab:orange", "tab:green", "tab:pink", "tab:olive")  # of the kinds of views, in their order
 
 _Grey = dict[str, Any]  # how `imshow` shows a channel
 
@@ -57,62 +27,90 @@ _Grey = dict[str, Any]  # how `imshow` shows a channel
 def views_of_a_case(
     case: str,
     volume: Volume,
-    sample: Mapping[str, Any],
-    before: Sequence[np.ndarray],
+    shown: ShownSample,
     spacing: Sequence[float],
     channels: Sequence[str],
     path: str | IO[bytes],
 ) -> None:
-    """Where the views of one sample lie, and each view before and after pixel augmentation, as a PNG.
+    """Draw where the views of one sample lie, and what they show, as a PNG.
 
-    Above: slices through the middle of the pair's bounding box, with all boxes projected onto them, in mm. Below: the
-    middle slices of the views. Both have a row for each channel, in a grey scale of its own.
+    Above: slices through the middle of the box around the views, with all boxes projected onto them, in mm. Below: the
+    middle slices of the views. Both have rows for each channel, in a grey scale of its own.
 
     Args:
         case: name, for the title.
         volume: (C, *spatial); only the slices shown are read.
-        sample: ``boxes`` in voxels of the volume, with ``slice``, the volume's first spatial index for 2D views; and
-            the views after augmentation, ``input`` (2, C, *G) and ``local`` (N, C, *L).
-        before: the views before it, the pair first.
+        shown: the sample; boxes are in voxels of the volume.
         spacing: mm, an axis of the views each.
         channels: names of the C channels, which are shown where there are several.
         path: where to, a file's or an open one.
     """
-    boxes, after = sample["boxes"], [*sample["input"], *sample.get("local", ())]
-    crops = [*boxes.pair, *boxes.local]
-    planes = [(0, 1)] if len(spacing) == 2 else [(1, 2), (0, 2), (0, 1)]
-    slices = [_slices(volume, sample["slice"], boxes.bounds, plane) for plane in planes]  # a plane: (C, rows, columns)
+    views, dim = shown.views, len(spacing)
+    rows = list(dict.fromkeys(name for view in views for name in view.images))
+    plane_shape = volume.shape[1 + len(shown.slice) :]
+    bounds = shown.bounds or Box.of_size([0] * dim, plane_shape[-dim:])
+    first = shown.slice if len(plane_shape) == dim else (volume.shape[1] // 2,)
+    planes = [(0, 1)] if dim == 2 else [(1, 2), (0, 2), (0, 1)]
+    slices = [_slices(volume, first, bounds, plane) for plane in planes]  # a plane: (C, rows, columns)
     greys = [_grey(np.concatenate([of_plane[c].ravel() for of_plane in slices])) for c in range(len(channels))]
     names = [f"{name}\n" for name in channels] if len(channels) > 1 else [""]
-    heights = (4.7 if len(channels) == 1 else 3.6 * len(channels)), 1.3 + 1.5 * 2 * len(channels)
-    figure = Figure(figsize=(2.1 * len(crops), sum(heights)), layout="constrained")
-    where = "".join(f", slice {index} of {volume.shape[1]}" for index in sample["slice"])
+    heights = (4.7 if len(channels) == 1 else 3.6 * len(channels)), 1.3 + 1.5 * len(rows) * len(channels)
+    figure = Figure(figsize=(max(8.0, 2.1 * len(views)), sum(heights)), layout="constrained")
+    where = "".join(f", slice {index} of {volume.shape[1]}" for index in first)
     title = f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel"
     figure.suptitle(title, parse_math=False)  # a case may be called $x$
     grid = figure.add_gridspec(2, 1, height_ratios=heights)
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    axes = upper.subplots(len(channels), len(planes), squeeze=False)
-    for row, name, grey in zip(range(len(channels)), names, greys, strict=True):
-        for axis, plane, of_plane in zip(axes[row], planes, slices, strict=True):
-            _boxes_on_a_slice(axis, of_plane[row], boxes, plane, spacing, grey)
-        axes[row, 0].set_ylabel(f"{name}{axes[row, 0].get_ylabel()}", parse_math=False)
-    handles = {str(artist.get_label()): artist for artist in upper.axes[0].patches}
-    upper.legend(list(handles.values()), list(handles), loc="outside right upper", facecolor="lightgrey")
-    rows = lower.subplots(2 * len(channels), len(crops), squeeze=False)
-    for number, (box, plain, augmented) in enumerate(zip(crops, before, after, strict=True)):
-        kind = f"global {number + 1}" if number < 2 else f"local {number - 1}"
-        mm = [n * s for n, s in zip(box.shape, spacing, strict=True)]
-        title = f"{kind}\n{_x(box.shape)} voxels\n{_x(mm)} mm\nto {_x(plain.shape[1:])} voxels"
-        rows[0, number].set_title(title, fontsize=10)
-        aspect = (mm[-2] / plain.shape[-2]) / (mm[-1] / plain.shape[-1])  # as in the body: a view's voxels are no cubes
-        for channel, grey in enumerate(greys):
-            for axis, view in zip(rows[2 * channel : 2 * channel + 2, number], (plain, augmented), strict=True):
-                axis.imshow(_middle(view, channel), aspect=aspect, **grey)
-                axis.set(xticks=[], yticks=[])
+    _draw_boxes(upper, slices, planes, shown, spacing, names, greys)
+    if not views:
+        figure.savefig(path, dpi=90)
+        return
+    axes = lower.subplots(len(rows) * len(channels), len(views), squeeze=False)
+    for column, view in enumerate(views):
+        _draw_view(list(axes[:, column]), view, rows, spacing, greys)
     for channel, name in enumerate(names):
-        rows[2 * channel, 0].set_ylabel(f"{name}before", parse_math=False)
-        rows[2 * channel + 1, 0].set_ylabel(f"{name}after pixel\naugmentation", parse_math=False)
+        for row, label in enumerate(rows):
+            axes[len(rows) * channel + row, 0].set_ylabel(f"{name}{label}", parse_math=False)
     figure.savefig(path, dpi=90)
+
+
+def _draw_boxes(
+    figure: SubFigure,
+    slices: Sequence[np.ndarray],
+    planes: Sequence[tuple[int, int]],
+    shown: ShownSample,
+    spacing: Sequence[float],
+    names: Sequence[str],
+    greys: Sequence[_Grey],
+) -> None:
+    """Show the slices of every channel, with all boxes projected onto them."""
+    axes = figure.subplots(len(greys), len(planes), squeeze=False)
+    for row, name, grey in zip(range(len(greys)), names, greys, strict=True):
+        for axis, plane, of_plane in zip(axes[row], planes, slices, strict=True):
+            _boxes_on_a_slice(axis, of_plane[row], shown, plane, spacing, grey)
+        axes[row, 0].set_ylabel(f"{name}{axes[row, 0].get_ylabel()}", parse_math=False)
+    handles = {str(artist.get_label()): artist for artist in figure.axes[0].patches}
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper", facecolor="lightgrey")
+
+
+def _draw_view(
+    axes: Sequence[Axes], view: ShownView, rows: Sequence[str], spacing: Sequence[float], greys: Sequence[_Grey]
+) -> None:
+    """Show a view's images below each other: its rows for each channel."""
+    size = next(iter(view.images.values())).shape[1:]
+    lines, aspect = [view.title], spacing[-2] / spacing[-1]
+    if view.box is not None:
+        mm = [n * s for n, s in zip(view.box.shape, spacing, strict=True)]
+        lines += [f"{_x(view.box.shape)} voxels", f"{_x(mm)} mm"]
+        aspect = (mm[-2] / size[-2]) / (mm[-1] / size[-1])  # as in the body: a view's voxels are no cubes
+    axes[0].set_title("\n".join([*lines, f"to {_x(size)} voxels"]), fontsize=10)
+    for channel, grey in enumerate(greys):
+        for row, name in enumerate(rows):
+            axis = axes[len(rows) * channel + row]
+            if name in view.images:
+                axis.imshow(_middle(view.images[name], channel), aspect=aspect, **grey)
+            axis.set(xticks=[], yticks=[])
 
 
 def _grey(values: np.ndarray) -> _Grey:
@@ -122,18 +120,21 @@ def _grey(values: np.ndarray) -> _Grey:
 
 
 def _boxes_on_a_slice(
-    axis: Axes, image: np.ndarray, boxes: ViewBoxes, plane: tuple[int, int], spacing: Sequence[float], grey: _Grey
+    axis: Axes, image: np.ndarray, shown: ShownSample, plane: tuple[int, int], spacing: Sequence[float], grey: _Grey
 ) -> None:
     """Show a slice in mm, with all boxes projected onto it."""
     row, column = plane
     extent = (0, image.shape[1] * spacing[column], image.shape[0] * spacing[row], 0)
     axis.imshow(image, extent=extent, **grey)
     axis.set(xlabel=f"axis {column}, mm", ylabel=f"axis {row}, mm")
-    _draw(axis, boxes.bounds, plane, spacing, "white", "box around them", 1)
-    for box, colour, label in zip(boxes.pair, _PAIR_COLOURS, ("global 1", "global 2"), strict=True):
-        _draw(axis, box, plane, spacing, colour, label, 2)
-    for box in boxes.local:
-        _draw(axis, box, plane, spacing, _LOCAL_COLOUR, "local", 1)
+    kinds = list(dict.fromkeys(view.kind for view in shown.views))
+    if shown.bounds is not None:
+        _draw(axis, shown.bounds, plane, spacing, "white", "box around them", 1)
+    for view in shown.views:
+        if view.box is not None:
+            several = sum(other.kind == view.kind for other in shown.views) > 1
+            colour = _COLOURS[kinds.index(view.kind) % len(_COLOURS)]
+            _draw(axis, view.box, plane, spacing, colour, view.kind, 1 if several else 2)
 
 
 def _middle(image: np.ndarray, channel: int = 0) -> np.ndarray:

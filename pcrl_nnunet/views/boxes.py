@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from pcrl_nnunet.config import Views
+    from pcrl_nnunet.views.settings import ViewSettings
 
 Size = tuple[int, ...]
 
@@ -192,7 +192,7 @@ class ViewBoxes:
         )
 
 
-def sample_view_boxes(volume_shape: Size, views: Views, rng: np.random.Generator) -> ViewBoxes:
+def sample_view_boxes(volume_shape: Size, views: ViewSettings, rng: np.random.Generator) -> ViewBoxes:
     """Draw the two global and the local crops of a volume: sub-crop, or multi-crop where the views say so.
 
     The authors draw local corners in the box +-3 voxels, so that most of their local crops leave it; the paper and we
@@ -212,7 +212,7 @@ def sample_view_boxes(volume_shape: Size, views: Views, rng: np.random.Generator
     return ViewBoxes(pair, bounds, local)
 
 
-def sample_multi_crop(volume_shape: Size, views: Views, rng: np.random.Generator) -> ViewBoxes:
+def sample_multi_crop(volume_shape: Size, views: ViewSettings, rng: np.random.Generator) -> ViewBoxes:
     """Draw crops that have nothing to do with each other but the area they lie in.
 
     The area has the largest global crop size (all of the image, where that is no larger) and lies anywhere. A global

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-from pcrl_nnunet.config import Augmentation
 from pcrl_nnunet.views import filters
+from pcrl_nnunet.views.settings import Augmentation
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-from pcrl_nnunet.config import Augmentation
 from pcrl_nnunet.views import filters, kernels
 from pcrl_nnunet.views.boxes import Box
+from pcrl_nnunet.views.settings import Augmentation
 
 ANTI_ALIAS_FROM = 1.5  # image voxels a view voxel
 

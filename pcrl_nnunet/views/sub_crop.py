@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -10,17 +9,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
-from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.views.background import Background
-from pcrl_nnunet.views.boxes import Box, ViewBoxes, sample_inside, sample_shift, sample_view_boxes
+from pcrl_nnunet.views.boxes import Box, ViewBoxes, sample_shift, sample_view_boxes
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import AffineMap, sample_map
 
 MAX_TRIES = 4  # reads of a pair
 LOCAL_TRIES = 10  # places of a local crop, which cost no read
 MAX_BACKGROUND = 0.85  # the paper's share for CT (-150 HU and less); the authors' code has the filter inverted
 LOCAL_PROBES = 16  # voxels an axis of a local crop that are looked at
-WINDOW = 1.5  # largest global crops an axis, in which pairs that share a read are drawn,
-WINDOW_MARGIN = 0.25  # and as much is read around it, which is what 10 degrees and scale 0.1 reach
 
 
 class Volume(Protocol):
@@ -30,19 +27,6 @@ class Volume(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
-
-
-class Window:
-    """A part of an image in memory, a `Volume` itself: pairs are drawn inside `within`, and read from all of it."""
-
-    def __init__(self, array: np.ndarray, within: Box) -> None:
-        self.array = array
-        self.within = within
-        self.shape: tuple[int, ...] = array.shape
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        part: np.ndarray = self.array[index]
-        return part
 
 
 class SubCropTransform(AbstractTransform):
@@ -62,18 +46,17 @@ class SubCropTransform(AbstractTransform):
     the volume, a slice of its first spatial axis is drawn, and ``data`` is (C, Y, X).
     """
 
-    def __init__(self, views: Views, augmentation: Augmentation) -> None:
+    def __init__(self, views: ViewSettings, augmentation: Augmentation) -> None:
         self.views = views
         self.augmentation = augmentation
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
         volume, rng = data_dict["data"], data_dict["rng"]
         whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
-        within = volume.within if isinstance(volume, Window) else whole
 
         def pairs() -> Iterator[tuple[float, tuple[dict[str, Any], Background]]]:
             for _ in range(MAX_TRIES):
-                drawn = read_views(volume, *self.sample(within, rng))
+                drawn = read_views(volume, *self.sample(whole, rng))
                 part = drawn["data"][drawn["boxes"].bounds.index()]
                 values = Background.of(part)
                 yield values.share(part), (drawn, values)
@@ -174,32 +157,6 @@ def background_of_views(sample: dict[str, Any]) -> dict[str, list[float]]:
     values = Background.of(data[boxes.bounds.index()])
     crops = {"global": boxes.pair, "local": boxes.local}
     return {kind: [values.share(data[box.index()]) for box in group] for kind, group in crops.items()}
-
-
-def read_window(volume: Volume, views: Views, rng: np.random.Generator) -> Window:
-    """Read a part of the volume that several pairs are then drawn from.
-
-    They are drawn in a box that is 1.5 times as long as the largest global crop on each axis and lies anywhere; a
-    quarter of that crop is read around it. For views with one axis less than the volume it has as many slices as there
-    are pairs. Boxes of background are drawn again, as pairs are.
-    """
-    whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
-    largest = [max(lengths) for lengths in zip(*views.global_crop_sizes, strict=True)]
-    extra = len(whole.lower) - len(largest)
-    size = (*[views.pairs_per_read] * extra, *(round(WINDOW * length) for length in largest))
-    margin = (*[0] * extra, *(math.ceil(WINDOW_MARGIN * length) for length in largest))
-
-    def windows() -> Iterator[tuple[float, Window]]:
-        for _ in range(MAX_TRIES):
-            box = sample_inside(whole, size, rng)
-            region = Box(
-                tuple(low - m for low, m in zip(box.lower, margin, strict=True)),
-                tuple(high + m for high, m in zip(box.upper, margin, strict=True)),
-            ).clamp(whole)
-            array, within = _owned(volume[region.index()]), box.shifted(region.lower)
-            yield background(array[within.index()]), Window(array, within)
-
-    return _least_background(windows())
 
 
 _Drawn = TypeVar("_Drawn")

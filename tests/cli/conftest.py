@@ -4,14 +4,15 @@ import sys
 
 import pytest
 
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.report.page import Report
 
 
 @pytest.fixture
 def command(tiny, monkeypatch):
     """Runs the command in this process; returns its exit status."""
-    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(registration, "is_registered", lambda: True)
     monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds each, of which tests/report/test_page.py is
     tiny.cwd = tiny.folder.parents[1] / "here"
     tiny.cwd.mkdir()

@@ -17,7 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet.cli import compare, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import compare
 
 ROOT = Path(__file__).parents[2]
 DATASET = "Dataset008_PhantomOrgan"
@@ -59,7 +60,7 @@ def run(environment, *arguments):
 
 @pytest.mark.slow
 def test_a_comparison_from_the_split_to_the_verdict(environment):
-    registered = register.is_registered()
+    registered = registration.is_registered()
     preprocessed = Path(environment["nnUNet_preprocessed"]) / DATASET
     before = {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()}
     try:
@@ -79,7 +80,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert other_part.returncode == 0, other_part.stdout + other_part.stderr
     finally:
         if not registered:
-            register.undo()
+            registration.undo()
     assert {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()} == before
 
     folder = Path(environment["nnUNet_results"]) / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres"
@@ -250,14 +251,14 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     (raw / "candidates.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,class", *lines]))
     settings = raw / "settings.json"
     settings.write_text(json.dumps({"classify": {"crop_mm": 16.0, "batch_size": 2}}))
-    registered = register.is_registered()
+    registered = registration.is_registered()
     command = [str(Path(sys.executable).parent / "pcrl_nnunet_compare"), "-d", "8", "-device", "cpu", "-labelled", "3"]
     command += ["-seeds", "1", "-methods", "position", "pcrlv2", "-task", "classification", "-settings", str(settings)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=600)
     finally:
         if not registered:
-            register.undo()
+            registration.undo()
         (raw / "candidates.csv").unlink()
     assert done.returncode == 0, done.stdout + done.stderr
     folder = out.parent / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres__classification"

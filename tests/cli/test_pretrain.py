@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.comparison import built_in_methods
 from pcrl_nnunet.pretraining import distributed
@@ -330,8 +330,8 @@ def test_a_progress_picture_that_cannot_be_written_is_a_warning(command, tiny, c
 
 
 def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
-    monkeypatch.setattr(register, "is_registered", lambda: False)
-    monkeypatch.setattr(register, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
+    monkeypatch.setattr(registration, "is_registered", lambda: False)
+    monkeypatch.setattr(registration, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
     assert command("-d", "999", *SHORT) == 0
     assert "Registered with nnU-Net: wrote bridge.py" in capsys.readouterr().out
 
@@ -339,8 +339,8 @@ def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypa
 @pytest.mark.parametrize(("local_rank", "calls"), [("0", 1), ("1", 0)])
 def test_of_the_processes_of_a_machine_the_first_registers(command, monkeypatch, local_rank, calls):
     made: list[str] = []
-    monkeypatch.setattr(register, "is_registered", lambda: False)
-    monkeypatch.setattr(register, "register", lambda: made.append("bridge") or [])
+    monkeypatch.setattr(registration, "is_registered", lambda: False)
+    monkeypatch.setattr(registration, "register", lambda: made.append("bridge") or [])
     monkeypatch.setattr(distributed, "launched", lambda: True)
     monkeypatch.setattr(distributed, "process_group", nullcontext)  # of this process alone
     monkeypatch.setenv("LOCAL_RANK", local_rank)

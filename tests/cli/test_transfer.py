@@ -15,7 +15,7 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import transfer
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
 

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.comparison import (
     Comparison,
@@ -30,6 +30,7 @@ from pcrl_nnunet.experiments.comparison import (
 from pcrl_nnunet.experiments.scores import COLUMNS, DiceScores
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers.finetune import WarmupPolyLR
 
 CASES = [f"case_{i:03}" for i in range(200)]

@@ -20,12 +20,12 @@ from tiny_dataset import make_plan
 from torch import Tensor, nn
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments import probe
 from pcrl_nnunet.experiments.probe import Probe, labelled
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 CPU = torch.device("cpu")

@@ -23,15 +23,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 from tiny_dataset import write_source, write_target
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.cli import preprocess, pretrain, register
-from pcrl_nnunet.config import pretrain_settings
+from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet.cli import preprocess, pretrain
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import unlabelled
 from pcrl_nnunet.ingest.target import Source, plan_for, read_source
 from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
 from pcrl_nnunet.pretraining.cases import of_several
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import pretrain as trainer
 from pcrl_nnunet.transfer.weights import cases_seen
 
@@ -79,7 +79,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(unlabelled, "worker_pool", pool)
-    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(registration, "is_registered", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     return tmp_path
 

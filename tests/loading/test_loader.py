@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading import cases as cases_module
 from pcrl_nnunet.loading import loader as data
@@ -26,11 +25,14 @@ from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
 from pcrl_nnunet.views import sub_crop
 from pcrl_nnunet.views.boxes import Box
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import AffineMap, resample
 from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND, SubCropTransform, background, read_window
 
-VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3)
-VIEWS_2D = Views(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
+VIEWS = ViewSettings(
+    ((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3
+)
+VIEWS_2D = ViewSettings(((10, 6), (12, 8)), ((3, 3), (6, 4)), (8, 8), (4, 4), (1.0, 1.0), num_local=3)
 
 
 def write(path: Path, array: np.ndarray) -> np.ndarray:
@@ -502,7 +504,7 @@ def test_a_worker_that_is_killed_is_said_in_a_sentence(folder: Path) -> None:
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D])
 def test_pairs_that_share_a_read_open_one_case_and_are_the_same_with_any_number_of_workers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, views: Views
+    folder: Path, monkeypatch: pytest.MonkeyPatch, views: ViewSettings
 ) -> None:
     shared = replace(views, pairs_per_read=2)
     expected = batches(folder, 3, views=shared, batch_size=5)
@@ -563,7 +565,7 @@ def test_pairs_of_a_shared_read_do_not_reach_beyond_it_inside_a_large_volume(tmp
 
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D])
-def test_a_sample_in_steps_is_where_it_says(folder: Path, views: Views) -> None:
+def test_a_sample_in_steps_is_where_it_says(folder: Path, views: ViewSettings) -> None:
     none = Augmentation(
         **dict.fromkeys(("p_noise", "p_blur", "p_gamma", "p_swap", "p_grey", "p_cutout", "p_flip"), 0.0)
     )

@@ -17,8 +17,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from pcrl_nnunet.config import FinetuneSettings, pretrain_settings
+from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.planners import PCRLPlanner, PCRLPlannerResEncL, PCRLPlannerResEncM, PCRLPlannerResEncXL
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 DATASET = "Dataset900_Small"
 SIBLINGS = [

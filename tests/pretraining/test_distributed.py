@@ -17,8 +17,8 @@ import torch
 from nnunetv2.run.run_training import find_free_network_port
 from torch import nn
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.pretraining import distributed
 
@@ -28,9 +28,10 @@ COMMAND = ["-d", "999", "-device", "cpu", "-epochs", "2", "-iters_per_epoch", "2
 # import this file.
 SCRIPT = """
 import os, signal, sys
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
-register.is_registered = lambda: True
+registration.is_registered = lambda: True
 train_step = PCRLPretrainTrainer.train_step
 def step(self, batch, number, *rest):
     found = train_step(self, batch, number, *rest)
@@ -157,7 +158,7 @@ def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_
     assert (tmp_path / "second.steps").read_text() == "1\n2\n3\n"
     assert not [path for path in second.rglob("*") if path.is_file()]
 
-    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(registration, "is_registered", lambda: True)
     monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *COMMAND])
     pretrain.main_entry()
     alone, shared = final(tiny.results), final(first)
@@ -180,9 +181,10 @@ FORKED = """
 import sys
 sys.path[:0] = {path}
 import torch.multiprocessing as mp
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
 mp.spawn = lambda fn, args, nprocs, join: mp.start_processes(fn, args, nprocs, join, start_method="fork")
-register.is_registered = lambda: True
+registration.is_registered = lambda: True
 sys.argv = ["pcrl_nnunet_pretrain", *{arguments}]
 {more}
 pretrain.main_entry()

@@ -20,9 +20,10 @@ COMMAND = ["-d", "999", "-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), 
 # Our command, of which the given step waits for the signal; a step that is done writes its number.
 CODE = """
 import os, signal, sys
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
-register.is_registered = lambda: True
+registration.is_registered = lambda: True
 wait_at, file = int(sys.argv.pop(1)), sys.argv.pop(1)
 train_step = PCRLPretrainTrainer.train_step
 def step(self, batch, number, *rest):
@@ -39,8 +40,9 @@ pretrain.main_entry()
 # the first save has its other name and the draft not yet its own.
 KILLED_WITHIN_A_SAVE = """
 import os, signal, sys
-from pcrl_nnunet.cli import pretrain, register
-register.is_registered = lambda: True
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import pretrain
+registration.is_registered = lambda: True
 where, fsync, replace, saves = sys.argv.pop(1), os.fsync, os.replace, []
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

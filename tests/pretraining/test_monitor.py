@@ -10,17 +10,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 from tiny_dataset import make_plan
 
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.methods import Levels, StepOutput
+from pcrl_nnunet.methods.quantities import effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
 from pcrl_nnunet.pretraining import monitor as monitor_module
-from pcrl_nnunet.pretraining.monitor import (
-    Monitor,
-    effective_rank,
-    judge,
-    matched_minus_shuffled,
-    restoration_ratio,
-    sd_ratio,
-)
+from pcrl_nnunet.pretraining.monitor import Monitor, judge
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 
 def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():

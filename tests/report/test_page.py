@@ -24,8 +24,8 @@ import pytest
 import torch
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.cli import pretrain, register
+from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.networks import encoder_of
@@ -94,7 +94,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def run(tiny, monkeypatch) -> Callable[..., Path]:
     """Runs pcrl_nnunet_pretrain in this process; gives the folder of the pretraining."""
-    monkeypatch.setattr(register, "is_registered", lambda: True)
+    monkeypatch.setattr(registration, "is_registered", lambda: True)
 
     def run(*arguments: str, plan: dict | None = None) -> Path:
         if plan:

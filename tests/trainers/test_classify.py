@@ -21,8 +21,8 @@ from torch._dynamo import OptimizedModule
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.classification.prediction import table_of, write_evaluation
 from pcrl_nnunet.classification.targets import read_targets, split_by_patient
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.networks import Classifier
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
 from pcrl_nnunet.trainers.classify import fitting_batch
 

@@ -15,11 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.config import pretrain_settings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.methods import Levels, StepOutput
+from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.report.page import NAME, Report
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.views import kernels

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcrl_nnunet.config import Views
 from pcrl_nnunet.views.boxes import (
     MULTI_CROP_ASPECT,
     MULTI_CROP_GLOBAL,
@@ -25,6 +24,7 @@ from pcrl_nnunet.views.boxes import (
     sample_shift,
     sample_view_boxes,
 )
+from pcrl_nnunet.views.settings import ViewSettings
 
 PAPER_GLOBAL = ((64, 64, 32), (96, 96, 64), (96, 96, 96), (112, 112, 64))
 PAPER_LOCAL = ((8, 8, 8), (16, 16, 16), (32, 32, 16), (32, 32, 32))
@@ -191,14 +191,14 @@ def corners(box: Box) -> set[tuple[int, ...]]:
     return set(itertools.product(*((low, high - 1) for low, high in zip(box.lower, box.upper, strict=True))))
 
 
-def views_of(global_sizes: list[tuple[int, ...]], local_sizes: list[tuple[int, ...]]) -> Views:
+def views_of(global_sizes: list[tuple[int, ...]], local_sizes: list[tuple[int, ...]]) -> ViewSettings:
     dim = len(global_sizes[0])
-    return Views(tuple(global_sizes), tuple(local_sizes), (8,) * dim, (4,) * dim, (1.0,) * dim)
+    return ViewSettings(tuple(global_sizes), tuple(local_sizes), (8,) * dim, (4,) * dim, (1.0,) * dim)
 
 
 def test_paper_sizes_fit_into_small_volumes_with_a_spread_of_overlaps() -> None:
     rng = np.random.default_rng(0)
-    views = Views(PAPER_GLOBAL, PAPER_LOCAL, (64, 64, 32), (16, 16, 16), (1.0, 1.0, 1.0))
+    views = ViewSettings(PAPER_GLOBAL, PAPER_LOCAL, (64, 64, 32), (16, 16, 16), (1.0, 1.0, 1.0))
     ious = [(boxes := sample_view_boxes((256, 256, 40), views, rng)).pair[0].iou(boxes.pair[1]) for _ in range(300)]
     assert min(ious) >= 0.3
     assert np.mean(np.array(ious) < 0.8) > 0.5

@@ -13,10 +13,10 @@ from batchgenerators.transforms.noise_transforms import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
-from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
-VIEWS = Views(((8, 10, 6), (10, 12, 8)), ((3, 3, 3),), (8, 8, 8), (8, 8, 8), (1.0, 1.0, 2.0))
+VIEWS = ViewSettings(((8, 10, 6), (10, 12, 8)), ((3, 3, 3),), (8, 8, 8), (8, 8, 8), (1.0, 1.0, 2.0))
 STRENGTHS = Augmentation(p_noise=0.0, p_blur=0.0, p_gamma=0.0, p_swap=0.0)
 
 

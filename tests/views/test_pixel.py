@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pcrl_nnunet.config import Augmentation
 from pcrl_nnunet.views import filters
 from pcrl_nnunet.views.pixel import PixelParameters, PixelTransform, apply_pixel, sample_pixel
+from pcrl_nnunet.views.settings import Augmentation
 
 ALWAYS: dict[str, Any] = dict.fromkeys(("p_noise", "p_blur", "p_gamma", "p_swap", "p_grey", "p_cutout"), 1.0)
 ZERO: dict[str, Any] = {

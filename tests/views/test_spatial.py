@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pcrl_nnunet.config import Augmentation
 from pcrl_nnunet.views import filters
 from pcrl_nnunet.views.boxes import Box, sample_inside
+from pcrl_nnunet.views.settings import Augmentation
 from pcrl_nnunet.views.spatial import AffineMap, SpatialViewTransform, resample, rotation, sample_map
 
 NONE = Augmentation(p_flip=0, rotation_degrees=0, scale=0)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pcrl_nnunet.config import Augmentation, Views
 from pcrl_nnunet.views import sub_crop
 from pcrl_nnunet.views.background import Background
 from pcrl_nnunet.views.boxes import Box
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import resample
 from pcrl_nnunet.views.sub_crop import (
     LOCAL_TRIES,
@@ -23,8 +23,8 @@ from pcrl_nnunet.views.sub_crop import (
     background_of_views,
 )
 
-VIEWS = Views(((12, 16, 12), (18, 20, 16)), ((4, 5, 4), (8, 8, 8)), (12, 16, 12), (5, 5, 5), (1.0, 1.0, 2.0))
-VIEWS_2D = Views(((16, 12), (20, 16)), ((5, 4), (8, 8)), (16, 12), (5, 5), (1.0, 1.0))
+VIEWS = ViewSettings(((12, 16, 12), (18, 20, 16)), ((4, 5, 4), (8, 8, 8)), (12, 16, 12), (5, 5, 5), (1.0, 1.0, 2.0))
+VIEWS_2D = ViewSettings(((16, 12), (20, 16)), ((5, 4), (8, 8)), (16, 12), (5, 5), (1.0, 1.0))
 
 
 class RecordedVolume:
@@ -40,7 +40,7 @@ class RecordedVolume:
         return self.reads[-1]
 
 
-def draw(volume: Any, views: Views = VIEWS, seed: int = 0, **strengths: float) -> dict[str, Any]:
+def draw(volume: Any, views: ViewSettings = VIEWS, seed: int = 0, **strengths: float) -> dict[str, Any]:
     transform = SubCropTransform(views, replace(Augmentation(), **strengths))  # type: ignore[arg-type]
     return transform(data=volume, rng=np.random.default_rng(seed))
 
@@ -63,7 +63,7 @@ def skull_stripped(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     return (image / image.std((1, 2, 3), keepdims=True)).astype(np.float32), outside
 
 
-def shares_of_local(volume: Any, outside: np.ndarray, views: Views = VIEWS, samples: int = 60) -> np.ndarray:
+def shares_of_local(volume: Any, outside: np.ndarray, views: ViewSettings = VIEWS, samples: int = 60) -> np.ndarray:
     """The shares of local crops that lie outside, by the truth."""
     found = []
     for seed in range(samples):
@@ -87,7 +87,7 @@ def test_views_of_the_part_that_is_read_are_those_of_the_whole_volume(seed: int,
 
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D, replace(VIEWS_2D, crops="multi_crop")])
-def test_local_crops_show_more_than_background(monkeypatch: pytest.MonkeyPatch, views: Views) -> None:
+def test_local_crops_show_more_than_background(monkeypatch: pytest.MonkeyPatch, views: ViewSettings) -> None:
     volume, outside = skull_stripped(40, 50, 40)
     after = shares_of_local(volume, outside, views)
     monkeypatch.setattr(sub_crop, "LOCAL_TRIES", 1)
@@ -104,7 +104,7 @@ def test_local_crops_of_a_shared_read_show_more_than_background() -> None:
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D, replace(VIEWS_2D, crops="multi_crop")])
 def test_a_moved_crop_keeps_its_size_and_its_map_and_stays_where_voxels_were_read(
-    monkeypatch: pytest.MonkeyPatch, views: Views
+    monkeypatch: pytest.MonkeyPatch, views: ViewSettings
 ) -> None:
     volume, _ = skull_stripped(60, 60, 60)
     moved = 0

@@ -1,0 +1,171 @@
+"""Quantities that show whether a pretraining learns, and the alarms that they raise.
+
+A cosine loss near -1 is no proof of learning: constant features reach it, too. B samples, K vectors, c channels of a
+feature, C image channels, * space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the sphere
+COLLAPSED_RANK = 2.0
+NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
+DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
+DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which a network at its start nearly reaches
+EARLY_STEPS = 200  # before them nothing is judged: an epoch's mean still holds the first steps
+# Before these a loss may stand still and begin to learn all the same (docs/evidence/hippocampus.md): the restoration,
+GRACE_STEPS = 500
+COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts where there is nothing to compare
+
+Alarm = tuple[int, str]  # the number of steps from which on it is one, and its sentence
+
+
+def _no_alarm(group: str, values: Mapping[str, float]) -> Alarm | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that is watched while a training runs, its chart, and its alarm.
+
+    Attributes:
+        name: in `StepOutput.values`, log and checkpoint.
+        heading: of the chart.
+        good: what a good training shows.
+        caption: explains the chart.
+        lower: end of the chart's axis.
+        line: a value that is drawn dotted, such as that of chance.
+        of_vectors: computes it from an epoch's vectors (K, c) of a group; None: the method's steps give it.
+        alarm: says what failed, from all quantities of a group in an epoch; None: nothing did.
+    """
+
+    name: str
+    heading: str
+    good: str
+    caption: str
+    lower: float | None = None
+    line: float | None = None
+    of_vectors: Callable[[Tensor], Tensor] | None = None
+    alarm: Callable[[str, Mapping[str, float]], Alarm | None] = _no_alarm
+
+
+def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
+    """Mean cosine of p and v (B, c) of the same sample, less that of different samples; 0 tells nothing apart."""
+    # float32 also under autocast: half precision would round away small differences
+    with nullcontext() if p.is_meta else torch.autocast(p.device.type, enabled=False):
+        cosines = F.normalize(p.float(), dim=1) @ F.normalize(v.float(), dim=1).T
+    matched = cosines.diagonal().mean()
+    shuffled = (cosines.sum() - cosines.diagonal().sum()) / (cosines.numel() - len(cosines))
+    return matched - shuffled
+
+
+def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the target's variance: 1 for the mean of each view, 0 for the target.
+
+    The variance is taken within a view and channel, then averaged over these: views differ in their mean, channels
+    differ more, and restoring no more than means must not look like a success.
+
+    Args:
+        restored, target: (B, views, C, *).
+    """
+    variance = target.float().flatten(3).var(3, correction=0).mean()
+    return F.mse_loss(restored.float(), target.float()) / variance.clamp_min(1e-12)
+
+
+def sd_ratio(v: Tensor) -> Tensor:
+    """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1).
+
+    The BatchNorm before v hides most collapses from it: `effective_rank` and `matched_minus_shuffled` see more.
+    """
+    return F.normalize(v.float(), dim=1).std(0).mean() * v.shape[1] ** 0.5
+
+
+def effective_rank(v: Tensor) -> Tensor:
+    """exp of the entropy of the normalised singular values of the centred v (K, c) (Roy & Vetterli, 2007)."""
+    singular = torch.linalg.svdvals(v.float() - v.float().mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def _of(group: str) -> str:
+    return f" of {group}" if group else ""
+
+
+def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
+    ratio = values["restoration_ratio"]
+    if ratio < DEAD_RESTORATION:  # False also where it is not a number
+        return None
+    diverged = ratio > DIVERGED_RESTORATION
+    return (
+        EARLY_STEPS if diverged else GRACE_STEPS,
+        f"restoration{_of(group)} is {'far off' if diverged else 'dead'}: its error is {ratio:.2f} of the images' "
+        f"variance, where a constant image reaches 1.00; lower initial_lr or check the images (--dry_run)",
+    )
+
+
+def _not_told_apart(group: str, values: Mapping[str, float]) -> Alarm | None:
+    margin = values["matched_minus_shuffled"]
+    if margin >= NOT_TOLD_APART:
+        return None
+    return (
+        COMPARISON_GRACE_STEPS,
+        f"features{_of(group)} do not tell scans apart: two views of the same scan are as alike as views of two scans "
+        f"(cosine {margin:+.3f} more); train longer, or raise batch_size",
+    )
+
+
+def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
+    spread, rank = values["sd_ratio"], values["effective_rank"]
+    if spread >= COLLAPSED_SD and rank >= COLLAPSED_RANK:
+        return None
+    return (
+        GRACE_STEPS,
+        f"features{_of(group)} have collapsed: sd {spread:.2f} of an even spread's, effective rank {rank:.1f}; lower "
+        f"the weight of the comparison or initial_lr, or raise batch_size",
+    )
+
+
+RESTORATION = Quantity(
+    "restoration_ratio",
+    "Restoration error / variance",
+    "falls well below 1",
+    "1 (dotted): nothing of the image is restored, a constant picture reaches as much. It should fall well below.",
+    lower=0,
+    line=1,
+    alarm=_dead_restoration,
+)
+MATCHING = Quantity(
+    "matched_minus_shuffled",
+    "Matched minus shuffled cosine",
+    "rises above 0",
+    "0 (dotted): not told apart, two views of one scan look no more alike to the network than views of two scans. "
+    "It should rise above; where all scans show the same small organ that takes thousands of steps.",
+    line=0,
+    alarm=_not_told_apart,
+)
+SPREAD = Quantity(
+    "sd_ratio",
+    "Spread of the features",
+    "near 1",
+    "1: spread evenly over all directions. Below the dotted line they have collapsed: all views look the same.",
+    lower=0,
+    line=COLLAPSED_SD,
+    of_vectors=sd_ratio,
+)
+RANK = Quantity(
+    "effective_rank",
+    "Effective rank of the features",
+    "well above 2",
+    "How many directions the features make use of. Below the dotted line they have collapsed.",
+    lower=0,
+    line=COLLAPSED_RANK,
+    of_vectors=effective_rank,
+    alarm=_collapsed,
+)

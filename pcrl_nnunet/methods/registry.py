@@ -1,0 +1,63 @@
+"""The methods by name: the built-in ones, and those of other installed packages.
+
+A package offers a method by an entry point of the group ``pcrl_nnunet.methods``. A method's module is imported only
+when its name is chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.base import Method
+
+GROUP = "pcrl_nnunet.methods"
+DEFAULT = "pcrlv2"  # also the method of the checkpoints of version 0.1.0, which knew no other
+BUILT_IN = {"pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2"}
+NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")  # nnU-Net splits the names of its folders at __
+
+
+def names() -> list[str]:
+    """Return the names of all methods, the built-in ones first. Nothing is imported."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys())]
+
+
+def method_class(name: str) -> type[Method]:
+    """Import a method by its name. A built-in name cannot be taken by another package.
+
+    Raises:
+        UserError: there is none of this name, several packages offer it, or it is not a method.
+    """
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        built_in: type[Method] = getattr(import_module(module), attribute)
+        return built_in
+    found = [point for point in entry_points(group=GROUP) if point.name == name]
+    if not found:
+        raise UserError(f"there is no method '{name}'; expected one of {', '.join(names())}: give it with -method NAME")
+    if len({point.value for point in found}) > 1:
+        packages = ", ".join(_package(point) for point in found)
+        raise UserError(f"several packages offer a method '{name}' ({packages}); uninstall all but one of them")
+    return _loaded(found[0])
+
+
+def _loaded(point: EntryPoint) -> type[Method]:
+    found = point.load()  # what it raises is the package's own, with its traceback
+    package = _package(point)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"method '{point.name}' of {package} is {found!r}; expected a subclass of pcrl_nnunet.methods.Method: "
+            f"correct its entry point"
+        )
+    if found.name != point.name or not NAME.fullmatch(point.name):
+        raise UserError(
+            f"method '{point.name}' of {package} calls itself '{found.name}'; expected the same name of letters, "
+            f"digits and single underscores in its class and its entry point"
+        )
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

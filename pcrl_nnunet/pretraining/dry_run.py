@@ -1,0 +1,158 @@
+"""A few real steps of a pretraining, which tell its sizes, memory and hours (``--dry_run``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import in_place_of_earlier
+from pcrl_nnunet.loading.cases import CaseVolume
+from pcrl_nnunet.loading.loader import ViewLoader, make_loader
+from pcrl_nnunet.plans import channel_labels
+from pcrl_nnunet.pretraining.distributed import largest_part
+from pcrl_nnunet.pretraining.memory import estimated_peak
+from pcrl_nnunet.pretraining.preparation import prepares
+from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.views import kernels
+
+NUM_PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A few real steps of a pretraining."""
+
+    trainer: Any
+    loader: ViewLoader
+    batch_size: int  # of one process
+    estimated_bytes: int | None  # peak of the network; None: it cannot be told from shapes alone
+    peak_bytes: float  # on the GPU, or of the process
+    loading: float  # seconds a batch takes one worker
+    seconds_a_step: float
+
+
+def measured(
+    make_trainer: Callable[[], Any],
+    device: torch.device,
+    draw_views: Callable[[ViewLoader, Mapping[str, Any]], None] | None = None,
+    processes: int = 1,
+) -> Measurement:
+    """Do one step of each variant on the device, in a results folder that is thrown away.
+
+    Args:
+        make_trainer: makes the trainer of the pretraining.
+        draw_views: draws the views of a few cases, from the loader and the dataset.json.
+        processes: that share a batch. The part of one is measured, without what they exchange.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["nnUNet_results"] = folder
+        os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
+        trainer = make_trainer()
+        trainer.initialize()
+        settings, views = trainer.settings, trainer.views()
+        number, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
+        estimate = estimated_peak(trainer.network, views.arrays, number, settings.optimizer)
+        loader = ViewLoader(trainer.cases, views, number, settings.seed)
+        kernels.compile_all()  # once a training, not once a batch
+        start = time()
+        next(loader)
+        loading = time() - start
+        if draw_views is not None:
+            draw_views(loader, trainer.dataset_json)
+        trainer.dataloader_train = make_loader(
+            trainer.cases, views, number, settings.seed, num_workers=workers, pin_memory=device.type == "cuda"
+        )
+        variants = trainer.network.variants()
+        try:
+            # the dearest first: it needs the most memory, and warms up
+            trainer.train_step(next(trainer.dataloader_train), 0, variants[-1])
+            seconds = []
+            for drawn in variants:
+                start = time()
+                trainer.train_step(next(trainer.dataloader_train), 0, drawn)
+                seconds.append(time() - start)
+        finally:
+            trainer.dataloader_train.close()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
+    # the queues of the workers were full: in the long run a step takes no less than its batch
+    # (without workers the batch was made within the step)
+    a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
+    return Measurement(trainer, loader, number, estimate, peak, loading, a_step)
+
+
+def described(found: Measurement, device: torch.device, processes: int) -> Iterator[str]:
+    """Yield the lines of a dry run."""
+    trainer, settings = found.trainer, found.trainer.settings
+    method = trainer.method
+    facts = {
+        "method": method.title,
+        "cases": str(len(trainer.cases)),
+        **method.facts(settings.own),
+        "background": found.loader.background_line(),
+        "batch": f"{settings.batch_size} samples",
+    }
+    yield from (_line(name, text) for name, text in facts.items() if text)
+    if processes > 1:
+        yield _line("processes", f"{processes}; memory and time are of one of them, with {found.batch_size} of these")
+        yield _line("", "samples, without the exchange of gradients")
+    yield _line("length", f"{settings.epochs} epochs of {settings.iters_per_epoch} steps")
+    if prepares(method):
+        yield _line("before the training", f"{method.title} prepares it, which is not measured here")
+    where = f"on {device}" if device.type == "cuda" else "for the process"
+    if found.estimated_bytes is not None:
+        yield _line("peak memory", f"{found.estimated_bytes / 2**30:.2f} GB estimated for the network in float32")
+    name = "peak memory" if found.estimated_bytes is None else ""
+    yield _line(name, f"{found.peak_bytes / 2**30:.2f} GB measured {where}")
+    yield from _time(found, settings, device)
+
+
+def _time(found: Measurement, settings: PretrainSettings, device: torch.device) -> Iterator[str]:
+    loading = f"{found.loading:.2f} s, with {get_allowed_n_proc_DA()} loading processes)"
+    yield _line("time", f"{found.seconds_a_step:.2f} s a step on {device} (mean of one step of each variant;")
+    yield _line("", f"one batch of samples takes {loading}")
+    yield _line("", f"{found.seconds_a_step * settings.steps / 3600:.1f} hours in all")
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<22}{text}"
+
+
+def _peak_of_process() -> float:
+    """Return bytes; not a number where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def draw_views(loader: ViewLoader, dataset_json: Mapping[str, Any], folder: str, draw: Callable[..., None]) -> None:
+    """Draw one picture a case, for a few cases, evenly from first to last.
+
+    Args:
+        folder: for the pictures; an earlier one of this name is replaced.
+        draw: `report.pictures.views_of_a_case`.
+    """
+    with in_place_of_earlier(folder):
+        for case, rng in loader.examples(NUM_PICTURES):
+            path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")
+            volume = CaseVolume(case)
+            try:
+                os.makedirs(folder, exist_ok=True)
+                channels = channel_labels(case.name, dataset_json, volume.shape[0])
+                shown = loader.views.show(case, volume, rng)
+                draw(case.name, volume, shown, loader.views.spacing, channels, path)
+            except OSError as error:
+                raise UserError(
+                    f"the picture {path} cannot be written ({error.strerror}); run this in a folder that you may write "
+                    f"to"
+                ) from error

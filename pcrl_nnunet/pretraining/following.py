@@ -1,0 +1,53 @@
+"""The command that comes after a pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pcrl_nnunet import output_folder
+from pcrl_nnunet.commands import command, device_option
+from pcrl_nnunet.ingest.maskless import trainer_for
+from pcrl_nnunet.ingest.target import TARGET_KEY
+from pcrl_nnunet.named_plans import name_of
+
+
+def next_command(
+    final: str,
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: Mapping[str, Any],
+    device: str,
+    method: str,
+) -> str:
+    """Return a line that says what to do with a finished pretraining.
+
+    Args:
+        final: path of its checkpoint.
+        plans, configuration, fold, dataset_json: of the pretraining.
+        device: its type.
+        method: its name.
+    """
+    if TARGET_KEY in plans:
+        target, plans_name = (plans[TARGET_KEY][key] for key in ("dataset_name", "plans_name"))
+        name = "_".join(part for part in (plans["dataset_name"], name_of(plans)) if part)
+        bring = command("pcrl_nnunet_transfer", i=final, d=target, c=configuration, p=plans_name, name=name)
+        return f"Bring it into {target} with: {bring}"
+    trainer = trainer_for(plans, dataset_json)
+    if trainer is None:
+        bring = command("pcrl_nnunet_transfer", i=final, d="DATASET", name=plans["dataset_name"])
+        return (
+            f"{plans['dataset_name']} has neither masks nor a table of classes; bring the encoder into a dataset that "
+            f"has, with: {bring}"
+        )
+    if output_folder.pretrained_by_others(plans["dataset_name"], plans["plans_name"], configuration, method):
+        trainer = f"{trainer}_{method}"
+    number, others = (0, ", and the other folds alike,") if fold == "all" else (fold, "")
+    train = command(
+        *("nnUNetv2_train", plans["dataset_name"], configuration, number),
+        tr=trainer,
+        p=plans["plans_name"],
+        device=device_option(device),
+    )
+    return f"Fine-tune fold {number}{others} with: {train}"

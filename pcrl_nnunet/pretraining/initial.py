@@ -1,0 +1,60 @@
+"""Starting from another training's encoder (``-init``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.transfer import weights as transfer
+
+KNOWN = ("method", "datasets", "configuration", "fold", "epochs", "cases")
+
+
+def load_initial(
+    path: str, plan_network: nn.Module, method: Method, plans: Mapping[str, Any], configuration: str, folder: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Load the encoder of a checkpoint and, where the same method trained it, what fits of the method's own weights.
+
+    Args:
+        path: of the checkpoint.
+        plan_network: whose encoder the method trains.
+        method: on the plan's network.
+        plans, configuration, folder: of the pretraining; the preprocessed dataset's folder.
+
+    Returns:
+        What is known of the checkpoint, and lines for the log.
+
+    Raises:
+        UserError: the encoder does not fit the plan's network.
+    """
+    content = checkpoint.read_encoder(path)
+    try:
+        transfer.check_architecture(content, plans, configuration, folder)
+        report = transfer.load_encoder(plan_network, content, allow_partial=True)
+    except UserError as error:
+        raise UserError(f"-init {path}: {error}") from error
+    own, given = method.state_dict(), content.get("method_weights", {})
+    fitting = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
+    # modules are counted from the coarsest level: with other stages, or of another method, their names mean others
+    if content["method"] != method.name or transfer.decoder_levels(given) != transfer.decoder_levels(own):
+        fitting = {}
+    method.load_state_dict(fitting, strict=False)
+    init = {
+        "checkpoint": path,
+        "encoder_share": report.encoder_share,
+        "all_cases_known": content.get("all_cases_known", True),
+        **{key: content[key] for key in KNOWN},
+    }
+    origin = ", ".join(f"{key} {content[key]}" for key in KNOWN if key != "cases")
+    lines = [
+        f"Starting from {path}\n  {origin}\n{report.summary()}\n"
+        f"{len(fitting)} of {len(given)} tensors of the method's own weights go on"
+    ]
+    if not init["all_cases_known"]:
+        lines.append(transfer.UNKNOWN_CASES)
+    return init, lines

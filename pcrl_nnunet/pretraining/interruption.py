@@ -1,0 +1,50 @@
+"""SIGTERM, which schedulers send before they end a job, and the command that goes on after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from pcrl_nnunet.commands import command
+
+
+class Terminated(BaseException):
+    """SIGTERM came where there is no step to finish."""
+
+
+class Sigterm:
+    """A context in which SIGTERM does not end the process. Only the main thread hears it."""
+
+    def __init__(self, at_once: bool) -> None:
+        self.heard = False
+        self.at_once = at_once  # raises `Terminated`; False: whoever looks at `heard` stops in time
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.heard = True
+        self.look()
+
+    def look(self) -> None:
+        """Raise `Terminated` if the signal came and is to be answered at once. Of several signals the first counts."""
+        if self.heard and self.at_once:
+            self.at_once = False
+            raise Terminated
+
+    def __enter__(self) -> Sigterm:
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.in_main_thread:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def command_to_go_on(saved: bool = True) -> str:
+    """Write the command that goes on with this training, or starts it again if nothing has been saved."""
+    words = [word for word in sys.argv[1:] if word != "--c" and (word != "--overwrite" or not saved)]
+    again = command(os.path.basename(sys.argv[0]), *words, *([] if "--overwrite" in words else ["--c"]))
+    return f"the same torchrun, with {again}" if "TORCHELASTIC_RUN_ID" in os.environ else again

@@ -1,0 +1,122 @@
+"""The checks of a pretraining that was asked for, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pcrl_nnunet import checkpoint, output_folder
+from pcrl_nnunet.checkpoint import plans_hash
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
+from pcrl_nnunet.plans import DEFAULT_CONFIGURATION, PlannedConfiguration, load_plan
+from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.transfer import weights as transfer
+
+Others = Mapping[str, tuple[str, str, str]]  # folder, data identifier and plan's hash of further datasets, by name
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pretraining that was asked for."""
+
+    plan: PlannedConfiguration
+    fold: int | str
+    settings: PretrainSettings
+    data: PretrainingData
+    init: str | None = None  # checkpoint to start from
+    continues: bool = False  # --c
+    overwrite: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The output folder."""
+        plans = self.plan.plans
+        return output_folder.path_of(
+            output_folder.name_of_pretrainer(self.settings.method),
+            plans["dataset_name"],
+            plans["plans_name"],
+            self.plan.configuration,
+            self.fold,
+        )
+
+    def anew(self) -> Request:
+        """Return the same pretraining, from its first step."""
+        return replace(self, init=None, continues=False, overwrite=False)
+
+
+def fold_named(text: str) -> int | str:
+    """Return the fold that ``-f`` names: a number, or ``all``."""
+    if text != "all" and not (text.isascii() and text.isdecimal()):
+        raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
+    return text if text == "all" else int(text)
+
+
+def refuse_cascade(plan: PlannedConfiguration) -> None:
+    """Raise `UserError` for the second stage of a cascade."""
+    if plan.resolved.get("previous_stage"):
+        raise UserError(
+            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
+            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
+        )
+
+
+def other_datasets(
+    datasets: Sequence[str], target: str | None, plans_name: str, plan: PlannedConfiguration
+) -> dict[str, tuple[str, str, str]]:
+    """Find the preprocessed data of the datasets after the first.
+
+    Args:
+        datasets: as ``-d`` has them.
+        target: as ``-target`` has it.
+        plans_name: as ``-p`` has it.
+        plan: of the first dataset.
+
+    Returns:
+        Folder, data identifier and hash of the plan, by the dataset's name.
+
+    Raises:
+        UserError: one of them is not prepared for the first's (or -target's) plan, or has other channels.
+    """
+    found: dict[str, tuple[str, str, str]] = {}
+    for dataset in datasets[1:]:
+        other = load_plan(dataset, existing_plan(dataset, target or datasets[0], plans_name), plan.configuration)
+        name = other.plans["dataset_name"]
+        channels, own = (len(p.dataset_json["channel_names"]) for p in (other, plan))
+        if channels != own:
+            raise UserError(
+                f"{name} has {channels} channels and {plan.plans['dataset_name']} {own}; take datasets with the same "
+                f"number, or pretrain on each alone"
+            )
+        spacings = other.resolved["spacing"], plan.resolved["spacing"]
+        if spacings[0] != spacings[1] or other.plans["transpose_forward"] != plan.plans["transpose_forward"]:
+            raise UserError(
+                f"{name} was preprocessed with a spacing of {spacings[0]}, axes {other.plans['transpose_forward']}, "
+                f"and {plan.plans['plans_name']} of {plan.plans['dataset_name']} now has {spacings[1]}, axes "
+                f"{plan.plans['transpose_forward']}; preprocess it again: "
+                f"{preprocess_command(dataset, target or datasets[0], plans_name)}"
+            )
+        if name in (plan.plans["dataset_name"], *found):
+            raise UserError(f"-d has {name} more than once; give every dataset once")
+        found[name] = (other.folder, other.resolved["data_identifier"], plans_hash(other.plans))
+    return found
+
+
+def check_initial(plan: PlannedConfiguration, path: str) -> None:
+    """Raise `UserError` for a checkpoint that could not be started from."""
+    try:
+        transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
+    except UserError as error:
+        raise UserError(f"-init {path}: {error}") from error
+
+
+def refuse_initial_that_has_seen(path: str, data: PretrainingData, fold: int | str) -> None:
+    """Raise `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
+    dataset = data.found.target or data.found.dataset
+    seen = transfer.cases_seen(checkpoint.read_encoder(path), dataset, data.found.held_out_cases)
+    if seen:
+        raise UserError(
+            f"-init {path} has seen validation cases of fold {fold}, which -f leaves out: {', '.join(seen[:5])}; "
+            f"take a checkpoint that was pretrained with -f {fold}, or leave -f out"
+        )

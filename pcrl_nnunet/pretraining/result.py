@@ -1,0 +1,92 @@
+"""The content of ``checkpoint_final.pth``; see `pcrl_nnunet.checkpoint` for its form."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case, fingerprint
+from pcrl_nnunet.methods.base import Method
+
+PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
+
+
+def weights(plan_network: nn.Module, method: Method) -> dict[str, Any]:
+    """Return the plan's network with what the method has trained of it, and the method's own weights.
+
+    A tensor of the plan's network is pretrained if the method holds it, too. All others are random.
+    """
+    trained = {_storage(tensor) for tensor in method.state_dict().values()}
+    whole = plan_network.state_dict()
+    random = [name for name, tensor in whole.items() if _storage(tensor) not in trained]
+    of_plan = {_storage(tensor) for tensor in whole.values()}
+    network: Any = copy.deepcopy(plan_network).cpu()  # aliases stay aliases, and are stored once
+    return {
+        "network_weights": network.state_dict(),
+        "random_keys": random,
+        "method_weights": {
+            name: tensor.detach().cpu()
+            for name, tensor in method.state_dict().items()
+            if _storage(tensor) not in of_plan
+        },
+        "encoder_hash": checkpoint.encoder_hash(network.encoder),
+    }
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def of_method(method: Method) -> dict[str, Any]:
+    """Return the method's name and the papers to cite."""
+    return {
+        "method": method.name,
+        "citations": [
+            {"type": "Pretraining method", "name": method.title, "apa_citations": list(method.citations)},
+        ],
+    }
+
+
+def cases_seen(cases: Sequence[Case], init: Mapping[str, Any] | None, warnings: list[str]) -> list[dict[str, Any]]:
+    """Return name, path within nnUNet_preprocessed and fingerprint of the cases, and those that ``-init`` had seen.
+
+    A case that has gone bad since it was seen must not cost the finished training: its fingerprint is None.
+
+    Args:
+        warnings: takes a sentence for each such case.
+    """
+
+    def of_case(case: Case) -> str | None:
+        try:
+            return fingerprint(case)
+        except UserError as error:
+            warnings.append(f"WARNING: the checkpoint knows a case by its name only: {error}")
+            return None
+
+    with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:  # reading and hashing do not hold the interpreter
+        fingerprints = pool.map(of_case, cases)
+    own = [
+        {"name": case.name.rsplit("/", 1)[-1], "path": relative_path(case), "sha256": sha256}
+        for case, sha256 in zip(cases, fingerprints, strict=True)
+    ]
+    return [*own, *(init["cases"] if init else ())]
+
+
+def relative_path(case: Case) -> str:
+    """Return the path of a case within nnUNet_preprocessed."""
+    return os.path.relpath(case.path, nnUNet_preprocessed)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a training depends on."""
+    return {name: version(name) for name in PACKAGES}

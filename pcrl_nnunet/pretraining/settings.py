@@ -1,0 +1,129 @@
+"""Settings of a pretraining: the shared ones, and the method's own.
+
+Everything has a default derived from the plan. A plan may carry a block that changes them::
+
+    "pcrl": {"pretrain": {"method": "pcrlv2", "epochs": 240, "pcrlv2": {"restoration": "full"},
+                          "3d_fullres": {"batch_size": 16, "pcrlv2": {"views": {"num_local": 4}}}}}
+
+A block with the name of a configuration holds for that configuration alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.settings import merged, part, pcrl_block, replaced
+
+ADAMW_LR = 1e-3
+WHERE = "pcrl.pretrain"
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """One pretraining. A step sees `batch_size` samples; an epoch has `iters_per_epoch` steps."""
+
+    method: str
+    own: Any  # the method's: an instance of its `Settings`
+    batch_size: int
+    epochs: int = 240
+    iters_per_epoch: int = 250
+    seed: int = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    initial_lr: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "iters_per_epoch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.initial_lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.seed < 0:
+            raise UserError(
+                f"initial_lr {self.initial_lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, seed "
+                f"{self.seed}: expected a rate above 0, a momentum from 0 to below 1, and no negative number"
+            )
+        if self.optimizer not in ("sgd", "adamw"):
+            raise UserError(f"{WHERE}.optimizer is '{self.optimizer}'; expected 'sgd' or 'adamw'")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for the log and the checkpoint, in the form of the plan's block."""
+        shared = {name: value for name, value in asdict(self).items() if name != "own"}
+        return {**shared, self.method: asdict(self.own)}
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.iters_per_epoch
+
+
+def method_of(plan: Mapping[str, Any], name: str | None = None) -> type[Method]:
+    """Return the method that is asked for by name, else by the plan, else the default one."""
+    given = part(pcrl_block(plan), "pretrain", "pcrl.").get("method", DEFAULT)
+    if not isinstance(given, str):
+        raise UserError(f"{WHERE}.method is {given!r}; expected one of {', '.join(names())}")
+    return method_class(name or given)
+
+
+def pretrain_settings(
+    plan: Mapping[str, Any], name: str, configuration: Mapping[str, Any], **overrides: Any
+) -> PretrainSettings:
+    """Return the settings in effect: defaults by the plan, then its ``pcrl.pretrain`` part, then overrides.
+
+    Args:
+        plan: nnU-Net's plan.
+        name: of the configuration, such as 3d_fullres.
+        configuration: what nnU-Net's `ConfigurationManager` holds for it (inheritance resolved).
+        overrides: fields of `PretrainSettings`; None means not given.
+
+    Raises:
+        UserError: a setting is not known or out of its range.
+    """
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    method = method_of(plan, overrides.pop("method", None))
+    facts = PlanFacts.of(name, configuration)
+    given = _of_configuration(part(pcrl_block(plan), "pretrain", "pcrl."), plan, name)
+    given.pop("method", None)
+    blocks = {other: given.pop(other) for other in [*given] if isinstance(given[other], Mapping)}
+    for other in blocks.keys() - {*names(), method.name}:
+        raise UserError(
+            f"{WHERE}.{other} is a block for no method and for no configuration of the plan; expected one of "
+            f"{', '.join([*names(), *plan['configurations']])}"
+        )
+    own, batch_size = method.configure(facts, part(blocks, method.name, f"{WHERE}."))
+    wanted = {**given, **overrides}
+    if wanted.get("optimizer") == "adamw":
+        wanted.setdefault("initial_lr", ADAMW_LR)
+    settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**method.defaults, **wanted})
+    needed, why = method.min_batch_size
+    if settings.batch_size < needed:
+        raise UserError(
+            f"batch_size is {settings.batch_size}; {why} needs at least {needed} samples: raise -batch_size, or make "
+            f"the views smaller under {WHERE}.{method.name} in the plan"
+        )
+    return settings
+
+
+def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a block of settings with that of the configuration over it, and without those of the others."""
+    shared = {key: value for key, value in given.items() if key not in plan["configurations"]}
+    return merged(shared, part(given, name, f"{WHERE}."))
+
+
+def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's settings in the form of `PretrainSettings.as_dict`.
+
+    Version 0.1.0 knew one method, whose settings lay among the shared ones.
+    """
+    if "method" in settings:
+        return dict(settings)
+    names_of_shared = {*PretrainSettings.__dataclass_fields__} - {"own"}
+    shared = {name: value for name, value in settings.items() if name in names_of_shared}
+    own = {name: value for name, value in settings.items() if name not in names_of_shared and name != "probe_every"}
+    own["views"] = {name: value for name, value in own.get("views", {}).items() if name != "pairs_per_read"}
+    return {"method": DEFAULT, **shared, DEFAULT: own}

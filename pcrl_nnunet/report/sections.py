@@ -1,0 +1,134 @@
+"""The sections of a report that need the facts alone."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.report.facts import Facts
+from pcrl_nnunet.report.html import chart, table, text, value
+
+CASES_LISTED = 200  # a folder of cases
+
+
+def heading(facts: Facts, finished: bool) -> str:
+    """Return what was trained, on what, and how far."""
+    s, log = facts.settings, facts.log
+    badge = "finished" if finished else "not finished"
+    fold = "all cases" if facts.fold == "all" else f"fold {facts.fold}"
+    times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
+    a_step = [(end - start) / s.iters_per_epoch for start, end in times]
+    short = {
+        "Epochs": f"{facts.epochs_done} of {s.epochs}",
+        "Steps": f"{facts.steps:,} of {s.steps:,}",
+        "A step": f"{s.batch_size} samples" + (f", {np.median(a_step):.2g} s" if a_step else ""),
+        "Cases": f"{len(facts.data.used):,}",
+        "Device": facts.device,
+        "Written": datetime.now().strftime("%Y-%m-%d %H:%M"),
+    }
+    long = {"Versions": ", ".join(f"{name} {version(name)}" for name in ("pcrl_nnunet", "nnunetv2", "torch"))}
+    if facts.init:
+        long["Started from"] = facts.init["checkpoint"]
+    long["Folder"] = facts.folder
+    listed = "".join(
+        f"<div{' class=long' if name in long else ''}><dt>{name}</dt><dd>{text(fact)}</dd></div>"
+        for name, fact in {**short, **long}.items()
+    )
+    return (
+        f'<header><p class="kind">Pretraining by {text(facts.network.title)}, without labels</p>'
+        f"<h1>{text(' + '.join(facts.data.datasets))} "
+        f'<span class="badge {"done" if finished else "open"}">{badge}</span></h1>'
+        f'<p class="of"><span>plan <b>{text(facts.plans_name)}</b></span> '
+        f"<span>configuration <b>{text(facts.configuration)}</b></span> <span><b>{text(fold)}</b></span></p>"
+        f"<dl>{listed}</dl></header>"
+    )
+
+
+def losses(facts: Facts) -> str:
+    """Return the charts of the loss's terms and of the learning rate."""
+
+    def of(name: str) -> tuple[range, Sequence[float]]:
+        return range(1, len(facts.log[name]) + 1), facts.log[name]
+
+    curves = {label: of(name) for name, label in facts.network.terms.items()} or {"loss": of("train_losses")}
+    there = {label: curve for label, curve in curves.items() if np.isfinite(curve[1]).any()}
+    charts = (
+        chart("Losses", facts.network.terms_caption, there),
+        chart("Learning rate", "A cosine decay to 0 over all steps, as it is when an epoch begins.", {"": of("lrs")}),
+    )
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def cases(facts: Facts) -> str:
+    """Return the cases by folder, with their share of the samples, and what was left out."""
+    by_folder: dict[str, list[Case]] = defaultdict(list)
+    for case in facts.data.used:
+        by_folder[os.path.dirname(case.path)].append(case)
+    weight = sum(case.weight for case in facts.data.used)
+    rows, lists = [], []
+    for folder, of_folder in by_folder.items():
+        dataset, data = os.path.split(folder)
+        dataset = os.path.basename(dataset)
+        rows.append((dataset, data, f"{len(of_folder):,}", f"{sum(case.weight for case in of_folder) / weight:.1%}"))
+        lists.append(_names(f"{dataset}, {data}", [case.name for case in of_folder]))
+    started = facts.init["cases"] if facts.init else []
+    if started:
+        lists.append(_names("seen before, by the checkpoint that it started from", [case["name"] for case in started]))
+    if facts.init and not facts.init["all_cases_known"]:
+        lists.append("<p>The checkpoint that it started from does not list all cases that it has seen.</p>")
+    if facts.data.copies:
+        copies = [f"{copy}, which has the voxels of {case}" for copy, case in facts.data.copies.items()]
+        lists.append(_names("left out as copies of validation cases", copies))
+    drawn = facts.steps * facts.settings.batch_size
+    return (
+        f"<p>Samples are drawn from {len(facts.data.used):,} cases; {drawn:,} samples so far, "
+        f"{drawn / len(facts.data.used):.3g} of a case on average. {text(facts.data.note_on_fold())}</p>"
+        f"{table([['Dataset', ''], ['Folder', ''], ['Cases', ''], ['Share of the samples', '']], rows)}{''.join(lists)}"
+    )
+
+
+def _names(title: str, names: Sequence[str]) -> str:
+    shown = "".join(f"<li>{text(name)}</li>" for name in names[:CASES_LISTED])
+    more = f"<p>The first {CASES_LISTED} are listed.</p>" if len(names) > CASES_LISTED else ""
+    summary = f"<summary>{len(names):,} cases: {text(title)}</summary>"
+    return f'<details>{summary}{more}<ul class="cases">{shown}</ul></details>'
+
+
+def following(lines: Sequence[str]) -> str:
+    """Return the commands that come next."""
+    parts = []
+    for line in lines:
+        what, command = line.split(": ", 1)
+        words = " ".join(f"<span>{text(word)}</span>" for word in command.split(" "))  # lines break between them
+        parts.append(f"<p>{text(what)}</p><pre>{words}</pre>")
+    notes = []
+    if trains := [line for line in lines if "nnUNetv2_train" in line]:
+        if not any("-device" in line for line in trains):
+            notes.append("Without a GPU add <code>-device cpu</code>.")
+        scratch = "PCRLClassificationScratchTrainer" if "Classification" in trains[0] else "PCRLScratchTrainer"
+        notes.append(f"Only the same training with <code>-tr {scratch}</code> tells whether it helped.")
+    return "".join(parts) + (f"<p>{' '.join(notes)}</p>" if notes else "")
+
+
+def settings(given: Mapping[str, Any]) -> str:
+    """Return all settings, a table for the shared ones and one for each block of the method's."""
+    groups = {"Training": {name: item for name, item in given.items() if not isinstance(item, dict)}}
+    for name, block in given.items():
+        if isinstance(block, dict):
+            groups[name] = {key: item for key, item in block.items() if not isinstance(item, dict)}
+            groups |= {f"{name}, {key}": item for key, item in block.items() if isinstance(item, dict)}
+    tables = "".join(
+        f"<div><h3>{text(title)}</h3>{table([], [(name, value(item)) for name, item in group.items()])}</div>"
+        for title, group in groups.items()
+    )
+    return (
+        f"<p>All that was in effect, by the command, the plan's block <code>pcrl.pretrain</code> and default. Sizes in "
+        f'voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
+    )

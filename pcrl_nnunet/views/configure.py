@@ -1,0 +1,131 @@
+"""The one rule that takes a plan to the sizes of views and the number of samples of a step.
+
+Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.views.settings import ViewSettings
+
+MAX_CROP_TO_INPUT = 1.75  # paper, 3D: crops of up to 112 voxels are resized to 64
+MAX_CROP_TO_INPUT_THROUGH_PLANE = 3.0  # and of up to 96 slices to 32
+LOCAL_CROP_TO_GLOBAL_INPUT = (1 / 8, 1 / 4, 3 / 8, 1 / 2)  # paper, 3D: 8 to 32 voxels against 64
+LOCAL_INPUT_TO_GLOBAL_INPUT = 1 / 4  # 16 against 64
+NUM_GLOBAL_CROP_SIZES = 4
+MIN_SAMPLES = 8
+MAX_SAMPLES = {2: 256, 3: 32}  # the paper's batches
+MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0, and two into +-1
+
+
+def configure_views(
+    patch_size: Sequence[int],
+    batch_size: int,
+    strides: Sequence[Sequence[int]],
+    median_size: Sequence[float],
+    spacing: Sequence[float],
+) -> tuple[ViewSettings, int]:
+    """View sizes and number of samples for a plan, with the ratios of the paper's sizes (PCRLv2, section 4.1).
+
+    1. The largest global crop an axis is 1.75 times the patch, but no more than the median image.
+    2. The global input is that over 1.75, rounded to a multiple of the encoder's total stride.
+    3. While fewer than 8 samples (pairs with their local views) fit into the plan's own voxel budget (patch x batch),
+       the axis of the input that stays the largest in relation to the patch shrinks by one total stride: views shrink
+       before the batch does, and keep the patch's proportions.
+    4. Crops reach from 1 to 1.75 times the input within the median image; through the planes (the first axis in 3D),
+       where that is the shorter one, to 3 times.
+    5. Local crops are 1/8 to 1/2 of the global input, the local input 1/4 (through the planes up to twice these), and
+       the input at least one voxel more than the total stride: at least 3 voxels remain for InstanceNorm at the
+       bottleneck, of which 2 would be +1 and -1 whatever they were. That can make the input larger than 1/4; no crop
+       is magnified more than the paper's smallest, 2 times.
+
+    Returns:
+        views, and the number of samples that fit, 8 to 32 (2D: to 256).
+    """
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
+    reach = [max(1, math.floor(min(MAX_CROP_TO_INPUT * p, m))) for p, m in zip(patch_size, median_size, strict=True)]
+    size = [max(1, math.floor(r / MAX_CROP_TO_INPUT / t + 0.5)) * t for r, t in zip(reach, total, strict=True)]
+    while _bottleneck_voxels(_views(size, reach, total, spacing).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
+        smallest = min((a for a, t in enumerate(total) if t > 1), key=lambda a: size[a] / patch_size[a])
+        size = _changed(size, smallest, total[smallest])
+    views = _views(size, reach, total, spacing)
+    while fitting_samples(patch_size, batch_size, views) < MIN_SAMPLES:
+        smaller = {a: _changed(size, a, -t) for a, t in enumerate(total) if size[a] > t}
+        fine = [
+            a
+            for a, s in smaller.items()
+            if _bottleneck_voxels(_views(s, reach, total, spacing).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
+        ]
+        if not fine:
+            break
+        # max() takes the first of equals: nnU-Net's first axis is the one with the largest spacing
+        size = smaller[max(fine, key=lambda a: smaller[a][a] / patch_size[a])]
+        views = _views(size, reach, total, spacing)
+    return views, max(MIN_SAMPLES, fitting_samples(patch_size, batch_size, views))
+
+
+def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float]) -> ViewSettings:
+    # how much longer the longest axis is, of the axis through the planes; in the plane shapes keep their proportions
+    longer = [max(size) / s if axis == 0 and len(size) == 3 else 1.0 for axis, s in enumerate(size)]
+    largest = [
+        min(r, round(s * min(MAX_CROP_TO_INPUT_THROUGH_PLANE, MAX_CROP_TO_INPUT * k)))
+        for r, s, k in zip(reach, size, longer, strict=True)
+    ]
+    # where the images end below 1.75 x the input, smaller crops keep the pairs from being one and the same box
+    smallest = [max(1, min(s, round(big / MAX_CROP_TO_INPUT))) for s, big in zip(size, largest, strict=True)]
+    shares = [i / (NUM_GLOBAL_CROP_SIZES - 1) for i in range(NUM_GLOBAL_CROP_SIZES)]
+    global_crops = [
+        tuple(round(lo * (hi / lo) ** share) for lo, hi in zip(smallest, largest, strict=True)) for share in shares
+    ]
+    longer = [min(2.0, k) for k in longer]
+    local_input = tuple(
+        min(s, max(t + 1 if t > 1 else 1, round(s * min(1.0, LOCAL_INPUT_TO_GLOBAL_INPUT * k))))
+        for s, t, k in zip(size, total, longer, strict=True)
+    )
+    local_crops = [
+        tuple(
+            max(1, min(lo, max(math.ceil(i / 2), round(s * min(1.0, share * k)))))
+            for lo, i, s, k in zip(smallest, local_input, size, longer, strict=True)
+        )
+        for share in LOCAL_CROP_TO_GLOBAL_INPUT
+    ]
+    return ViewSettings(
+        global_crop_sizes=tuple(dict.fromkeys(global_crops)),
+        local_crop_sizes=tuple(dict.fromkeys(local_crops)),
+        global_input_size=tuple(size),
+        local_input_size=local_input,
+        spacing=tuple(float(s) for s in spacing),
+    )
+
+
+def check_views(views: ViewSettings, strides: Sequence[Sequence[int]]) -> None:
+    """Raises `UserError` where InstanceNorm would see fewer than three voxels at the bottleneck.
+
+    It turns one into 0, and two into +-1 times a constant, whatever they were.
+    """
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(views.spacing))]
+    for name in ("global_input_size", "local_input_size"):
+        size = getattr(views, name)
+        left = _bottleneck_voxels(size, total)
+        if left < MIN_BOTTLENECK_VOXELS:
+            raise UserError(
+                f"views.{name} {size} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
+                f"stride {tuple(total)}, of which normalisation leaves nothing; at least {MIN_BOTTLENECK_VOXELS} are "
+                f"needed: raise it above the total stride on more axes"
+            )
+
+
+def _changed(size: Sequence[int], axis: int, by: int) -> list[int]:
+    return [s + by if i == axis else s for i, s in enumerate(size)]
+
+
+def _bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:
+    return math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
+
+
+def fitting_samples(patch_size: Sequence[int], batch_size: int, views: ViewSettings) -> int:
+    budget = math.prod(patch_size) * batch_size
+    return min(budget // views.voxels_per_sample, MAX_SAMPLES[len(patch_size)])

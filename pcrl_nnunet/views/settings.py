@@ -1,0 +1,91 @@
+"""Settings of views that are drawn by sub-crop, and of their augmentation.
+
+Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pcrl_nnunet.errors import UserError
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Views that are drawn by sub-crop. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm."""
+
+    global_crop_sizes: tuple[Size, ...]
+    local_crop_sizes: tuple[Size, ...]
+    global_input_size: Size
+    local_input_size: Size
+    spacing: tuple[float, ...]
+    num_local: int = 6
+    min_iou: float = 0.3
+    crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's other way, in 2D and Table 3
+
+    def __post_init__(self) -> None:
+        dim = len(self.spacing)
+        if not all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.spacing):
+            raise UserError(f"views.spacing is {self.spacing}; expected a number of mm above 0 for each axis")
+        for name in ("global_crop_sizes", "local_crop_sizes"):
+            given = getattr(self, name)
+            if not given or not all(_is_size(size, dim) for size in given):
+                raise UserError(f"views.{name} is {given}; expected sizes of {dim} positive numbers of voxels each")
+            object.__setattr__(self, name, tuple(tuple(size) for size in given))
+        for name in ("global_input_size", "local_input_size"):
+            given = getattr(self, name)
+            if not _is_size(given, dim):
+                raise UserError(f"views.{name} is {given}; expected {dim} positive numbers of voxels")
+            object.__setattr__(self, name, tuple(given))
+        if self.num_local < 0:
+            raise UserError(f"views.num_local is {self.num_local}; expected 0 or more")
+        if not 0 <= self.min_iou < 1:
+            raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
+        if self.crops not in ("sub_crop", "multi_crop"):
+            raise UserError(f"views.crops is '{self.crops}'; expected 'sub_crop' or 'multi_crop'")
+
+    @property
+    def voxels_per_sample(self) -> int:
+        """Voxels that the network sees for one sample: two global and all local views."""
+        return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
+
+
+def _is_size(given: Any, dim: int) -> bool:
+    return (
+        isinstance(given, (list, tuple))
+        and len(given) == dim
+        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in given)
+    )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the views' augmentation; 0 everywhere is the identity."""
+
+    p_flip: float = 0.5  # an axis
+    rotation_degrees: float = 10.0  # about every axis, in mm; in the plane for 2D
+    scale: float = 0.1
+    p_noise: float = 0.5
+    noise_sd: float = 0.25  # of z-scored intensities
+    p_blur: float = 0.5
+    blur_sigma: float = 2.0  # voxels of the preprocessed image
+    p_gamma: float = 0.5
+    gamma: float = 0.3  # exponent exp(U(-gamma, gamma)) on the range-normalised image
+    p_swap: float = 0.5  # global views only
+    swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
+    swap_size: float = 0.1  # of the global input an axis: about the authors' share of the volume
+    p_grey: float = 0.5  # 2D only
+    grey: float = 0.4  # brightness and contrast factors 1 +- this; the authors' ColorJitter
+    p_cutout: float = 0.5  # 2D only, global views only
+    cutout_holes: int = 3
+    cutout_size: float = 1 / 7  # of the global input an axis: the authors' 32 of 224
+
+    def __post_init__(self) -> None:
+        below_1 = ("scale", "swap_size", "grey", "cutout_size")
+        for name, value in asdict(self).items():
+            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in below_1):
+                raise UserError(f"augmentation.{name} is {value}; it is out of its range")
