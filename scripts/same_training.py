@@ -1,7 +1,7 @@
 """Show that two installed versions of this package train alike: views, losses and weights, bit for bit.
 
-Each version trains the same plan by `pcrl_nnunet_pretrain` on one CPU thread, from the same seed. What every step got and
-gave is compared::
+Each version trains the same plan by `pcrl_nnunet_pretrain` on one CPU thread, from the same seed. What every step got
+and gave is compared::
 
     python scripts/same_training.py OLD/bin/python NEW/bin/python -d 4 -c 2d
 

@@ -11,21 +11,14 @@ LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
     {"experiments", "report"},
-    {"pretraining", "transfer", "ingest", "classification"},
+    {"pretraining"},
+    {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},
-    {
-        "checkpoint",
-        "plans",
-        "named_plans",
-        "config",
-        "files",
-        "lock",
-        "errors",
-        "commands",
-        "output_folder",
-        "weights_and_biases",
-    },
+    {"checkpoint", "named_plans", "output_folder", "registration"},
+    {"plans", "config", "weights_and_biases"},
+    {"settings", "files", "lock", "device"},
+    {"errors", "commands"},
 ]
 
 
