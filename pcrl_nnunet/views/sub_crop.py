@@ -61,7 +61,7 @@ class SubCropTransform(AbstractTransform):
                 values = Background.of(part)
                 yield values.share(part), (drawn, values)
 
-        drawn, values = _least_background(pairs())
+        drawn, values = least_background(pairs())
         return {**data_dict, **drawn, **move_empty(drawn, values, whole.shape, rng)}
 
     def sample(
@@ -144,7 +144,7 @@ def move_empty(
             yield values.share(data[moved.index()], LOCAL_PROBES), (moved, affine.shifted(shift))
 
     local = maps.get("local", [])
-    kept = [_least_background(places(*crop)) for crop in zip(boxes.local, local, strict=True)]
+    kept = [least_background(places(*crop)) for crop in zip(boxes.local, local, strict=True)]
     return {
         "boxes": replace(boxes, local=tuple(box for box, _ in kept)),
         "maps": {**maps, **({"local": [affine for _, affine in kept]} if kept else {})},
@@ -162,7 +162,7 @@ def background_of_views(sample: dict[str, Any]) -> dict[str, list[float]]:
 _Drawn = TypeVar("_Drawn")
 
 
-def _least_background(draws: Iterable[tuple[float, _Drawn]]) -> _Drawn:
+def least_background(draws: Iterable[tuple[float, _Drawn]]) -> _Drawn:
     """Return the first draw with no more background than `MAX_BACKGROUND`, else the draw with the least.
 
     Args:

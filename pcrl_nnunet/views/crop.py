@@ -1,0 +1,70 @@
+"""One crop of a case: the view of methods that need no pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcrl_nnunet.views.boxes import Box, sample_inside
+from pcrl_nnunet.views.settings import Augmentation
+from pcrl_nnunet.views.spatial import AffineMap, resample, sample_map
+from pcrl_nnunet.views.sub_crop import MAX_TRIES, Volume, background, least_background
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop of an image.
+
+    Attributes:
+        view: (C, *size) float32, flipped, rotated and scaled as drawn, with memory of its own.
+        box: where it lies, in voxels of the image.
+        slice: first spatial index of the image for 2D views of a 3D image; empty otherwise.
+    """
+
+    view: np.ndarray
+    box: Box
+    slice: tuple[int, ...]
+
+
+def draw_crop(
+    volume: Volume,
+    size: Sequence[int],
+    spacing: Sequence[float],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> Crop:
+    """Draw a crop of a size at the image's own resolution; the image's border is repeated where the image ends.
+
+    While over 85 % of the crop is background another one is drawn, up to 4 in all; then the one with the least is kept.
+
+    Args:
+        volume: (C, *spatial), read by slicing: the crop and what rotated corners reach are read.
+        size: of the crop, voxels; 2-tuple for a slice of a 3D image.
+        spacing: mm, an axis of the crop each.
+        augmentation: strengths of flip, rotation and scale.
+        rng: the only source of randomness.
+    """
+    extra = len(volume.shape) - 1 - len(size)
+    whole = Box.of_size([0] * len(size), volume.shape[1 + extra :])
+
+    def draws() -> Iterator[tuple[float, Crop]]:
+        for _ in range(MAX_TRIES):
+            plane = tuple(int(rng.integers(length)) for length in volume.shape[1 : 1 + extra])
+            inside = sample_inside(whole, tuple(size), rng)
+            # of a smaller image the crop reaches beyond its borders by the same number of voxels on both sides
+            missing = [(length - there) // 2 for length, there in zip(size, inside.shape, strict=True)]
+            box = Box.of_size([low - m for low, m in zip(inside.lower, missing, strict=True)], size)
+            view = _evaluated(volume, plane, sample_map(box, tuple(size), spacing, augmentation, rng), whole)
+            yield background(view), Crop(view, box.clamp(whole), plane)
+
+    return least_background(draws())
+
+
+def _evaluated(volume: Volume, plane: tuple[int, ...], affine: AffineMap, whole: Box) -> np.ndarray:
+    """Read the footprint of a map, and evaluate the view."""
+    region = affine.footprint().clamp(whole)
+    in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
+    image = np.asarray(volume[in_volume.index()], dtype=np.float32)
+    return resample(image.reshape(len(image), *region.shape), affine.shifted(region.lower))

@@ -1,0 +1,250 @@
+"""Every registered method keeps the contract of `pcrl_nnunet.methods.base`, on plans of many kinds."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from method_setups import SETUPS, Setup, gradients
+from nnunetv2.run.run_training import find_free_network_port
+from two_ranks import PAIR
+
+from pcrl_nnunet import checkpoint
+from pcrl_nnunet.methods import ShownSample, names
+from pcrl_nnunet.methods.registry import NAME
+from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.pretraining import distributed, result
+from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.memory import estimated_peak
+from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
+
+BATCH = 4
+METHODS = pytest.mark.parametrize("name", names())
+ON_ALL_PLANS = pytest.mark.parametrize("kind", SETUPS)
+
+
+def batch_of(setup):
+    return setup.batch(max(BATCH, setup.method.min_batch_size[0]))
+
+
+@METHODS
+def test_it_says_what_it_is(name):
+    method = Setup(name, "3D").method
+    assert method.name == name
+    assert NAME.fullmatch(name)
+    assert method.title
+    assert len({quantity.name for quantity in method.quantities} | set(method.terms)) == len(method.quantities) + len(
+        method.terms
+    )
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_samples_are_as_promised_and_a_function_of_the_generator_alone(name, kind):
+    setup = Setup(name, kind)
+    views = pickle.loads(pickle.dumps(setup.views()))
+    one = setup.sample()
+    np.random.seed(1)
+    volume = setup.volume()
+    other = views(None, volume, np.random.default_rng(0))
+    assert one.keys() >= views.arrays.keys() >= {"input"}
+    for key, spec in views.arrays.items():
+        assert one[key].shape == tuple(spec.shape)
+        assert one[key].dtype == spec.dtype
+        np.testing.assert_array_equal(one[key], other[key])
+        assert not np.shares_memory(other[key], volume)
+        assert not any(np.shares_memory(other[key], other[o]) for o in views.arrays if o != key)
+    np.testing.assert_array_equal(volume, setup.volume())
+    assert any((setup.sample(1)[key] != one[key]).any() for key in views.arrays)
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_a_shown_sample_is_the_sample(name, kind):
+    setup = Setup(name, kind)
+    shown = setup.views().show(None, setup.volume(), np.random.default_rng(0))
+    assert isinstance(shown, ShownSample)
+    for key, array in setup.sample().items():
+        np.testing.assert_array_equal(shown.sample[key], array)
+    assert shown.views
+    for view in shown.views:
+        assert {image.ndim for image in view.images.values()} == {1 + len(setup.plan.patch_size)}
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
+    setup = Setup(name, kind)
+    method, batch = setup.trained(), batch_of(setup)
+    trained = {id(parameter) for group in method.groups() for parameter in group.parameters}
+    reached, moved = set(), set()
+    for drawn in method.variants():
+        found = gradients(method, batch, drawn)
+        assert all(torch.isfinite(gradient).all() for gradient in found.values())
+        reached |= found.keys()
+        moved |= {key for key, gradient in found.items() if gradient.any()}
+    by_name = dict(method.named_parameters())
+    assert {id(by_name[key]) for key in reached} == trained
+    assert moved  # some biases before a norm have none
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_a_step_gives_what_the_method_announces(name, kind):
+    setup = Setup(name, kind)
+    method = setup.trained()
+    output = method(batch_of(setup), method.draw(np.random.default_rng(0)), 0.5)
+    assert output.loss.ndim == 0
+    assert output.terms.keys() <= method.terms.keys()
+    assert output.values.keys() <= {quantity.name for quantity in method.quantities}
+    assert not any(term.requires_grad for term in output.terms.values())
+    method.after_step(output, True)
+    method.after_step(output, False)
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_constant_images_give_finite_losses_and_gradients(name, kind):
+    setup = Setup(name, kind)
+    method, batch = setup.trained(), setup.batch(max(BATCH, setup.method.min_batch_size[0]), constant=True)
+    for drawn in method.variants():
+        assert all(torch.isfinite(gradient).all() for gradient in gradients(method, batch, drawn).values())
+
+
+@METHODS
+def test_draws_are_a_function_of_the_generator_alone(name):
+    method = Setup(name, "3D").trained()
+    drawn = [[method.draw(np.random.default_rng((3, step))) for step in range(20)] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_the_memory_of_a_step_is_known_from_shapes_or_said_to_be_unknown(name, kind):
+    setup = Setup(name, kind)
+    method, arrays = setup.trained(), setup.views().arrays
+    small, large = (estimated_peak(method, arrays, number, "sgd") for number in (BATCH, 2 * BATCH))
+    if small is not None:
+        weights = sum(p.numel() for p in method.parameters()) * 4
+        assert weights < small < large < 2 * small
+
+
+@METHODS
+@ON_ALL_PLANS
+def test_the_report_has_pictures_of_finite_images(name, kind):
+    setup = Setup(name, kind)
+    method = setup.trained().eval()
+    before = copy.deepcopy(method.state_dict())
+    with torch.no_grad():
+        pictures = method.pictures(batch_of(setup))
+    for picture in pictures:
+        assert picture.images.shape[1] == setup.channels
+        assert torch.isfinite(picture.images).all()
+        assert picture.errors is None or picture.errors.shape == picture.images.shape[:2]
+    assert bool(pictures) <= bool(method.pictures_caption)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in method.state_dict().items())
+
+
+@METHODS
+def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, tmp_path):
+    setup = Setup(name, "3D")
+    network = setup.network()
+    method = setup.method(network, 1, setup.settings)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(1)
+    content = {**result.weights(network, method), **result.of_method(method), "settings": asdict(setup.settings)}
+    torch.save(content, tmp_path / "content.pth")
+    read = torch.load(tmp_path / "content.pth", weights_only=True)
+    stock = setup.network()
+    stock.load_state_dict(read["network_weights"])
+    trained = {key for key in read["network_weights"] if key not in read["random_keys"]}
+    assert {key for key in trained if key.startswith("encoder.")} == {
+        f"encoder.{key}" for key in network.encoder.state_dict()
+    }
+    assert not {key for key in trained if "seg_layers" in key}
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    """The gradients of every method's step in a pair of processes that share the batch."""
+    output = tmp_path_factory.mktemp("ranks") / "gradients.pth"
+    tests = Path(__file__).parents[1]
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_network_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    code = f"import sys; sys.path.insert(0, {str(tests)!r}); import two_ranks; two_ranks.main()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", code, str(output), *names()],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    return torch.load(output, weights_only=True)
+
+
+@METHODS
+def test_two_processes_that_share_a_batch_have_the_gradients_of_one(name, of_two_ranks):
+    setup = Setup(name, "3D")
+    method = setup.trained()
+    alone = gradients(method, setup.batch(PAIR), method.draw(np.random.default_rng(0)))
+    assert of_two_ranks[name].keys() == alone.keys()
+    largest = max(float(gradient.abs().max()) for gradient in alone.values())
+    for key, gradient in alone.items():
+        torch.testing.assert_close(of_two_ranks[name][key], gradient, rtol=1e-3, atol=1e-4 * largest)
+
+
+def trainer_of(tiny, name):
+    """A pretraining of two epochs of two steps on the tiny dataset, as the command starts it."""
+    plan = load_plan(tiny.folder.name, "nnUNetPlans", "3d_fullres")
+    lengths = {"method": name, "epochs": 2, "iters_per_epoch": 2, "batch_size": BATCH}
+    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **lengths)
+    data = PretrainingData.find(plan.plans, plan.configuration, "all")
+    made = PCRLPretrainTrainer.of(settings, data)
+    plans = {**copy.deepcopy(plan.plans), "continue_training": False}
+    return made(plans, plan.configuration, "all", plan.dataset_json, torch.device("cpu"))
+
+
+@METHODS
+def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
+    trainer = trainer_of(tiny, name)
+    folder = Path(trainer.output_folder)
+    assert f"PCRLPretrainTrainer_{name}__" in str(folder)
+    trainer.run_training()
+    whole = checkpoint.read(str(folder / checkpoint.FINAL))
+    page = (folder / "report.html").read_text()
+    assert trainer.method.title in page
+    assert "could not be made" not in page
+    assert (folder / "progress.png").stat().st_size > 10_000
+
+    (folder / checkpoint.FINAL).unlink()
+    stopped = trainer_of(tiny, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # as a SIGTERM within an epoch
+        with pytest.raises(SystemExit):
+            stopped.run_training()
+    continued = trainer_of(tiny, name)
+    continued.load_checkpoint(str(folder / checkpoint.LATEST))
+    assert continued.step == 3
+    continued.run_training()
+    resumed = checkpoint.read(str(folder / checkpoint.FINAL))
+    assert resumed["encoder_hash"] == whole["encoder_hash"]
+    for part in ("network_weights", "method_weights"):
+        assert resumed[part].keys() == whole[part].keys()
+        assert all(torch.equal(tensor, whole[part][key]) for key, tensor in resumed[part].items())
+    assert resumed["monitor"] == whole["monitor"]
