@@ -43,7 +43,7 @@ class PixelParameters:
 def sample_pixel(
     shape: Sequence[int], zoom: Sequence[float], augmentation: Augmentation, rng: np.random.Generator, whole: bool
 ) -> PixelParameters:
-    """Draw the augmentation of one view. Grey and cutout are for 2D views (method.md 2).
+    """Draw the augmentation of one view. Grey and cutout are for 2D views.
 
     Args:
         shape: (C, *size) of the view.
