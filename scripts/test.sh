@@ -26,7 +26,9 @@ cd "$repo"
 say "ruff"
 ruff check .
 say "mypy"
-mypy pcrl_nnunet trainers planners scripts
+# The installed package: in this folder it has no trainers and planners.
+checked=(mypy --config-file "$repo/pyproject.toml" --cache-dir "$repo/.mypy_cache")
+(cd / && "${checked[@]}" -p pcrl_nnunet && "${checked[@]}" "$repo/scripts")
 say "pytest, on the installed package${PCRL_TEST_DATA:+, with the real data in $PCRL_TEST_DATA}"
 # Not `python -m pytest`: it would put this folder, where pcrl_nnunet has no trainers, before the installed package.
 # Registered here: a test that did so itself would undo it under another one that runs beside it.

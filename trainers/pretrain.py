@@ -30,6 +30,7 @@ from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.pretraining import distributed, result
 from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.following import next_command
 from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
@@ -38,7 +39,6 @@ from pcrl_nnunet.pretraining.optimisation import clip, optimiser
 from pcrl_nnunet.pretraining.preparation import PREPARED, prepared
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.pretraining.state import agreement, refuse_another
-from pcrl_nnunet.report.facts import Facts
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
@@ -115,7 +115,6 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
         self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
-        self.last_loss = float("nan")
         self.init: dict[str, Any] | None = None  # what is known of the checkpoint, once it has been loaded
         self.prepared: dict[str, Any] = {}  # by the method, before the first step
 
@@ -250,16 +249,20 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.report.write(self.facts(), following, finished)
 
     def facts(self) -> Facts:
-        """Return what the report is about."""
+        """Return how far the training has come, for checkpoint and report."""
         assert self.data is not None
         return Facts(
             folder=self.output_folder,
-            plans_name=self.plans_manager.plans_name,
+            plans=self.plans_manager.plans,
             configuration=self.configuration_name,
+            resolved=self.configuration_manager.configuration,
             fold=self.fold,
             dataset_json=self.dataset_json,
-            data=self.data.found,
+            data=self.data,
+            cases=self.cases,
+            plan_network=self.plan_network,
             network=self.network,
+            channels=self.num_input_channels,
             settings=self.settings,
             loader=self.loader(),
             init=self.init,
@@ -384,8 +387,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
         """Log the means of the epoch."""
         epoch = self.current_epoch
-        self.last_loss = float(np.mean([o["loss"] for o in train_outputs]))
-        self.logger.log("train_losses", self.last_loss, epoch)
+        self.logger.log("train_losses", float(np.mean([o["loss"] for o in train_outputs])), epoch)
         for name in self.method.terms:  # of which some settings lack one
             self.logger.log(name, _mean([o[name] for o in train_outputs if name in o]), epoch)
         for name, of_group in self.monitor.summary().items():
@@ -456,46 +458,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def final_content(self) -> dict[str, Any]:
         """Return what ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
-        assert self.data is not None
-        plans, this = self.plans_manager.plans, self.configuration_manager.configuration
-        warned: list[str] = []
-        cases = result.cases_seen(self.cases, self.init, warned)
-        for warning in warned:
-            self.print_to_log_file(warning)
-        summary = self.report.epochs[-1]["monitor"] if self.report.epochs else {}
-        verdict = judge(summary, self.step, self.method.quantities)
-        return {
-            "format": checkpoint.FORMAT,
-            **result.weights(self.plan_network, self.network),
-            **result.of_method(self.network),
-            "settings": self.settings.as_dict(),
-            "plans": plans,
-            "plans_hash": checkpoint.plans_hash(plans),
-            "configuration": self.configuration_name,
-            "architecture_kwargs": this["architecture"]["arch_kwargs"],
-            "num_input_channels": self.num_input_channels,
-            "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-                plans, self.configuration_name, this, self._input_size(), self.num_input_channels, self.plan_network
-            ),
-            "datasets": self.data.found.datasets,
-            "other_plans": dict(self.data.other_plans),
-            "init": self.init,
-            "all_cases_known": self.init is None or self.init["all_cases_known"],
-            "cases": cases,
-            "fold": self.fold,
-            "seed": self.settings.seed,
-            "epochs": self.num_epochs,
-            "steps": self.step,
-            "loss": self.last_loss,
-            "monitor": summary,
-            "verdict": {"state": verdict.state, "text": verdict.text, "alarms": list(verdict.alarms)},
-            "versions": result.versions(),
-            "finished": True,
-        }
-
-    def _input_size(self) -> tuple[int, ...]:
-        """Return the spatial size of what the network gets, voxels."""
-        return tuple(self.views().arrays["input"].shape[-len(self.plan_facts.patch_size) :])
+        return result.content(self.facts(), self.report.epochs[-1]["monitor"] if self.report.epochs else {})
 
     def save_checkpoint(self, filename: str) -> None:
         """Write the training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
@@ -515,7 +478,6 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "outputs": self.outputs,
             "monitor": self.monitor.state(),
             "report": self.report.epochs,
-            "last_loss": self.last_loss,
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -543,8 +505,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if state["outputs"]:  # within an epoch, which has not lasted while nothing was done
             state["logging"]["epoch_start_timestamps"][-1] += time() - state["saved_at"]
         self.logger.load_checkpoint(state["logging"])
-        self.current_epoch, self.last_loss = state["current_epoch"], state["last_loss"]
-        self.outputs, self.init, self.report.epochs = state["outputs"], state["init"], state["report"]
+        self.current_epoch, self.outputs = state["current_epoch"], state["outputs"]
+        self.init, self.report.epochs = state["init"], state["report"]
         self.monitor.load_state(state["monitor"])
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["device_rng"] is not None:

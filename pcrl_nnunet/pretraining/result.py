@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -17,6 +17,8 @@ from pcrl_nnunet import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case, fingerprint
 from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.pretraining.facts import Facts
+from pcrl_nnunet.pretraining.monitor import Summary, judge
 
 PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
 
@@ -47,30 +49,62 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def of_method(method: Method) -> dict[str, Any]:
-    """Return the method's name and the papers to cite."""
+def content(facts: Facts, summary: Summary) -> dict[str, Any]:
+    """Return the whole content.
+
+    Args:
+        summary: of the last epoch, as the monitor gives it.
+    """
+    plans, network, settings = facts.plans, facts.network, facts.settings
+    channels = facts.channels
+    input_size = facts.loader.views.arrays["input"].shape[-len(facts.resolved["patch_size"]) :]
+    verdict = judge(summary, facts.steps, network.quantities)
     return {
-        "method": method.name,
+        "format": checkpoint.FORMAT,
+        **weights(facts.plan_network, network),
+        "method": network.name,
         "citations": [
-            {"type": "Pretraining method", "name": method.title, "apa_citations": list(method.citations)},
+            {"type": "Pretraining method", "name": network.title, "apa_citations": list(network.citations)},
         ],
+        "settings": settings.as_dict(),
+        "plans": plans,
+        "plans_hash": checkpoint.plans_hash(plans),
+        "configuration": facts.configuration,
+        "architecture_kwargs": facts.resolved["architecture"]["arch_kwargs"],
+        "num_input_channels": channels,
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
+            plans, facts.configuration, facts.resolved, tuple(input_size), channels, facts.plan_network
+        ),
+        "datasets": facts.data.found.datasets,
+        "other_plans": dict(facts.data.other_plans),
+        "init": facts.init,
+        "all_cases_known": facts.init is None or facts.init["all_cases_known"],
+        "cases": cases_seen(facts.cases, facts.init, facts.say),
+        "fold": facts.fold,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "steps": facts.steps,
+        "loss": facts.log["train_losses"][-1] if facts.log["train_losses"] else float("nan"),
+        "monitor": summary,
+        "verdict": {"state": verdict.state, "text": verdict.text, "alarms": list(verdict.alarms)},
+        "versions": versions(),
+        "finished": True,
     }
 
 
-def cases_seen(cases: Sequence[Case], init: Mapping[str, Any] | None, warnings: list[str]) -> list[dict[str, Any]]:
+def cases_seen(
+    cases: Sequence[Case], init: Mapping[str, Any] | None, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Return name, path within nnUNet_preprocessed and fingerprint of the cases, and those that ``-init`` had seen.
 
     A case that has gone bad since it was seen must not cost the finished training: its fingerprint is None.
-
-    Args:
-        warnings: takes a sentence for each such case.
     """
 
     def of_case(case: Case) -> str | None:
         try:
             return fingerprint(case)
         except UserError as error:
-            warnings.append(f"WARNING: the checkpoint knows a case by its name only: {error}")
+            say(f"WARNING: the checkpoint knows a case by its name only: {error}")
             return None
 
     with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:  # reading and hashing do not hold the interpreter

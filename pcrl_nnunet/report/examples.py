@@ -20,7 +20,7 @@ from pcrl_nnunet.loading.loader import ViewLoader
 from pcrl_nnunet.loading.samples import Sample
 from pcrl_nnunet.methods.base import Picture
 from pcrl_nnunet.plans import channel_labels
-from pcrl_nnunet.report.facts import Facts
+from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.report.html import data_uri, number, text
 from pcrl_nnunet.report.pictures import slice_png, views_of_a_case
 

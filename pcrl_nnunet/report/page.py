@@ -11,10 +11,10 @@ from typing import Any
 
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.methods.quantities import Quantity
+from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.monitor import Summary, judge
 from pcrl_nnunet.report import sections
 from pcrl_nnunet.report.examples import Example, examples_of, pictures_of, strip
-from pcrl_nnunet.report.facts import Facts
 from pcrl_nnunet.report.html import chart, number, page, table, text
 
 NAME = "report.html"
@@ -81,7 +81,7 @@ class Report:
                 content = f'<p class="alarm">This section could not be made ({text(_said(error))}).</p>'
             if content:
                 body.append(f"<section>\n<h2>{text(title)}</h2>\n{content}\n</section>")
-        return page(f"{' + '.join(facts.data.datasets)}: pretraining", "\n".join(body))
+        return page(f"{' + '.join(facts.data.found.datasets)}: pretraining", "\n".join(body))
 
     def _learning(self, facts: Facts) -> str:
         if not self.epochs:

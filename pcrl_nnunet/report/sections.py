@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.report.facts import Facts
+from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.report.html import chart, table, text, value
 
 CASES_LISTED = 200  # a folder of cases
@@ -29,7 +29,7 @@ def heading(facts: Facts, finished: bool) -> str:
         "Epochs": f"{facts.epochs_done} of {s.epochs}",
         "Steps": f"{facts.steps:,} of {s.steps:,}",
         "A step": f"{s.batch_size} samples" + (f", {np.median(a_step):.2g} s" if a_step else ""),
-        "Cases": f"{len(facts.data.used):,}",
+        "Cases": f"{len(facts.cases):,}",
         "Device": facts.device,
         "Written": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
@@ -43,9 +43,9 @@ def heading(facts: Facts, finished: bool) -> str:
     )
     return (
         f'<header><p class="kind">Pretraining by {text(facts.network.title)}, without labels</p>'
-        f"<h1>{text(' + '.join(facts.data.datasets))} "
+        f"<h1>{text(' + '.join(facts.data.found.datasets))} "
         f'<span class="badge {"done" if finished else "open"}">{badge}</span></h1>'
-        f'<p class="of"><span>plan <b>{text(facts.plans_name)}</b></span> '
+        f'<p class="of"><span>plan <b>{text(facts.plans["plans_name"])}</b></span> '
         f"<span>configuration <b>{text(facts.configuration)}</b></span> <span><b>{text(fold)}</b></span></p>"
         f"<dl>{listed}</dl></header>"
     )
@@ -69,9 +69,9 @@ def losses(facts: Facts) -> str:
 def cases(facts: Facts) -> str:
     """Return the cases by folder, with their share of the samples, and what was left out."""
     by_folder: dict[str, list[Case]] = defaultdict(list)
-    for case in facts.data.used:
+    for case in facts.cases:
         by_folder[os.path.dirname(case.path)].append(case)
-    weight = sum(case.weight for case in facts.data.used)
+    weight = sum(case.weight for case in facts.cases)
     rows, lists = [], []
     for folder, of_folder in by_folder.items():
         dataset, data = os.path.split(folder)
@@ -83,13 +83,13 @@ def cases(facts: Facts) -> str:
         lists.append(_names("seen before, by the checkpoint that it started from", [case["name"] for case in started]))
     if facts.init and not facts.init["all_cases_known"]:
         lists.append("<p>The checkpoint that it started from does not list all cases that it has seen.</p>")
-    if facts.data.copies:
-        copies = [f"{copy}, which has the voxels of {case}" for copy, case in facts.data.copies.items()]
+    if facts.data.found.copies:
+        copies = [f"{copy}, which has the voxels of {case}" for copy, case in facts.data.found.copies.items()]
         lists.append(_names("left out as copies of validation cases", copies))
     drawn = facts.steps * facts.settings.batch_size
     return (
-        f"<p>Samples are drawn from {len(facts.data.used):,} cases; {drawn:,} samples so far, "
-        f"{drawn / len(facts.data.used):.3g} of a case on average. {text(facts.data.note_on_fold())}</p>"
+        f"<p>Samples are drawn from {len(facts.cases):,} cases; {drawn:,} samples so far, "
+        f"{drawn / len(facts.cases):.3g} of a case on average. {text(facts.data.found.note_on_fold())}</p>"
         f"{table([['Dataset', ''], ['Folder', ''], ['Cases', ''], ['Share of the samples', '']], rows)}{''.join(lists)}"
     )
 

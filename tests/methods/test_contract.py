@@ -162,7 +162,7 @@ def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, t
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(1)
-    content = {**result.weights(network, method), **result.of_method(method), "settings": asdict(setup.settings)}
+    content = {**result.weights(network, method), "settings": asdict(setup.settings)}
     torch.save(content, tmp_path / "content.pth")
     read = torch.load(tmp_path / "content.pth", weights_only=True)
     stock = setup.network()

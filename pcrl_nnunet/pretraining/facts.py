@@ -1,4 +1,4 @@
-"""What a report is about."""
+"""A pretraining as far as it has come: what its checkpoint and its report are about."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import ViewLoader
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.pretraining.cases import PretrainingCases
+from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 
 
@@ -20,8 +22,12 @@ class Facts:
 
     Attributes:
         folder: of the output.
+        resolved: the configuration with what it inherits.
         data: the cases, and what was left out.
+        cases: as they are read.
+        plan_network: the plan's own network, which shares what is trained with the method.
         network: the method with its weights.
+        channels: of the images.
         loader: of the training's samples.
         init: what is known of the checkpoint that the training started from.
         steps: done.
@@ -30,12 +36,16 @@ class Facts:
     """
 
     folder: str
-    plans_name: str
+    plans: Mapping[str, Any]
     configuration: str
+    resolved: Mapping[str, Any]
     fold: int | str
     dataset_json: Mapping[str, Any]
-    data: PretrainingCases
+    data: PretrainingData
+    cases: Sequence[Case]
+    plan_network: nn.Module
     network: Method
+    channels: int
     settings: PretrainSettings
     loader: ViewLoader
     init: Mapping[str, Any] | None
