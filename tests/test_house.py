@@ -11,7 +11,8 @@ LAYERS = [  # each may import from those after it, and from its own
     {"cli"},
     {"trainers", "planners"},
     {"experiments", "report"},
-    {"pretraining", "transfer", "ingest", "classification"},
+    {"pretraining", "finetuning"},
+    {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},
     {
@@ -22,6 +23,7 @@ LAYERS = [  # each may import from those after it, and from its own
         "files",
         "lock",
         "errors",
+        "device",
         "commands",
         "output_folder",
         "weights_and_biases",

@@ -47,7 +47,10 @@ from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.pictures import pretraining_progress
 from pcrl_nnunet.trainers.classify import PCRLClassificationTrainer
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
-from pcrl_nnunet.transfer import weights as transfer
+from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.seen import UNKNOWN_CASES
+from pcrl_nnunet.transfer.shapes import check_architecture
+from pcrl_nnunet.transfer.weights import decoder_levels, load_encoder
 from pcrl_nnunet.views import kernels
 
 GRADIENT_CLIP = 12  # nnU-Net's
@@ -170,7 +173,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     Args:
         plans: nnU-Net's plan plus ``continue_training`` (as nnU-Net adds it) and ``pcrl_settings``, a
             `PretrainSettings`; both are taken out, so hand in a copy. ``pcrl_init``, too, if given: the checkpoint
-            whose encoder it starts from (see `checkpoint.read_encoder`); and ``pcrl_data``: the `PretrainingData`,
+            whose encoder it starts from (see `foreign.read_encoder`); and ``pcrl_data``: the `PretrainingData`,
             found already.
         configuration, fold, dataset_json, device: as in nnUNetTrainer; fold's validation cases are left out.
     """
@@ -395,16 +398,16 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def _load_init(self, path: str) -> None:
         """Start from another training's encoder and, where that is of ours, from what fits of decoder and heads."""
-        content = checkpoint.read_encoder(path)
+        content = read_encoder(path)
         plans = self.plans_manager.plans
         try:
-            transfer.check_architecture(content, plans, self.configuration_name, self.preprocessed_dataset_folder_base)
-            report = transfer.load_encoder(self.plan_network, content, allow_partial=True)
+            check_architecture(content, plans, self.configuration_name, self.preprocessed_dataset_folder_base)
+            report = load_encoder(self.plan_network, content, allow_partial=True)
         except UserError as error:
             raise UserError(f"-init {path}: {error}") from error
         own, given = self.network.state_dict(), content.get("method_weights", {})
         fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
-        if transfer.decoder_levels(given) != transfer.decoder_levels(own):
+        if decoder_levels(given) != decoder_levels(own):
             fitting = {}  # levels are counted from the coarsest: with other stages their numbers mean others
         self.network.load_state_dict(fitting, strict=False)
         known = ("method", "datasets", "configuration", "fold", "epochs", "cases")
@@ -420,7 +423,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             f"{len(fitting)} of {len(given)} tensors of its decoder and heads go on"
         )
         if not self.init["all_cases_known"]:
-            self.print_to_log_file(transfer.UNKNOWN_CASES)
+            self.print_to_log_file(UNKNOWN_CASES)
 
     def train_step(self, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
         """One step, at the drawn levels unless others are given; the losses by name.

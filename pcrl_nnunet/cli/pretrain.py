@@ -105,10 +105,11 @@ def _pretrain(args: argparse.Namespace) -> None:
     # something else, the loading processes above all, wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pcrl_nnunet import weights_and_biases
+    from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.named_plans import named_plan, refuse_outdated
-    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.plans import load_plan, refuse_cascade
     from pcrl_nnunet.pretraining import distributed  # after the parser, so that --help is quick
     from pcrl_nnunet.pretraining.memory import keep_freed_memory
     from pcrl_nnunet.pretraining.start import Request
@@ -288,38 +289,26 @@ def _others(args: argparse.Namespace, plan: Any) -> dict[str, tuple[str, str, st
     return found
 
 
-def refuse_cascade(plan: Any) -> None:
-    """Raises `UserError` for the second stage of a cascade."""
-    from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import DEFAULT_CONFIGURATION
-
-    if plan.resolved.get("previous_stage"):
-        raise UserError(
-            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
-            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
-        )
-
-
 def _check_init(plan: Any, path: str) -> None:
     """Raises `UserError` for a checkpoint that could not be started from, before anything is touched."""
-    from pcrl_nnunet import checkpoint
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.transfer import weights as transfer
+    from pcrl_nnunet.transfer.foreign import read_encoder
+    from pcrl_nnunet.transfer.shapes import check_architecture
 
     try:
-        transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
+        check_architecture(read_encoder(path), plan.plans, plan.configuration, plan.folder)
     except UserError as error:
         raise UserError(f"-init {path}: {error}") from error
 
 
 def _refuse_init_that_has_seen(path: str, data: Any, fold: int | str) -> None:
     """Raises `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
-    from pcrl_nnunet import checkpoint
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.transfer import weights as transfer
+    from pcrl_nnunet.transfer.foreign import read_encoder
+    from pcrl_nnunet.transfer.seen import cases_seen
 
     dataset = data.found.target or data.found.dataset
-    seen = transfer.cases_seen(checkpoint.read_encoder(path), dataset, data.found.held_out_cases)
+    seen = cases_seen(read_encoder(path), dataset, data.found.held_out_cases)
     if seen:
         raise UserError(
             f"-init {path} has seen validation cases of fold {fold}, which -f leaves out: {', '.join(seen[:5])}; "
@@ -386,23 +375,6 @@ def _fold(text: str) -> int | str:
     if text != "all" and not (text.isascii() and text.isdecimal()):
         raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
     return text if text == "all" else int(text)
-
-
-def device_named(name: str | None) -> Any:
-    """A torch.device that is there; None: the best one, and says so."""
-    import torch
-
-    from pcrl_nnunet.errors import UserError
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is None:
-        name = next(kind for kind, there in present.items() if there)
-        print(f"Using device {name}" + (": no GPU was found" if name == "cpu" else ""))
-    if name not in present:
-        raise UserError(f"-device is '{name}'; expected cuda, cpu or mps")
-    if not present[name]:
-        raise UserError(f"-device {name} was asked for, but torch finds none; leave -device out to use what there is")
-    return torch.device(name)
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     lines = [f"{n},{','.join(map(str, p))},{c}" for n in names[:-1] for p, c in ((middle, 1), (corner, 0))]
     (raw / "candidates.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,class", *lines]))
     settings = raw / "settings.json"
-    settings.write_text(json.dumps({"classify": {"crop_mm": 16.0, "batch_size": 2}}))
+    settings.write_text(json.dumps({"classify": {"patch_mm": 16.0, "batch_size": 2}}))
     registered = register.is_registered()
     command = [str(Path(sys.executable).parent / "pcrl_nnunet_compare"), "-d", "8", "-device", "cpu", "-labelled", "3"]
     command += ["-seeds", "1", "-methods", "position", "pcrlv2", "-task", "classification", "-settings", str(settings)]
