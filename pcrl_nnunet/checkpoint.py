@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.settings import without_settings
-from pcrl_nnunet.transfer.foreign import EXPECTED, architecture_plans, in_our_form, with_plain_names
 
+EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
 STATE_FORMAT = "pcrl_nnunet/state/4"  # of what --c takes
 FINAL = "checkpoint_final.pth"
@@ -84,7 +84,7 @@ def _flush_names(folder: str) -> None:
 
 
 def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
-    """A file that `write` wrote, on the CPU.
+    """Read a file that `write` wrote, on the CPU.
 
     Raises:
         UserError: missing, truncated, not of ours, or holding pickled code.
@@ -93,30 +93,12 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
     if content.get("format") == expected_format:
         return content
     raise UserError(
-        _other_format(path, content, expected_format)
+        other_format(path, content, expected_format)
         or f"checkpoint {path} is not one of pcrl_nnunet_pretrain's (format '{expected_format}' expected)"
     )
 
 
-def read_encoder(path: str) -> dict[str, Any]:
-    """Read any checkpoint that holds the encoder of a U-Net of nnU-Net's, in the form of ours, on the CPU.
-
-    Pretraining (``-init``), transfer, fine-tuning and comparison all read through this function. The checkpoint is one
-    of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net; see
-    `foreign_checkpoints.in_our_form`. The weights may have been saved from a network within DDP or torch.compile.
-
-    Raises:
-        UserError: as `read`, or none of the three.
-    """
-    content = with_plain_names(path, read_any(path))
-    if content.get("format") == FORMAT:
-        return content
-    if reason := _other_format(path, content, FORMAT):
-        raise UserError(reason)
-    return in_our_form(path, content)
-
-
-def _other_format(path: str, content: Mapping[str, Any], expected_format: str) -> str | None:
+def other_format(path: str, content: Mapping[str, Any], expected_format: str) -> str | None:
     """Say which other kind of our files a file is; None: it is none of ours."""
     if content.get("format") == STATE_FORMAT:
         return f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}"
@@ -214,6 +196,15 @@ def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
 def plans_hash(plans: Mapping[str, Any]) -> str:
     """sha256 of a plan less our settings, which change without changing data or network."""
     return hashlib.sha256(json.dumps(without_settings(plans), sort_keys=True).encode()).hexdigest()
+
+
+def architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan's architecture in nnssl's words."""
+    return {
+        "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
+        "arch_kwargs": architecture["arch_kwargs"],
+        "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
+    }
 
 
 def nnssl_adaptation_plan(

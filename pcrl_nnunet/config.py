@@ -16,23 +16,23 @@ INPUT_CHANNELS = ("repeat", "first", "mean")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Fine-tuning and its scratch control: nnU-Net's own schedule with a linear warm-up of the rate before it.
+    """Fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
 
-    The control has no pretrained encoder: it moves as the rest, whatever is set for the encoder.
+    The control has no pretrained encoder, and ignores the settings for it.
     """
 
     epochs: int = 1000
     iters_per_epoch: int = 250
     val_iters_per_epoch: int = 50
     initial_lr: float = 1e-2
-    warmup_share: float = 0.05  # of the epochs, so that shorter trainings warm up for less
+    warmup_share: float = 0.05  # share of the epochs
     weight_decay: float = 3e-5
-    encoder_lr_factor: float = 1.0  # of the rate, for the encoder; 0: frozen, it stays as it was pretrained
-    frozen_epochs: int = 0  # the first ones, in which the encoder is frozen
-    layer_lr_decay: float = 1.0  # of the encoder's rate from each stage to the next finer one, which moves less
-    load_decoder: bool = False  # also what fits of the pretraining's decoder
-    allow_partial_encoder: bool = False
-    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # where the pretraining had another number
+    encoder_lr_factor: float = 1.0  # the encoder's rate, as a factor of the rate; 0 freezes the encoder
+    frozen_epochs: int = 0  # number of first epochs in which the encoder is frozen
+    layer_lr_decay: float = 1.0  # factor of the rate from each encoder stage to the next finer one
+    load_decoder: bool = False  # load what fits of a decoder that is the method's own, such as PCRLv2's
+    allow_partial_encoder: bool = False  # start from an encoder of which some stages stay random
+    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # if the pretraining had another number
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iters_per_epoch", "val_iters_per_epoch"):
@@ -63,16 +63,13 @@ class FinetuneSettings:
 
     @property
     def warmup_epochs(self) -> int:
-        """Epochs in which the rate rises linearly."""
+        """The number of epochs in which the rate rises linearly."""
         return int(self.epochs * self.warmup_share)
 
     @classmethod
-    def from_plan(
-        cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, **overrides: Any
-    ) -> FinetuneSettings:
-        """The plan's ``pcrl.finetune`` part over the defaults, some of which may be others, and overrides over both."""
-        given = part(pcrl_block(plan), "finetune", "pcrl.")
-        return replaced(cls(**(defaults or {})), "pcrl.finetune", {**given, **overrides})
+    def from_plan(cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> FinetuneSettings:
+        """Return the defaults, changed by `defaults` and then by the plan's ``pcrl.finetune``."""
+        return replaced(cls(**(defaults or {})), "pcrl.finetune", part(pcrl_block(plan), "finetune", "pcrl."))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the checkpoint."""
@@ -81,30 +78,24 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class ClassifySettings:
-    """What a classification learns on; its schedule is fine-tuning's (`FinetuneSettings`), at a tenth of the rate."""
+    """Labels and inputs of a classification. Its schedule is that of `FinetuneSettings`, at a tenth of the rate."""
 
-    target: Literal["", "classes", "candidates"] = ""  # which of the two tables; empty: the one that is there
-    crop_mm: float = 40.0  # edge of the cube, or square, around a point
-    jitter_mm: float = 4.0  # how far, an axis, a point may move while training
-    batch_size: int = 0  # 0: what has as many voxels as the plan's batch of patches, up to 32
-    balanced: bool = True  # draw classes, or a label's positives and negatives, alike often
-    class_weights: bool = False  # weigh them in the loss by their frequency, instead
+    table: Literal["", "classes", "candidates"] = ""  # empty: the one that is there
+    patch_mm: float = 40.0  # edge of the cube, or square, around a point
+    jitter_mm: float = 4.0  # distance along each axis that a point may move while training
+    batch_size: int = 0  # 0: as many voxels as the plan's batch, up to 32 inputs
+    balanced: bool = True  # draw classes, or a label's positives and negatives, equally often
 
     def __post_init__(self) -> None:
-        if self.target not in ("", "classes", "candidates"):
-            raise UserError(f"pcrl.classify.target is '{self.target}'; expected 'classes' or 'candidates'")
-        if self.crop_mm <= 0 or self.jitter_mm < 0 or self.batch_size < 0:
+        if self.table not in ("", "classes", "candidates"):
+            raise UserError(f"pcrl.classify.table is '{self.table}'; expected 'classes' or 'candidates'")
+        if self.patch_mm <= 0 or self.jitter_mm < 0 or self.batch_size < 0:
             raise UserError(
-                f"pcrl.classify has crop_mm {self.crop_mm}, jitter_mm {self.jitter_mm}, batch_size {self.batch_size}; "
-                f"expected a size above 0 and no negative number"
-            )
-        if self.balanced and self.class_weights:
-            raise UserError(
-                "pcrl.classify has class_weights and balanced (the default), which make up for the same imbalance, "
-                "together twice; set balanced to false to weigh the loss instead"
+                f"pcrl.classify has patch_mm {self.patch_mm}, jitter_mm {self.jitter_mm}, batch_size "
+                f"{self.batch_size}; expected a size above 0 and no negative number"
             )
 
     @classmethod
-    def from_plan(cls, plan: Mapping[str, Any], **overrides: Any) -> ClassifySettings:
-        """The plan's ``pcrl.classify`` part over the defaults, and overrides over both."""
-        return replaced(cls(), "pcrl.classify", {**part(pcrl_block(plan), "classify", "pcrl."), **overrides})
+    def from_plan(cls, plan: Mapping[str, Any]) -> ClassifySettings:
+        """Return the defaults, changed by the plan's ``pcrl.classify``."""
+        return replaced(cls(), "pcrl.classify", part(pcrl_block(plan), "classify", "pcrl."))

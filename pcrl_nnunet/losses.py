@@ -35,19 +35,18 @@ def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_
     return comparison_loss(v_local[:, :, None], p_local[:, :, None], v_global[:, None], p_global[:, None])
 
 
-def classification_loss(logits: Tensor, target: Tensor, exclusive: bool, weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy of exclusive classes, or the mean binary one of labels; over what is known, 0 where nothing is.
+def classification_loss(logits: Tensor, target: Tensor, exclusive: bool) -> Tensor:
+    """Return the cross-entropy of exclusive classes, or the mean binary one of labels, over known values; else 0.
 
     Args:
         logits: (B, L).
         target: (B, L) 0 or 1, NaN where unknown; of exclusive classes one is 1, or all are unknown.
-        weight: (L,) of the classes, or of the labels' positives.
     """
     logits, known = logits.float(), ~target.isnan()
     if exclusive:
         rows = known.all(1)
         if not rows.any():
             return logits.sum() * 0
-        return F.cross_entropy(logits[rows], target[rows].argmax(1), weight)
-    losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), pos_weight=weight, reduction="none")
+        return F.cross_entropy(logits[rows], target[rows].argmax(1))
+    losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
     return (losses * known).sum() / known.sum().clamp(min=1)

@@ -28,12 +28,6 @@ def path_of(trainer: str, dataset: str, plans_name: str, configuration: str, fol
     return os.path.join(nnUNet_results.get(), dataset, f"{trainer}__{plans_name}__{configuration}", f"fold_{fold}")
 
 
-def pretrained_by_others(dataset: str, plans_name: str, configuration: str, method: str) -> bool:
-    """Tell whether there are pretrainings of the same plan and configuration by other methods."""
-    folders = glob(path_of(f"{PRETRAINER}*", escape(dataset), escape(plans_name), configuration, "*"))
-    return any(name_of_pretrainer(method) != os.path.basename(os.path.dirname(f)).split("__")[0] for f in folders)
-
-
 OVERWRITING = "overwriting.txt"
 STARTED_WITH = ("transfer.json",)  # written before a fine-tuning is sure to start
 

@@ -140,6 +140,15 @@ def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
     )
 
 
+def refuse_cascade(plan: PlannedConfiguration) -> None:
+    """Raise `UserError` for the second stage of a cascade."""
+    if plan.resolved.get("previous_stage"):
+        raise UserError(
+            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
+            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
+        )
+
+
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     """A configuration with what it inherits; `UserError` where it lacks something that every one has."""
     resolved: dict[str, Any] = PlansManager(dict(plans)).get_configuration(configuration).configuration

@@ -172,7 +172,7 @@ def test_the_plan_is_not_changed():
 
 def test_finetuning_takes_the_plans_part_and_names_a_wrong_key():
     assert FinetuneSettings.from_plan({"pcrl": {"finetune": {"epochs": 9}}}).epochs == 9
-    assert FinetuneSettings.from_plan({}, epochs=4).epochs == 4
+    assert FinetuneSettings.from_plan({}, {"epochs": 4}).epochs == 4
     with pytest.raises(UserError, match=r"pcrl.finetune.lr is not a setting; expected one of .*initial_lr"):
         FinetuneSettings.from_plan({"pcrl": {"finetune": {"lr": 1.0}}})
 

@@ -12,6 +12,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"trainers", "planners"},
     {"experiments", "report"},
     {"pretraining"},
+    {"finetuning"},
     {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},

@@ -1,24 +1,30 @@
 """nnUNetTrainer subclasses; `pcrl_nnunet_register` lets nnU-Net's commands find them by name."""
 
+import re
+
 from pcrl_nnunet.trainers.classify import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
-from pcrl_nnunet.trainers.finetune import (
-    PCRLFinetuneTrainer,
-    PCRLFinetuneTrainer_50epochs,
-    PCRLFinetuneTrainer_250epochs,
-    PCRLScratchTrainer,
-    PCRLScratchTrainer_50epochs,
-    PCRLScratchTrainer_250epochs,
-)
+from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
+from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
+from pcrl_nnunet.transfer.find import METHOD
 
 __all__ = [
     "PCRLClassificationScratchTrainer",
     "PCRLClassificationTrainer",
     "PCRLFinetuneTrainer",
-    "PCRLFinetuneTrainer_50epochs",
-    "PCRLFinetuneTrainer_250epochs",
     "PCRLPretrainTrainer",
     "PCRLScratchTrainer",
-    "PCRLScratchTrainer_50epochs",
-    "PCRLScratchTrainer_250epochs",
 ]
+
+
+def __getattr__(name: str) -> type[PCRLFinetuneTrainer]:
+    """Make a trainer that takes the pretraining of a method, such as PCRLFinetuneTrainer_mae (PEP 562).
+
+    nnU-Net names the folder of results by the class. The class stays here, so that it can be pickled.
+    """
+    for trainer in (PCRLFinetuneTrainer, PCRLClassificationTrainer):
+        if match := re.fullmatch(f"{trainer.__name__}_({METHOD})", name):
+            method = match[1]
+            made = {"method": method, "for_classification": f"{trainer.for_classification}_{method}"}
+            return globals().setdefault(name, type(name, (trainer,), {"__module__": __name__, **made}))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -25,29 +24,24 @@ from torch import autocast, nn
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.classification import figures
 from pcrl_nnunet.classification.auroc import auroc
-from pcrl_nnunet.classification.crops import ClassificationLoader, input_size, places
+from pcrl_nnunet.classification.checks import check_cases
+from pcrl_nnunet.classification.drawing import Drawing
+from pcrl_nnunet.classification.folds import write_split_by_patient
+from pcrl_nnunet.classification.label_table import FILES, LabelTable, bring_tables, read_labels
+from pcrl_nnunet.classification.loader import ClassificationLoader
+from pcrl_nnunet.classification.patches import fitting_batch, input_size
 from pcrl_nnunet.classification.prediction import Predictor, write_evaluation
-from pcrl_nnunet.classification.targets import (
-    FILES,
-    Drawing,
-    Targets,
-    bring_tables,
-    outside,
-    read_targets,
-    write_split_by_patient,
-)
 from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
-from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.splits import SPLITS
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.networks import Classifier
-from pcrl_nnunet.trainers.finetune import NNUNET_DEFAULT_DEVICE, PCRLFinetuneTrainer, PCRLScratchTrainer
+from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
+from pcrl_nnunet.trainers.scratch import NNUNET_DEFAULT_DEVICE, PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
 
-MAX_BATCH = 32  # the paper's
-NUM_MAPS = 4
-MAX_OUTSIDE = 0.1  # of the points may lie outside of their image
+NUM_MAPS = 4  # activation maps that a validation draws
 
 
 class ClassificationLogger(LocalLogger):
@@ -59,14 +53,14 @@ class ClassificationLogger(LocalLogger):
 
 
 class _Classification(PCRLScratchTrainer):
-    """What both trainers of a classification replace of `PCRLScratchTrainer`.
+    """The part of both trainers of a classification that differs from `PCRLScratchTrainer`.
 
-    __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
+    Overrides: __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
     on_validation_epoch_end, print_to_log_file, extra_content, load_checkpoint, perform_actual_validation.
     """
 
-    # At nnU-Net's 1e-2 a pretrained encoder is soon as if it had not been pretrained. From scratch that rate is the
-    # better one: comparisons have it as `stock` (docs/evidence/classification.md).
+    # At nnU-Net's 1e-2 a pretrained encoder soon is as if it had not been pretrained. From scratch that rate is better:
+    # comparisons run it as `stock` (docs/evidence/classification.md).
     defaults = MappingProxyType({"initial_lr": 1e-3})
     needs_masks = False
 
@@ -85,11 +79,11 @@ class _Classification(PCRLScratchTrainer):
             folder = os.path.join(nnUNet_preprocessed or "", plans["dataset_name"])
             raw = os.path.join(nnUNet_raw or "", plans["dataset_name"])
             changed = bring_tables(raw, folder)
-            self.targets: Targets = read_targets(folder, self.classify.target or None)
+            self.labels: LabelTable = read_labels(folder, self.classify.table or None)
             if FinetuneSettings.from_plan(plans, self.defaults).load_decoder:
                 raise UserError("a classification has no decoder; set pcrl.finetune.load_decoder to false in the plan")
             planned = PlansManager(plans).get_configuration(configuration)
-            self.size = input_size(self.targets, self.classify.crop_mm, planned)
+            self.size = input_size(self.labels, self.classify.patch_mm, planned)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.saved_as = type(self).__name__
         self.enable_deep_supervision = False
@@ -105,31 +99,25 @@ class _Classification(PCRLScratchTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The plan's encoder with a head for the table's labels."""
+        """Return the plan's encoder with a head for the table's labels."""
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
-        return Classifier(network, len(self.targets.names))
+        return Classifier(network, len(self.labels.names))
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """There is none."""
 
     def _build_loss(self) -> Any:
-        train, _ = self.samples()
-        weight = None
-        if self.classify.class_weights:
-            with self._or_nothing_left_behind():
-                weights = self.targets.class_weights(train)
-            weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
-        return lambda logits, target: classification_loss(logits, target, self.targets.exclusive, weight)
+        return lambda logits, target: classification_loss(logits, target, self.labels.exclusive)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As nnU-Net's; the split that it would draw is by patient where the table has patients."""
-        base, patient = self.preprocessed_dataset_folder_base, self.targets.patient
-        if self.fold != "all":  # every rank: which one comes first, all write the same
+        """Return nnU-Net's split, which is drawn by patient if the table has patients."""
+        base, patient = self.preprocessed_dataset_folder_base, self.labels.patient
+        if self.fold != "all":  # on every rank: all write the same, whichever comes first
             names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
             with self._or_nothing_left_behind():
-                made = write_split_by_patient(names, self.targets, base)
+                made = write_split_by_patient(names, self.labels, base)
             if made is not None:
                 self.print_to_log_file(f"Wrote {made}: folds by patient")
         train, validation = super().do_split()
@@ -142,23 +130,23 @@ class _Classification(PCRLScratchTrainer):
         return train, validation
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into the targets, of training and validation.
+        """Return the indices of the labelled samples of training and validation.
 
         Raises:
             SystemExit: one of them is empty.
         """
-        train, validation = (self.targets.of_cases(cases) for cases in self.do_split())
+        train, validation = (self.labels.of_cases(cases) for cases in self.do_split())
         with self._or_nothing_left_behind():
             for what, of_split in (("training", train), ("validation", validation)):
                 if not len(of_split):
                     raise UserError(
-                        f"{FILES[self.targets.kind]} tells nothing of the {what} cases of fold {self.fold}; check its "
+                        f"{FILES[self.labels.kind]} has no label of the {what} cases of fold {self.fold}; check its "
                         f"names of cases against those in {self.preprocessed_dataset_folder}"
                     )
         return train, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's augmentation and processes around our loader."""
+        """Return our loaders in nnU-Net's augmentation and processes."""
         self.get_tr_and_val_datasets()  # opens every case
         rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         transforms = (
@@ -169,10 +157,12 @@ class _Classification(PCRLScratchTrainer):
         if dummy_2d:
             read_size[0] = self.size[0]
         spacing = self.configuration_manager.spacing
-        points = self.targets.point is not None
+        points = self.labels.point is not None
         jitter = [self.classify.jitter_mm / s for s in spacing] if points else []
         cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
-        self._check_targets(cases)
+        with self._or_nothing_left_behind():
+            for warning in check_cases(self.labels, cases, self.plans_manager.transpose_forward):
+                self.print_to_log_file(warning)
         batch = self.classify.batch_size or fitting_batch(
             self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
         )
@@ -183,7 +173,7 @@ class _Classification(PCRLScratchTrainer):
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
             loader = ClassificationLoader(
                 cases,
-                self.targets,
+                self.labels,
                 samples,
                 batch,
                 self.size,
@@ -196,38 +186,6 @@ class _Classification(PCRLScratchTrainer):
             loaders.append(self._augmenter(loader, train))
         return self._with_run((loaders[0], loaders[1]))
 
-    def _check_targets(self, cases: Mapping[str, Case]) -> None:
-        """Say which lines of the table are of no case, and which points lie outside of their image.
-
-        Raises:
-            SystemExit: many points do.
-        """
-        file, point = FILES[self.targets.kind], self.targets.point
-        missing = sorted(set(self.targets.case) - cases.keys())
-        if missing:
-            self.print_to_log_file(
-                f"WARNING: {file} has {len(missing)} cases that are not among the {len(cases)} preprocessed ones: "
-                f"{', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"
-            )
-        if point is None:
-            return
-        beyond: list[str] = []
-        known = np.flatnonzero(np.isin(self.targets.case, list(cases)))
-        for name, of_case in pd.Series(known).groupby(self.targets.case[known]):
-            case = cases[str(name)]
-            shape = CaseVolume(case).shape[1:]
-            voxels = places(point[of_case.to_numpy()], case, shape, self.plans_manager.transpose_forward)
-            beyond += [str(name)] * int(outside(voxels, shape).sum())
-        told = (
-            f"{len(beyond)} of {len(known)} points of {file} lie outside of their image, such as one of "
-            f"{beyond[0] if beyond else ''}; they have to be mm of the world in LPS, as SimpleITK and DICOM count"
-        )
-        with self._or_nothing_left_behind():
-            if len(beyond) > MAX_OUTSIDE * len(known):
-                raise UserError(told)
-        if beyond:
-            self.print_to_log_file(f"WARNING: {told}")
-
     def _augmenter(self, loader: ClassificationLoader, train: bool) -> Any:
         processes = get_allowed_n_proc_DA()
         if processes == 0:
@@ -238,7 +196,7 @@ class _Classification(PCRLScratchTrainer):
         )
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Loss, and what the AUROC is made of."""
+        """Return the loss, logits and labels of a batch."""
         data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
         if self.device.type == "cuda":
             with autocast("cuda"):
@@ -249,7 +207,7 @@ class _Classification(PCRLScratchTrainer):
         return {"loss": loss.cpu().numpy(), "logits": logits.float().cpu().numpy(), "target": target.cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """The AUROC of every output, and their mean, in the places of nnU-Net's Dice."""
+        """Log the AUROC of every output, and their mean, in the places of nnU-Net's Dice."""
         if self.is_ddp:
             of_ranks: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(of_ranks, val_outputs)
@@ -262,39 +220,39 @@ class _Classification(PCRLScratchTrainer):
         self.logger.log("val_losses", float(np.mean([output["loss"] for output in val_outputs])), self.current_epoch)
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """As nnU-Net's, which speaks of a Dice."""
+        """Print as nnU-Net does, with AUROC for Dice."""
         told = [
             a.replace("pseudo Dice", "AUROC").replace("Pseudo dice", "AUROC") if isinstance(a, str) else a for a in args
         ]
         super().print_to_log_file(*told, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
 
     def extra_content(self) -> dict[str, Any]:
-        """What `pcrl_nnunet_classify` needs to know, for the checkpoints."""
+        """Return what `pcrl_nnunet_classify` needs from the checkpoints."""
         return {
             "pcrl_classification": {
-                "kind": self.targets.kind,
-                "names": list(self.targets.names),
-                "exclusive": self.targets.exclusive,
+                "kind": self.labels.kind,
+                "names": list(self.labels.names),
+                "exclusive": self.labels.exclusive,
                 "size": list(self.size),
             }
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As fine-tuning's, if the table and the inputs' size are still those that the network was trained on."""
+        """Load a checkpoint if the network was trained with the present table and size of inputs."""
         then: Mapping[str, Any] = {}
-        with suppress(UserError):  # what cannot be read is said below
+        with suppress(UserError):  # a file that cannot be read is named below
             then = checkpoint.read_any(str(filename_or_checkpoint)).get("pcrl_classification", {})
         now = self.extra_content()["pcrl_classification"]
         differing = [f"{key} {value}, now {now[key]}" for key, value in then.items() if now[key] != value]
         if differing:
             raise SystemExit(
-                f"Error: {FILES[self.targets.kind]} or pcrl.classify of the plan has changed since "
+                f"Error: {FILES[self.labels.kind]} or pcrl.classify of the plan has changed since "
                 f"{filename_or_checkpoint} was trained ({'; '.join(differing)}); put it back, or train anew without --c"
             )
         super().load_checkpoint(filename_or_checkpoint)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Of the fold's validation cases: predictions.csv, auroc.json, roc.png, activation maps of a few samples."""
+        """Write predictions.csv, auroc.json, roc.png and activation maps of a few samples for the validation cases."""
         if self.local_rank != 0:
             return
         _, samples = self.samples()
@@ -302,21 +260,21 @@ class _Classification(PCRLScratchTrainer):
         os.makedirs(folder, exist_ok=True)
         network = unwrap(self.network)
         network.eval()
-        self.print_to_log_file(f"Validating {len(samples)} {self.targets.kind}")
-        predictor = Predictor([network], self.targets.names, self.targets.exclusive, self.size, self.device)
+        self.print_to_log_file(f"Validating {len(samples)} {self.labels.kind}")
+        predictor = Predictor([network], self.labels.names, self.labels.exclusive, self.size, self.device)
         cases = {case.name: case for case in find_cases(self.preprocessed_dataset_folder)}
-        table = predictor.of_targets(self.targets, samples, cases, self.plans_manager.transpose_forward)
-        for line in write_evaluation(table, self.targets, samples, folder):
+        table = predictor.of_samples(self.labels, samples, cases, self.plans_manager.transpose_forward)
+        for line in write_evaluation(table, self.labels, samples, folder):
             self.print_to_log_file(line)
-        groups = Drawing(self.targets, samples, balanced=True).groups[:NUM_MAPS]  # positives are few
+        groups = Drawing(self.labels, samples, balanced=True).groups[:NUM_MAPS]  # positives are few
         each = max(1, NUM_MAPS // len(groups))
         chosen = {int(group[i]) for group in groups for i in np.linspace(0, len(group) - 1, each).astype(int)}
         for index in sorted(chosen):
-            image, maps = predictor.activation(self.targets, int(index), cases, self.plans_manager.transpose_forward)
-            name = f"{self.targets.case[index]}_{index}"
+            image, maps = predictor.activation(self.labels, int(index), cases, self.plans_manager.transpose_forward)
+            name = f"{self.labels.case[index]}_{index}"
             (row,) = np.flatnonzero(samples == index)
             said = [f"{column} {table[column][row]:.2f}" for column in predictor.columns]
-            titles = [f"{a}\ntruth {v:g}" for a, v in zip(said, self.targets.value[index], strict=True)]
+            titles = [f"{a}\ntruth {v:g}" for a, v in zip(said, self.labels.value[index], strict=True)]
             figures.activation(image, maps, titles, name, os.path.join(folder, f"activation_{name}.png"))
 
 
@@ -327,9 +285,5 @@ class PCRLClassificationScratchTrainer(_Classification):
 class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
     """Classifies cases or points, starting from a pretrained encoder, which it finds as `PCRLFinetuneTrainer` does."""
 
+    of_any_method = "PCRLClassificationTrainer"
     control = PCRLClassificationScratchTrainer
-
-
-def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:
-    """Inputs that have as many voxels as the plan's batch of patches, 2 to 32."""
-    return max(2, min(MAX_BATCH, math.prod(patch_size) * batch_size // math.prod(size)))

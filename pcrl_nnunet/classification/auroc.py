@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-LEVEL = 0.95  # of the intervals
-MIN_GROUPS = 3  # patients, for an interval of one model's AUROC
+LEVEL = 0.95  # probability of an interval
+MIN_GROUPS = 3  # patients with either value; an interval from fewer would tell nothing of others
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve over what is known; NaN where all of that is the same.
+    """Return the area under the ROC curve over known values; NaN if all of them are the same.
 
     Args:
         truth: (N,) 1, 0, or NaN for unknown.
@@ -25,14 +25,14 @@ def auroc(truth: np.ndarray, score: np.ndarray) -> float:
 def auroc_interval(
     truth: np.ndarray, score: np.ndarray, groups: np.ndarray, bootstraps: int = 1000
 ) -> dict[str, float]:
-    """AUROC with its percentile bootstrap interval; samples of a group (patient, scan) are drawn together.
+    """Return the AUROC with its percentile bootstrap interval; a group (patient, scan) is drawn as a whole.
 
     Args:
         groups: (N,) names.
 
     Returns:
-        auroc, low, high, and the numbers known and positive. Low and high are NaN where positives or negatives are of
-        fewer than `MIN_GROUPS` groups, which tell nothing of others.
+        auroc, low, high, and the numbers known and positive. Low and high are NaN if positives or negatives are of
+        fewer than `MIN_GROUPS` groups.
     """
     rng = np.random.default_rng(0)
     names, group = np.unique(groups, return_inverse=True)

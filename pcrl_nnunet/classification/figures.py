@@ -8,11 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from pcrl_nnunet.report.pictures import _middle
-
 
 def classification_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
-    """Losses, AUROC and rate of a classification, an epoch a point, as a PNG."""
+    """Draw losses, AUROC and rate of a classification over epochs, as a PNG."""
     figure = Figure(figsize=(11, 9), layout="constrained")
     panels = (
         ("loss", (("train_losses", "training"), ("val_losses", "validation"))),
@@ -35,12 +33,12 @@ def classification_progress(log: Mapping[str, Sequence[float]], path: str) -> No
 def roc(
     truth: np.ndarray, score: np.ndarray, names: Sequence[str], found: Mapping[str, Mapping[str, float]], path: str
 ) -> None:
-    """The ROC curve of every output, as a PNG.
+    """Draw the ROC curve of every output, as a PNG.
 
     Args:
         truth: (N, L) 1, 0 or NaN.
         score: (N, L).
-        found: of every name, auroc, low and high.
+        found: auroc, low and high by name.
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
     axis = figure.subplots()
@@ -58,14 +56,17 @@ def roc(
 
 
 def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str, path: str) -> None:
-    """An input and what of it speaks for every output, in the middle slice, first channel, as a PNG.
+    """Draw the middle slice of an input's first channel, and on it the activation map of every output, as a PNG.
 
     Args:
         image: (C, *size).
         maps: (L, *size).
-        titles: of the maps.
+        titles: one for each map.
     """
-    picture, maps = _middle(image), maps[:, image.shape[1] // 2] if image.ndim == 4 else maps
+    picture = image[0]
+    if picture.ndim == 3:
+        middle = len(picture) // 2
+        picture, maps = picture[middle], maps[:, middle]
     shown = min(len(maps), 6)
     figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
     axes = figure.subplots(1, shown + 1)

@@ -1,4 +1,4 @@
-"""What a classification says of cases or points. N samples, L outputs, * space."""
+"""Probabilities of a trained classification for cases or points. N samples, L outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 
 from pcrl_nnunet.classification import figures
 from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc_interval
-from pcrl_nnunet.classification.crops import crops_of, places, tiles
-from pcrl_nnunet.classification.targets import CASE, COORDINATES, Targets
+from pcrl_nnunet.classification.label_table import CASE, COORDINATES, LabelTable
+from pcrl_nnunet.classification.patches import patches_of, tiles
+from pcrl_nnunet.classification.world import places
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.loading.cases import Case, CaseVolume
 from pcrl_nnunet.views.sub_crop import Volume
@@ -26,13 +27,13 @@ PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"
 class Predictor:
     """Mean probabilities of one or several trained classifiers (folds).
 
-    Of a case: the mean logit over patches that cover it. Of a point: that of the crop in whose middle it lies.
+    A case gets the mean logit over patches that cover it, a point the logit of the patch around it.
 
     Args:
         networks: in evaluation mode.
-        names: of the L outputs.
-        exclusive: softmax rather than sigmoid.
-        size: of the input, voxels.
+        names: names of the L outputs.
+        exclusive: softmax, not sigmoid.
+        size: the networks' input, voxels.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class Predictor:
 
     @torch.inference_mode()
     def of_volume(self, volume: Volume, centres: np.ndarray | None) -> np.ndarray:
-        """(N, L) probabilities, of points (N, axes) in voxels, or (1, L) of the whole."""
+        """Return the probabilities (N, L) of points (N, axes) in voxels, or (1, L) of the whole volume."""
         around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
         logits: list[list[torch.Tensor]] = [[] for _ in self.networks]
-        for batch in crops_of(volume, around, self.size, BATCH):
+        for batch in patches_of(volume, around, self.size, BATCH):
             on_device = batch.to(self.device)
             for of_network, network in zip(logits, self.networks, strict=True):
                 of_network.append(network(on_device).float().cpu())
@@ -58,37 +59,37 @@ class Predictor:
             probabilities.append(all_of_them.softmax(1) if self.exclusive else all_of_them.sigmoid())
         return np.asarray(torch.stack(probabilities).mean(0))
 
-    def of_targets(
-        self, targets: Targets, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
+    def of_samples(
+        self, labels: LabelTable, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
     ) -> pd.DataFrame:
-        """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME."""
+        """Return the table of `table_of` for samples of the labelled ones."""
         found = np.full((len(samples), len(self.columns)), np.nan, np.float32)
-        for name in dict.fromkeys(targets.case[samples]):  # points are grouped, so that a scan is opened once
-            of_case = np.flatnonzero(targets.case[samples] == name)
+        for name in dict.fromkeys(labels.case[samples]):  # points are grouped, so that a scan is opened once
+            of_case = np.flatnonzero(labels.case[samples] == name)
             case = cases[str(name)]
             volume, centres = CaseVolume(case), None
-            if targets.point is not None:
-                centres = places(targets.point[samples[of_case]], case, volume.shape[1:], transpose)
+            if labels.point is not None:
+                centres = places(labels.point[samples[of_case]], case, volume.shape[1:], transpose)
             found[of_case] = self.of_volume(volume, centres)
-        return table_of(targets, samples, found)
+        return table_of(labels, samples, found)
 
     @torch.inference_mode()
     def activation(
-        self, targets: Targets, index: int, cases: Mapping[str, Case], transpose: Sequence[int]
+        self, labels: LabelTable, index: int, cases: Mapping[str, Case], transpose: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """An input (C, *size) and its class-activation maps (L, *size) by the first network.
+        """Return an input (C, *size) and its class-activation maps (L, *size) by the first network.
 
-        Of a case: that patch of it with the highest logit.
+        The input of a case is its patch with the highest logit.
         """
-        case = cases[str(targets.case[index])]
+        case = cases[str(labels.case[index])]
         volume = CaseVolume(case)
-        if targets.point is None:
+        if labels.point is None:
             around = tiles(volume.shape[1:], self.size)
         else:
-            around = [tuple(c) for c in places(targets.point[[index]], case, volume.shape[1:], transpose)]
+            around = [tuple(c) for c in places(labels.point[[index]], case, volume.shape[1:], transpose)]
         network = self.networks[0]
         highest, image = -np.inf, torch.empty(0)
-        for batch in crops_of(volume, around, self.size, BATCH):
+        for batch in patches_of(volume, around, self.size, BATCH):
             logits = network(batch.to(self.device)).amax(1)
             if float(logits.max()) > highest:
                 highest, image = float(logits.max()), batch[[int(logits.argmax())]]
@@ -96,32 +97,32 @@ class Predictor:
         return image[0].numpy(), maps[0].numpy()
 
 
-def table_of(targets: Targets, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:
-    """A line a sample, in their order: case, coordinates of points, p_NAME, and the truth as NAME.
+def table_of(labels: LabelTable, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:
+    """Return a line for each sample, in their order: case, coordinates of a point, p_NAME, and the truth as NAME.
 
     Args:
         found: (N, L) probabilities.
     """
-    table = pd.DataFrame({CASE[targets.kind]: targets.case[samples]})
-    if targets.point is not None:
-        table[list(COORDINATES)] = targets.point[samples]
-    table[[f"p_{name}" for name in targets.names]] = found
-    table[list(targets.names)] = targets.value[samples]
+    table = pd.DataFrame({CASE[labels.kind]: labels.case[samples]})
+    if labels.point is not None:
+        table[list(COORDINATES)] = labels.point[samples]
+    table[[f"p_{name}" for name in labels.names]] = found
+    table[list(labels.names)] = labels.value[samples]
     return table
 
 
-def write_evaluation(table: pd.DataFrame, targets: Targets, samples: np.ndarray, folder: str) -> list[str]:
-    """Write predictions.csv, roc.png and, as the last, auroc.json; lines that say what is in it.
+def write_evaluation(table: pd.DataFrame, labels: LabelTable, samples: np.ndarray, folder: str) -> list[str]:
+    """Write predictions.csv, roc.png and, last, auroc.json; return a line for each label's AUROC.
 
     Args:
-        table: as `table_of` gives it.
+        table: as `table_of` returns it.
     """
     table.to_csv(os.path.join(folder, PREDICTIONS), index=False)
-    truth, score = targets.value[samples], table[[f"p_{name}" for name in targets.names]].to_numpy()
-    groups = np.array([targets.patient.get(name, name) for name in targets.case[samples]])
-    found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(targets.names)}
-    figures.roc(truth, score, targets.names, found, os.path.join(folder, "roc.png"))
-    # JSON knows no NaN, which an AUROC of one class is
+    truth, score = labels.value[samples], table[[f"p_{name}" for name in labels.names]].to_numpy()
+    groups = np.array([labels.patient.get(name, name) for name in labels.case[samples]])
+    found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(labels.names)}
+    figures.roc(truth, score, labels.names, found, os.path.join(folder, "roc.png"))
+    # JSON has no NaN, which is the AUROC of a label with one value
     written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
     write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
     return [

@@ -1,7 +1,7 @@
-"""What a classification reaches by a shortcut: the baselines beside which its AUROC is to be read. N samples.
+"""Shortcut baselines, beside which the AUROC of a classification is to be read. N samples.
 
-Datasets give classes away by what is not meant: images of two sources that differ in brightness or framing, nodules
-that lie where others do not. A logistic regression on such a feature shows how much of an AUROC that explains.
+A dataset may give its classes away: images of two sources differ in brightness or framing, nodules lie where other
+points do not. A logistic regression on such a feature shows how much of an AUROC it explains.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from pcrl_nnunet.classification.crops import cut, input_size, places
+from pcrl_nnunet.classification.drawing import Drawing
+from pcrl_nnunet.classification.label_table import LabelTable, read_labels
+from pcrl_nnunet.classification.patches import cut, input_size
 from pcrl_nnunet.classification.prediction import table_of, write_evaluation
-from pcrl_nnunet.classification.targets import Drawing, Targets, read_targets
+from pcrl_nnunet.classification.world import places
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
 from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import PlannedConfiguration
 
 THUMBNAIL_2D, THUMBNAIL_3D = (16, 16), (8, 8, 8)  # voxels: 256 and 512 features a channel
-MAX_TRAINING = 10_000  # samples; of more, so many are drawn
+MAX_TRAINING = 10_000  # samples; from more, this number is drawn
 
 
 def thumbnail(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The input (C, *size), averaged down to a few voxels."""
+    """Average the input (C, *size) down to a few voxels."""
     given = torch.from_numpy(image)
     small = adaptive_avg_pool2d(given, THUMBNAIL_2D) if image.ndim == 3 else adaptive_avg_pool3d(given, THUMBNAIL_3D)
     return np.asarray(small).ravel()
 
 
 def mean_intensity(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Of every channel."""
+    """Return the mean of every channel of the input (C, *size)."""
     mean: np.ndarray = image.reshape(len(image), -1).mean(1)
     return mean
 
 
 def position(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Of a point, in shares of its image, an axis an entry."""
+    """Return the place of a point, in shares of its image along each axis."""
     return where
 
 
@@ -54,41 +56,41 @@ SHORTCUTS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def features(
     name: str,
-    targets: Targets,
+    labels: LabelTable,
     samples: np.ndarray,
     cases: Mapping[str, Case],
     size: Sequence[int],
     axes: Sequence[int],
 ) -> np.ndarray:
-    """(N, features) of what a network would see: the crop around a point; of a case its whole image.
+    """Return the features (N, features) of the patch around each point, or of each case's whole image.
 
     Args:
-        size: of a crop, voxels.
+        size: a patch's, voxels.
         axes: the plan's transpose_forward.
     """
     of_name = SHORTCUTS[name]
     rows: list[np.ndarray] = [np.empty(0)] * len(samples)
-    for case_name in dict.fromkeys(targets.case[samples]):  # a scan is opened once
+    for case_name in dict.fromkeys(labels.case[samples]):  # a scan is opened once
         case = cases[str(case_name)]
         volume = CaseVolume(case)
         shape = volume.shape[1:]
-        for i in np.flatnonzero(targets.case[samples] == case_name):
-            if targets.point is None:
+        for i in np.flatnonzero(labels.case[samples] == case_name):
+            if labels.point is None:
                 image = np.asarray(volume[tuple([slice(None)] * (1 + len(shape)))], np.float32)
                 image = image[:, 0] if len(size) == 2 and shape[0] == 1 else image
                 rows[i] = of_name(image, np.zeros(len(shape)))
             else:
-                (place,) = places(targets.point[samples[[i]]], case, shape, axes)
-                crop = np.empty(0) if of_name is position else cut(volume, place, size)
-                rows[i] = of_name(crop, place / shape)
+                (place,) = places(labels.point[samples[[i]]], case, shape, axes)
+                patch = np.empty(0) if of_name is position else cut(volume, place, size)
+                rows[i] = of_name(patch, place / shape)
     return np.stack(rows)
 
 
 def predict(training: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """(M, L) probabilities by a logistic regression an output.
+    """Return probabilities (M, L) by a logistic regression for each output.
 
-    Standardised features; a prior of variance 1 / their number for the weights lets a logit vary by about 1, whether
-    there is one feature or hundreds.
+    Features are standardised. A prior variance of the weights of 1 / number of features lets a logit vary by about 1,
+    with one feature or with hundreds.
 
     Args:
         training: (N, features).
@@ -110,7 +112,7 @@ def predict(training: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> np.n
 
 
 def write(name: str, plan: PlannedConfiguration, fold: int, folder: str) -> None:
-    """Fit a shortcut to a fold's training samples, and write what a training writes of its validation samples.
+    """Fit a shortcut to a fold's training samples, and write the files of a training's validation.
 
     Args:
         name: one of `SHORTCUTS`.
@@ -118,16 +120,16 @@ def write(name: str, plan: PlannedConfiguration, fold: int, folder: str) -> None
     """
     configuration = PlansManager(plan.plans).get_configuration(plan.configuration)
     settings = ClassifySettings.from_plan(plan.plans)
-    targets = read_targets(plan.folder, settings.target or None)
+    labels = read_labels(plan.folder, settings.table or None)
     cases = {case.name: case for case in find_cases(os.path.join(plan.folder, plan.resolved["data_identifier"]))}
     split = fold_of(plan.folder, fold, cases)
-    train, scored = (targets.of_cases(names) for names in (split.train, split.val))
+    train, scored = (labels.of_cases(names) for names in (split.train, split.val))
     if len(train) > MAX_TRAINING:
-        train = Drawing(targets, train, settings.balanced)(np.random.default_rng(0), MAX_TRAINING)
-    size = input_size(targets, settings.crop_mm, configuration)
+        train = Drawing(labels, train, settings.balanced)(np.random.default_rng(0), MAX_TRAINING)
+    size = input_size(labels, settings.patch_mm, configuration)
     of_train, of_scored = (
-        features(name, targets, samples, cases, size, plan.plans["transpose_forward"]) for samples in (train, scored)
+        features(name, labels, samples, cases, size, plan.plans["transpose_forward"]) for samples in (train, scored)
     )
-    found = predict(of_train, targets.value[train], of_scored)
+    found = predict(of_train, labels.value[train], of_scored)
     os.makedirs(folder, exist_ok=True)
-    write_evaluation(table_of(targets, scored, found), targets, scored, folder)
+    write_evaluation(table_of(labels, scored, found), labels, scored, folder)

@@ -1,4 +1,4 @@
-"""pcrl_nnunet_classify: what trained classifications say of new images, or of points in them."""
+"""pcrl_nnunet_classify: trained classifications on new images, or on points in them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from time import time
 from typing import Any
 
-DESCRIPTION = """Classify images, or points in them, with what nnUNetv2_train ... -tr PCRLClassificationTrainer has
-trained; of several folds the mean probability. Images have nnU-Net's names (CASE_0000.nii.gz). Writes a table: a line
-an image or a point, a column p_NAME a label or class."""
+DESCRIPTION = """Classify images, or points in them, by the trained folds of a PCRLClassificationTrainer;
+several folds give the mean probability. Images have nnU-Net's names (CASE_0000.nii.gz). Writes a table: a line for each
+image or point, a column p_NAME for each label or class."""
 LISTED = 20  # images that were set aside, in one message
 
 
@@ -36,11 +36,10 @@ def main() -> None:
     args = _parser().parse_args()
     import pandas as pd
 
-    from pcrl_nnunet.classification.targets import read_points
+    from pcrl_nnunet.classification.new_images import classify, find_images, load_folds
     from pcrl_nnunet.commands import command, device_option
     from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.files import whole
     from pcrl_nnunet.ingest.scans import Target
     from pcrl_nnunet.plans import dataset_name_of, read_json
 
@@ -52,35 +51,21 @@ def main() -> None:
     train = command(
         "nnUNetv2_train", args.d, args.c, args.f[0], tr=args.tr, p=args.p, device=device_option(device.type)
     )
-    train_first = f"train first: {train}"
-    plans = read_json(os.path.join(folder, "plans.json"), train_first)
-    dataset_json = read_json(os.path.join(folder, "dataset.json"), train_first)
-    target = Target(plans, dataset_json, args.c, takes_label_maps=True)
-    manager, configuration = target.plans_manager, target.configuration_manager
-    images, bad = _images(args.i, target.images)
-    predictor, kind = _predictor(folder, args.f, manager, configuration, dataset_json, device)
-    if (kind == "candidates") != (args.points is not None):
-        raise UserError(
-            f"these trainings are of {'points' if kind == 'candidates' else 'whole images'}; "
-            f"{'give the points with -points' if kind == 'candidates' else 'leave -points out'}"
-        )
-    points = None if args.points is None else read_points(args.points, list(images))
-    if points is not None:
-        elsewhere = sorted({str(name) for name in points[0]} - images.keys())
-        if elsewhere:
-            print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
+    plans, dataset_json = (
+        read_json(os.path.join(folder, name), f"train first: {train}") for name in ("plans.json", "dataset.json")
+    )
+    plan = Target(plans, dataset_json, args.c, takes_label_maps=True)
+    scans, bad = find_images(args.i, plan.images)
+    predictor, kind = load_folds(folder, args.f, plan, dataset_json, device)
+    points = _points(args, kind, scans)
     _check_output(args.o)
     start = time()
-    tables, num_outside = _classified(images, points, target, predictor, kind, bad)
+    tables, num_outside = classify(scans, points, plan, predictor, kind, bad)
     seconds = time() - start
     if not tables:
-        raise UserError(f"none of the {len(bad)} images could be classified; {_said(bad)}")
+        raise UserError(f"none of the {len(bad)} images could be classified; {_listed(bad)}")
     found = pd.concat(tables, ignore_index=True)
-    try:
-        with whole(args.o) as draft:
-            found.to_csv(draft, index=False)
-    except OSError as error:
-        raise UserError(f"{args.o} cannot be written ({error.strerror}); give another -o") from error
+    _write(found, args.o)
     if num_outside:
         print(f"WARNING: {num_outside} points lie outside of their image: they have to be mm of the world in LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
@@ -88,61 +73,30 @@ def main() -> None:
         speed += f", {len(found) / seconds:.1f} points a second"
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
-        raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_said(bad)}")
+        raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_listed(bad)}")
 
 
-def _classified(
-    images: dict[str, Any], points: Any, target: Any, predictor: Any, kind: Any, bad: list[Any]
-) -> tuple[list[Any], int]:
-    """Classify image after image; what cannot be read is added to `bad`.
+def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
+    """Read the points of -points, which trainings on points need, and no others."""
+    from pcrl_nnunet.classification.label_table import read_points
+    from pcrl_nnunet.errors import UserError
 
-    Args:
-        points: names of images and (N, axes) mm, or None for whole images.
-
-    Returns:
-        a table an image, and the number of points outside of their image.
-    """
-    import pandas as pd
-    from tqdm import tqdm
-
-    from pcrl_nnunet.classification.targets import CASE, COORDINATES, outside, to_voxels
-    from pcrl_nnunet.ingest.checks import short_reason
-    from pcrl_nnunet.ingest.scans import SetAside
-    from pcrl_nnunet.ingest.unlabelled import preprocessed
-
-    tables, num_outside = [], 0
-    for name, scan in tqdm(images.items(), unit="image", disable=None):
-        of_image = None if points is None else points[1][points[0] == name]
-        if of_image is not None and not len(of_image):
-            continue
-        try:
-            voxels = preprocessed(scan, target)
-        except Exception as error:  # whatever a file makes nnU-Net do, the others go on
-            bad.append(SetAside(scan.sources[0], short_reason(error)))
-            continue
-        for note in voxels.notes:
-            tqdm.write(f"Note: {scan.sources[0]}: {note}.")
-        centres, shape = None, voxels.data.shape[1:]
-        if of_image is not None:
-            centres = to_voxels(of_image, voxels.properties, shape, target.plans["transpose_forward"])
-            num_outside += int(outside(centres, shape).sum())
-        found = predictor.of_volume(voxels.data, centres)
-        table = pd.DataFrame({CASE[kind]: [name] * len(found)})
-        if of_image is not None:
-            table[list(COORDINATES)] = of_image
-        table[list(predictor.columns)] = found
-        tables.append(table)
-    return tables, num_outside
-
-
-def _said(bad: list[Any]) -> str:
-    """Name the images that were set aside, and why; not more than fit on a screen."""
-    listed = "; ".join(f"{s.where}: {s.reason}" for s in bad[:LISTED])
-    return listed + (f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else "")
+    if (kind == "candidates") != (args.points is not None):
+        raise UserError(
+            f"these trainings are of {'points' if kind == 'candidates' else 'whole images'}; "
+            f"{'give the points with -points' if kind == 'candidates' else 'leave -points out'}"
+        )
+    if args.points is None:
+        return None
+    points = read_points(args.points, list(scans))
+    elsewhere = sorted({str(name) for name in points[0]} - scans.keys())
+    if elsewhere:
+        print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
+    return points
 
 
 def _check_output(path: str) -> None:
-    """Raises `UserError` for a table that could not be written, before the work is done."""
+    """Raise `UserError` for a table that could not be written, before the work is done."""
     from pcrl_nnunet.errors import UserError
 
     folder = os.path.dirname(os.path.abspath(path))
@@ -150,73 +104,21 @@ def _check_output(path: str) -> None:
         raise UserError(f"-o is {path}, which cannot be written; give the name of a file in a folder that is there")
 
 
-def _images(folder: str, images: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Find the scans by name, and the images that are set aside unread.
-
-    Raises:
-        UserError: no image has one of nnU-Net's names.
-    """
-    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
-
+def _write(table: Any, path: str) -> None:
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.ingest.find import left_over, misnumbered
-    from pcrl_nnunet.ingest.scans import Scan, SetAside
+    from pcrl_nnunet.files import whole
 
-    if not os.path.isdir(folder):
-        raise UserError(f"-i is {folder}, which is not a folder; give the folder with the images")
-    ending, bad, scans = images.file_ending, left_over(folder, images.file_ending), {}
-    for files in filter(None, create_lists_from_splitted_dataset_folder(folder, ending)):
-        scan = Scan(os.path.basename(files[0])[: -len(ending) - len("_0000")], tuple(files), "plan")
-        if reason := misnumbered(scan, images):
-            bad.append(SetAside(files[0], reason))
-        else:
-            scans[scan.name] = scan
-    if not scans:
-        found = f"{len(bad)} are there, the first is {bad[0].where}: {bad[0].reason}" if bad else "there is none"
-        raise UserError(f"no image in {folder} is named CASE_0000{ending}, as nnU-Net names images; {found}")
-    return scans, bad
+    try:
+        with whole(path) as draft:
+            table.to_csv(draft, index=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another -o") from error
 
 
-def _predictor(
-    folder: str, folds: list[str], manager: Any, configuration: Any, dataset_json: dict[str, Any], device: Any
-) -> tuple[Any, Any]:
-    """The folds' networks, and what they are trained on: classes or candidates."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-
-    from pcrl_nnunet import checkpoint
-    from pcrl_nnunet.classification.prediction import Predictor
-    from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.networks import Classifier
-
-    networks: list[Any] = []
-    described: dict[str, Any] = {}
-    for fold in folds:
-        path = os.path.join(folder, f"fold_{fold}", checkpoint.FINAL)
-        if not os.path.isfile(path):
-            raise UserError(f"fold {fold} is not trained: there is no {path}; train it, or name those that are with -f")
-        content = checkpoint.read_any(path)
-        if "pcrl_classification" not in content:
-            raise UserError(f"checkpoint {path} is not of a classification; give the -tr of one")
-        if described and content["pcrl_classification"] != described:
-            raise UserError(
-                f"checkpoint {path} was trained on other labels or sizes than that of fold {folds[0]}; train the folds "
-                f"alike, or give fewer of them with -f"
-            )
-        described = content["pcrl_classification"]
-        network = get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(manager, configuration, dataset_json),
-            manager.get_label_manager(dataset_json).num_segmentation_heads,
-            deep_supervision=False,
-        )
-        classifier = Classifier(network, len(described["names"]))
-        classifier.load_state_dict(content["network_weights"])
-        networks.append(classifier.to(device).eval())
-    names, exclusive, size = described["names"], described["exclusive"], described["size"]
-    return Predictor(networks, names, exclusive, size, device), described["kind"]
+def _listed(bad: list[Any]) -> str:
+    """Name the images that were set aside, and why; not more than fit on a screen."""
+    listed = "; ".join(f"{s.where}: {s.reason}" for s in bad[:LISTED])
+    return listed + (f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else "")
 
 
 def main_entry() -> None:

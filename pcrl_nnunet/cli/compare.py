@@ -140,12 +140,12 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet import registration
-    from pcrl_nnunet.cli import pretrain  # after the parser, so that --help is quick
+    from pcrl_nnunet.cli import register  # after the parser, so that --help is quick
+    from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.lock import locked
 
-    device = pretrain.device_named(args.device)
+    device = device_named(args.device)
     comparison, runs = _comparison(args)
     for name, reason in comparison.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
@@ -166,8 +166,8 @@ def main() -> None:
         comparison.prepare(runs)
         jobs = _jobs(comparison, runs, device, args.np)
         print(f"Comparison in {comparison.folder}\n{_progress(runs, jobs)}")
-        if not registration.is_registered():
-            for line in registration.register():
+        if not register.is_registered():
+            for line in register.register():
                 print(line)
         # of many candidates the predictions have gigabytes: once will do
         after_each = (lambda: _write_results(comparison, runs)) if comparison.targets is None else (lambda: None)
@@ -188,7 +188,6 @@ def _progress(runs: list[Any], jobs: list[Job]) -> str:
 def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from nnunetv2.paths import nnUNet_results
 
-    from pcrl_nnunet.cli import pretrain
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.comparison import (
         Comparison,
@@ -199,13 +198,13 @@ def _comparison(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         with_settings,
     )
     from pcrl_nnunet.experiments.scores import CONTROL
-    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.plans import load_plan, refuse_cascade
     from pcrl_nnunet.pretraining.settings import pretrain_settings
 
     if args.seeds < 1 or args.np < 1:
         raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
     plan = load_plan(args.d, args.p, args.c)
-    pretrain.refuse_cascade(plan)
+    refuse_cascade(plan)
     given = _json(args.settings)
     # raises for a network that it cannot pretrain
     settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
@@ -246,7 +245,7 @@ def _targets(task: str | None, plan: Any) -> Any:
     """Of a classification, what it learns; None of a segmentation."""
     from nnunetv2.paths import nnUNet_raw
 
-    from pcrl_nnunet.classification.targets import planned_targets
+    from pcrl_nnunet.classification.label_table import planned_labels
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import is_without_masks
 
@@ -256,7 +255,7 @@ def _targets(task: str | None, plan: Any) -> Any:
         raise UserError(f"-task is segmentation and {name} has no masks; give -task classification")
     if task == "segmentation" or (task is None and not without_masks):
         return None
-    return planned_targets(
+    return planned_labels(
         plan.plans, plan.folder, os.path.join(nnUNet_raw.get(), name) if nnUNet_raw.is_set() else None
     )
 

@@ -97,7 +97,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.named_plans import named_plan, refuse_outdated
-    from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.plans import load_plan, refuse_cascade
     from pcrl_nnunet.pretraining import distributed, processes, request
     from pcrl_nnunet.pretraining.memory import keep_freed_memory
 
@@ -105,7 +105,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         raise UserError("--c goes on with a pretraining and --overwrite starts anew in its place; give one of them")
     plans_name = args.p if args.target is None else existing_plan(args.d[0], args.target, args.p)
     plan = load_plan(args.d[0], plans_name, args.c)
-    request.refuse_cascade(plan)
+    refuse_cascade(plan)
     refuse_outdated(plan.plans, plan.configuration, plan.folder)
     others = request.other_datasets(args.d, args.target, args.p, plan)
     if args.name is not None:

@@ -28,9 +28,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.classification.label_table import CASE, FILES, LabelTable
 from pcrl_nnunet.classification.prediction import EVALUATION, PREDICTIONS
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS
-from pcrl_nnunet.classification.targets import CASE, FILES, Targets
 from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
@@ -41,7 +41,10 @@ from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.transfer.weights import PRETRAINER, cases_seen, check_architecture
+from pcrl_nnunet.transfer.find import PRETRAINER
+from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.seen import cases_seen
+from pcrl_nnunet.transfer.shapes import check_architecture
 
 SHARES = (0.7, 0.1, 0.2)  # training, validation, test (method.md 3)
 SPLIT_SEED = 12345  # nnU-Net's
@@ -72,7 +75,7 @@ class Method:
 
 
 def built_in_methods(
-    configuration: str, num_levels: int, batch_size: int, targets: Targets | None = None
+    configuration: str, num_levels: int, batch_size: int, targets: LabelTable | None = None
 ) -> dict[str, Method]:
     """The rows of the table by name: controls, PCRLv2, and its ablations (PCRLv2, Tables 1-3).
 
@@ -241,7 +244,7 @@ class Comparison:
     scored: Literal["val", "test"]
     settings: Mapping[str, Mapping[str, Any]]
     checkpoint: str | None = None
-    targets: Targets | None = None
+    targets: LabelTable | None = None
 
     def __post_init__(self) -> None:
         if (self.protocol == "transfer") != (self.checkpoint is not None):
@@ -327,7 +330,7 @@ class Comparison:
 
     def _checked_encoder(self, path: str) -> str:
         """The hash of the encoder of a checkpoint that may be compared here, `UserError` for others."""
-        content = checkpoint_file.read_encoder(path)
+        content = read_encoder(path)
         try:
             check_architecture(content, self.plan.plans, self.plan.configuration, self.plan.folder)
         except UserError as error:
@@ -581,7 +584,7 @@ class Comparison:
         else:
             plan["pcrl"]["pretrain"]["seed"] = run.seed
         if self.targets is not None:
-            plan["pcrl"].setdefault("classify", {})["target"] = self.targets.kind
+            plan["pcrl"].setdefault("classify", {})["table"] = self.targets.kind
         if name == self.plans_name(run) and method.pretrain is not None:
             plan["pcrl"]["checkpoint"] = self.checkpoint or self.pretrained(run)
         configuration = plan["configurations"][self.plan.configuration]

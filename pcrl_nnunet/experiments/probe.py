@@ -23,7 +23,7 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 
 from pcrl_nnunet.classification.auroc import auroc
-from pcrl_nnunet.classification.crops import cut
+from pcrl_nnunet.classification.patches import cut
 from pcrl_nnunet.classification.shortcuts import predict
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case, CaseVolume

@@ -27,7 +27,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
-from pcrl_nnunet.classification.targets import FILES
+from pcrl_nnunet.classification.label_table import FILES
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.checks import header_of, short_reason

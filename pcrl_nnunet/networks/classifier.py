@@ -12,12 +12,12 @@ from torch.nn.functional import interpolate
 class Classifier(nn.Module):
     """Mean and maximum over space of the encoder's stages, and a linear layer.
 
-    The papers pool the last stage alone, of a network with batch norm. nnU-Net's instance norm takes the mean of every
-    channel away, and what is left of it after the nonlinearity is little: in
-    docs/evidence/classification.md a head on the last stage's mean alone hardly learns.
+    The papers pool the last stage alone, in a network with batch norm. nnU-Net's instance norm removes the mean of
+    every channel, so that a mean behind the nonlinearity hardly varies. A head on the last stage's mean alone hardly
+    learns (docs/evidence/classification.md).
 
     Args:
-        network: a plan's network; its encoder is taken, with the names under which its weights are found.
+        network: a plan's network, whose encoder is taken.
         num_outputs: L.
     """
 
@@ -26,21 +26,21 @@ class Classifier(nn.Module):
         self.encoder = network.encoder
         accept_any_size(self.encoder)
         self.head = nn.Linear(2 * sum(self.encoder.output_channels), num_outputs)
-        # where transfer finds the encoder
+        # transfer finds the encoder by these
         self.key_to_encoder, self.key_to_stem = network.key_to_encoder, network.key_to_stem
         self.keys_to_in_proj = network.keys_to_in_proj
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *) to logits (B, L)."""
+        """Return logits (B, L) of images (B, C, *)."""
         stages = [feature.flatten(2) for feature in self.encoder(image)]
         pooled = [part for stage in stages for part in (stage.mean(2), stage.amax(2))]
         logits: Tensor = self.head(torch.cat(pooled, 1))
         return logits
 
     def activation_maps(self, image: Tensor) -> Tensor:
-        """Class-activation maps (Zhou et al., CVPR 2016), the sum of every stage's: (B, C, *) to (B, L, *).
+        """Return class-activation maps (Zhou et al., CVPR 2016) of images (B, C, *), summed over stages: (B, L, *).
 
-        Of a stage, mean + bias is its part of the logit: what is weighted by its maximum counts where that is.
+        The mean of a map plus the bias is the logit. So the weight of a maximum counts at the maximum's place alone.
         """
         features = self.encoder(image)
         weights = self.head.weight.split([n for feature in features for n in 2 * [feature.shape[1]]], 1)
@@ -56,8 +56,7 @@ class Classifier(nn.Module):
 def accept_any_size(encoder: nn.Module) -> None:
     """Let the encoder take images whose size is no multiple of its strides, in place.
 
-    The shortcut of a residual block has to end where the strided convolution beside it ends. There is no other
-    difference.
+    The shortcut of a residual block then ends where the strided convolution beside it ends.
     """
     for module in encoder.modules():
         if isinstance(module, (nn.AvgPool2d, nn.AvgPool3d)):

@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from pcrl_nnunet.classification.targets import FILES, planned_targets, write_split_by_patient
+from pcrl_nnunet.classification.folds import write_split_by_patient
+from pcrl_nnunet.classification.label_table import FILES, planned_labels
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
@@ -239,4 +240,4 @@ def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -
         return
     raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
     if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):
-        write_split_by_patient(names, planned_targets(plans, folder, raw), folder)
+        write_split_by_patient(names, planned_labels(plans, folder, raw), folder)

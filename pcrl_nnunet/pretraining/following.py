@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from pcrl_nnunet import output_folder
+from nnunetv2.paths import nnUNet_results
+
 from pcrl_nnunet.commands import command, device_option
 from pcrl_nnunet.ingest.maskless import trainer_for
 from pcrl_nnunet.ingest.target import TARGET_KEY
 from pcrl_nnunet.named_plans import name_of
+from pcrl_nnunet.transfer.find import methods_in
 
 
 def next_command(
@@ -41,7 +44,8 @@ def next_command(
             f"{plans['dataset_name']} has neither masks nor a table of classes; bring the encoder into a dataset that "
             f"has, with: {bring}"
         )
-    if output_folder.pretrained_by_others(plans["dataset_name"], plans["plans_name"], configuration, method):
+    results = os.path.join(nnUNet_results.get(), plans["dataset_name"])
+    if {*methods_in(results, plans["plans_name"], configuration)} - {method}:
         trainer = f"{trainer}_{method}"
     number, others = (0, ", and the other folds alike,") if fold == "all" else (fold, "")
     train = command(

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from pcrl_nnunet import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.transfer import weights as transfer
+from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.seen import UNKNOWN_CASES
+from pcrl_nnunet.transfer.shapes import check_architecture
+from pcrl_nnunet.transfer.weights import decoder_levels, load_encoder
 
 KNOWN = ("method", "datasets", "configuration", "fold", "epochs", "cases")
 
@@ -32,16 +34,16 @@ def load_initial(
     Raises:
         UserError: the encoder does not fit the plan's network.
     """
-    content = checkpoint.read_encoder(path)
+    content = read_encoder(path)
     try:
-        transfer.check_architecture(content, plans, configuration, folder)
-        report = transfer.load_encoder(plan_network, content, allow_partial=True)
+        check_architecture(content, plans, configuration, folder)
+        report = load_encoder(plan_network, content, allow_partial=True)
     except UserError as error:
         raise UserError(f"-init {path}: {error}") from error
     own, given = method.state_dict(), content.get("method_weights", {})
     fitting = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
     # modules are counted from the coarsest level: with other stages, or of another method, their names mean others
-    if content["method"] != method.name or transfer.decoder_levels(given) != transfer.decoder_levels(own):
+    if content["method"] != method.name or decoder_levels(given) != decoder_levels(own):
         fitting = {}
     method.load_state_dict(fitting, strict=False)
     init = {
@@ -56,5 +58,5 @@ def load_initial(
         f"{len(fitting)} of {len(given)} tensors of the method's own weights go on"
     ]
     if not init["all_cases_known"]:
-        lines.append(transfer.UNKNOWN_CASES)
+        lines.append(UNKNOWN_CASES)
     return init, lines

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pcrl_nnunet import checkpoint, output_folder
+from pcrl_nnunet import output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
-from pcrl_nnunet.plans import DEFAULT_CONFIGURATION, PlannedConfiguration, load_plan
+from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.settings import PretrainSettings
-from pcrl_nnunet.transfer import weights as transfer
+from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.seen import cases_seen
+from pcrl_nnunet.transfer.shapes import check_architecture
 
 Others = Mapping[str, tuple[str, str, str]]  # folder, data identifier and plan's hash of further datasets, by name
 
@@ -51,15 +53,6 @@ def fold_named(text: str) -> int | str:
     if text != "all" and not (text.isascii() and text.isdecimal()):
         raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
     return text if text == "all" else int(text)
-
-
-def refuse_cascade(plan: PlannedConfiguration) -> None:
-    """Raise `UserError` for the second stage of a cascade."""
-    if plan.resolved.get("previous_stage"):
-        raise UserError(
-            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
-            f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
-        )
 
 
 def other_datasets(
@@ -106,7 +99,7 @@ def other_datasets(
 def check_initial(plan: PlannedConfiguration, path: str) -> None:
     """Raise `UserError` for a checkpoint that could not be started from."""
     try:
-        transfer.check_architecture(checkpoint.read_encoder(path), plan.plans, plan.configuration, plan.folder)
+        check_architecture(read_encoder(path), plan.plans, plan.configuration, plan.folder)
     except UserError as error:
         raise UserError(f"-init {path}: {error}") from error
 
@@ -114,7 +107,7 @@ def check_initial(plan: PlannedConfiguration, path: str) -> None:
 def refuse_initial_that_has_seen(path: str, data: PretrainingData, fold: int | str) -> None:
     """Raise `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
     dataset = data.found.target or data.found.dataset
-    seen = transfer.cases_seen(checkpoint.read_encoder(path), dataset, data.found.held_out_cases)
+    seen = cases_seen(read_encoder(path), dataset, data.found.held_out_cases)
     if seen:
         raise UserError(
             f"-init {path} has seen validation cases of fold {fold}, which -f leaves out: {', '.join(seen[:5])}; "

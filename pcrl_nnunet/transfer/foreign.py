@@ -1,4 +1,7 @@
-"""Checkpoints of nnssl and of nnU-Net's supervised trainings, in the form of ours."""
+"""Any checkpoint that holds the encoder of one of nnU-Net's U-Nets, in the form of ours.
+
+It is one of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,28 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
+from pcrl_nnunet.checkpoint import EXPECTED, FORMAT, architecture_plans, other_format, read_any
 from pcrl_nnunet.errors import UserError
 
-EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
 WRAPPERS = {"module", "_orig_mod"}  # parts of names that DataParallel, DDP and torch.compile add
 NNSSL_SCRIPT = "nnssl.utilities.add_adaptation_plan"
+
+
+def read_encoder(path: str) -> dict[str, Any]:
+    """Read any checkpoint that holds an encoder, in the form of ours, on the CPU.
+
+    Pretraining (``-init``), transfer, fine-tuning and comparison all read through this function. The weights may have
+    been saved from a network within DDP or torch.compile.
+
+    Raises:
+        UserError: as `checkpoint.read`, or the file is of no known kind.
+    """
+    content = with_plain_names(path, read_any(path))
+    if content.get("format") == FORMAT:
+        return content
+    if reason := other_format(path, content, FORMAT):
+        raise UserError(reason)
+    return in_our_form(path, content)
 
 
 def in_our_form(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,15 +94,6 @@ def _equal(a: Any, b: Any) -> bool:
 def plain_name(name: str) -> str:
     """Return the name of a tensor without the parts that DDP and torch.compile add, in whatever order."""
     return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
-
-
-def architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plan's architecture in nnssl's words."""
-    return {
-        "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
-        "arch_kwargs": architecture["arch_kwargs"],
-        "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
-    }
 
 
 def _of_nnssl(content: Mapping[str, Any]) -> dict[str, Any]:

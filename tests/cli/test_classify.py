@@ -83,7 +83,7 @@ def plan_of(folder, kind):
     plan = json.loads((folder / "nnUNetPlans.json").read_text())
     kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs["features_per_stage"] = [4] * len(kwargs["features_per_stage"])
-    plan |= {"pcrl": {"finetune": SHORT, "classify": {"target": kind, "crop_mm": 14.0}}, "plans_name": f"P{kind}"}
+    plan |= {"pcrl": {"finetune": SHORT, "classify": {"table": kind, "patch_mm": 14.0}}, "plans_name": f"P{kind}"}
     (folder / f"P{kind}.json").write_text(json.dumps(plan))
     splits = [{"train": CASES[:5], "val": CASES[5:]}, {"train": CASES[3:], "val": CASES[:3]}]
     (folder / "splits_final.json").write_text(json.dumps(splits))

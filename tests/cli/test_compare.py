@@ -17,8 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet import registration
-from pcrl_nnunet.cli import compare
+from pcrl_nnunet.cli import compare, register
 
 ROOT = Path(__file__).parents[2]
 DATASET = "Dataset008_PhantomOrgan"
@@ -60,7 +59,7 @@ def run(environment, *arguments):
 
 @pytest.mark.slow
 def test_a_comparison_from_the_split_to_the_verdict(environment):
-    registered = registration.is_registered()
+    registered = register.is_registered()
     preprocessed = Path(environment["nnUNet_preprocessed"]) / DATASET
     before = {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()}
     try:
@@ -80,7 +79,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
         assert other_part.returncode == 0, other_part.stdout + other_part.stderr
     finally:
         if not registered:
-            registration.undo()
+            register.undo()
     assert {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()} == before
 
     folder = Path(environment["nnUNet_results"]) / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres"
@@ -250,15 +249,15 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     lines = [f"{n},{','.join(map(str, p))},{c}" for n in names[:-1] for p, c in ((middle, 1), (corner, 0))]
     (raw / "candidates.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,class", *lines]))
     settings = raw / "settings.json"
-    settings.write_text(json.dumps({"classify": {"crop_mm": 16.0, "batch_size": 2}}))
-    registered = registration.is_registered()
+    settings.write_text(json.dumps({"classify": {"patch_mm": 16.0, "batch_size": 2}}))
+    registered = register.is_registered()
     command = [str(Path(sys.executable).parent / "pcrl_nnunet_compare"), "-d", "8", "-device", "cpu", "-labelled", "3"]
     command += ["-seeds", "1", "-methods", "position", "pcrlv2", "-task", "classification", "-settings", str(settings)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=600)
     finally:
         if not registered:
-            registration.undo()
+            register.undo()
         (raw / "candidates.csv").unlink()
     assert done.returncode == 0, done.stdout + done.stderr
     folder = out.parent / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres__classification"

@@ -187,7 +187,7 @@ def test_released_nnunet_finds_our_classes_from_registering_to_undoing(
     assert made.trainer("PCRLFinetuneTrainer") == "pcrl_nnunet.trainers.finetune PCRLFinetuneTrainer"
     assert made.planner("PCRLPlanner") == "pcrl_nnunet.planners.pcrl PCRLPlanner"
     by_interpreter = run(made.python, "-I", "-W", "ignore", "-c", NAME_TRAINER.format("PCRLScratchTrainer")).stdout
-    assert by_interpreter == "pcrl_nnunet.trainers.finetune PCRLScratchTrainer\n"
+    assert by_interpreter == "pcrl_nnunet.trainers.scratch PCRLScratchTrainer\n"
     assert made.trainer("PCRLNoSuchTrainer").startswith("RuntimeError: Could not find requested nnunet trainer")
     assert made.execute(ALL_STOCK_CLASSES) == stock
 

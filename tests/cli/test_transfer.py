@@ -108,7 +108,7 @@ def test_our_trainer_and_stock_nnunet_start_from_the_same_encoder(command, tiny,
     assert command("-i", source, "-d", "Dataset999_Tiny", "-name", "luna") == 0
     new = json.loads((tiny.folder / "nnUNetPlans_luna.json").read_text())
     ours = trainer_of(PCRLFinetuneTrainer, tiny, new)
-    ours._load_pretrained_encoder()
+    ours._load_pretrained()
     stock = trainer_of(nnUNetTrainer, tiny, new)
     random = checkpoint.encoder_hash(stock.network.encoder)
     load_pretrained_weights(stock.network, str(target_file(tiny, "luna")))
@@ -157,7 +157,7 @@ def test_where_stages_are_missing_fine_tuning_is_told_to_accept_it(command, tiny
     assert new["pcrl"]["finetune"]["allow_partial_encoder"] is True
     trainer = trainer_of(PCRLFinetuneTrainer, tiny, new)
     deepest = copy.deepcopy(trainer.network.encoder.stages[2].state_dict())
-    trainer._load_pretrained_encoder()  # as far as it is pretrained: the rest is not replaced by other random weights
+    trainer._load_pretrained()  # as far as it is pretrained: the rest is not replaced by other random weights
     for name, tensor in trainer.network.encoder.stages[2].state_dict().items():
         assert torch.equal(tensor, deepest[name])
 
@@ -281,7 +281,7 @@ def test_every_road_reads_a_supervised_training_saved_within_ddp_and_compile(com
     assert checkpoint.read(str(target_file(tiny, "a")))["encoder_hash"] == wanted
 
     fine_tuning = trainer_of(PCRLFinetuneTrainer, tiny, make_plan(checkpoint=path))
-    fine_tuning._load_pretrained_encoder()
+    fine_tuning._load_pretrained()
     assert checkpoint.encoder_hash(fine_tuning.network.encoder) == wanted
 
     assert checkpoint.read(pretrained(tiny, tmp_path, init=path))["encoder_hash"] == wanted

@@ -13,7 +13,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
-from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.comparison import (
@@ -28,10 +27,10 @@ from pcrl_nnunet.experiments.comparison import (
     with_settings,
 )
 from pcrl_nnunet.experiments.scores import COLUMNS, DiceScores
+from pcrl_nnunet.finetuning.schedule import WarmupPolyLR
 from pcrl_nnunet.methods import PCRLv2
 from pcrl_nnunet.plans import load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.trainers.finetune import WarmupPolyLR
 
 CASES = [f"case_{i:03}" for i in range(200)]
 PATIENTS = {case: f"patient_{i // 3}" for i, case in enumerate(CASES)}
@@ -400,7 +399,7 @@ def test_a_checkpoint_that_saw_held_out_cases_or_fits_not_is_refused(comparison,
     case = {"name": held_out, "path": f"Dataset999_Tiny/nnUNetPlans_3d_fullres/{held_out}.b2nd", "sha256": "0"}
     weights = {f"encoder.stages.{i}.0.convs.0.conv.weight": torch.zeros(w, 1, 3, 3, 3) for i, w in enumerate((4, 8, 8))}
     content = {"cases": [case], "network_weights": weights}
-    monkeypatch.setattr(checkpoint_file, "read_encoder", lambda path: content)
+    monkeypatch.setattr("pcrl_nnunet.experiments.comparison.read_encoder", lambda path: content)
     with pytest.raises(UserError, match=f"was pretrained on 1 of the cases that are held out here \\({held_out}\\)"):
         comparison("transfer", checkpoint="other.pth")
     content["cases"] = []

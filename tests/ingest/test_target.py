@@ -33,7 +33,7 @@ from pcrl_nnunet.loading.loader import ViewLoader, make_loader
 from pcrl_nnunet.pretraining.cases import of_several
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import pretrain as trainer
-from pcrl_nnunet.transfer.weights import cases_seen
+from pcrl_nnunet.transfer.seen import cases_seen
 
 SOURCE, TARGET = "Dataset016_Lungs", "Dataset042_Liver"
 NAME = f"nnUNetPlans_for_{TARGET}"

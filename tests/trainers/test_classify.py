@@ -19,12 +19,12 @@ from tiny_dataset import make_plan
 from torch._dynamo import OptimizedModule
 
 from pcrl_nnunet import checkpoint
+from pcrl_nnunet.classification.folds import split_by_patient
+from pcrl_nnunet.classification.label_table import read_labels
 from pcrl_nnunet.classification.prediction import table_of, write_evaluation
-from pcrl_nnunet.classification.targets import read_targets, split_by_patient
 from pcrl_nnunet.networks import Classifier
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
-from pcrl_nnunet.trainers.classify import fitting_batch
 
 NUM_CASES = 12
 SHORT = {"epochs": 2, "iters_per_epoch": 3, "val_iters_per_epoch": 2}
@@ -67,7 +67,7 @@ def make(
     continue_training=False,
     configuration="3d_fullres",
 ):
-    plan = make_plan(finetune={**SHORT, **(finetune or {})}, classify={"crop_mm": 8.0, **(classify or {})})
+    plan = make_plan(finetune={**SHORT, **(finetune or {})}, classify={"patch_mm": 8.0, **(classify or {})})
     plan = {**plan, "continue_training": continue_training}
     flat = copy.deepcopy(plan["configurations"]["3d_fullres"])
     network = flat["architecture"]["arch_kwargs"]
@@ -122,7 +122,7 @@ def test_it_learns_to_tell_points_apart(classes, configuration):
     trainer = make(
         classes,
         finetune={"epochs": 6, "iters_per_epoch": 25, "initial_lr": 0.01},
-        classify={"crop_mm": 6.0, "jitter_mm": 0.5},
+        classify={"patch_mm": 6.0, "jitter_mm": 0.5},
         configuration=configuration,
     )
     assert trainer.size == ((6, 6, 6) if configuration == "3d_fullres" else (6, 6))
@@ -143,16 +143,11 @@ def test_it_learns_to_tell_points_apart(classes, configuration):
 def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(classes):
     lines = "".join(f"case_{i},{('a', 'b', 'c')[i % 3]}\n" for i in range(NUM_CASES))
     (classes.folder / "classes.csv").write_text(f"case,kind\n{lines}")
-    trainer = make(classes, classify={"class_weights": True, "balanced": False})
+    trainer = make(classes, classify={"balanced": False})
     trainer.run_training()
     trainer.perform_actual_validation()
     table = pd.read_csv(os.path.join(validation_of(trainer), "predictions.csv"))
     np.testing.assert_allclose(table[["p_a", "p_b", "p_c"]].sum(axis=1), 1, atol=1e-5)
-    # of the 8 training cases a and b have 3 each, c 2: weights 8/9, 8/9, 8/6 by 3 classes; cross-entropy, not binary
-    logits, target = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]), torch.eye(3)[[0, 2]]
-    log_p, weight = logits.log_softmax(1), (8 / 9, 8 / 6)
-    expected = -(weight[0] * log_p[0, 0] + weight[1] * log_p[1, 2]) / sum(weight)
-    assert trainer.loss(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
     assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
 
 
@@ -236,7 +231,7 @@ def test_of_the_raw_dataset_the_newer_table_is_taken(classes):
     raw.mkdir(parents=True)
     (raw / "classes.csv").write_text("case,other\n" + "".join(f"case_{i},{i % 2}\n" for i in range(NUM_CASES)))
     trainer = make(classes)
-    assert trainer.targets.names == ("other",)
+    assert trainer.labels.names == ("other",)
     assert (classes.folder / "classes.csv").read_text() == (raw / "classes.csv").read_text()
     assert "classes.csv was taken from" in log_of(trainer)
 
@@ -249,7 +244,7 @@ def test_patients_are_kept_on_one_side_of_a_split(classes):
     assert not {int(c.split("_")[1]) // 2 for c in train} & {int(c.split("_")[1]) // 2 for c in validation}
     folds = json.loads((classes.folder / "splits_final.json").read_text())
     assert sorted(case for fold in folds for case in fold["val"]) == sorted(f"case_{i}" for i in range(NUM_CASES))
-    assert folds == split_by_patient(sorted(train + validation), read_targets(str(classes.folder)))
+    assert folds == split_by_patient(sorted(train + validation), read_labels(str(classes.folder)))
 
 
 def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes):
@@ -265,10 +260,9 @@ def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes)
 @pytest.mark.parametrize(
     ("table", "classify", "message"),
     [
-        ("case,a\nother_1,1\nother_2,0\n", {}, "classes.csv tells nothing of the training cases of fold 0"),
+        ("case,a\nother_1,1\nother_2,0\n", {}, "classes.csv has no label of the training cases of fold 0"),
         (None, {}, "there is no classes.csv or candidates.csv"),
-        (None, {"class_weights": True}, "class_weights and balanced .* set balanced to false"),
-        (None, {"target": "points"}, "pcrl.classify.target is 'points'; expected 'classes' or 'candidates'"),
+        (None, {"table": "points"}, "pcrl.classify.table is 'points'; expected 'classes' or 'candidates'"),
     ],
 )
 def test_mistakes_are_said_in_a_sentence_and_leave_nothing_behind(classes, table, classify, message):
@@ -287,17 +281,11 @@ def test_a_decoder_to_load_is_refused(classes):
     assert not classes.results.exists()
 
 
-def test_crops_that_leave_nothing_at_the_bottleneck_are_refused(classes):
+def test_patches_that_leave_nothing_at_the_bottleneck_are_refused(classes):
     os.remove(classes.folder / "classes.csv")
     (classes.folder / "candidates.csv").write_text("seriesuid,coordX,coordY,coordZ,class\ncase_0,1,1,1,1\n")
-    with pytest.raises(SystemExit, match=r"crops of 4.0 mm are 4x4x4 voxels.*total stride 4x4x4 leaves 1; .*crop_mm"):
-        make(classes, classify={"crop_mm": 4.0})
-
-
-def test_the_batch_has_the_voxels_of_the_plans():
-    assert fitting_batch((40, 56, 40), 9, (40, 56, 40)) == 9
-    assert fitting_batch((40, 56, 40), 9, (20, 28, 20)) == 32
-    assert fitting_batch((40, 56, 40), 1, (40, 56, 40)) == 2
+    with pytest.raises(SystemExit, match=r"patches of 4.0 mm are 4x4x4 voxels.*stride 4x4x4 leaves 1; .*patch_mm"):
+        make(classes, classify={"patch_mm": 4.0})
 
 
 def test_points_outside_of_their_image_stop_it_or_are_said(classes):
@@ -331,7 +319,7 @@ def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification
     pretraining = PCRLPretrainTrainer(given, "3d_fullres", 0, classes.dataset_json, torch.device("cpu"))
     train, validation = make(classes).do_split()
     assert {case.name for case in pretraining.cases} == set(train)
-    patients = read_targets(str(classes.folder)).patient
+    patients = read_labels(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
     (classes.folder / "classes.csv").write_text("no table of ours")  # with a split at hand it is not read
     given = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
@@ -353,7 +341,7 @@ def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_p
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert (first["batch"], second["batch"]) == (3, 3)
     assert first["split"] == second["split"]
-    patients = read_targets(str(classes.folder)).patient
+    patients = read_labels(str(classes.folder)).patient
     assert not {patients[name] for name in first["split"][0]} & {patients[name] for name in first["split"][1]}
     assert all(torch.equal(first["parameters"][name], second["parameters"][name]) for name in first["parameters"])
     assert first["auroc"] == second["auroc"]
@@ -362,20 +350,12 @@ def test_two_ranks_share_the_batch_the_split_and_the_scores(fork, classes, tmp_p
 
 def test_an_auroc_of_one_class_is_null_in_the_file(tmp_path):
     (tmp_path / "classes.csv").write_text("case,a,b\nx,1,1\ny,1,0\n")
-    targets = read_targets(str(tmp_path))
+    table = read_labels(str(tmp_path))
     samples, found = np.arange(2), np.array([[0.5, 0.7], [0.6, 0.2]])
-    lines = write_evaluation(table_of(targets, samples, found), targets, samples, str(tmp_path))
+    lines = write_evaluation(table_of(table, samples, found), table, samples, str(tmp_path))
     assert "AUROC of a: nan" in lines[0]
     written = json.loads((tmp_path / "auroc.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert (written["a"]["auroc"], written["a"]["low"], written["b"]["auroc"]) == (None, None, 1)
-
-
-def test_a_label_that_is_constant_has_no_weight_which_is_said_and_nothing_is_left_behind(classes):
-    (classes.folder / "classes.csv").write_text("case,bright\n" + "".join(f"case_{i},1\n" for i in range(NUM_CASES)))
-    trainer = make(classes, classify={"class_weights": True, "balanced": False})
-    with pytest.raises(SystemExit, match="of bright all 8 training samples have the same value"):
-        trainer.initialize()
-    assert not os.path.exists(trainer.output_folder)
 
 
 def test_too_few_patients_for_folds_are_said_in_a_sentence(classes):

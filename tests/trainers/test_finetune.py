@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import pickle
 import shutil
 import sys
 import sysconfig
@@ -25,19 +26,14 @@ from steps import EPOCHS, parameters_of, random_batch, train_epochs
 from tiny_dataset import DATASET, DATASET_JSON, make_plan, write_preprocessed
 from torch import Tensor
 
-from pcrl_nnunet import checkpoint
+from pcrl_nnunet import checkpoint, trainers
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.finetuning import pretrained as pretrained_module
+from pcrl_nnunet.finetuning.schedule import WarmupPolyLR
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.networks import Decoder
-from pcrl_nnunet.trainers import finetune
-from pcrl_nnunet.trainers.finetune import (
-    PCRLFinetuneTrainer,
-    PCRLFinetuneTrainer_50epochs,
-    PCRLFinetuneTrainer_250epochs,
-    PCRLScratchTrainer,
-    PCRLScratchTrainer_50epochs,
-    PCRLScratchTrainer_250epochs,
-)
+from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLScratchTrainer
+from pcrl_nnunet.transfer.find import place
 
 FEATURES = [4, 8, 8]
 
@@ -84,8 +80,10 @@ def pretrain(
     configuration: str = "3d_fullres",
     plan: dict[str, Any] | None = None,
     cases: Sequence[dict[str, str]] = (),
+    method: str = "pcrlv2",
+    trains_decoder: bool = False,
 ) -> tuple[str, dict[str, Tensor]]:
-    """A finished pretraining's file, of a network whose every parameter is random. Returns its path and encoder."""
+    """Write the file of a finished pretraining, with random parameters. Returns its path and encoder."""
     plan = plan or make_plan()
     this = PlansManager(plan).get_configuration("3d_fullres")
     network = get_network_from_plans(
@@ -100,20 +98,20 @@ def pretrain(
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter))
     state = network.state_dict()
-    folder = results / f"PCRLPretrainTrainer__nnUNetPlans__{configuration}" / f"fold_{fold}"
-    folder.mkdir(parents=True)
-    path = str(folder / checkpoint.FINAL)
+    path = place(str(results), "nnUNetPlans", configuration, fold, method)
+    os.makedirs(os.path.dirname(path))
+    random = ("decoder.seg_layers.",) if trains_decoder else ("decoder.stages.", "decoder.transpconvs.", "decoder.seg")
     content = {
         "format": checkpoint.FORMAT,
         "network_weights": state,
-        "random_keys": [k for k in state if k.startswith("decoder.") and not k.startswith("decoder.encoder.")],
+        "random_keys": [k for k in state if k.startswith(random)],
         "num_input_channels": 1,
         "cases": list(cases),
         "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
             plan, configuration, this.configuration, (8, 8, 8), 1, network
         ),
         "plans": plan,
-        "method": "pcrlv2",
+        "method": method,
         "datasets": [DATASET],
         "configuration": configuration,
         "fold": fold,
@@ -197,7 +195,7 @@ def test_validation_alone_loads_the_trained_weights_only(folders: Path, monkeypa
     first = make()
     run_training(first, monkeypatch)
     validating = make()
-    monkeypatch.setattr(finetune.transfer, "load_encoder", None)  # calling it would fail
+    monkeypatch.setattr(pretrained_module, "load_encoder", None)  # calling it would fail
     maybe_load_checkpoint(validating, False, True)
     assert equal(encoder_of(validating.network), encoder_of(first.network))
 
@@ -299,8 +297,8 @@ def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_lef
     with pytest.raises(SystemExit) as error:
         trainer.on_train_start()
     message = str(error.value.code)
-    assert "PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_1/checkpoint_final.pth" in message
-    assert "PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/checkpoint_final.pth" in message
+    assert "PCRLPretrainTrainer_*__nnUNetPlans__3d_fullres/fold_1/checkpoint_final.pth" in message
+    assert "PCRLPretrainTrainer_*__nnUNetPlans__3d_fullres/fold_all/checkpoint_final.pth" in message
     assert f"pcrl_nnunet_pretrain -d {DATASET} -p nnUNetPlans -c 3d_fullres" in message
     assert "PCRLScratchTrainer" in message
     assert "\n" not in message
@@ -328,6 +326,49 @@ def test_the_folds_own_pretraining_comes_before_that_on_all_cases(
     pretrain(folders, fold="all")
     _, own = pretrain(folders, fold=0)
     assert equal(run_training(make(fold=0), monkeypatch), own)
+
+
+def test_pretrainings_of_several_methods_are_listed_with_the_trainer_of_each(folders: Path) -> None:
+    paths = {method: pretrain(folders, method=method)[0] for method in ("mae", "pcrlv2")}
+    with pytest.raises(SystemExit) as error:
+        make().on_train_start()
+    listed = " or ".join(f"-tr PCRLFinetuneTrainer_{method} for {path}" for method, path in paths.items())
+    assert error.value.code == f"Error: there are pretrainings of 2 methods for fold 0; give {listed}"
+
+
+def test_a_methods_trainer_takes_its_pretraining_and_names_the_results(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(folders)
+    _, encoder = pretrain(folders, method="mae_2")
+    trainer = make(trainers.PCRLFinetuneTrainer_mae_2)
+    assert equal(run_training(trainer, monkeypatch), encoder)
+    assert Path(trainer.output_folder) == folders / "PCRLFinetuneTrainer_mae_2__nnUNetPlans__3d_fullres" / "fold_0"
+
+
+def test_a_method_without_a_pretraining_is_said_with_the_methods_that_have_one(folders: Path) -> None:
+    pretrain(folders)
+    with pytest.raises(SystemExit) as error:
+        make(trainers.PCRLFinetuneTrainer_mae).on_train_start()
+    message = str(error.value.code)
+    assert "there is no" in message
+    assert "PCRLPretrainTrainer_mae__nnUNetPlans__3d_fullres/fold_0/checkpoint_final.pth" in message
+    assert "take -tr PCRLFinetuneTrainer_pcrlv2, or run pcrl_nnunet_pretrain" in message
+    assert "-c 3d_fullres -method mae, or train without: -tr PCRLScratchTrainer" in message
+
+
+@pytest.mark.parametrize("name", ["PCRLFinetuneTrainer_mae", "PCRLClassificationTrainer_swin_2"])
+def test_a_methods_trainer_is_one_class_for_nnunet_and_for_pickle(name: str) -> None:
+    found = getattr(trainers, name)
+    assert found is getattr(trainers, name)
+    assert pickle.loads(pickle.dumps(found)) is found
+    assert found.__name__ == name
+
+
+@pytest.mark.parametrize("name", ["PCRLFinetuneTrainer_", "PCRLFinetuneTrainer__mae", "PCRLScratchTrainer_mae", "x"])
+def test_other_names_are_no_trainers(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+        getattr(trainers, name)
 
 
 def test_an_unfinished_pretraining_is_named(folders: Path) -> None:
@@ -381,7 +422,7 @@ def test_a_cascade_takes_the_full_resolutions_encoder_and_zero_for_its_label_cha
     _, pretrained = pretrain(folders)
     trainer = make(configuration="3d_cascade_fullres")
     trainer.initialize()
-    trainer._load_pretrained_encoder()
+    trainer._load_pretrained()
     first = trainer.network.encoder.stages[0][0].convs[0].conv.weight
     assert first.shape[1] == 3
     assert torch.equal(first[:, :1], pretrained["stages.0.0.convs.0.conv.weight"])
@@ -393,7 +434,7 @@ def test_a_cascades_own_pretraining_comes_first(folders: Path) -> None:
     _, own = pretrain(folders, configuration="3d_cascade_fullres")
     trainer = make(configuration="3d_cascade_fullres")
     trainer.initialize()
-    trainer._load_pretrained_encoder()
+    trainer._load_pretrained()
     first = trainer.network.encoder.stages[0][0].convs[0].conv.weight
     assert torch.equal(first[:, :1], own["stages.0.0.convs.0.conv.weight"])
 
@@ -461,28 +502,6 @@ def test_disabled_checkpointing_writes_none(folders: Path) -> None:
     trainer.initialize()
     trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_latest.pth"))
     assert not [name for name in os.listdir(trainer.output_folder) if "checkpoint" in name]
-
-
-@pytest.mark.parametrize(
-    ("trainer", "epochs"),
-    [
-        (PCRLFinetuneTrainer, 1000),
-        (PCRLFinetuneTrainer_50epochs, 50),
-        (PCRLFinetuneTrainer_250epochs, 250),
-        (PCRLScratchTrainer, 1000),
-        (PCRLScratchTrainer_50epochs, 50),
-        (PCRLScratchTrainer_250epochs, 250),
-    ],
-)
-def test_siblings_differ_in_their_epochs_and_a_warm_up_in_proportion(
-    trainer: type[PCRLScratchTrainer], epochs: int
-) -> None:
-    settings = make(trainer, plan=make_plan(finetune={})).settings
-    assert (settings.epochs, settings.warmup_epochs) == (epochs, epochs // 20)
-
-
-def test_a_siblings_epochs_win_over_the_plans() -> None:
-    assert make(PCRLFinetuneTrainer_50epochs, plan=make_plan(finetune={"epochs": 7})).num_epochs == 50
 
 
 def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
@@ -644,7 +663,7 @@ def rates(scheduler: Any, optimizer: torch.optim.Optimizer, epochs: int) -> list
 
 def test_the_rate_rises_linearly_and_then_falls_as_nnunets() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
-    warmed = rates(finetune.WarmupPolyLR(optimizer, 1.0, 10, 4), optimizer, 10)
+    warmed = rates(WarmupPolyLR(optimizer, 1.0, 10, 4), optimizer, 10)
     assert warmed[:4] == [0.25, 0.5, 0.75, 1.0]
     assert warmed[4:] == rates(PolyLRScheduler(optimizer, 1.0, 6), optimizer, 6)
 
@@ -652,7 +671,7 @@ def test_the_rate_rises_linearly_and_then_falls_as_nnunets() -> None:
 def test_without_warm_up_the_rate_is_nnunets() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
     stock = rates(PolyLRScheduler(optimizer, 0.1, 10), optimizer, 10)
-    assert rates(finetune.WarmupPolyLR(optimizer, 0.1, 10, 0), optimizer, 10) == stock
+    assert rates(WarmupPolyLR(optimizer, 0.1, 10, 0), optimizer, 10) == stock
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
@@ -930,10 +949,30 @@ def test_a_part_of_the_encoder_that_is_not_pretrained_may_not_be_frozen_for_good
     for trainer, left in ((partly, "random weights"), (cascade, "weights of the cascade's labels at zero")):
         trainer.initialize()
         if factor:
-            trainer._load_pretrained_encoder()
+            trainer._load_pretrained()
         else:
             with pytest.raises(UserError, match=rf"has {left} that would never learn; set a factor above 0"):
-                trainer._load_pretrained_encoder()
+                trainer._load_pretrained()
+
+
+@pytest.mark.parametrize("trains_decoder", [True, False])
+def test_a_decoder_that_the_method_trained_is_loaded_too(folders: Path, trains_decoder: bool) -> None:
+    path, _ = pretrain(folders, method="mae", trains_decoder=trains_decoder)
+    trainer = make()
+    trainer.initialize()
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer._load_pretrained()
+    given = checkpoint.read(path)["network_weights"]
+    for name, value in trainer.network.state_dict().items():
+        pretrained = name.startswith("encoder.") or (trains_decoder and ".seg_layers." not in name)
+        if "encoder." not in name or name.startswith("encoder."):
+            assert torch.equal(value, given[name] if pretrained else before[name]), name
+    report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    trained = ["encoder", "decoder"] if trains_decoder else ["encoder"]
+    assert report["trained_by_method"] == trained
+    assert (0.9 < report["decoder_share"] < 1) == trains_decoder
+    assert f"Pretrained {' and '.join(trained)} {path}" in log_of(trainer)
+    assert ("of the decoder's parameters are pretrained" in log_of(trainer)) == trains_decoder
 
 
 def test_the_pretrainings_decoder_is_loaded_if_asked_for(folders: Path) -> None:
@@ -942,7 +981,7 @@ def test_the_pretrainings_decoder_is_loaded_if_asked_for(folders: Path) -> None:
     trainer.initialize()
     decoder = Decoder(trainer.network.encoder)
     checkpoint.write(path, {**checkpoint.read(path), "method_weights": decoder.state_dict(prefix="decoder.")})
-    trainer._load_pretrained_encoder()
+    trainer._load_pretrained()
     assert torch.equal(trainer.network.decoder.transpconvs[0].weight, decoder.upsample[0].weight)
     report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
     assert "decoder.transpconvs.0.weight" in report["loaded"]

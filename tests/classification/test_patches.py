@@ -4,8 +4,9 @@ import blosc2
 import numpy as np
 import pytest
 
-from pcrl_nnunet.classification.crops import ClassificationLoader, crop_size, cut, tiles
-from pcrl_nnunet.classification.targets import Targets
+from pcrl_nnunet.classification.label_table import LabelTable
+from pcrl_nnunet.classification.loader import ClassificationLoader
+from pcrl_nnunet.classification.patches import cut, fitting_batch, tiles, voxels_of
 from pcrl_nnunet.loading.cases import Case
 
 
@@ -14,26 +15,26 @@ def image(*shape):
 
 
 @pytest.mark.parametrize("size", [(3, 3, 3), (4, 4, 4), (1, 5, 2)])
-def test_a_crop_has_its_place_in_the_middle(size):
+def test_a_patch_has_its_place_in_the_middle(size):
     volume = image(9, 9, 9)
-    crop = cut(volume, (4.2, 4.4, 3.6), size)
-    assert crop.shape == (2, *size)
-    assert crop[(0, *(n // 2 for n in size))] == volume[0, 4, 4, 4]
+    patch = cut(volume, (4.2, 4.4, 3.6), size)
+    assert patch.shape == (2, *size)
+    assert patch[(0, *(n // 2 for n in size))] == volume[0, 4, 4, 4]
     start = [4 - n // 2 for n in size]
     np.testing.assert_array_equal(
-        crop, volume[(slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))]
+        patch, volume[(slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))]
     )
 
 
 @pytest.mark.parametrize("centre", [(0, 4, 4), (8, 8, 8), (-1, 4, 9)])
-def test_beyond_the_image_there_are_zeros(centre):
+def test_a_patch_has_zeros_beyond_the_image(centre):
     volume = image(9, 9, 9)
     padded = np.pad(volume, ((0, 0), (10, 10), (10, 10), (10, 10)))
     expected = padded[(slice(None), *(slice(c + 10 - 2, c + 10 + 3) for c in centre))]
     np.testing.assert_array_equal(cut(volume, centre, (5, 5, 5)), expected)
 
 
-def test_a_crop_wholly_outside_is_zero():
+def test_a_patch_wholly_outside_is_zero():
     assert not cut(image(9, 9, 9), (40, 4, 4), (5, 5, 5)).any()
 
 
@@ -49,8 +50,8 @@ def test_tiles_cover_every_voxel_and_lie_inside_where_they_can(shape, size):
     covered = np.zeros(shape, int)
     volume = np.stack([np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)])
     for centre in tiles(shape, size):
-        crop = cut(volume, centre, size)
-        inside = crop[crop > 0].astype(int) - 1
+        patch = cut(volume, centre, size)
+        inside = patch[patch > 0].astype(int) - 1
         np.add.at(covered.ravel(), inside, 1)
         room = np.prod([min(n, m) for n, m in zip(size, shape[-len(size) :], strict=True)])
         assert len(inside) == room  # no patch hangs over an edge while there is room on the other side
@@ -60,13 +61,19 @@ def test_tiles_cover_every_voxel_and_lie_inside_where_they_can(shape, size):
 def test_a_smaller_image_lies_in_the_middle_of_its_patch():
     volume = image(4, 4, 4)
     (centre,) = tiles((4, 4, 4), (8, 8, 8))
-    crop = cut(volume, centre, (8, 8, 8))
-    np.testing.assert_array_equal(crop[:, 2:6, 2:6, 2:6], volume)
+    patch = cut(volume, centre, (8, 8, 8))
+    np.testing.assert_array_equal(patch[:, 2:6, 2:6, 2:6], volume)
 
 
 def test_millimetres_become_voxels_of_each_axis():
-    assert crop_size(40.0, (2.5, 0.8, 0.8)) == (16, 50, 50)
-    assert crop_size(1.0, (5.0, 1.0)) == (1, 1)
+    assert voxels_of(40.0, (2.5, 0.8, 0.8)) == (16, 50, 50)
+    assert voxels_of(1.0, (5.0, 1.0)) == (1, 1)
+
+
+def test_the_batch_has_the_voxels_of_the_plans():
+    assert fitting_batch((40, 56, 40), 9, (40, 56, 40)) == 9
+    assert fitting_batch((40, 56, 40), 9, (20, 28, 20)) == 32
+    assert fitting_batch((40, 56, 40), 1, (40, 56, 40)) == 2
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def point_in_an_image_of_places(tmp_path):
     properties = {"sitk_stuff": geometry, "bbox_used_for_cropping": [[0, n] for n in image.shape[1:]]}
     properties["shape_after_cropping_and_before_resampling"] = image.shape[1:]
     (tmp_path / "c.pkl").write_bytes(pickle.dumps(properties))
-    targets = Targets(
+    labels = LabelTable(
         "candidates", ("class",), False, np.array(["c"]), np.array([[8.0, 7.0, 9.0]]), np.ones((1, 1)), {}
     )
 
@@ -86,14 +93,14 @@ def point_in_an_image_of_places(tmp_path):
         cases = {"c": Case("c", str(tmp_path / "c.b2nd"))}
         batch = 60
         return ClassificationLoader(
-            cases, targets, np.array([0]), batch, size, size, lambda **given: given, False, (0, 1, 2), jitter
+            cases, labels, np.array([0]), batch, size, size, lambda **given: given, False, (0, 1, 2), jitter
         )
 
     return loader
 
 
 @pytest.mark.parametrize("jitter", [(2.0, 0.0, 3.0), (0.0, 0.0, 0.0)])
-def test_crops_lie_around_their_point_as_far_as_they_may(point_in_an_image_of_places, jitter):
+def test_patches_move_around_their_point_by_at_most_the_jitter(point_in_an_image_of_places, jitter):
     images = next(point_in_an_image_of_places((4, 6, 4), jitter))["data"].numpy()
     middle = images[:, :, 2, 3, 2] - [9, 7, 8]
     assert (np.abs(middle) <= np.array(jitter) + 0.5).all()
@@ -101,7 +108,7 @@ def test_crops_lie_around_their_point_as_far_as_they_may(point_in_an_image_of_pl
     assert ((middle.min(0) < 0) == (np.array(jitter) > 0)).all()  # to both sides
 
 
-def test_in_2d_a_crop_moves_within_the_slice_of_its_point(point_in_an_image_of_places):
+def test_in_2d_a_patch_moves_within_the_slice_of_its_point(point_in_an_image_of_places):
     images = next(point_in_an_image_of_places((6, 4), (2.0, 2.0)))["data"].numpy()
     assert images.shape == (60, 3, 6, 4)
     assert (images[:, 0] == 9).all()

@@ -1,0 +1,52 @@
+"""Lines of a label table that do not fit the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pcrl_nnunet.classification.label_table import FILES, LabelTable
+from pcrl_nnunet.classification.world import outside, places
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case, CaseVolume
+
+MAX_OUTSIDE = 0.1  # share of the points that may lie outside of their image
+
+
+def check_cases(labels: LabelTable, cases: Mapping[str, Case], transpose: Sequence[int]) -> list[str]:
+    """Return warnings of cases that are not there, and of points that lie outside of their image.
+
+    Args:
+        cases: the preprocessed cases, by name.
+        transpose: the plan's transpose_forward.
+
+    Raises:
+        UserError: many points lie outside.
+    """
+    file, warnings = FILES[labels.kind], []
+    missing = sorted(set(labels.case) - cases.keys())
+    if missing:
+        warnings.append(
+            f"WARNING: {file} has {len(missing)} cases that are not among the {len(cases)} preprocessed ones: "
+            f"{', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"
+        )
+    if labels.point is None:
+        return warnings
+    beyond: list[str] = []
+    known = np.flatnonzero(np.isin(labels.case, list(cases)))
+    for name, of_case in pd.Series(known).groupby(labels.case[known]):
+        case = cases[str(name)]
+        shape = CaseVolume(case).shape[1:]
+        voxels = places(labels.point[of_case.to_numpy()], case, shape, transpose)
+        beyond += [str(name)] * int(outside(voxels, shape).sum())
+    if beyond:
+        told = (
+            f"{len(beyond)} of {len(known)} points of {file} lie outside of their image, such as one of {beyond[0]}; "
+            f"they have to be mm of the world in LPS, as SimpleITK and DICOM count"
+        )
+        if len(beyond) > MAX_OUTSIDE * len(known):
+            raise UserError(told)
+        warnings.append(f"WARNING: {told}")
+    return warnings

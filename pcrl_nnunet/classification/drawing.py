@@ -1,0 +1,30 @@
+"""Random samples of a label table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pcrl_nnunet.classification.label_table import LabelTable
+
+
+class Drawing:
+    """Draws samples, balanced or as they come.
+
+    Balanced drawing takes first a class, or a label and one of its values, all with the same probability, and then one
+    of its samples. So a binary classification sees as many positives as negatives, also of 1,500 among 755,000.
+    """
+
+    def __init__(self, table: LabelTable, samples: np.ndarray, balanced: bool) -> None:
+        value = table.value[samples]
+        groups = [samples]
+        if balanced:
+            wanted = [(i, 1.0) for i in range(value.shape[1])]
+            if not table.exclusive:
+                wanted += [(i, 0.0) for i in range(value.shape[1])]
+            groups = [samples[value[:, i] == v] for i, v in wanted]
+        self.groups = [group for group in groups if len(group)]
+
+    def __call__(self, rng: np.random.Generator, number: int) -> np.ndarray:
+        """(number,) indices into the table."""
+        drawn = [self.groups[group] for group in rng.integers(len(self.groups), size=number)]
+        return np.array([group[rng.integers(len(group))] for group in drawn], dtype=int)

@@ -1,0 +1,83 @@
+"""Points of the world in a preprocessed image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+
+from pcrl_nnunet.loading.cases import Case
+
+# notes of nnU-Net's readers in a case's .pkl
+GEOMETRY = (
+    *("sitk_stuff", "nibabel_stuff", "spacing"),
+    *("bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"),
+)
+
+
+def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
+    """Find points (N, 3) in world mm in a case's image: (N, 3) in voxels.
+
+    Args:
+        shape: the image's, without channels.
+        transpose: the plan's transpose_forward.
+    """
+    return to_voxels(points, _geometry(case.path.rsplit(".", 1)[0] + ".pkl"), shape, transpose)
+
+
+@cache
+def _geometry(path: str) -> dict[str, Any]:
+    """Read once the properties of a case that `to_voxels` needs: the file holds megabytes of label locations."""
+    properties = load_pickle(path)
+    return {name: properties[name] for name in GEOMETRY if name in properties}
+
+
+def to_voxels(
+    point: np.ndarray, properties: Mapping[str, Any], shape: Sequence[int], transpose: Sequence[int]
+) -> np.ndarray:
+    """Find points of the world in a preprocessed image.
+
+    The way goes through the geometry that nnU-Net's reader noted down: from the world to voxels of the file, to
+    nnU-Net's order of axes, to the crop of the non-zero region, and through resampling, in which voxel centres k become
+    (k + 0.5) * new / old - 0.5. The first voxel of images without a place in the world (PNG, TIFF) lies at 0. 2D images
+    have no third coordinate.
+
+    Args:
+        point: (N, 3) world mm, LPS.
+        properties: the case's, as nnU-Net's preprocessing saves them.
+        shape: the preprocessed image's, without channels.
+        transpose: the plan's transpose_forward.
+
+    Returns:
+        (N, 3) in voxels, not rounded; may lie outside.
+    """
+    matrix, origin = _voxel_to_world(properties)
+    axes = len(origin)
+    index = np.zeros((len(point), 3))  # (z, y, x)
+    index[:, 3 - axes :] = np.linalg.solve(matrix, (np.asarray(point)[:, :axes] - origin).T).T[:, ::-1]
+    index = index[:, list(transpose)] - np.array([lower for lower, _ in properties["bbox_used_for_cropping"]])
+    old = np.asarray(properties["shape_after_cropping_and_before_resampling"], float)
+    voxels: np.ndarray = (index + 0.5) * np.asarray(shape) / old - 0.5
+    return voxels
+
+
+def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (axes, axes) and (axes,), which take voxels (x, y, z), in 2D (x, y), to mm, LPS."""
+    if "sitk_stuff" in properties:
+        geometry = properties["sitk_stuff"]
+        axes = len(geometry["origin"])
+        return np.reshape(geometry["direction"], (axes, axes)) * geometry["spacing"], np.asarray(geometry["origin"])
+    if "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        affine = np.diag([-1, -1, 1, 1]) @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))
+        return affine[:3, :3], affine[:3, 3]
+    return np.diag(np.asarray(properties["spacing"], float)[::-1]), np.zeros(3)
+
+
+def outside(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return (N,) which of the points (N, 3) lie more than a voxel beyond an image of this shape."""
+    beyond: np.ndarray = np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)
+    return beyond

@@ -1,0 +1,83 @@
+"""Checks before a training makes its output folder; nnU-Net would end in a traceback, or train something else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet import output_folder, weights_and_biases
+from pcrl_nnunet.classification.label_table import FILES
+from pcrl_nnunet.commands import command, device_option
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
+from pcrl_nnunet.loading.cases import find_cases
+from pcrl_nnunet.loading.splits import fold_of, refuse_unwritable
+from pcrl_nnunet.named_plans import refuse_outdated
+from pcrl_nnunet.plans import check_configuration
+
+
+def check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:
+    """Raise `UserError` if folders, configuration, device or preprocessed cases are not there."""
+    if not nnUNet_results.is_set():
+        raise UserError("nnUNet_results is not set; set it to the folder that trainings are written to")
+    check_configuration(plan, configuration)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU was found, and nnU-Net trains on one by default; add -device cpu to train without")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("-device mps was asked for, but torch finds none; add -device cpu to train without")
+    identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
+    folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
+    find_cases(os.path.join(folder, identifier))  # or says that there are none
+    refuse_outdated(plan, configuration, folder)
+    weights_and_biases.check()
+
+
+def refuse_without_masks(
+    plan: Mapping[str, Any],
+    configuration: str,
+    fold: int | str,
+    dataset_json: Mapping[str, Any],
+    device: torch.device,
+    classifies: str,
+) -> None:
+    """Raise `UserError` for the segmentation of a dataset whose only label is the foreground that we found.
+
+    Args:
+        classifies: name of the trainer that classifies such a dataset.
+    """
+    name = plan["dataset_name"]
+    if not is_without_masks(name, dataset_json):
+        return
+    remedy = (
+        f"for a classification put a {' or '.join(FILES.values())} into {name} in nnUNet_raw, or bring its "
+        f"pretraining into a dataset with masks by pcrl_nnunet_transfer"
+    )
+    if trainer_for(plan, dataset_json) is not None:
+        remedy = "to classify: " + command(
+            *("nnUNetv2_train", name, configuration, fold),
+            tr=classifies,
+            p=plan["plans_name"],
+            device=device_option(device.type),
+        )
+    raise UserError(f"{name} has no masks, so that a segmentation has nothing to learn; {remedy}")
+
+
+def check_fold(trainer: type[nnUNetTrainer], plan: Mapping[str, Any], configuration: str, fold: int) -> None:
+    """Raise `UserError` for a fold that the split lacks, or cases of it that are not there.
+
+    A finished training may have lost its training cases: the validation cases are enough to validate it.
+    """
+    folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
+    output = output_folder.path_of(trainer.__name__, plan["dataset_name"], plan["plans_name"], configuration, fold)
+    finished = os.path.isfile(os.path.join(output, checkpoint_file.FINAL))
+    identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
+    names = [case.name for case in find_cases(os.path.join(folder, identifier))]
+    fold_of(folder, fold, names, ("val",) if finished else ("train", "val"))
+    refuse_unwritable(folder)

@@ -1,0 +1,185 @@
+"""The pretrained weights that a fine-tuning starts from: found, loaded, reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.paths import nnUNet_results
+from torch import nn
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.commands import command
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import resolve
+from pcrl_nnunet.settings import pcrl_block
+from pcrl_nnunet.transfer import find
+from pcrl_nnunet.transfer.differences import architecture_differences, data_differences
+from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.report import TransferReport
+from pcrl_nnunet.transfer.shapes import check_architecture
+from pcrl_nnunet.transfer.weights import load_encoder, load_own_decoder, load_trained_decoder, trained_decoder
+
+ORIGIN = ("method", "datasets", "configuration", "fold", "epochs")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The pretraining that a fine-tuning asks for.
+
+    Attributes:
+        folder: nnUNet_preprocessed/DatasetXXX_NAME.
+        method: take this method's pretraining alone; None: the only one there is.
+        trainer: name of the trainer that takes the only pretraining; with _METHOD behind it, it takes a method's.
+        control: name of the trainer that needs none.
+    """
+
+    plan: Mapping[str, Any]
+    configuration: str
+    fold: int | str
+    folder: str
+    method: str | None
+    trainer: str
+    control: str
+
+    def find(self) -> str:
+        """Return the checkpoint that the plan names, else this dataset's own pretraining.
+
+        Raises:
+            UserError: neither is there, or pretrainings of several methods are.
+        """
+        named = pcrl_block(self.plan).get("checkpoint")
+        if named is not None:
+            path = os.path.join(self.folder, os.path.expanduser(named))
+            if os.path.isfile(path):
+                return path
+            raise UserError(
+                f"the plan's pcrl.checkpoint {path} does not exist; correct it in {self.plan['plans_name']}.json, or "
+                f"remove it there to use this dataset's own pretraining"
+            )
+        for configuration in self._configurations():
+            found = find.pretrained(*self._place(configuration), self.method)
+            if len(found) > 1:
+                choices = " or ".join(f"-tr {self.trainer}_{method} for {path}" for method, path in found.items())
+                raise UserError(f"there are pretrainings of {len(found)} methods for fold {self.fold}; give {choices}")
+            if found:
+                return next(iter(found.values()))
+        raise UserError(self._none_found())
+
+    def command(self) -> str:
+        """Return the command that pretrains for the plan."""
+        return command(
+            "pcrl_nnunet_pretrain",
+            d=self.plan["dataset_name"],
+            p=self.plan["plans_name"],
+            c=self._configurations()[-1],
+            method=self.method,
+        )
+
+    def _configurations(self) -> list[str]:
+        """Return the configuration, and for a cascade the one with the same network and data without labels."""
+        cascade = resolve(self.plan, self.configuration).get("previous_stage") is not None
+        images = self.plan["configurations"][self.configuration].get("inherits_from", "3d_fullres")
+        return [self.configuration, images] if cascade else [self.configuration]
+
+    def _place(self, configuration: str) -> tuple[str, str, str, int | str]:
+        results = os.path.join(nnUNet_results.get(), self.plan["dataset_name"])
+        return results, self.plan["plans_name"], configuration, self.fold
+
+    def _none_found(self) -> str:
+        places = [self._place(configuration) for configuration in self._configurations()]
+        tried = [path for place in places for path in find.candidates(*place, self.method or "*")]
+        states = [state for place in places for state in find.unfinished(*place, self.method)]
+        unfinished = "".join(f" (that pretraining is not finished: {state})" for state in states)
+        others = [method for place in places for method in find.pretrained(*place)] if self.method else []
+        take = "".join(f"take -tr {self.trainer}_{method}, or " for method in dict.fromkeys(others))
+        return (
+            f"no pretrained encoder for fold {self.fold} was found: the plan names no pcrl.checkpoint, and there is no "
+            f"{', no '.join(tried)}{unfinished}; {take}run {self.command()}, or train without: -tr {self.control}"
+        )
+
+
+def warning_of_newer(path: str) -> str | None:
+    """Return a warning if a newer pretraining beside a finished one is not finished."""
+    newer = os.path.join(os.path.dirname(path), checkpoint_file.LATEST)
+    if os.path.isfile(newer) and os.path.getmtime(newer) > os.path.getmtime(path):
+        return f"WARNING: {path} is of an earlier pretraining; a newer one is not finished: {newer}"
+    return None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Pretrained weights in a network.
+
+    Attributes:
+        content: plain values, for transfer.json.
+        text: the same for the log.
+    """
+
+    checkpoint: Mapping[str, Any]
+    report: TransferReport
+    content: dict[str, Any]
+    text: str
+
+
+def load(network: nn.Module, path: str, wanted: Pretraining, settings: FinetuneSettings, label_channels: int) -> Loaded:
+    """Load what a method trained of the plan's network: the encoder, and the decoder if the method trained it.
+
+    Args:
+        network: the plan's, changed in place; may be compiled or wrapped by DDP.
+        path: the checkpoint's.
+        label_channels: number of input channels that hold a cascade's labels.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or does not fit.
+    """
+    checkpoint, partial = read_encoder(path), settings.allow_partial_encoder
+    try:
+        check_architecture(checkpoint, wanted.plan, wanted.configuration, wanted.folder, partial)
+        report = load_encoder(network, checkpoint, label_channels, partial, settings.input_channels)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; or pretrain for this one: {wanted.command()}") from error
+    if settings.encoder_lr_factor == 0 and (label_channels or report.encoder_share < 1):
+        left = "weights of the cascade's labels at zero" if label_channels else "random weights"
+        raise UserError(
+            f"pcrl.finetune.encoder_lr_factor is 0, but an encoder from {path} has {left} that would never learn; "
+            f"set a factor above 0, or frozen_epochs instead"
+        )
+    load_trained_decoder(network, checkpoint, report)
+    if settings.load_decoder:
+        load_own_decoder(network, checkpoint, report)
+    content = {
+        "checkpoint": path,
+        **{key: checkpoint[key] for key in ORIGIN},
+        "trained_by_method": ["encoder", *(["decoder"] if trained_decoder(checkpoint) else [])],
+        "adapted": checkpoint.get("adapted"),  # by pcrl_nnunet_transfer
+        **_differences(checkpoint, wanted),
+    }
+    return Loaded(checkpoint, report, content, _text(content, report))
+
+
+def _differences(checkpoint: Mapping[str, Any], wanted: Pretraining) -> dict[str, list[str]]:
+    architecture = resolve(wanted.plan, wanted.configuration)["architecture"]
+    return {
+        "architecture_differences": architecture_differences(
+            checkpoint, architecture["network_class_name"], architecture["arch_kwargs"]
+        ),
+        "data_differences": data_differences(checkpoint, wanted.plan, wanted.configuration),
+    }
+
+
+def _text(content: Mapping[str, Any], report: TransferReport) -> str:
+    trained = " and ".join(content["trained_by_method"])
+    lines = [
+        f"Pretrained {trained} {content['checkpoint']}",
+        "  " + ", ".join(f"{key} {content[key]}" for key in ORIGIN),
+        report.summary(),
+    ]
+    if content["adapted"]:
+        lines.append(f"Adapted by pcrl_nnunet_transfer from {content['adapted']['checkpoint']}")
+    lines += [f"Note, pretrained on another network: {note}" for note in content["architecture_differences"]]
+    lines += [f"Note, pretrained on other data: {note}" for note in content["data_differences"]]
+    return "\n".join(lines)

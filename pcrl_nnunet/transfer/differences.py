@@ -1,0 +1,99 @@
+"""Differences between a pretraining's network and data and a plan's, which the shapes of weights do not show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
+LONG = "foreground_intensity_properties_per_channel"
+DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+
+
+def architecture_differences(
+    checkpoint: Mapping[str, Any], network_class_name: str, arch_kwargs: Mapping[str, Any]
+) -> list[str]:
+    """List how the encoder of a checkpoint and the encoder of a plan's configuration differ.
+
+    Weights alone do not tell: a network with other strides takes them, and computes something else.
+    """
+    theirs = checkpoint["nnssl_adaptation_plan"].get("architecture_plans") or {}
+    if theirs.get("arch_kwargs") is None:  # a preset of nnssl
+        return [f"the checkpoint does not state its architecture, only a name: {theirs.get('arch_class_name')}"]
+    pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
+    for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
+        pairs[name] = (theirs["arch_kwargs"].get(name), arch_kwargs.get(name))
+    differing = {name: (a, b) for name, (a, b) in pairs.items() if not same_setting(a, b)}
+    return [f"{name}: {a} in the checkpoint, {b} in the plan" for name, (a, b) in differing.items()]
+
+
+def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> list[str]:
+    """List how the preprocessed data of a pretraining and of a plan differ.
+
+    Weights of the same shapes load all the same, but were trained on images of other voxels or other intensities.
+    """
+    ours, theirs, missing = dict(plans), checkpoint["plans"], []
+    of_ours = PlansManager(ours).get_configuration(configuration).configuration
+    pairs: dict[str, tuple[Any, Any]] = {}
+    if theirs is None:  # nnssl states a part of it
+        stated = checkpoint["nnssl_adaptation_plan"].get("pretrain_plan") or {}
+        of_theirs = (stated.get("configurations") or {}).get(checkpoint["configuration"]) or {}
+        missing = [name for name in DATA_KEYS if of_theirs.get(name) is None]
+    else:
+        of_theirs = PlansManager(dict(theirs)).get_configuration(checkpoint["configuration"]).configuration
+        for name in ("transpose_forward", LONG):
+            pairs[name] = (theirs.get(name), ours.get(name))
+    pairs |= {name: (of_theirs.get(name), of_ours.get(name)) for name in DATA_KEYS if name not in missing}
+    differences = [
+        f"{name}: different" if name == LONG else f"{name}: {a} in the checkpoint's plan, {b} in this one"
+        for name, (a, b) in pairs.items()
+        if not same_setting(a, b)
+    ]
+    return [*differences, *([f"the checkpoint does not state {', '.join(missing)}"] if missing else [])]
+
+
+def same_setting(a: Any, b: Any) -> bool:
+    """Tell if two values of a plan are two spellings of one setting.
+
+    nnU-Net's networks take a single value and a list that repeats it alike. A tuple and a list are the same, and so are
+    a class under its long and its short name, and None and an empty block.
+    """
+    a, b = _spelled(a), _spelled(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_setting(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same_setting, a, b))
+    if isinstance(a, list) or isinstance(b, list):
+        several, single = (a, b) if isinstance(a, list) else (b, a)
+        return bool(several) and all(same_setting(item, single) for item in several)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-6)  # float32 and float64
+    return bool(a == b)
+
+
+def _spelled(value: Any) -> Any:
+    """Return a value in one spelling, at its first level: list, dict, class, number, or None."""
+    if isinstance(value, (Tensor, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()} or None
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str) and (found := _class_of_torch(value)) is not None:
+        return found
+    return value
+
+
+def _class_of_torch(name: str) -> Any:
+    """Return the object of torch with a dotted name; None for another name. No other package is imported."""
+    root, *parts = name.split(".")
+    found: Any = torch if root == "torch" and parts else None
+    for part in parts:
+        found = getattr(found, part, None)
+    return found

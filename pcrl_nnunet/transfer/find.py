@@ -1,0 +1,82 @@
+"""Where finished pretrainings lie, and which one a fine-tuning takes.
+
+nnU-Net names a folder of results by trainer, plan and configuration. A pretraining's trainer has its method in the
+name: ``nnUNet_results/DATASET/PCRLPretrainTrainer_METHOD__PLANS__CONFIGURATION/fold_F/checkpoint_final.pth``. Version
+0.1.0 wrote into a folder without the method, and so does pcrl_nnunet_transfer, whose plan has one checkpoint only. The
+file in such a folder names its method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.output_folder import PRETRAINER, name_of_pretrainer
+
+METHOD = "[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*"  # nnU-Net splits names of folders at two underscores
+
+
+def place(results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None = None) -> str:
+    """Return the path of a pretraining's final checkpoint.
+
+    Args:
+        results_folder: ``nnUNet_results/DatasetXXX_NAME``.
+        method: name of the method; None: the folder without a method.
+    """
+    trainer = PRETRAINER if method is None else name_of_pretrainer(method)
+    folder = f"{trainer}__{plans_name}__{configuration}"
+    return os.path.join(results_folder, folder, f"fold_{fold}", checkpoint_file.FINAL)
+
+
+def candidates(
+    results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None = None
+) -> list[str]:
+    """Return where a pretraining may lie, best first: its own fold, then `all`; never another fold."""
+    return [
+        place(results_folder, plans_name, configuration, name, method) for name in dict.fromkeys((str(fold), "all"))
+    ]
+
+
+def pretrained(
+    results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None = None
+) -> dict[str, str]:
+    """Return the finished pretrainings that a fold may start from: the path by the method's name.
+
+    Args:
+        results_folder: ``nnUNet_results/DatasetXXX_NAME``.
+        method: look for this method alone.
+
+    Raises:
+        UserError: a file without a method in its folder's name cannot be read.
+    """
+    names = methods_in(results_folder, plans_name, configuration) if method is None else [method]
+    found = {name: path for name in names if (path := _first(results_folder, plans_name, configuration, fold, name))}
+    unnamed = _first(results_folder, plans_name, configuration, fold, None)
+    if unnamed is not None and method not in found:
+        name = str(checkpoint_file.read(unnamed)["method"])
+        if method in (None, name):
+            found.setdefault(name, unnamed)
+    return found
+
+
+def unfinished(
+    results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None = None
+) -> list[str]:
+    """Return the states of unfinished pretrainings that a fold could start from once they are finished."""
+    methods = [None, *methods_in(results_folder, plans_name, configuration)] if method is None else [None, method]
+    paths = [p for name in methods for p in candidates(results_folder, plans_name, configuration, fold, name)]
+    states = [os.path.join(os.path.dirname(path), checkpoint_file.LATEST) for path in paths]
+    return [state for state in states if os.path.isfile(state)]
+
+
+def _first(results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None) -> str | None:
+    return next(filter(os.path.isfile, candidates(results_folder, plans_name, configuration, fold, method)), None)
+
+
+def methods_in(results_folder: str, plans_name: str, configuration: str) -> list[str]:
+    """Return the methods that a folder of results has a folder of, sorted."""
+    if not os.path.isdir(results_folder):
+        return []
+    name = re.compile(rf"{PRETRAINER}_({METHOD})__{re.escape(plans_name)}__{re.escape(configuration)}")
+    return sorted(match[1] for entry in os.listdir(results_folder) if (match := name.fullmatch(entry)))

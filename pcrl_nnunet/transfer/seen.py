@@ -1,0 +1,25 @@
+"""The cases of a dataset that a pretraining saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.copies import with_known_voxels
+
+UNKNOWN_CASES = (
+    "WARNING: the checkpoint does not list the cases that it was trained on: nobody can tell whether validation "
+    "cases were among them"
+)
+
+
+def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Sequence[Case]) -> list[str]:
+    """Name the cases of a dataset that the pretraining saw, under their own name or as a copy under another."""
+    # paths are relative to nnUNet_preprocessed: the dataset's folder comes first
+    names = {case["name"] for case in checkpoint["cases"] if PurePath(case["path"]).parts[0] == dataset_name}
+    by_voxels = {case["sha256"]: case["name"] for case in checkpoint["cases"]}
+    twins = with_known_voxels([case for case in cases if case.name not in names], by_voxels)
+    named = {case: f"{case.name} (as {twin})" for case, twin in twins.items()}
+    return [named.get(case, case.name) for case in cases if case.name in names or case in named]

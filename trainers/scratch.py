@@ -1,0 +1,184 @@
+"""nnU-Net's training with the settings of fine-tuning, from random weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet import output_folder, weights_and_biases
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse_without_masks
+from pcrl_nnunet.finetuning.schedule import WarmupPolyLR, keep_own_groups
+from pcrl_nnunet.loading.cases import CaseVolume, find_cases
+from pcrl_nnunet.loading.splits import fold_of
+
+NNUNET_DEFAULT_DEVICE = torch.device("cuda")
+
+
+class PCRLScratchTrainer(nnUNetTrainer):
+    """`PCRLFinetuneTrainer` without the weights: the fair control.
+
+    nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its checkpoints name
+    the stock trainer, so that predicting, ensembling and exporting need none of our code.
+    Overrides: __init__, configure_optimizers, on_train_start, get_dataloaders, get_tr_and_val_datasets, train_step,
+    on_train_epoch_end, save_checkpoint, load_checkpoint.
+    """
+
+    needs_masks = True
+    defaults: Mapping[str, Any] = MappingProxyType({})  # settings that differ from those of `FinetuneSettings`
+    saved_as = nnUNetTrainer.__name__  # the trainer that checkpoints name
+    for_classification = "PCRLClassificationScratchTrainer"  # the trainer for a dataset without masks
+    _has_begun = False
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = NNUNET_DEFAULT_DEVICE,
+    ) -> None:
+        with exit_on_user_error():  # before nnU-Net creates the output folder
+            check_surroundings(plans, configuration, device)
+            if self.needs_masks:
+                refuse_without_masks(plans, configuration, fold, dataset_json, device, self.for_classification)
+            if fold != "all":
+                check_fold(type(self), plans, configuration, int(fold))
+            self.settings = FinetuneSettings.from_plan(plans, self.defaults)
+        # nnU-Net takes an item out of the plan that it is given, and requires it
+        plans = {"continue_training": False, **copy.deepcopy(plans)}
+        with exit_on_user_error(), output_folder.creating(), weights_and_biases.held_back():
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.epochs
+        # nnU-Net's 50; a short training, too, continues near to where it was stopped
+        self.save_every: int = min(50, max(1, self.num_epochs // 20))
+        self.num_iterations_per_epoch = self.settings.iters_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
+        self.initial_lr = self.settings.initial_lr
+        self.weight_decay = self.settings.weight_decay
+
+    def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
+        """Return nnU-Net's optimiser, and its schedule with a warm-up."""
+        optimizer, _ = super().configure_optimizers()
+        keep_own_groups(optimizer)
+        return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
+
+    def on_train_start(self) -> None:
+        """Log the effective settings, then start as nnU-Net does."""
+        self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
+        self._not_finite: set[str] = set()
+        super().on_train_start()
+        self._has_begun = True
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders, and begin a run of Weights & Biases: nothing is refused after this."""
+        return self._with_run(super().get_dataloaders())
+
+    def _with_run(self, loaders: tuple[Any, Any]) -> tuple[Any, Any]:
+        with self._or_nothing_left_behind():
+            try:
+                weights_and_biases.begin(self)
+            except UserError:
+                for loader in loaders:  # their processes have been started
+                    getattr(loader, "_finish", lambda: None)()
+                raise
+        return loaders
+
+    def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
+        """Return nnU-Net's datasets, and open every case: a case that cannot be read ends loaders without a reason."""
+        if self.fold != "all":
+            with self._or_nothing_left_behind():
+                names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
+                fold_of(self.preprocessed_dataset_folder_base, self.fold, names)
+        datasets: tuple[nnUNetBaseDataset, nnUNetBaseDataset] = super().get_tr_and_val_datasets()
+        used = {*datasets[0].identifiers, *datasets[1].identifiers}
+        with self._or_nothing_left_behind():
+            for case in find_cases(self.preprocessed_dataset_folder, segmentations=True):
+                if case.name.removesuffix("_seg") in used and not case.path.endswith(".npz"):  # to open is to read it
+                    CaseVolume(case)
+        return datasets
+
+    @contextmanager
+    def _or_nothing_left_behind(self) -> Iterator[None]:
+        """End the process with the sentence of a `UserError`, and leave nothing behind before the training begins."""
+        with exit_on_user_error():
+            try:
+                yield
+            except UserError:
+                if self.local_rank == 0 and not self._has_begun:
+                    output_folder.remove_unused(self.output_folder, self.log_file)
+                raise
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Train a step as nnU-Net does, and remember the cases of a loss that is not finite."""
+        result: dict[str, Any] = super().train_step(batch)
+        if not np.isfinite(result["loss"]):
+            self._not_finite |= set(map(str, batch["keys"]))
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Stop before weights that are not finite are saved or validated.
+
+        With mixed precision nnU-Net leaves out a step that is not finite, and the training goes on with a warning.
+        """
+        if self._not_finite:
+            cases = f"with the cases {', '.join(sorted(self._not_finite))}"
+            with self._or_nothing_left_behind():
+                if not all(torch.isfinite(p).all() for p in self.network.parameters()):
+                    raise UserError(
+                        f"the loss was not finite in a step {cases}, and the weights are lost; look for NaN in these "
+                        f"images, or lower pcrl.finetune.initial_lr, and go on from the last checkpoint with --c"
+                    )
+            self.print_to_log_file(f"WARNING: the loss was not finite in steps {cases}: look for NaN in these images")
+            self._not_finite.clear()
+        super().on_train_epoch_end(train_outputs)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Load as nnU-Net does; a file that cannot be read ends the process with a sentence."""
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SystemExit(
+                f"Error: checkpoint {filename_or_checkpoint} cannot be used ({reason}); it is damaged or of another "
+                f"network: remove it, to go on from an older one in its folder or to start again"
+            ) from None
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save as nnU-Net does, but whole or not at all, and with the stock trainer's name."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # which says so in the log
+            return
+        draft = f"{filename}.draft"
+        try:
+            super().save_checkpoint(draft)
+            content = torch.load(draft, map_location="cpu", weights_only=False)  # the file of a line ago
+        except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
+            raise SystemExit(
+                f"Error: could not write {filename} ({error}); the file of that name, if any, is the last good one: "
+                f"make room or the folder writable and continue with --c"
+            ) from None
+        finally:
+            if os.path.exists(draft):
+                os.remove(draft)
+        content |= {"trainer_name": self.saved_as, **self.extra_content()}
+        with exit_on_user_error():
+            checkpoint_file.write(filename, content)
+
+    def extra_content(self) -> dict[str, Any]:
+        """Return what a subclass adds to its checkpoints."""
+        return {}
