@@ -3,13 +3,9 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from subprocess import PIPE
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -132,16 +128,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment):
     assert {path: path.stat().st_mtime for path in folder.rglob("*.pth")} == files
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores are allotted here")
-def test_processes_share_the_cores_that_were_allotted(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    folders = SimpleNamespace(preprocessed="", results="", targets=None)
-    assert [child["OMP_NUM_THREADS"] for child in compare._environments(folders, 2)] == ["3", "3"]
-
-
 def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys):
-    from pcrl_nnunet.cli import compare
 
     def refused(*arguments):
         monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_compare", "-d", "999", "-device", "cpu", *arguments])
@@ -153,88 +140,6 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(tiny, monkeypatch, capsys
     assert "3d_cascade_fullres takes the labels of 3d_lowres as input" in refused("-c", "3d_cascade_fullres")
     assert "-seeds is 0" in refused("-seeds", "0")
     assert not tiny.results.exists()
-
-
-PARENT = '''
-import signal, sys, time
-from types import SimpleNamespace
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-from pcrl_nnunet.cli import compare
-compare._environments = lambda comparison, at_a_time: [{}]
-popen = compare.subprocess.Popen
-def begun(*args, **options):
-    child = popen(*args, **options)
-    time.sleep(float(sys.argv[2]))  # the child may be far before it is known here
-    return child
-compare.subprocess.Popen = begun
-code = """
-import multiprocessing, os, time
-worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
-worker.start()
-print(os.getpid(), worker.pid, flush=True)
-time.sleep(600)
-"""
-command = (sys.executable, "-c", compare._CHILD + code)
-job = compare.Job("child", command, lambda: False)
-compare._run([job], 1, SimpleNamespace(folder=sys.argv[1]), lambda: None)
-'''
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be noticed")
-@pytest.mark.parametrize("seconds", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_training_outlives_the_command(tmp_path, number, seconds):
-    (tmp_path / "logs").mkdir()
-    log = tmp_path / "logs" / "child.log"
-    command = [sys.executable, "-c", PARENT, str(tmp_path), str(seconds)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
-        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
-        children = [int(child) for child in log.read_text().split()]  # later the log may hold how they ended
-        parent.send_signal(number)
-        try:
-            wait_until(lambda: not any(is_running(child) for child in children))
-        finally:
-            for child in filter(is_running, children):
-                os.kill(child, signal.SIGKILL)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
-def test_a_training_that_loses_a_sigterm_in_a_fork_ends_all_the_same():
-    code = """
-import os, time
-def before():
-    print("forks", flush=True)
-    time.sleep(600)
-os.register_at_fork(before=before)
-if not os.fork():
-    os._exit(0)
-print("goes on", flush=True)
-time.sleep(600)
-"""
-    with subprocess.Popen([sys.executable, "-c", compare._CHILD + code], stdout=PIPE, stderr=PIPE, text=True) as child:
-        try:
-            assert child.stdout.readline() == "forks\n"
-            child.terminate()
-            out, error = child.communicate(timeout=30)
-        finally:
-            child.kill()
-    assert out == "goes on\n"
-    assert "Exception ignored in" in error  # of the first
-    assert child.returncode == 128 + signal.SIGTERM
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(there, seconds=30):
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
