@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.optimisation import clip, optimiser
 from pcrl_nnunet.pretraining.preparation import PREPARED, prepared
+from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.pretraining.state import agreement, refuse_another
 from pcrl_nnunet.report.page import Report
@@ -515,3 +517,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """There is nothing to validate without labels."""
         raise SystemExit("Error: a pretraining has no validation; fine-tune it with -tr PCRLFinetuneTrainer")
+
+
+def pretrain_trainer(request: Request, device: torch.device) -> PCRLPretrainTrainer:
+    """Build the trainer of a pretraining that was asked for; this creates the output folder."""
+    plan = request.plan
+    plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net hands it over
+    made = PCRLPretrainTrainer.of(request.settings, request.data, request.init)
+    return made(plans, plan.configuration, request.fold, plan.dataset_json, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import ExitStack
-from copy import deepcopy
 from typing import Any
 
 SETTINGS = ("method", "epochs", "iters_per_epoch", "batch_size", "seed")  # that have a flag
@@ -137,15 +136,13 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _request(args: argparse.Namespace, plan: Any, fold: int | str, others: Any) -> Any:
     """Return the pretraining that is asked for, with the settings in effect and the cases."""
-    from pcrl_nnunet.pretraining.cases import PretrainingData
-    from pcrl_nnunet.pretraining.request import Request
-    from pcrl_nnunet.pretraining.settings import pretrain_settings
+    from dataclasses import replace
 
-    overrides = {name: getattr(args, name) for name in SETTINGS}
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-    data = PretrainingData.find(plan.plans, plan.configuration, fold, others)
+    from pcrl_nnunet.pretraining.request import Request
+
+    request = Request.of_plan(plan, fold, others, **{name: getattr(args, name) for name in SETTINGS})
     init = None if args.init is None else os.path.abspath(args.init)
-    return Request(plan, fold, settings, data, init, args.continue_training, args.overwrite)
+    return replace(request, init=init, continues=args.continue_training, overwrite=args.overwrite)
 
 
 def _register() -> None:
@@ -167,6 +164,7 @@ def _run(request: Any, device: Any) -> None:
     """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
     from pcrl_nnunet.pretraining import distributed
     from pcrl_nnunet.pretraining.start import starting
+    from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
     distributed.part_of(request.settings.batch_size)  # or says that the processes are too many
     with ExitStack() as held:
@@ -174,7 +172,7 @@ def _run(request: Any, device: Any) -> None:
         if start.finished:
             print(f"This pretraining is finished: {start.finished}")
             return
-        trainer = _trainer(request, device)
+        trainer = pretrain_trainer(request, device)
         start.log = trainer.log_file
         for line in start.lines:
             trainer.print_to_log_file(line)
@@ -193,25 +191,17 @@ def _load(trainer: Any, state: dict[str, Any]) -> None:
         trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
 
 
-def _trainer(request: Any, device: Any) -> Any:
-    from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
-
-    plan = request.plan
-    plans = {**deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net hands it over
-    trainer = PCRLPretrainTrainer.of(request.settings, request.data, request.init)
-    return trainer(plans, plan.configuration, request.fold, plan.dataset_json, device)
-
-
 def _dry_run(request: Any, device: Any, number: int) -> None:
     """Print sizes, estimated and measured memory and hours, and draw views; with -init and --c as without them."""
     from pcrl_nnunet.pretraining.dry_run import described, draw_views, measured
     from pcrl_nnunet.report.pictures import views_of_a_case
+    from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
     plans, configuration = request.plan.plans, request.plan.configuration
     names = (plans["dataset_name"], plans["plans_name"], configuration)
     pictures = os.path.abspath(f"pcrl_views_{'_'.join(names)}")
     found = measured(
-        lambda: _trainer(request.anew(), device),
+        lambda: pretrain_trainer(request.anew(), device),
         device,
         lambda loader, dataset_json: draw_views(loader, dataset_json, pictures, views_of_a_case),
         number,

@@ -13,20 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from pcrl_nnunet.experiments.scores import CONTROL
+from pcrl_nnunet.experiments.arms import CONTROL
 
 
-def _colours(methods: Iterable[str]) -> dict[str, Any]:
-    """One each, all different up to twenty: the built-in methods are more than matplotlib's cycle has colours.
+def _colours(arms: Iterable[str]) -> dict[str, Any]:
+    """Return a colour for each arm, all different up to twenty: built-in arms outnumber matplotlib's cycle.
 
-    By the methods' names, the control first, so that all pictures of a comparison agree.
+    Colours follow the arms' names, the control first, so that all pictures of a comparison agree.
     """
     twenty = colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # dark ones, matplotlib's usual ten, first
-    return dict(zip(sorted(set(methods), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
+    return dict(zip(sorted(set(arms), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
 
 
 def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """So many panels of a size in inches, of one scale, three a row, so that they can be read on a screen."""
+    """Return a figure with panels of a size in inches, with one scale, three a row so that a screen shows them."""
     if not number:
         raise LookupError("no finished run has a curve")
     columns = min(3, number)
@@ -39,7 +39,7 @@ def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]
 
 
 def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str, path: str) -> None:
-    """Draw the score against the number of labelled cases: a point a run, a line through a method's means.
+    """Draw the score against the number of labelled cases: a point a run, a line through an arm's means.
 
     Args:
         runs: columns method, labelled, seed, points.
@@ -49,14 +49,14 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     numbers = sorted(runs["labelled"].unique())
-    methods = list(dict.fromkeys(runs["method"]))
-    colours = _colours(methods)
-    for place, method in enumerate(methods):
-        own = runs[runs["method"] == method]
-        beside = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that the points of methods do not hide each other
-        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[method])
+    arms = list(dict.fromkeys(runs["method"]))
+    colours = _colours(arms)
+    for place, arm in enumerate(arms):
+        own = runs[runs["method"] == arm]
+        beside = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # so that the points of arms do not hide each other
+        axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[arm])
         means = own.groupby("labelled")["points"].mean()
-        axis.plot(means.index * beside, means, "-_", ms=16, color=colours[method], label=method)
+        axis.plot(means.index * beside, means, "-_", ms=16, color=colours[arm], label=arm)
     axis.axhline(chance, color="grey", linestyle=":", label="without a look at the image")
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
@@ -64,29 +64,29 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
     axis.minorticks_off()
     axis.set(xlabel="labelled cases", ylabel=f"{measure}, %", title=title)
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")  # within, it would lie on points of whichever corner
+    figure.legend(loc="outside right upper")  # inside it would hide points in any corner
     figure.savefig(path, dpi=120)
 
 
 def score_while_training(
     curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], measure: str, path: str
 ) -> None:
-    """Score against fine-tuning iterations, a panel a number of labels, a line a run; a method's mean is bold.
+    """Draw the score against iterations, a panel a number of labels, a line a run; an arm's mean is bold.
 
     Args:
-        curves: by number of labels and method, of each run: iterations and score, both (epochs,).
+        curves: iterations and score of each run, both (epochs,), by title and arm.
         measure: name of the score.
     """
     figure, panels = _panels(len(curves), (6, 4.5))
-    colours = _colours(method for by_method in curves.values() for method in by_method)
-    for axis, (title, by_method) in zip(panels, curves.items(), strict=True):
-        for method, runs in by_method.items():
-            colour = colours[method]  # the same in all panels, also where one lacks a method
+    colours = _colours(arm for by_arm in curves.values() for arm in by_arm)
+    for axis, (title, by_arm) in zip(panels, curves.items(), strict=True):
+        for arm, runs in by_arm.items():
+            colour = colours[arm]  # the same in all panels, also where one lacks an arm
             for iterations, score in runs:
                 axis.plot(iterations, 100 * score, color=colour, alpha=0.3, lw=0.8)
             epochs = min(len(score) for _, score in runs)
             mean = np.nanmean([score[:epochs] for _, score in runs], axis=0)
-            axis.plot(runs[0][0][:epochs], 100 * mean, color=colour, lw=2, label=method)
+            axis.plot(runs[0][0][:epochs], 100 * mean, color=colour, lw=2, label=arm)
         axis.set(title=title, xlabel="iterations of fine-tuning", ylabel=f"{measure} while training, %")
         axis.grid(alpha=0.3)
         axis.legend()
@@ -94,10 +94,10 @@ def score_while_training(
 
 
 def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: str) -> None:
-    """Example slices, a row a case, side by side: labels as outlines on the image, through the largest slice.
+    """Draw labels as outlines on slices of images, a row a case; the slice is the one with the most truth.
 
     Args:
-        rows: by title, and then by the panel's title: image and labels, both (X, Y, Z) or (1, X, Y).
+        rows: image and labels, both (X, Y, Z) or (1, X, Y), by the row's title and the panel's title.
     """
     columns = max(len(panels) for panels in rows.values())
     figure = Figure(figsize=(3 * columns, 3.2 * len(rows)), layout="constrained")
@@ -119,23 +119,23 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
     figure.savefig(path, dpi=120)
 
 
-def roc_of_methods(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
-    """ROC curves, a panel a number of labels and label, a thin line a run; a method's mean is bold.
+def roc_of_arms(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
+    """Draw ROC curves, a panel a number of labels and label, a thin line a run; an arm's mean is bold.
 
     Args:
-        panels: by title and method, of each run: truth and score, both (N,), known ones of both classes.
+        panels: truth and score of each run, both (N,), known ones of both classes, by title and arm.
     """
     figure, axes = _panels(len(panels), (5, 5.5))
-    colours = _colours(method for by_method in panels.values() for method in by_method)
+    colours = _colours(arm for by_arm in panels.values() for arm in by_arm)
     grid = np.linspace(0, 1, 201)
-    for axis, (title, by_method) in zip(axes, panels.items(), strict=True):
-        for method, runs in by_method.items():
-            colour, means = colours[method], []
+    for axis, (title, by_arm) in zip(axes, panels.items(), strict=True):
+        for arm, runs in by_arm.items():
+            colour, means = colours[arm], []
             for truth, score in runs:
                 false, true, _ = roc_curve(truth, score)
                 axis.plot(false, true, color=colour, alpha=0.3, lw=0.8)
                 means.append(np.interp(grid, false, true))
-            axis.plot(grid, np.mean(means, 0), color=colour, lw=2, label=method)
+            axis.plot(grid, np.mean(means, 0), color=colour, lw=2, label=arm)
         axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
         axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.legend(loc="lower right")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from pcrl_nnunet import output_folder
 from pcrl_nnunet.checkpoint import plans_hash
@@ -11,7 +13,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import PretrainingData
-from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.shapes import check_architecture
@@ -30,6 +32,19 @@ class Request:
     init: str | None = None  # checkpoint to start from
     continues: bool = False  # --c
     overwrite: bool = False
+
+    @classmethod
+    def of_plan(
+        cls, plan: PlannedConfiguration, fold: int | str, others: Others = MappingProxyType({}), **overrides: Any
+    ) -> Request:
+        """Return a pretraining from the first step on, with the settings in effect and the cases.
+
+        Args:
+            others: see `other_datasets`.
+            overrides: settings over those of the plan; None means not given.
+        """
+        settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
+        return cls(plan, fold, settings, PretrainingData.find(plan.plans, plan.configuration, fold, others))
 
     @property
     def folder(self) -> str:

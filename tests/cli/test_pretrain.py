@@ -14,7 +14,7 @@ from tiny_dataset import make_plan
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.experiments.comparison import built_in_methods
+from pcrl_nnunet.experiments.arms import built_in_arms
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
@@ -62,9 +62,9 @@ def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys):
     assert "3 processes share a batch of 4 pairs, and each needs 2" in str(refused)
 
 
-@pytest.mark.parametrize("name", [n for n, m in built_in_methods("3d_fullres", 2, 4).items() if m.pretrain])
+@pytest.mark.parametrize("name", [n for n, m in built_in_arms("3d_fullres", 2, 4).items() if m.pretrain])
 def test_the_ablations_of_a_comparison_are_settings_that_pretrain(command, tiny, monkeypatch, name):
-    plan = make_plan(pretrain=dict(built_in_methods("3d_fullres", 2, 4)[name].pretrain))
+    plan = make_plan(pretrain=dict(built_in_arms("3d_fullres", 2, 4)[name].pretrain))
     (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     (path,) = tiny.results.rglob(checkpoint.FINAL)

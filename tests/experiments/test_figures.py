@@ -91,7 +91,7 @@ def test_every_channel_is_drawn_with_its_name_in_a_grey_scale_of_its_own(drawn: 
                 np.testing.assert_array_equal(axis.images[0].get_array(), view[channel, view.shape[1] // 2])
 
 
-def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp_path, monkeypatch):
+def test_an_arm_has_one_colour_in_all_panels(tmp_path, monkeypatch):
     figures_made = []
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, *_, **__: figures_made.append(self))
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
@@ -104,13 +104,13 @@ def test_a_method_has_one_colour_in_all_panels_also_where_one_lacks_a_method(tmp
     assert first["c"] == second["c"] != first["b"]
 
 
-def test_a_method_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: list[Figure]) -> None:
+def test_an_arm_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: list[Figure]) -> None:
     """In whatever order they come; the control has the first colour also where another's name comes before."""
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     runs = pd.DataFrame({"method": ["b", "scratch", "a"], "labelled": 5, "seed": 0, "points": 50.0})
     figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
     figures.score_while_training({"5": {"scratch": [run], "a": [run]}, "10": {"b": [run]}}, "Dice", "x.png")
-    figures.roc_of_methods({"5": {name: [(np.array([0, 1]), np.array([0, 1]))] for name in ("a", "b", "scratch")}}, "x")
+    figures.roc_of_arms({"5": {name: [(np.array([0, 1]), np.array([0, 1]))] for name in ("a", "b", "scratch")}}, "x")
     of_pictures = [
         {line.get_label(): to_hex(line.get_color()) for axis in figure.axes for line in axis.lines} for figure in drawn
     ]
@@ -122,7 +122,7 @@ def test_a_method_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: lis
 def test_panels_of_many_numbers_of_labels_are_in_rows_of_three(drawn: list[Figure]) -> None:
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     figures.score_while_training({str(n): {"a": [run]} for n in range(5)}, "Dice", "x.png")
-    figures.roc_of_methods({str(n): {"a": [(np.array([0, 1]), np.array([0, 1]))]} for n in range(5)}, "x.png")
+    figures.roc_of_arms({str(n): {"a": [(np.array([0, 1]), np.array([0, 1]))]} for n in range(5)}, "x.png")
     for figure in drawn:
         assert [axis.get_title() for axis in figure.axes] == list("01234")
         assert {axis.get_gridspec().get_geometry() for axis in figure.axes} == {(2, 3)}
@@ -133,17 +133,17 @@ def test_without_a_curve_there_is_no_picture_and_a_reason() -> None:
     with pytest.raises(LookupError, match="no finished run has a curve"):
         figures.score_while_training({}, "Dice", "x.png")
     with pytest.raises(LookupError, match="no finished run has a curve"):
-        figures.roc_of_methods({}, "x.png")
+        figures.roc_of_arms({}, "x.png")
 
 
-def test_no_two_of_all_built_in_methods_have_the_same_colour(drawn: list[Figure]) -> None:
-    methods = [f"method_{i}" for i in range(12)]
-    runs = pd.DataFrame({"method": methods, "labelled": 5, "seed": 0, "points": 50.0})
+def test_all_built_in_arms_have_different_colours(drawn: list[Figure]) -> None:
+    arms = [f"arm_{i}" for i in range(12)]
+    runs = pd.DataFrame({"method": arms, "labelled": 5, "seed": 0, "points": 50.0})
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
-    figures.score_while_training({"5": {name: [run] for name in methods}}, "Dice", "x.png")
+    figures.score_while_training({"5": {name: [run] for name in arms}}, "Dice", "x.png")
     for figure in drawn:
-        lines = [line for line in figure.axes[0].lines if line.get_label() in methods]
+        lines = [line for line in figure.axes[0].lines if line.get_label() in arms]
         assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == 12
 
 

@@ -1,0 +1,114 @@
+"""The arms of a comparison: the rows of its table, which users choose by name with ``-methods``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pcrl_nnunet.classification.label_table import LabelTable
+from pcrl_nnunet.classification.shortcuts import SHORTCUTS
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.settings import short
+from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
+from pcrl_nnunet.plans import PlanFacts
+
+CONTROL, STOCK = "scratch", "stock"
+PSEUDO_LABELS = "pseudo_labels"
+PRETRAINED = DEFAULT  # the arm whose verdict comes last
+DEFAULTS = (STOCK, PSEUDO_LABELS, *SHORTCUTS, PRETRAINED)  # those of them that a dataset has
+NAME = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*")  # nnU-Net splits names of folders at __
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, a row of the table.
+
+    Args:
+        pretrain: settings over the plan's ``pcrl.pretrain``; None: the arm does not pretrain.
+        finetune: settings over the plan's ``pcrl.finetune``.
+        pretraining: the arm whose pretraining is used; None: its own.
+        pseudo_labels: train also on the cases without labels, with labels that the control's network predicts.
+        shortcut: the name of one of `SHORTCUTS`, which classifies without a network.
+    """
+
+    pretrain: Mapping[str, Any] | None = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: str | None = None
+    pseudo_labels: bool = False
+    shortcut: str | None = None
+
+
+def built_in_arms(
+    plan: PlanFacts, method: str, batch_size: int, label_table: LabelTable | None = None
+) -> dict[str, Arm]:
+    """Return the arms that need no definition by the user: controls, shortcuts, methods, and ablations of one method.
+
+    Args:
+        plan: of the comparison.
+        method: name of the method whose ablations there are.
+        batch_size: samples of a step of that method. All ablations use it, also where more would fit.
+        label_table: of a classification. It has shortcuts instead of pseudo-labels. None: a segmentation.
+    """
+    for_task = {PSEUDO_LABELS: Arm(None, pseudo_labels=True)}
+    if label_table is not None:
+        shortcuts = [name for name in SHORTCUTS if name != "position" or label_table.point is not None]
+        for_task = {name: Arm(None, shortcut=name) for name in shortcuts}
+    ablations = method_class(method).ablations(plan, batch_size)
+    return {
+        CONTROL: Arm(None),
+        # nnUNetTrainer's schedule, in as many iterations as the other arms have
+        STOCK: Arm(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
+        **for_task,
+        **{name: Arm({"method": name}) for name in names()},
+        **{name: Arm({"method": method, plan.configuration: given}) for name, given in ablations.items()},
+    }
+
+
+def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Return the control, the named arms, and the arms whose pretraining they use.
+
+    Args:
+        wanted: names given with ``-methods``.
+        own: the user's definitions: the fields of `Arm` by name.
+        built_in: see `built_in_arms`.
+
+    Raises:
+        UserError: an arm is unknown, or its definition contradicts itself.
+    """
+    known = {**built_in, **{name: _defined(name, given, built_in) for name, given in own.items()}}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
+    chosen = {name: known[name] for name in dict.fromkeys((CONTROL, *wanted))}
+    for name, arm in chosen.items():
+        if arm.pretraining is not None and known.get(arm.pretraining, known[CONTROL]).pretrain is None:
+            raise UserError(
+                f"method {name} takes the pretraining of {arm.pretraining}, which has none; name one that pretrains"
+            )
+    return chosen | {arm.pretraining: known[arm.pretraining] for arm in chosen.values() if arm.pretraining}
+
+
+def _defined(name: str, given: Any, built_in: Mapping[str, Arm]) -> Arm:
+    """Return the arm that a user has defined; `UserError` for what cannot be one."""
+    if not NAME.fullmatch(name) or name in built_in:
+        raise UserError(f"a method cannot be called '{name}'; use letters, digits and single _, and another name")
+    try:
+        arm = Arm(**given)
+    except TypeError:
+        raise UserError(
+            f"method {name} is {given!r}; expected a block with some of {', '.join(Arm.__dataclass_fields__)}"
+        ) from None
+    if arm.pseudo_labels and arm.pretrain is not None:
+        raise UserError(
+            f'method {name} has pseudo_labels and pretrains; it can do only one of them: add "pretrain": null'
+        )
+    if arm.pretraining is not None and (arm.pretrain is None or arm.pretrain):
+        raise UserError(
+            f"method {name} takes the pretraining of {arm.pretraining} and also has pretrain {short(arm.pretrain)}, "
+            f"which has no effect; leave one of them out"
+        )
+    if arm.shortcut is not None or (arm.pseudo_labels and PSEUDO_LABELS not in built_in):
+        raise UserError(f"method {name} has {given!r}, which this task cannot have; take it out")
+    return arm

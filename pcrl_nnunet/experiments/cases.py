@@ -1,0 +1,137 @@
+"""The cases of a comparison: of the dataset, of its split, and scans without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pcrl_nnunet.classification.label_table import FILES, LabelTable
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.split import Split, draw_by_patient, split_cases
+from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.loading.cases import Case, find_cases
+from pcrl_nnunet.loading.copies import find_copies
+from pcrl_nnunet.plans import PlannedConfiguration
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of a comparison, by the part that they play.
+
+    Attributes:
+        by_name: all cases of the dataset.
+        patients: patient by case. A case without an entry is its own patient.
+        split: the cases whose labels are known.
+        unlabelled: scans without labels that may be trained on.
+        left_out: the other scans without labels, with the reason.
+    """
+
+    by_name: Mapping[str, Case]
+    patients: Mapping[str, str]
+    split: Split
+    unlabelled: Sequence[Case]
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def find(cls, plan: PlannedConfiguration, patients: Mapping[str, str], targets: LabelTable | None) -> Cases:
+        """Find and split the preprocessed cases of a plan.
+
+        Args:
+            patients: the content of the file of ``-patients``; empty without it.
+            targets: what a classification learns, which may name patients; None: a segmentation.
+
+        Raises:
+            UserError: the patients are of other cases, the table is of other cases, or the cases are too few.
+        """
+        identifier = plan.resolved["data_identifier"]
+        by_name = {case.name: case for case in find_cases(os.path.join(plan.folder, identifier))}
+        folder = unlabelled_folder(plan.folder, identifier)
+        there = os.path.isdir(folder) and any(file.endswith(".b2nd") for file in os.listdir(folder))
+        scans = find_cases(folder) if there else []
+        if patients:
+            _check_patients(patients, by_name, scans)
+        elif targets is not None:
+            patients = dict(targets.patient)
+        known = list(by_name) if targets is None else _cases_of_table(by_name, targets, plan.plans["dataset_name"])
+        split = split_cases(known, patients)
+        left_out = _left_out(scans, {name: by_name[name] for name in (*split.val, *split.test)}, patients)
+        return cls(by_name, patients, split, [case for case in scans if case.name not in left_out], left_out)
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the cases that no training may see."""
+        return [*self.split.val, *self.split.test]
+
+    def labelled(self, number: int, seed: int) -> list[str]:
+        """Return the cases whose labels are used: drawn by the seed, and a superset of those of smaller numbers."""
+        return sorted(draw_by_patient(self.split.train, self.patients, seed)[:number])
+
+    def pretraining_fold(self, labelled: Collection[str] = ()) -> dict[str, list[str]]:
+        """Return nnU-Net's fold for a pretraining, which leaves out what is under ``val``.
+
+        Args:
+            labelled: training cases that are to be left out, too.
+        """
+        held_out = self.held_out
+        patients = {self.patients.get(name, name) for name in held_out}
+        others = sorted(self.by_name.keys() - {*self.split.train, *held_out})  # of a classification: without a label
+        without = [name for name in others if self.patients.get(name, name) not in patients]
+        held_out += [name for name in others if name not in without]
+        return {
+            "train": [name for name in self.split.train if name not in labelled] + without,
+            "val": sorted({*held_out, *labelled}) if labelled else held_out,
+        }
+
+
+def read_patients(path: str | None) -> dict[str, str]:
+    """Read the file of ``-patients``: patient by case; without a path it is empty."""
+    if path is None:
+        return {}
+    try:
+        content = pd.read_csv(path, dtype=str)[["case", "patient"]]
+        if content.isna().any(axis=None):
+            raise ValueError(f"line {2 + int(content.isna().any(axis=1).idxmax())} has an empty cell")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}); expected a CSV file with the columns case and patient"
+        ) from error
+    return dict(zip(content["case"], content["patient"], strict=True))
+
+
+def _check_patients(patients: Mapping[str, str], cases: Mapping[str, Case], scans: Sequence[Case]) -> None:
+    """Raise `UserError` if the names in the file of ``-patients`` are not the names of the cases."""
+    missing = sorted(cases.keys() - patients.keys())
+    unknown = sorted(patients.keys() - cases.keys() - {case.name for case in scans})
+    for what, names in (("lacks the cases", missing), ("has cases that the dataset lacks,", unknown)):
+        if names:
+            raise UserError(
+                f"the file of -patients {what} {', '.join(names[:3])}{' ...' * (len(names) > 3)}; expected one "
+                f"line for each case, by the name of its image without ending and channel"
+            )
+
+
+def _cases_of_table(cases: Mapping[str, Case], targets: LabelTable, dataset: str) -> list[str]:
+    """Return the names of the cases that the table of a classification knows a label of."""
+    known = set(targets.case[targets.of_cases(list(cases))])
+    if not known:
+        raise UserError(
+            f"{FILES[targets.kind]} tells nothing of the {len(cases)} cases of {dataset}; check its names of cases, "
+            f"such as {next(iter(targets.case))}, against theirs, such as {next(iter(cases))}"
+        )
+    return [name for name in cases if name in known]
+
+
+def _left_out(scans: Sequence[Case], held_out: Mapping[str, Case], patients: Mapping[str, str]) -> dict[str, str]:
+    """Return why a scan without labels must not be trained on, by its name."""
+    copies = find_copies(scans, list(held_out.values()))
+    of_patients = {patients[name]: name for name in held_out if name in patients}
+    left_out = {}
+    for scan in scans:
+        if scan in copies:
+            left_out[scan.name] = f"it is {copies[scan].name} under another name, which is held out"
+        elif (other := of_patients.get(patients.get(scan.name, ""))) is not None:
+            left_out[scan.name] = f"it is of the patient of {other}, which is held out"
+    return left_out

@@ -1,0 +1,180 @@
+"""The folder of a comparison: where its data, plans, folds and results lie, and how they are named.
+
+It is laid out as nnU-Net's folders are: preprocessed data (links to the dataset's), a plan for each run, a split of its
+own, results. Every training in it is one of nnU-Net's, of a fold of that split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from copy import copy
+from dataclasses import replace
+from glob import escape as glob_escape
+from glob import glob
+
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.classification.prediction import EVALUATION
+from pcrl_nnunet.experiments.comparison import Comparison, Run
+from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
+from pcrl_nnunet.output_folder import name_of_pretrainer
+
+DESCRIPTION = "comparison.json"
+PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
+
+
+class Layout:
+    """Names and paths of a comparison's runs in its folder.
+
+    Attributes:
+        comparison: with the arms of earlier calls, once the folder is prepared.
+        named: the folder that messages name, also while a preview lies elsewhere.
+        folds: nnU-Net's folds by name, in the order of their numbers. New folds are appended.
+    """
+
+    def __init__(self, comparison: Comparison, folder: str) -> None:
+        self.comparison = comparison
+        self.named = folder
+        self.folds: dict[str, dict[str, list[str]]] = {}
+        self.move_to(folder)
+
+    def move_to(self, folder: str) -> None:
+        """Let the comparison lie in another folder."""
+        self.folder = folder
+        self.preprocessed, self.results = (os.path.join(folder, name) for name in (PREPROCESSED, RESULTS))
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment in which nnU-Net sees the comparison's folders as its own."""
+        variables = {PREPROCESSED: self.preprocessed, RESULTS: self.results}
+        if self.comparison.targets is not None:
+            variables["nnUNet_raw"] = ""  # a table that is edited there meanwhile would be taken
+        return variables
+
+    def file(self, name: str) -> str:
+        """Return the path of a result; results of validation cases have names of their own."""
+        stem, ending = os.path.splitext(name)
+        return os.path.join(self.folder, f"{stem}{'_val' * (self.comparison.scored == 'val')}{ending}")
+
+    def has_begun(self) -> bool:
+        """Tell if anything was trained in the folder; until then it may become any comparison."""
+        return os.path.isfile(os.path.join(self.folder, DESCRIPTION)) and bool(
+            glob(os.path.join(glob_escape(self.results), "*", "*", "fold_*"))
+        )
+
+    # ------------------------------------------------------------------------------------------------ data and folds
+
+    @property
+    def data_folder(self) -> str:
+        """The dataset's folder of preprocessed data."""
+        return os.path.join(self.preprocessed, self.comparison.dataset)
+
+    def data_identifier(self, run: Run) -> str:
+        """Name the folder of preprocessed cases that a run trains on."""
+        identifier = str(self.comparison.plan.resolved["data_identifier"])
+        if not self.comparison.pseudo_labelled(run):
+            return identifier
+        return f"{identifier}_pseudo_{run.subset}_{self.comparison.scored}"
+
+    def pseudo_labels(self, run: Run) -> PseudoLabels:
+        """Return what a run with pseudo-labels trains on, and the cases that are scored."""
+        cases = self.comparison.cases
+        true = [cases.by_name[n] for n in (*self.comparison.labelled_cases(run), *self.comparison.scored_cases)]
+        target = os.path.join(self.data_folder, self.data_identifier(run))
+        return PseudoLabels(target, true, self.comparison.pseudo_labelled(run))
+
+    def description_of_pseudo_labels(self, run: Run) -> str:
+        """Return the path of the file that says which labels are predicted for a run."""
+        return os.path.join(self.folder, f"pseudo_labels_{run.subset}_{self.comparison.scored}.json")
+
+    def fold_name(self, run: Run) -> str:
+        """Name the fold that a run trains."""
+        kind = "pseudo_" if self.comparison.pseudo_labelled(run) else ""
+        return f"{kind}{run.subset}_{self.comparison.scored}"
+
+    def pretraining_fold_name(self, run: Run) -> str:
+        """Name the fold that a run's pretraining leaves the validation cases of out."""
+        return f"pretrain_{run.subset}" if self.comparison.protocol == "semi" else "pretrain"
+
+    def fold(self, run: Run) -> int:
+        """Return the number of the fold that a run trains."""
+        return list(self.folds).index(self.fold_name(run))
+
+    def pretraining_fold(self, run: Run) -> int:
+        """Return the number of the fold that a run's pretraining leaves the validation cases of out."""
+        return list(self.folds).index(self.pretraining_fold_name(run))
+
+    # ------------------------------------------------------------------------------------------------ plans
+
+    def plans_name(self, run: Run) -> str:
+        """Name the plan of a fine-tuning; with pseudo-labels it also names the scored part, which its data hold."""
+        scored = "_val" * (self.comparison.scored == "val" and bool(self.comparison.pseudo_labelled(run)))
+        return f"{self.comparison.plan.plans['plans_name']}_{run}{scored}"
+
+    def pretraining_plans_name(self, run: Run) -> str:
+        """Name the plan of a run's pretraining."""
+        labelled = f"{run.labelled}_" if self.comparison.protocol == "semi" else ""
+        arm = self.comparison.pretraining_arm(run)
+        return f"{self.comparison.plan.plans['plans_name']}_{arm}_pretrain_{labelled}{run.seed}"
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def pretrained(self, run: Run) -> str:
+        """Return the path of a run's finished pretraining."""
+        trainer = name_of_pretrainer(self.comparison.method(self.comparison.pretraining_arm(run)))
+        name = f"{trainer}__{self.pretraining_plans_name(run)}__{self.comparison.plan.configuration}"
+        fold = f"fold_{self.pretraining_fold(run)}"
+        return os.path.join(self.results, self.comparison.dataset, name, fold, checkpoint_file.FINAL)
+
+    def trainer(self, run: Run) -> str:
+        """Name the class that trains a run; a shortcut, which has none, takes its place in the folder's name."""
+        arm, of_masks = self.comparison.arms[run.arm], self.comparison.targets is None
+        if arm.shortcut is not None:
+            return f"Shortcut_{arm.shortcut}"
+        if arm.pretrain is None:
+            return "PCRLScratchTrainer" if of_masks else "PCRLClassificationScratchTrainer"
+        return "PCRLFinetuneTrainer" if of_masks else "PCRLClassificationTrainer"
+
+    def model(self, run: Run) -> str:
+        """Return the folder of a run's training, in which its fold lies."""
+        name = f"{self.trainer(run)}__{self.plans_name(run)}__{self.comparison.plan.configuration}"
+        return os.path.join(self.results, self.comparison.dataset, name)
+
+    def output(self, run: Run) -> str:
+        """Return the folder of a run's fold."""
+        return os.path.join(self.model(run), f"fold_{self.fold(run)}")
+
+    def network(self, run: Run) -> str:
+        """Return the path of a run's trained network."""
+        return os.path.join(self.output(run), "checkpoint_final.pth")
+
+    def evaluation(self, run: Run) -> str:
+        """Return the path of the evaluation, nnU-Net's own or a classification's, which is written last."""
+        name = "summary.json" if self.comparison.targets is None else EVALUATION
+        return os.path.join(self.output(run), "validation", name)
+
+    def is_done(self, run: Run) -> bool:
+        """Tell if a run has been trained and scored."""
+        return _is_whole_json(self.evaluation(run))
+
+    def trained_before(self, run: Run) -> str | None:
+        """Return the path of the network of a run that was done here with the other part scored, if there is one.
+
+        Its labelled cases and settings are the same: others are refused when the folder is prepared. The scored cases
+        have no part in a training. (Pseudo-labels are predicted again, into the data that hold the scored cases.)
+        """
+        other = copy(self)
+        other.comparison = replace(self.comparison, scored="val" if self.comparison.scored == "test" else "test")
+        if other.fold_name(run) not in self.folds or not other.is_done(run):
+            return None
+        path = other.network(run)
+        return path if os.path.isfile(path) else None
+
+
+def _is_whole_json(path: str) -> bool:
+    """Tell if a file is there and complete: nnU-Net writes its summary in place."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            json.load(file)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""Sentences that warn of reading too much into a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pcrl_nnunet.experiments.arms import CONTROL, STOCK
+from pcrl_nnunet.experiments.comparison import Comparison
+from pcrl_nnunet.experiments.scores import LEARNED, Scores
+
+LONG_ENOUGH = 5000  # iterations with labels: nnU-Net's optimiser may predict background alone for the first 600
+
+
+def note_on_stock(comparison: Comparison) -> str | None:
+    """Say that nnU-Net's schedule is the control's, if it is: of few epochs none is left to warm up in.
+
+    A single warm-up epoch has the full rate already. None if the two differ, as in a classification by their rates.
+    """
+    if STOCK not in comparison.arms or comparison.targets is not None:
+        return None
+    control, stock = (comparison.finetune_settings(name) for name in (CONTROL, STOCK))
+    if control.warmup_epochs > 1 or replace(control, warmup_share=stock.warmup_share) != stock:
+        return None
+    return (
+        f"{STOCK} is {CONTROL} once more here: {control.warmup_share:.0%} of {control.epochs} epochs leave none to "
+        f"warm up in; what the two differ by is chance"
+    )
+
+
+def note_on_learning(
+    scores: Scores, learned: Mapping[int, Sequence[str]], remedy: str, shortcuts: Iterable[str] = ()
+) -> str | None:
+    """Name the networks that learned nothing, with what to do; None if all learned something.
+
+    Args:
+        learned: see `networks_that_learned`.
+        remedy: see `remedy_for_learning`.
+        shortcuts: arms without a network.
+    """
+    networks, told = scores.runs[~scores.runs["method"].isin(list(shortcuts))], []
+    by_luck = False  # the mean of too few cases is above chance
+    for labelled in sorted(learned):
+        means = networks[networks["labelled"] == labelled].groupby("method", sort=False)["points"].mean()
+        failed = means[~means.index.isin(learned[labelled])]
+        if not learned[labelled]:
+            luck = bool(means.max() >= scores.chance + LEARNED)
+            by_luck |= luck
+            kind = "is surely better than chance" if luck else "learned anything"
+            told.append(f"with {labelled} labels no network {kind} (the best, {means.idxmax()}: {means.max():.1f})")
+        elif len(failed):
+            listed = ", ".join(f"{arm}: {points:.1f}" for arm, points in failed.items())
+            told.append(f"with {labelled} labels some networks learned nothing ({listed})")
+    if not told:
+        return None
+    start = "There is no verdict: " if by_luck else "Nothing was learned, and there is no verdict: "
+    start = "" if any(learned.values()) else start
+    chance = f"without a look at the images a prediction reaches up to {scores.chance:.1f} {scores.measure}"
+    told[0] = told[0] if start else told[0][0].upper() + told[0][1:]
+    return f"{start}{'; '.join(told)}; {chance}. {remedy}"
+
+
+def remedy_for_learning(comparison: Comparison) -> str:
+    """Say which settings make the trainings with labels longer, and where they are given."""
+    now = comparison.finetune_settings(CONTROL)
+    wanted = max(4 * now.epochs, -(-LONG_ENOUGH // now.iters_per_epoch))
+    finetune = {**comparison.settings.get("finetune", {}), "epochs": wanted}
+    example = json.dumps({**comparison.settings, "finetune": finetune})
+    more = "" if comparison.targets is None else "; more scored cases may also tell a small effect from chance"
+    return (
+        f"The trainings with labels are {now.epochs} x {now.iters_per_epoch} iterations (finetune.epochs, "
+        f"finetune.iters_per_epoch): lengthen them with a file for -settings such as {example}, and with another "
+        f"folder for -o{more}"
+    )
+
+
+def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
+    """Name the shortcuts that are as good as the best network: nothing else need have been learned."""
+    names, told = set(shortcuts), []
+    for labelled in sorted(scores.runs["labelled"].unique()):
+        means = scores.runs[scores.runs["labelled"] == labelled].groupby("method")["points"].mean()
+        short, networks = means[means.index.isin(names)], means[~means.index.isin(names)]
+        if len(short) and len(networks) and short.max() >= networks.max():
+            told.append(
+                f"with {labelled} labels {short.idxmax()} reaches {short.max():.1f}, {networks.idxmax()} "
+                f"{networks.max():.1f}"
+            )
+    if not told:
+        return None
+    return f"A shortcut is as good as the best network: {'; '.join(told)}."

@@ -1,0 +1,37 @@
+"""What a comparison says in the end: the table, the paths of the pictures, warnings and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pcrl_nnunet.classification.shortcuts import SHORTCUTS
+from pcrl_nnunet.experiments.arms import CONTROL, PRETRAINED, STOCK
+from pcrl_nnunet.experiments.comparison import Run
+from pcrl_nnunet.experiments.layout import Layout
+from pcrl_nnunet.experiments.notes import note_on_learning, note_on_stock, remedy_for_learning, shortcut_warning
+from pcrl_nnunet.experiments.pictures import draw_pictures
+from pcrl_nnunet.experiments.results import collect
+from pcrl_nnunet.experiments.table import networks_that_learned, table
+from pcrl_nnunet.experiments.verdict import verdict
+
+
+def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
+    """Yield the table, the pictures' paths and the verdicts; PCRLv2's verdict, if it is there, comes last.
+
+    If no network learned anything, the last line says so instead.
+    """
+    scores = collect(layout, runs)
+    rows = table(scores)
+    rows.to_csv(layout.file("table.csv"), index=False)
+    yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
+    learned = networks_that_learned(rows, SHORTCUTS)
+    yield from draw_pictures(layout, scores, learned)
+    on_stock = note_on_stock(layout.comparison)
+    on_learning = note_on_learning(scores, learned, remedy_for_learning(layout.comparison), SHORTCUTS)
+    yield from filter(None, (shortcut_warning(scores, SHORTCUTS), on_stock, on_learning))
+    if not any(learned.values()) and on_learning:
+        return
+    controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # the better of two alike would be the luckier one
+    others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
+    for arm in sorted(others, key=lambda arm: arm == PRETRAINED):
+        yield verdict(scores, arm, learned, controls)

@@ -1,0 +1,83 @@
+"""Settings of a comparison: blocks of the plan, of all arms, and of one arm, each over the one before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.settings import merged
+
+PARTS = ("pretrain", "finetune", "classify")  # parts of the plan's pcrl block that -settings may change
+
+
+def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a plan with settings over its own; later settings win over earlier ones."""
+    plan = dict(deepcopy(plans))
+    block = plan.setdefault("pcrl", {})
+    for part in PARTS:
+        of_part: dict[str, Any] = block.get(part, {})
+        for given in settings:
+            of_part = _with(of_part, given.get(part) or {}, plan["configurations"])
+        if of_part or part != "classify":
+            block[part] = of_part
+    block.pop("checkpoint", None)
+    return plan
+
+
+def _with(block: Mapping[str, Any], given: Mapping[str, Any], configurations: Iterable[str]) -> dict[str, Any]:
+    """Return a block with settings over it; a setting for all configurations wins over the block's of a single one."""
+    kept = dict(block)
+    for name in configurations:
+        if name in block:
+            kept[name] = _without(block[name], given)
+    return merged(kept, deepcopy(dict(given)))
+
+
+def _without(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a block without the settings that are given, also within blocks of blocks."""
+    kept = {}
+    for name, value in block.items():
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
+            kept[name] = _without(value, given[name])
+        elif name not in given:
+            kept[name] = value
+    return kept
+
+
+def refuse_other_parts(where: str, block: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a block that has other things than `PARTS` with settings in them."""
+    for part, given in block.items():
+        if part not in PARTS or not isinstance(given, Mapping):
+            raise UserError(f"{where} has {part}: {short(given)}; expected the blocks of settings {', '.join(PARTS)}")
+
+
+def read_blocks(path: str | None) -> dict[str, Any]:
+    """Read a JSON file of the form ``{NAME: {...}, ...}``; without a path there are no blocks."""
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected a JSON file") from error
+    if not isinstance(content, dict) or not all(isinstance(block, dict) for block in content.values()):
+        raise UserError(f"{path} holds no blocks of names and values; expected {{NAME: {{...}}, ...}}")
+    return content
+
+
+def difference(there: Any, now: Any, where: str) -> tuple[str, Any, Any]:
+    """Find the first difference of two blocks. Returns its path of names and both values."""
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        for name in {**there, **now}:
+            if there.get(name) != now.get(name):
+                return difference(there.get(name), now.get(name), f"{where}.{name}")
+    return where, there, now
+
+
+def short(value: Any) -> str:
+    """Return a value as JSON for a message, cut after 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

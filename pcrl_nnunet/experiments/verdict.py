@@ -1,0 +1,105 @@
+"""The verdict: a sentence to act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcrl_nnunet.experiments.arms import CONTROL, STOCK
+from pcrl_nnunet.experiments.scores import Scores
+
+WORTH = 0.5  # points: a gain that surely is smaller does not pay
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an arm gains over a control with one number of labels, in points."""
+
+    labelled: int
+    control: str
+    pairs: int
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def pays(self) -> bool:
+        """Tell if the gain is surely above 0, and perhaps worth it."""
+        return self.low > 0 and self.high >= WORTH
+
+    @property
+    def costs(self) -> bool:
+        """Tell if the arm is surely worse than the control."""
+        return self.high < 0
+
+    def sentence(self, measure: str) -> str:
+        """Say what to expect."""
+        kind = "expect" if self.low > 0 else "it costs" if self.costs else "undecided,"
+        between = f"{self.low:+.1f} to {self.high:+.1f}, " if np.isfinite(self.low) else ""
+        subsets = f"{self.pairs} subset{'s' * (self.pairs > 1)}"
+        gain = f"{self.difference:+.1f} {measure} over {self.control}"
+        return f"with {self.labelled} labels {kind} {gain} ({between}{subsets})"
+
+
+def verdict(
+    scores: Scores, arm: str, learned: Mapping[int, Sequence[str]], controls: Sequence[str] = (CONTROL, STOCK)
+) -> str:
+    """Say what an arm gains, with every number of labels, over the better of the controls.
+
+    Args:
+        learned: see `networks_that_learned`. If neither the arm nor the control learned, their difference says nothing.
+    """
+    gains, nothing = [], []
+    for labelled in sorted(scores.runs["labelled"].unique()):
+        control = _better_control(scores, arm, labelled, controls)
+        found = {} if control is None else scores.gain(arm, control, labelled)
+        if control is None or not found:
+            continue
+        if {arm, control} & {*learned.get(labelled, ())}:
+            pairs = int(found["pairs"])
+            gains.append(Gain(labelled, control, pairs, found["difference"], found["low"], found["high"]))
+        else:
+            nothing.append(f"with {labelled} labels neither {arm} nor {control} surely learned anything")
+    if not gains and nothing:
+        return f"Nothing can be said of {arm}: {'; '.join(nothing)}."
+    if not gains:
+        return f"Nothing can be said of {arm} yet: there is no finished pair of it and {CONTROL}."
+    told = [gain.sentence(scores.measure) for gain in gains]
+    return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
+
+
+def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure: str) -> str:
+    """Return the verdict's main clause."""
+    pays, costs, numbers = (
+        ", ".join(str(gain.labelled) for gain in those)
+        for those in ([g for g in gains if g.pays], [g for g in gains if g.costs], gains)
+    )
+    highs = [gain.high for gain in gains]
+    if pays:
+        everywhere = all(gain.pays for gain in gains) and not some_learned_nothing
+        where = "" if everywhere else f" with {pays} labels" + f", and costs with {costs}" * bool(costs)
+        return f"{arm} pays{where}"
+    if all(high < WORTH for high in highs):
+        return f"{arm} does not pay " + (f"with {numbers} labels" if some_learned_nothing else "here")
+    most = f" (at most {max(highs):+.1f} {measure})" if np.isfinite(highs).all() else ""
+    return f"Whether {arm} pays is undecided{most}, more subsets (-seeds) or scored cases may tell"
+
+
+def _better_control(scores: Scores, arm: str, labelled: int, controls: Sequence[str]) -> str | None:
+    """Return the better of the controls on the subsets that an arm has, too; None if there is none.
+
+    A control that was run on fewer of these subsets than the other is left out. It would leave pairs out, and its mean
+    over other subsets would say how easy they are.
+    """
+    of_number = scores.runs[scores.runs["labelled"] == labelled]
+    points = of_number.pivot(index="seed", columns="method", values="points")
+    names = [name for name in controls if name in points and name != arm]
+    if arm not in points or not names:
+        return None
+    found = points.loc[points[arm].notna(), names]
+    pairs = found.notna().sum()
+    found = found.loc[:, pairs == pairs.max()]
+    common = found.dropna()
+    return str(found.columns[0] if common.empty else common.mean().idxmax())

@@ -1,0 +1,53 @@
+"""The interval of an AUROC."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from pcrl_nnunet.classification.auroc import auroc_interval
+
+
+def of_80():
+    rng = np.random.default_rng(3)
+    truth = (rng.random(80) < 0.4).astype(float)
+    return truth, rng.normal(truth, 1.2)
+
+
+def test_the_interval_of_an_auroc_is_that_of_another_bootstrap():
+    truth, score = of_80()
+    found = auroc_interval(truth, score, np.arange(80).astype(str))
+    other = stats.bootstrap(
+        (truth, score), roc_auc_score, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=1
+    ).confidence_interval
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, score))
+    assert (found["low"], found["high"]) == pytest.approx((other.low, other.high), abs=0.02)
+    assert (found["known"], found["positive"]) == (80, truth.sum())
+
+
+def test_the_interval_of_an_auroc_counts_ties_half_as_its_definition_does():
+    truth, score = of_80()
+    score, groups = np.round(score), np.arange(80) // 2
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(200):
+        samples = np.concatenate([[2 * i, 2 * i + 1] for i in rng.integers(40, size=40)])
+        drawn.append(roc_auc_score(truth[samples], score[samples]))
+    found = auroc_interval(truth, score, groups, 200)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_samples_of_a_patient_are_drawn_together_and_unknown_ones_count_for_nothing():
+    truth, score = of_80()
+    alone = auroc_interval(truth, score, np.arange(80))
+    five_of_each = [np.repeat(values, 5) for values in (truth, score)]
+    assert auroc_interval(*five_of_each, np.repeat(np.arange(80), 5)) == {
+        **alone, "known": 400, "positive": 5 * alone["positive"],
+    }  # fmt: skip
+    as_if_independent = auroc_interval(*five_of_each, np.arange(400))
+    assert as_if_independent["high"] - as_if_independent["low"] < 0.6 * (alone["high"] - alone["low"])
+    with_unknown = [np.append(truth, [np.nan] * 9), np.append(score, np.arange(9))]
+    assert auroc_interval(*with_unknown, np.arange(89))["auroc"] == alone["auroc"]
+    two_patients = auroc_interval(np.array([1.0, 0, 1, 0]), np.arange(4.0), np.array([0, 0, 1, 1]))
+    assert two_patients["auroc"] == 0.25
+    assert np.isnan([two_patients["low"], two_patients["high"]]).all()
+    assert np.isnan(auroc_interval(np.ones(4), np.arange(4.0), np.arange(4))["auroc"])

@@ -1,0 +1,78 @@
+"""Arms, their settings and ablations."""
+
+import pytest
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_dataset import make_plan
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.arms import Arm, built_in_arms, choose_arms
+from pcrl_nnunet.experiments.settings import with_settings
+from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.pretraining.settings import pretrain_settings
+
+
+def test_unknown_arms_and_settings_are_named():
+    known = built_in_arms("3d_fullres", 5, 8)
+    with pytest.raises(UserError, match=r"no method 'best'; expected some of scratch, stock, pseudo_labels, .* mine"):
+        choose_arms(["best"], {"mine": {}}, known)
+    with pytest.raises(UserError, match=r"method mine is .* expected a block with some of pretrain, finetune"):
+        choose_arms(["mine"], {"mine": {"rate": 1}}, known)
+    with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; it can do only one"):
+        choose_arms(["mine"], {"mine": {"pseudo_labels": True}}, known)
+    for both in ({"restoration": "full"}, None):
+        with pytest.raises(
+            UserError, match=r"method mine takes the pretraining of pcrlv2 and also has pretrain .* no effect"
+        ):
+            choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2", "pretrain": both}}, known)
+    assert list(choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
+
+
+# PCRLv2, TPAMI 2023, Tables 1 to 3: levels that are restored from and compared in a decoder of 5, and local views.
+TABLES = {
+    "skip_connections": ([(i, i) for i in range(1, 6)], 6),
+    "cross_scale": ([(i, i) for i in range(1, 6)], 6),
+    "restoration_only": ([(5, None)], 0),
+    "comparison_only": ([(None, 0)], 0),
+    "one_level": ([(5, 0)], 0),
+    "three_levels": ([(1, 1), (3, 3), (5, 5)], 0),
+    "all_levels": ([(i, i) for i in range(1, 6)], 0),
+    "multi_crop": ([(i, i) for i in range(1, 6)], 6),
+    "pcrlv2": ([(i, i) for i in range(1, 6)], 6),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_ablations_are_those_of_the_papers_tables(name):
+    plan = make_plan(features=(4, 4, 4, 8, 8, 8))
+    plan["configurations"]["3d_fullres"]["patch_size"] = [64, 64, 64]
+    plan["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [90.0, 90.0, 90.0]
+    arm = built_in_arms("3d_fullres", 5, 8)[name]
+    plan["pcrl"]["pretrain"] = dict(arm.pretrain)
+    configuration = PlansManager(plan).get_configuration("3d_fullres")
+    settings = pretrain_settings(plan, "3d_fullres", configuration.configuration)
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        3,
+    )
+    pretraining = PCRLv2.from_settings(network.encoder, 1, settings)
+    levels, num_local = TABLES[name]
+    drawn = [pretraining.draw_levels(0, step) for step in range(60)]
+    assert {(d.restoration, d.comparison) for d in drawn} == set(levels)
+    assert settings.views.num_local == num_local
+    assert settings.batch_size == 8  # whatever fits
+    assert any(d.comparison != d.comparison_of_second for d in drawn) == (name == "cross_scale")
+    assert pretraining.decoder.skip_connections == (name == "skip_connections")
+    assert (settings.views.crops == "multi_crop") == (name == "multi_crop")
+
+
+def test_an_arms_settings_win_over_settings_for_all():
+    plan = make_plan(pretrain={"epochs": 1, "views": {"3d_fullres": {"num_local": 2}}}, checkpoint="x")
+    given = {"pretrain": {"epochs": 2, "seed": 3, "views": {"3d_fullres": {"min_iou": 0.5}}}}
+    merged = with_settings(plan, given, vars(Arm(pretrain={"epochs": 4})))["pcrl"]
+    assert merged["pretrain"] == {"epochs": 4, "seed": 3, "views": {"3d_fullres": {"num_local": 2, "min_iou": 0.5}}}
+    assert "checkpoint" not in merged
+    assert plan["pcrl"]["pretrain"]["epochs"] == 1

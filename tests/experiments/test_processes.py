@@ -1,0 +1,103 @@
+"""The processes of a comparison: their share of the cores, and their end with the command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from pcrl_nnunet.experiments import shares
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores are allotted here")
+def test_processes_share_the_cores_that_were_allotted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert [child["OMP_NUM_THREADS"] for child in shares.environments({}, 2)] == ["3", "3"]
+
+
+PARENT = '''
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+from pcrl_nnunet.experiments import processes
+popen = processes.subprocess.Popen
+def begun(*args, **options):
+    child = popen(*args, **options)
+    time.sleep(float(sys.argv[2]))  # the child may be far before it is known here
+    return child
+processes.subprocess.Popen = begun
+code = """
+from pcrl_nnunet.experiments.steps import end_with_parent
+end_with_parent()
+import multiprocessing, os, time
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+worker.start()
+print(os.getpid(), worker.pid, flush=True)
+time.sleep(600)
+"""
+job = processes.Job("child", (sys.executable, "-c", code), lambda: False)
+processes.run_jobs([job], sys.argv[1], [{}], lambda: None)
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kill cannot be noticed")
+@pytest.mark.parametrize("seconds", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_training_outlives_the_command(tmp_path, number, seconds):
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "child.log"
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(seconds)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+        children = [int(child) for child in log.read_text().split()]  # later the log may hold how they ended
+        parent.send_signal(number)
+        try:
+            wait_until(lambda: not any(is_running(child) for child in children))
+        finally:
+            for child in filter(is_running, children):
+                os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
+def test_a_step_ends_though_a_fork_swallows_its_sigterm():
+    code = """
+import os, time
+from pcrl_nnunet.experiments.steps import end_with_parent
+end_with_parent()
+def before():
+    print("forks", flush=True)
+    time.sleep(600)
+os.register_at_fork(before=before)
+if not os.fork():
+    os._exit(0)
+print("goes on", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "forks\n"
+            child.terminate()
+            out, error = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    assert out == "goes on\n"
+    assert "Exception ignored in" in error  # of the first
+    assert child.returncode == 128 + signal.SIGTERM
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(there, seconds=30):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,35 @@
+"""The split by patient, and draws of labelled cases."""
+
+import pytest
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.split import draw_by_patient, number_labelled, split_cases
+
+CASES = [f"case_{i:03}" for i in range(200)]
+PATIENTS = {case: f"patient_{i // 3}" for i, case in enumerate(CASES)}
+
+
+@pytest.mark.parametrize("patients", [{}, PATIENTS])
+def test_the_split_is_70_10_20_and_keeps_patients_together(patients):
+    split = split_cases(CASES, patients)
+    assert sorted([*split.train, *split.val, *split.test]) == CASES
+    assert [len(split.train), len(split.val), len(split.test)] == pytest.approx([140, 20, 40], abs=3 if patients else 0)
+    parts = [{patients.get(c, c) for c in part} for part in (split.train, split.val, split.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_too_few_cases_for_a_split_are_refused():
+    with pytest.raises(UserError, match="2 cases of 2 patients are too few for a split"):
+        split_cases(CASES[:2], {})
+
+
+def test_draws_differ_by_seed_and_not_by_the_order_of_the_cases():
+    assert draw_by_patient(CASES, {}, 1) == draw_by_patient(CASES[::-1], {}, 1)
+    assert draw_by_patient(CASES, {}, 1)[:10] != draw_by_patient(CASES, {}, 2)[:10]
+
+
+def test_numbers_and_shares_of_labelled_cases():
+    assert [number_labelled(text, 140) for text in ("5", "10%", "12.5%", "all", "0.1%")] == [5, 14, 18, 140, 1]
+    for wrong in ("0", "141", "ten", "1.5", "200%"):
+        with pytest.raises(UserError, match=f"-labelled has '{wrong}'"):
+            number_labelled(wrong, 140)

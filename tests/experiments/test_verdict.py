@@ -1,0 +1,156 @@
+"""Verdicts, and notes on what was not learned."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_scores import OF_THREE, dice_table, nothing_found, predictions, together
+
+from pcrl_nnunet.experiments import intervals
+from pcrl_nnunet.experiments.notes import note_on_learning, shortcut_warning
+from pcrl_nnunet.experiments.scores import AurocScores, DiceScores
+from pcrl_nnunet.experiments.table import networks_that_learned, table
+from pcrl_nnunet.experiments.verdict import verdict as verdict_on
+
+REMEDY = "Lengthen the trainings."
+
+
+def verdict(scores, method, *controls):
+    return verdict_on(scores, method, networks_that_learned(table(scores)), *controls)
+
+
+def test_the_verdict_names_gains_and_costs():
+    assert verdict(together((10, 0.03, 1e-4)), "pcrlv2") == (
+        "pcrlv2 pays: with 10 labels expect +3.0 Dice over scratch (+3.0 to +3.0, 5 subsets)."
+    )
+    mixed = verdict(together((10, 0.03, 1e-4), (20, -0.02, 1e-4), (40, 0.01, 0.3)), "pcrlv2")
+    assert mixed.startswith("pcrlv2 pays with 10 labels, and costs with 20: with 10 labels expect +3.0")
+    assert "with 20 labels it costs -2.0" in mixed
+    assert "with 40 labels undecided, -1." in mixed  # drawn with a spread of 30
+    assert verdict(together((10, -0.03, 1e-4)), "pcrlv2").startswith(
+        "pcrlv2 does not pay here: with 10 labels it costs"
+    )
+    assert verdict(together((10, 0.0, 1e-3)), "pcrlv2").startswith("pcrlv2 does not pay here: ")
+    sure = together((10, 0.002, 1e-4))
+    assert verdict(sure, "pcrlv2").startswith(
+        "pcrlv2 does not pay here: with 10 labels expect +0.2 Dice over scratch ("
+    )
+    undecided = together((10, 0.0, 0.5), (20, 0.0, 0.2))
+    highest = max(undecided.gain("pcrlv2", "scratch", labelled)["high"] for labelled in (10, 20))
+    assert verdict(undecided, "pcrlv2").startswith(
+        f"Whether pcrlv2 pays is undecided (at most {highest:+.1f} Dice), more subsets"
+    )
+    assert verdict(DiceScores(dice_table(0.03, seeds=1, noise=1e-4)), "pcrlv2").startswith(
+        "Whether pcrlv2 pays is undecided, more subsets"
+    )
+    assert "no finished pair" in verdict(DiceScores(dice_table(0.0)), "other")
+
+
+def test_the_verdict_takes_the_better_control():
+    stock = dice_table(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
+    told = verdict(DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock])), "pcrlv2")
+    assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5 Dice over stock (")
+    both = DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock]))
+    over_scratch = verdict(both, "pcrlv2", ("scratch",))
+    assert over_scratch.startswith("pcrlv2 pays: with 10 labels expect +1.0 Dice over scratch (")
+    of_control = verdict(DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock])), "stock")
+    assert of_control.startswith("stock pays: with 10 labels expect +2.5")
+
+
+@pytest.mark.parametrize(("of_scratch", "of_stock"), [(range(5), [4]), (range(5), [7, 8, 9]), ([0, 1], [3, 4])])
+def test_a_control_with_few_or_other_subsets_decides_nothing(of_scratch, of_stock):
+    """Easy subsets, on which it has a higher mean than scratch has on all."""
+    given = dice_table(0.03, noise=1e-4)
+    scratch = given.query("method == 'scratch'")
+    stock = scratch[scratch["seed"] < len(of_stock)].assign(method="stock")
+    stock = stock.assign(seed=stock["seed"].map(dict(enumerate(of_stock))), dice=stock["dice"] + 0.1)
+    scratch = scratch[scratch["seed"].isin(of_scratch)]
+    told = verdict(DiceScores(pd.concat([given.query("method == 'pcrlv2'"), scratch, stock])), "pcrlv2")
+    assert told.startswith("pcrlv2 pays: with 10 labels expect +3.0")
+    assert told.endswith(f"{len(of_scratch)} subsets).")
+
+
+def said(scores, shortcuts=()):
+    return note_on_learning(scores, networks_that_learned(table(scores), shortcuts), REMEDY, shortcuts)
+
+
+def test_networks_that_learned_nothing_get_no_verdict():
+    scores = DiceScores(nothing_found(2))
+    assert not table(scores)["learned"].any()
+    assert said(scores) == (
+        "Nothing was learned, and there is no verdict: with 2 labels no network learned anything (the best, scratch: "
+        "0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
+    )
+    assert verdict(scores, "pcrlv2") == (
+        "Nothing can be said of pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
+    )
+
+
+def test_the_verdict_leaves_out_numbers_of_labels_without_learning():
+    scores = DiceScores(pd.concat([nothing_found(2), dice_table(-0.03, noise=1e-4)]))
+    assert re.fullmatch(
+        r"pcrlv2 does not pay with 10 labels: with 10 labels it costs -3\.0 .*\); with 2 labels neither pcrlv2 nor "
+        r"scratch surely learned anything\.",
+        verdict(scores, "pcrlv2"),
+    )
+    assert said(scores).startswith("With 2 labels no network learned anything (the best, scratch: 0.0); without")
+    assert said(DiceScores(dice_table(0.0))) is None
+    pays = DiceScores(pd.concat([nothing_found(2), dice_table(0.03, noise=1e-4)]))
+    assert verdict(pays, "pcrlv2").startswith("pcrlv2 pays with 10 labels: ")
+
+
+def test_networks_that_learned_nothing_are_named_beside_others():
+    given = dice_table(0.0)
+    given.loc[given["method"] == "scratch", "dice"] = 0.0
+    third = nothing_found(10).query("method == 'pcrlv2'").assign(method="other")
+    scores = DiceScores(pd.concat([given, third]))
+    assert verdict(scores, "pcrlv2").startswith("pcrlv2 pays: with 10 labels expect +")
+    assert verdict(scores, "other").startswith("Nothing can be said of other: with 10 labels neither")
+    assert said(scores).startswith("With 10 labels some networks learned nothing (scratch: 0.0, other: 0.0); without")
+
+
+def test_a_shortcut_is_no_network_that_learned():
+    given = predictions()
+    given.loc[given["method"] == "scratch", "score"] = 0.5
+    scores = AurocScores(given.replace({"method": {"pcrlv2": "thumbnail"}}), OF_THREE)
+    assert table(scores).set_index("method")["learned"].to_dict() == {"scratch": False, "thumbnail": True}
+    assert said(scores, ["thumbnail"]).startswith("Nothing was learned")
+
+
+def test_right_order_of_one_patient_may_be_chance():
+    given = predictions(cases=2, points=4)
+    right = AurocScores(given.assign(score=given["truth"]))
+    assert (right.runs["points"] == 100).all()
+    assert not table(right)["learned"].any()
+    assert said(right).startswith(
+        "There is no verdict: with 10 labels no network is surely better than chance (the best, scratch: 100.0)"
+    )
+
+
+def test_the_verdict_on_a_classification_is_in_auroc():
+    given = predictions(cases=200)
+    told = verdict(AurocScores(given), "pcrlv2")
+    assert told.startswith("pcrlv2 pays: with 10 labels expect +")
+    assert re.search(r"[\d.]+ AUROC over scratch \(\+[\d.]+ to \+[\d.]+, 3 subsets\)", told)
+    shortcut = given[given["method"] == "pcrlv2"].assign(method="thumbnail")
+    assert shortcut_warning(AurocScores(given), ["thumbnail"]) is None
+    both = pd.concat([given[given["method"] == "scratch"], shortcut])
+    assert "with 10 labels thumbnail reaches" in shortcut_warning(AurocScores(both), ["thumbnail"])
+
+
+def test_an_auroc_around_chance_is_nothing_learned(monkeypatch):
+    given = predictions(better=1.5)
+    assert networks_that_learned(table(AurocScores(given, OF_THREE)), ["scratch"]) == {10: ["pcrlv2"]}
+    same = AurocScores(given.assign(score=0.5), OF_THREE)
+    assert said(same) == (
+        "Nothing was learned, and there is no verdict: with 10 labels no network learned anything (the best, scratch: "
+        "50.0); without a look at the images a prediction reaches up to 50.0 AUROC. Lengthen the trainings."
+    )
+    monkeypatch.setattr(intervals, "BOOTSTRAPS", 400)
+    by_luck = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        chance = AurocScores(given[given["method"] == "scratch"].assign(score=lambda x, r=rng: r.normal(size=len(x))))
+        by_luck.append(chance.has_learned("scratch", 10))
+    assert np.mean(by_luck) <= 0.1  # of an interval of 95 % one end: 0.025 expected
