@@ -158,7 +158,9 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
 
 def take_for_another_datasets(home: Path) -> None:
     """The pretraining made so far, where the README has one of another dataset."""
-    (made,) = home.glob("nnUNet_results/Dataset004_*/PCRLPretrainTrainer__nnUNetPlans__*/fold_all/checkpoint_final.pth")
+    (made,) = home.glob(
+        "nnUNet_results/Dataset004_*/PCRLPretrainTrainer_pcrlv2__nnUNetPlans__*/fold_all/checkpoint_final.pth"
+    )
     (home / "pretrained_on_liver").mkdir()
     shutil.copy(made, home / "pretrained_on_liver")
 

@@ -85,7 +85,7 @@ def test_every_line_of_the_recipes_runs(home: Path) -> None:
     results = home / "nnUNet_results"
     folds = json.loads((home / "nnUNet_preprocessed" / "Dataset016_LUNA16" / "splits_final.json").read_text())
     assert folds[0]["val"] == ["1.2.0", "1.2.3"]  # of subset 0
-    pretrained = results / "Dataset016_LUNA16" / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    pretrained = results / "Dataset016_LUNA16" / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_0"
     seen = {case["name"] for case in torch.load(pretrained / "checkpoint_final.pth", weights_only=True)["cases"]}
     assert seen == {*folds[0]["train"]}
     for trainer in ("PCRLClassificationTrainer", "PCRLClassificationScratchTrainer"):

@@ -196,7 +196,7 @@ def _check_settings(
         pretrain_settings(plans, plan.configuration, plan.resolved)
         FinetuneSettings.from_plan(plans)
         ClassifySettings.from_plan(plans)
-        if checkpoint is not None and arm.pretrain:
+        if checkpoint is not None and {*(arm.pretrain or {})} - {"method"}:
             raise UserError(
                 f"a method with pretraining settings of its own ({short(dict(arm.pretrain))}) cannot take the "
                 f"pretraining of -checkpoint; leave it out of -methods"

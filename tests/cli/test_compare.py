@@ -245,7 +245,7 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     folder = out.parent / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres__classification"
     split = json.loads((folder / "comparison.json").read_text())["split"]
     assert sorted(case for part in split.values() for case in part) == names[:-1]
-    (pretraining,) = folder.rglob("PCRLPretrainTrainer__*/fold_*/checkpoint_final.pth")
+    (pretraining,) = folder.rglob("PCRLPretrainTrainer_pcrlv2__*/fold_*/checkpoint_final.pth")
     seen = {case["name"] for case in torch.load(pretraining, weights_only=True)["cases"]}
     assert not seen & {*split["val"], *split["test"]}
     assert names[-1] in seen

@@ -7,7 +7,7 @@ import pytest
 from pcrl_nnunet.experiments.arms import built_in_arms, choose_arms
 from pcrl_nnunet.experiments.comparison import Comparison
 from pcrl_nnunet.experiments.layout import Layout
-from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.plans import PlanFacts, load_plan
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def layout(tiny, tmp_path):
 
     def make(protocol="all", settings=None, methods=("pcrlv2", "pseudo_labels"), own=(), patients=(), **given):
         plan = load_plan("Dataset999_Tiny", "nnUNetPlans", given.pop("configuration", "3d_fullres"))
-        chosen = choose_arms(methods, dict(own), built_in_arms(plan.configuration, 2, 8))
+        chosen = choose_arms(
+            methods, dict(own), built_in_arms(PlanFacts.of(plan.configuration, plan.resolved), "pcrlv2", 8)
+        )
         folder, scored = str(tmp_path / "out"), given.pop("scored", "test")
         found = Comparison.of_plan(plan, chosen, dict(patients), protocol, scored, settings or {}, **given)
         return Layout(found, folder)

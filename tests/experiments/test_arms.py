@@ -1,5 +1,6 @@
 """Arms, their settings and ablations."""
 
+import numpy as np
 import pytest
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -8,19 +9,24 @@ from tiny_dataset import make_plan
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
-from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+from pcrl_nnunet.plans import PlanFacts, resolve
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 
+def facts(plan):
+    return PlanFacts.of("3d_fullres", resolve(plan, "3d_fullres"))
+
+
 def test_unknown_arms_and_settings_are_named():
-    known = built_in_arms("3d_fullres", 5, 8)
+    known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
     with pytest.raises(UserError, match=r"no method 'best'; expected some of scratch, stock, pseudo_labels, .* mine"):
         choose_arms(["best"], {"mine": {}}, known)
     with pytest.raises(UserError, match=r"method mine is .* expected a block with some of pretrain, finetune"):
         choose_arms(["mine"], {"mine": {"rate": 1}}, known)
     with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; it can do only one"):
         choose_arms(["mine"], {"mine": {"pseudo_labels": True}}, known)
-    for both in ({"restoration": "full"}, None):
+    for both in ({"pcrlv2": {"restoration": "full"}}, None):
         with pytest.raises(
             UserError, match=r"method mine takes the pretraining of pcrlv2 and also has pretrain .* no effect"
         ):
@@ -47,7 +53,7 @@ def test_the_ablations_are_those_of_the_papers_tables(name):
     plan = make_plan(features=(4, 4, 4, 8, 8, 8))
     plan["configurations"]["3d_fullres"]["patch_size"] = [64, 64, 64]
     plan["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [90.0, 90.0, 90.0]
-    arm = built_in_arms("3d_fullres", 5, 8)[name]
+    arm = built_in_arms(facts(plan), "pcrlv2", 8)[name]
     plan["pcrl"]["pretrain"] = dict(arm.pretrain)
     configuration = PlansManager(plan).get_configuration("3d_fullres")
     settings = pretrain_settings(plan, "3d_fullres", configuration.configuration)
@@ -58,21 +64,35 @@ def test_the_ablations_are_those_of_the_papers_tables(name):
         1,
         3,
     )
-    pretraining = PCRLv2.from_settings(network.encoder, 1, settings)
+    pretraining = PCRLv2(network, 1, settings.own)
     levels, num_local = TABLES[name]
-    drawn = [pretraining.draw_levels(0, step) for step in range(60)]
+    drawn = [pretraining.draw(np.random.default_rng((0, step))) for step in range(60)]
     assert {(d.restoration, d.comparison) for d in drawn} == set(levels)
-    assert settings.views.num_local == num_local
-    assert settings.batch_size == 8  # whatever fits
+    assert settings.own.views.num_local == num_local
+    if name not in ("pcrlv2", "skip_connections", "cross_scale"):
+        assert settings.batch_size == 8  # whatever fits
     assert any(d.comparison != d.comparison_of_second for d in drawn) == (name == "cross_scale")
     assert pretraining.decoder.skip_connections == (name == "skip_connections")
-    assert (settings.views.crops == "multi_crop") == (name == "multi_crop")
+    assert (settings.own.views.crops == "multi_crop") == (name == "multi_crop")
 
 
 def test_an_arms_settings_win_over_settings_for_all():
-    plan = make_plan(pretrain={"epochs": 1, "views": {"3d_fullres": {"num_local": 2}}}, checkpoint="x")
-    given = {"pretrain": {"epochs": 2, "seed": 3, "views": {"3d_fullres": {"min_iou": 0.5}}}}
+    of_plan = {"epochs": 1, "pcrlv2": {"restoration": "full"}, "3d_fullres": {"pcrlv2": {"views": {"num_local": 2}}}}
+    plan = make_plan(pretrain=of_plan, checkpoint="x")
+    given = {"pretrain": {"epochs": 2, "seed": 3, "3d_fullres": {"pcrlv2": {"views": {"min_iou": 0.5}}}}}
     merged = with_settings(plan, given, vars(Arm(pretrain={"epochs": 4})))["pcrl"]
-    assert merged["pretrain"] == {"epochs": 4, "seed": 3, "views": {"3d_fullres": {"num_local": 2, "min_iou": 0.5}}}
+    assert merged["pretrain"] == {
+        "epochs": 4,
+        "seed": 3,
+        "pcrlv2": {"restoration": "full"},
+        "3d_fullres": {"pcrlv2": {"views": {"num_local": 2, "min_iou": 0.5}}},
+    }
     assert "checkpoint" not in merged
     assert plan["pcrl"]["pretrain"]["epochs"] == 1
+
+
+def test_a_setting_for_all_configurations_wins_over_the_plans_for_one():
+    plan = make_plan(pretrain={"3d_fullres": {"batch_size": 8, "pcrlv2": {"views": {"num_local": 2}}}})
+    given = {"pretrain": {"batch_size": 16, "pcrlv2": {"views": {"num_local": 4}}}}
+    settings = pretrain_settings(with_settings(plan, given), "3d_fullres", resolve(plan, "3d_fullres"))
+    assert (settings.batch_size, settings.own.views.num_local) == (16, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pcrl_nnunet.experiments.notes import note_on_stock, remedy_for_learning
-from pcrl_nnunet.trainers.finetune import WarmupPolyLR
+from pcrl_nnunet.finetuning.schedule import WarmupPolyLR
 
 
 def test_the_remedy_for_short_trainings_is_a_file_of_settings(layout):
