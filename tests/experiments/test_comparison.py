@@ -112,7 +112,10 @@ def test_runs_without_the_cases_they_need_are_found_before(layout):
         ({"settings": {"pretrian": {}}}, r"-settings has pretrian: {}; expected the blocks"),
         ({"settings": {"finetune": {"epoch": 3}}}, r"pcrl.finetune.epoch is not a setting"),
         ({"own": {"mine": {"pretrain": 5}}, "methods": ["mine"]}, r"method mine has pretrain: 5; expected the blocks"),
-        ({"own": {"mine": {"pretrain": {"pcrlv2": {"levels": 3}}}}, "methods": ["mine"]}, r"pcrl.pretrain.pcrlv2.levels is 3"),
+        (
+            {"own": {"mine": {"pretrain": {"pcrlv2": {"levels": 3}}}}, "methods": ["mine"]},
+            r"pcrl.pretrain.pcrlv2.levels is 3",
+        ),
         ({"patients": {"case_0": "p"}}, r"-patients lacks the cases case_1, case_2, case_3 ...; expected one line"),
         (
             {"patients": {f"case_{i}": "p" for i in range(10)} | {"case_0.nii.gz": "p"}},
