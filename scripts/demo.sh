@@ -108,12 +108,12 @@ done
 
 say "Result after $((SECONDS / 60)) min $((SECONDS % 60)) s"
 python "$repo/scripts/demo_report.py" -raw "$raw" -o "$demo/predictions.png" \
-    -pretraining "$results/PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all" -predictions \
+    -pretraining "$results/PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all" -predictions \
     "scratch=$demo/predictions/PCRLScratchTrainer" "pretrained=$demo/predictions/PCRLFinetuneTrainer" || worked=$?
 cat <<TEXT
 
 Pictures
-  pretraining   $results/PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all/report.html
+  pretraining   $results/PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all/report.html
   fine-tuning   $results/PCRLFinetuneTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
   scratch       $results/PCRLScratchTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png
   predictions   $demo/predictions.png

@@ -298,7 +298,7 @@ def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_it
     cascade: Workplace, elsewhere: Workplace, tmp_path: Path
 ) -> None:
     report = json.loads((cascade.model("3d_cascade_fullres") / "fold_all" / "transfer.json").read_text())
-    pretrained = cascade.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    pretrained = cascade.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     assert report["checkpoint"] == str(pretrained / "checkpoint_final.pth")
     assert report["encoder_share"] == 1
     assert list(report["notes"].values()) == ["1 input channels made 1 and 2 of labels, which get zero"]
@@ -313,7 +313,9 @@ def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_it
 
 
 def test_a_pretrained_checkpoint_is_one_that_stock_nnunet_takes(pretrained: Workplace, elsewhere: Workplace) -> None:
-    checkpoint = pretrained.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all/checkpoint_final.pth"
+    checkpoint = (
+        pretrained.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all/checkpoint_final.pth"
+    )
     status, output = elsewhere.fork(
         LOAD_PRETRAINED.format(str(checkpoint)), elsewhere.site_packages, elsewhere.variables
     )

@@ -21,7 +21,7 @@ from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHORT = ["-epochs", "2", "-iters_per_epoch", "4", "-batch_size", "4"]
-FOLDER = "PCRLPretrainTrainer__nnUNetPlans__3d_fullres/fold_all"
+FOLDER = "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all"
 
 
 def pretraining(tiny: Any, device: str) -> Any:

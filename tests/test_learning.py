@@ -65,7 +65,7 @@ def run(*command: str) -> None:
 def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hippocampus: Path) -> None:
     lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(PAIRS))
     run("pcrl_nnunet_pretrain", "-d", "4", "-c", "2d", "-f", "0", "-device", "cpu", *lengths)
-    folder = hippocampus / "results" / NAME / "PCRLPretrainTrainer__nnUNetPlans__2d" / "fold_0"
+    folder = hippocampus / "results" / NAME / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__2d" / "fold_0"
     (log,) = folder.glob("training_log_*.txt")
     assert "ALARM" not in log.read_text()
 

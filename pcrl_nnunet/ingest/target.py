@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -128,9 +128,10 @@ def plan_for(
         "foreground_intensity_properties_per_channel": intensities,
     }
     if "pretrain" in pcrl_block(target_plans):
-        settings, left_out = _pretrain_part(pcrl_block(target_plans)["pretrain"], configurations)
+        gone = target_plans["configurations"].keys() - configurations.keys()
+        settings, of_views = _pretrain_part(pcrl_block(target_plans)["pretrain"], gone, configurations)
         plan["pcrl"] = {"pretrain": settings}
-        notes += left_out
+        notes += of_views
     return json.loads(json.dumps(plan)), notes
 
 
@@ -149,21 +150,40 @@ def _own_normalization(source: Source) -> tuple[list[str], list[bool]]:
     return schemes, masks
 
 
-def _pretrain_part(given: Mapping[str, Any], configurations: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """TARGET's ``pcrl.pretrain`` for a plan with these configurations, and what was left out of it."""
-    settings, notes = deepcopy(dict(given)), []
-    if isinstance(settings.get("views"), Mapping):  # anything else is for pretraining to refuse
-        settings["views"] = {name: views for name, views in settings["views"].items() if name in configurations}
-        for name, views in settings["views"].items():
-            median = configurations[name]["median_image_size_in_voxels"]
-            crops = [size for key in CROP_SIZES for size in views.get(key, ())]
+def _pretrain_part(
+    given: Mapping[str, Any], left_out: Collection[str], configurations: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return TARGET's ``pcrl.pretrain`` for a plan with these configurations, and what was left out of it.
+
+    Args:
+        left_out: the names of TARGET's configurations that the plan lacks.
+    """
+    settings = {name: value for name, value in deepcopy(dict(given)).items() if name not in left_out}
+    medians = {name: this["median_image_size_in_voxels"] for name, this in configurations.items()}
+    notes = _without_large_crops(settings, "pcrl.pretrain", list(medians.values()))
+    for name, median in medians.items():
+        if isinstance(settings.get(name), dict):
+            notes += _without_large_crops(settings[name], f"pcrl.pretrain.{name}", [median])
+    return settings, notes
+
+
+def _without_large_crops(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
+    """Take the crop sizes beyond a median image out of the methods' views, in place; return a sentence for each."""
+    notes = []
+    for method, own in block.items():
+        views = own.get("views") if isinstance(own, dict) else None
+        if not isinstance(views, dict):  # anything else is for pretraining to refuse
+            continue
+        crops = [size for key in CROP_SIZES for size in views.get(key, ())]
+        for median in medians:
             if any(length > limit for size in crops for length, limit in zip(size, median, strict=False)):
-                settings["views"][name] = {key: value for key, value in views.items() if key not in CROP_SIZES}
+                own["views"] = {key: value for key, value in views.items() if key not in CROP_SIZES}
                 notes.append(
-                    f"{' and '.join(CROP_SIZES)} of pcrl.pretrain.views.{name} exceed the median image of "
+                    f"{' and '.join(CROP_SIZES)} of {where}.{method}.views exceed the median image of "
                     f"{' x '.join(f'{n:g}' for n in median)} voxels: the defaults are used"
                 )
-    return settings, notes
+                break
+    return notes
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.methods.base import Method, Preparation
 from pcrl_nnunet.pretraining import distributed
@@ -38,8 +41,21 @@ def prepared(method: type[Method], preparation: Preparation, folder: str, say: C
             say(f"Prepared before: {path}")
         else:
             say(f"{method.title} prepares the training")
-            checkpoint.write(path, {"format": FORMAT, "prepared": method.prepare(preparation)})
-        found: dict[str, Any] = checkpoint.read(path, FORMAT)["prepared"]
+            made = _converted(method.prepare(preparation), np.ndarray, torch.from_numpy)
+            checkpoint.write(path, {"format": FORMAT, "prepared": made})
+        # checkpoints hold tensors, and views work with arrays
+        found: dict[str, Any] = _converted(checkpoint.read(path, FORMAT)["prepared"], torch.Tensor, torch.Tensor.numpy)
         return found
 
     return distributed.of_first_rank(make)
+
+
+def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """Return a value with all values of a kind converted, also those within dicts, lists and tuples."""
+    if isinstance(value, kind):
+        return convert(value)
+    if isinstance(value, dict):
+        return {name: _converted(inner, kind, convert) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_converted(inner, kind, convert) for inner in value)
+    return value

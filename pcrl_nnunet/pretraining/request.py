@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from pcrl_nnunet import output_folder
+from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
+from pcrl_nnunet.methods.registry import DEFAULT
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
@@ -49,13 +51,20 @@ class Request:
     @property
     def folder(self) -> str:
         """The output folder."""
+        return self._folder_of(output_folder.name_of_pretrainer(self.settings.method))
+
+    @property
+    def finals(self) -> list[str]:
+        """Where the result may lie: in the output folder, or where version 0.1.0 wrote the results of its one method."""
+        folders = [self.folder]
+        if self.settings.method == DEFAULT:
+            folders.append(self._folder_of(output_folder.PRETRAINER))
+        return [os.path.join(folder, checkpoint.FINAL) for folder in folders]
+
+    def _folder_of(self, trainer: str) -> str:
         plans = self.plan.plans
         return output_folder.path_of(
-            output_folder.name_of_pretrainer(self.settings.method),
-            plans["dataset_name"],
-            plans["plans_name"],
-            self.plan.configuration,
-            self.fold,
+            trainer, plans["dataset_name"], plans["plans_name"], self.plan.configuration, self.fold
         )
 
     def anew(self) -> Request:

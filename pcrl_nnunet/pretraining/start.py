@@ -81,6 +81,8 @@ def _locked_start(request: Request) -> Iterator[Start]:
             copy = write_copy(request.plan)
         with _put_aside(request.folder, start) if request.overwrite else nullcontext():
             yield start
+        if start.finished is not None:  # maybe in the folder of an older version
+            output_folder.remove_unused(request.folder)
     except UserError:
         if not _has_files(request.folder):
             output_folder.remove_unused(request.folder, start.log)
@@ -102,9 +104,10 @@ def _how(request: Request) -> Start:
         return Start()
     if states:
         return _from_state(request, latest, previous)
-    if os.path.isfile(final) and not output_folder.is_overwriting(request.folder):
-        _check_finished(checkpoint.read(final), request, final)
-        return Start(finished=final)
+    finished = next(filter(os.path.isfile, request.finals), None)
+    if finished is not None and not output_folder.is_overwriting(request.folder):
+        _check_finished(checkpoint.read(finished), request, finished)
+        return Start(finished=finished)
     return Start(lines=[_from_nothing(request)])
 
 

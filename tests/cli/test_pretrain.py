@@ -323,7 +323,9 @@ def test_after_a_fault_of_the_data_in_the_second_epoch_c_goes_on(command, tiny, 
 
 
 def test_a_progress_picture_that_cannot_be_written_is_a_warning(command, tiny, capsys):
-    (tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / "progress.png").mkdir(parents=True)
+    (tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all" / "progress.png").mkdir(
+        parents=True
+    )
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     assert "WARNING: progress.png could not be written" in capsys.readouterr().out
     assert results(tiny) == [checkpoint.FINAL]
@@ -425,7 +427,7 @@ def test_a_read_only_results_folder_is_named_and_nothing_is_left_behind(command,
 
 @pytest.mark.parametrize("lock", [True, False])
 def test_an_output_folder_that_is_read_only_is_refused_before_the_first_step(command, tiny, as_users_do, lock):
-    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     folder.mkdir(parents=True)
     if lock:
         (folder / ".lock").touch()
@@ -437,7 +439,7 @@ def test_an_output_folder_that_is_read_only_is_refused_before_the_first_step(com
 
 
 def test_a_results_folder_that_becomes_read_only_keeps_the_last_state(command, tiny, as_users_do, monkeypatch):
-    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     train_step = PCRLPretrainTrainer.train_step
 
     def step(self, batch, number, *rest):
@@ -480,7 +482,7 @@ def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):
 
 
 def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
-    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     folder.mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("an interrupted pretraining")
     for more in ([], ["--dry_run"]):
@@ -492,7 +494,7 @@ def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
 
 @pytest.mark.parametrize("more", [[], ["--c"]])
 def test_what_transfer_has_fitted_is_not_pretrained_over(command, tiny, more):
-    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     folder.mkdir(parents=True)
     path = folder / checkpoint.FINAL
     checkpoint.write(str(path), {"format": checkpoint.FORMAT, "adapted": {"checkpoint": "elsewhere"}})

@@ -20,7 +20,7 @@ SHORT = ["-d", "999", "-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4
 
 
 def folder_of(tiny, plans="nnUNetPlans", fold="all"):
-    return tiny.results / f"PCRLPretrainTrainer__{plans}__3d_fullres" / f"fold_{fold}"
+    return tiny.results / f"PCRLPretrainTrainer_pcrlv2__{plans}__3d_fullres" / f"fold_{fold}"
 
 
 def files(folder):

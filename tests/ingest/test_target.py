@@ -430,7 +430,7 @@ def test_it_pretrains_and_the_checkpoint_says_what_it_is(
     assert run(preprocess, "-d", "16", "-target", "42") == 0
     capsys.readouterr()
     assert run(pretrain, "-d", "16", "-target", "42", "-device", "cpu") == 0
-    path = home / "results" / SOURCE / f"PCRLPretrainTrainer__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
+    path = home / "results" / SOURCE / f"PCRLPretrainTrainer_pcrlv2__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
     content = checkpoint.read(str(path))
     assert content["num_input_channels"] == channels
     assert content["plans"]["pcrl_target"] == {"dataset_name": TARGET, "plans_name": "nnUNetPlans"}
@@ -480,7 +480,7 @@ def test_several_datasets_pretrain_one_network(
     assert run(pretrain, "-d", "16", "17", *command) == 0
     assert f"and 2 of {other}" in capsys.readouterr().out
     assert [case.weight for case in drawn_from[0]] == pytest.approx([3**-0.5] * 3 + [2**-0.5] * 2)
-    path = home / "results" / SOURCE / f"PCRLPretrainTrainer__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
+    path = home / "results" / SOURCE / f"PCRLPretrainTrainer_pcrlv2__{NAME}__3d_fullres" / "fold_all" / checkpoint.FINAL
     content = checkpoint.read(str(path))
     assert content["datasets"] == [SOURCE, other]
     folders = [f"{name}/{NAME}_3d_fullres_unlabelled" for name in 3 * [SOURCE] + 2 * [other]]
@@ -507,7 +507,14 @@ def test_a_datasets_own_plan_pretrains_on_it_and_on_others_that_were_prepared_fo
     file.write_text(json.dumps({**json.loads(file.read_text()), "original_median_shape_after_transp": [18, 18, 18]}))
     run(preprocess, "-d", "42", "-i", str(home / "raw" / SOURCE / "imagesTr"))
     assert run(pretrain, "-d", "42", "16", "17", "-p", "nnUNetPlans", "-device", "cpu") == 0
-    path = home / "results" / TARGET / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / checkpoint.FINAL
+    path = (
+        home
+        / "results"
+        / TARGET
+        / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres"
+        / "fold_all"
+        / checkpoint.FINAL
+    )
     content = checkpoint.read(str(path))
     assert content["datasets"] == [TARGET, SOURCE, other]
     assert [case["path"].split("/")[0] for case in content["cases"]] == 3 * [TARGET] + 3 * [SOURCE] + 2 * [other]
@@ -525,7 +532,7 @@ def test_the_plan_by_its_own_name_is_the_same(lungs_for_liver: SimpleNamespace) 
     run(preprocess, "-d", "16", "-target", "42")
     assert run(pretrain, "-d", SOURCE, "-p", NAME, "-device", "cpu") == 0
     (path,) = lungs_for_liver.home.joinpath("results").rglob(checkpoint.FINAL)
-    assert path.parts[-3] == f"PCRLPretrainTrainer__{NAME}__3d_fullres"
+    assert path.parts[-3] == f"PCRLPretrainTrainer_pcrlv2__{NAME}__3d_fullres"
 
 
 def test_what_has_to_be_done_before_pretraining_is_said(lungs_for_liver: SimpleNamespace) -> None:

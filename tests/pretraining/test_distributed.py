@@ -249,7 +249,7 @@ def test_an_error_of_all_processes_is_said_once_without_a_traceback(forked, tiny
 
 
 def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -> None:
-    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
     (folder / "wandb").mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("days of work")
     (folder / "wandb" / "curves").write_text("curves")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import html
 import io
 import json
 import os
@@ -13,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,15 +23,19 @@ import numpy as np
 import pytest
 import torch
 from tiny_dataset import make_plan
+from torch import nn
 
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.methods import PCRLv2
-from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.methods import Picture, method_class
 from pcrl_nnunet.plans import channel_labels
+from pcrl_nnunet.pretraining.cases import PretrainingCases
+from pcrl_nnunet.report import examples, html, sections
 from pcrl_nnunet.report import page as report
 from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.pictures import slice_png
+from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
 VOID = {"meta", "link", "img", "br"}
@@ -95,6 +99,7 @@ class Page(HTMLParser):
 def run(tiny, monkeypatch) -> Callable[..., Path]:
     """Runs pcrl_nnunet_pretrain in this process; gives the folder of the pretraining."""
     monkeypatch.setattr(registration, "is_registered", lambda: True)
+    monkeypatch.setattr(PretrainLogger, "plot_progress_png", lambda *_: None)
 
     def run(*arguments: str, plan: dict | None = None) -> Path:
         if plan:
@@ -102,7 +107,7 @@ def run(tiny, monkeypatch) -> Callable[..., Path]:
         short = ["-epochs", "2", "-iters_per_epoch", "2", "-batch_size", "4", "-device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", "-d", "999", *short, *arguments])
         pretrain.main()
-        (folder,) = tiny.results.glob("PCRLPretrainTrainer__*/fold_*")
+        (folder,) = tiny.results.glob("PCRLPretrainTrainer_*/fold_*")
         return folder
 
     return run
@@ -110,9 +115,10 @@ def run(tiny, monkeypatch) -> Callable[..., Path]:
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """The pictures of views are a pixel each: they take the most time."""
-    pixel = report.slice_png(np.zeros((1, 1, 1)), 0, 0, 1)
-    monkeypatch.setattr(report, "views_of_a_case", lambda *given: given[-1].write(pixel))
+    """The pictures of views are a pixel each, and there are no charts: they take the most time."""
+    pixel = slice_png(np.zeros((1, 1, 1)), 0, 0, 1)
+    monkeypatch.setattr(examples, "views_of_a_case", lambda *given: given[-1].write(pixel))
+    monkeypatch.setattr(html, "chart_svg", lambda *_: "")
 
 
 def page_of(folder: Path) -> Page:
@@ -126,7 +132,9 @@ def log_of(folder: Path) -> str:
 def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(run, tiny) -> None:
     for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"{ODD}{suffix}")
-    plan = make_plan(features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "augmentation": {"rotation_degrees": 15}})
+    plan = make_plan(
+        features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "pcrlv2": {"augmentation": {"rotation_degrees": 15}}}
+    )
     folder = run(plan=plan)
     page = page_of(folder)
     assert "WARNING" not in log_of(folder)
@@ -159,7 +167,7 @@ def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(r
     train = "nnUNetv2_train Dataset999_Tiny 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu"
     assert f"Fine-tune fold 0, and the other folds alike, with {train}" in text
     assert "4 of 4" in text
-    assert "16 pairs so far, 4 of a case" in text
+    assert "16 samples so far, 4 of a case" in text
     assert len([tag for tag in page.elements if tag[0] == "svg"]) == 6
     assert list(folder.glob("draft_*")) == []
 
@@ -176,8 +184,8 @@ def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> 
         "use_mask_for_norm": [False] * 2,
     }
     given = []
-    draw = report.views_of_a_case
-    monkeypatch.setattr(report, "views_of_a_case", lambda *arguments: given.append(arguments) or draw(*arguments))
+    draw = examples.views_of_a_case
+    monkeypatch.setattr(examples, "views_of_a_case", lambda *arguments: given.append(arguments) or draw(*arguments))
     page = page_of(run(plan=plan))
     assert [arguments[-2] for arguments in given] == [["T1 (0000)", "<T2> (0001)"]] * 3
     pictures = page.pictures()
@@ -186,7 +194,7 @@ def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> 
         assert first.shape == second.shape
         assert (first != second).any()
     assert page.text.count("<T2> (0001)") == 3
-    assert re.search(r"Background: global views \d+ %, local views \d+ % \(means of 48 pairs;", page.text)
+    assert re.search(r"Background: global views \d+ %, local views \d+ % \(means of 48 samples;", page.text)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +223,7 @@ def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny,
         patch.setattr(PCRLPretrainTrainer, "train_step", step)
         with pytest.raises(KeyboardInterrupt):
             run("-f", "0")
-    (folder,) = tiny.results.glob("PCRLPretrainTrainer__*/fold_0")
+    (folder,) = tiny.results.glob("PCRLPretrainTrainer_*/fold_0")
     text = " ".join(page_of(folder).text.split())
     assert "not finished" in text
     assert "2 of 4" in text
@@ -224,7 +232,7 @@ def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny,
     assert "-f 0 --c Fine-tune" in text
     monkeypatch.setattr(Report, "is_due", lambda self: False)
     charts = []
-    monkeypatch.setattr(report, "chart_svg", lambda *given: charts.append(given[0]) or "")
+    monkeypatch.setattr(html, "chart_svg", lambda *given: charts.append(given[0]) or "")
     run("-f", "0", "--c")
     assert "not finished" not in page_of(folder).text
     assert {epoch for curve in charts[0].values() for epoch in curve[0]} == {1, 2}  # also of before
@@ -241,6 +249,7 @@ def test_what_it_started_from_is_said_with_the_cases_that_that_had_seen(run, qui
 
 def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monkeypatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan = make_plan()
     network = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     network |= {"dropout_op": "torch.nn.modules.dropout.Dropout3d", "dropout_op_kwargs": {"p": 0.5}}
@@ -269,42 +278,36 @@ def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monke
 
 
 @pytest.mark.parametrize("part", [False, True])
-def test_what_is_restored_is_what_encoder_decoder_and_head_give_in_evaluation(tiny, part) -> None:
+def test_pictures_are_made_in_evaluation_and_leave_the_network_as_it_was(part) -> None:
     torch.manual_seed(0)
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    norm, seen = nn.BatchNorm1d(2), []
+    network = nn.Sequential(norm, nn.Dropout(0.5))
+    norm.train(not part)  # what was in evaluation mode before stays in it
 
-    kwargs = make_plan()["configurations"]["3d_fullres"]["architecture"]
-    plan_network = get_network_from_plans(
-        kwargs["network_class_name"], kwargs["arch_kwargs"], kwargs["_kw_requires_import"], 1, 3
-    )
-    network = PCRLv2(encoder_of(plan_network), 1)
-    network.encoder.train(not part)  # what was in evaluation mode before stays in it
+    def pictures(batch: dict[str, torch.Tensor]) -> list[Picture]:
+        seen.append((torch.is_grad_enabled(), norm.training, network.training))
+        return [Picture("input", network(batch["x"])[:, :, None, None])]
+
+    network.pictures = pictures
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    images = torch.randn(3, 2, 1, 8, 8, 8)
-    keeps_graph = []
-    hook = network.register_forward_hook(lambda *_: keeps_graph.append(torch.is_grad_enabled()))
-    restored = report.restore(network, images, images, [1, 2], torch.device("cpu"))
+    of_cases = [SimpleNamespace(sample={"x": np.full(2, number, np.float32)}) for number in range(3)]
+    (made,) = examples.pictures_of(SimpleNamespace(network=network, device=torch.device("cpu")), of_cases)
+    assert seen == [(False, False, False)]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    hook.remove()
-    assert keeps_graph == [False, False]
-    assert network.training
-    assert network.encoder.training is not part
-    network.eval()
-    with torch.no_grad():
-        for level, found in restored.items():
-            feature = network.decoder(network.encoder(images.flatten(0, 1)), level)[level]
-            expected = network.restoration_heads[str(level)](feature, (8, 8, 8))
-            torch.testing.assert_close(found.flatten(0, 1), expected)
+    assert (network.training, norm.training) == (True, not part)
+    torch.testing.assert_close(made.images[:, 0, 0, 0], torch.arange(3.0), rtol=1e-4, atol=1e-4)
 
 
 def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeypatch) -> None:
     def fails(*_):
         raise ZeroDivisionError("an odd picture")
 
-    monkeypatch.setattr(report, "slice_png", fails)
+    monkeypatch.setattr(examples, "slice_png", fails)
     folder = run()
     log = log_of(folder)
-    assert "WARNING: the report lacks its section 'What it restores' (ZeroDivisionError: an odd picture, in " in log
+    assert (
+        "WARNING: the report lacks its section 'What the network does' (ZeroDivisionError: an odd picture, in " in log
+    )
     assert "Pretraining done" in log
     page = page_of(folder)
     assert "This section could not be made (ZeroDivisionError: an odd picture" in page.text
@@ -337,14 +340,14 @@ def test_one_is_written_after_an_epoch_where_a_hundred_times_as_long_has_passed(
     monkeypatch.setattr(report, "monotonic", lambda: now[0])
     made = Report()
     assert made.is_due()
-    trainer = SimpleNamespace(output_folder=str(tmp_path), print_to_log_file=lambda text: None)
+    facts = SimpleNamespace(folder=str(tmp_path))
 
     def page(*_):
         now[0] += 2
         return "page"
 
     monkeypatch.setattr(made, "_page", page)
-    made.write(trainer, [], False)
+    made.write(facts, [], False)
     assert (tmp_path / report.NAME).read_text() == "page"
     for passed, due in ((0, False), (199.5, False), (200, True)):
         now[0] = 1002 + passed
@@ -352,41 +355,48 @@ def test_one_is_written_after_an_epoch_where_a_hundred_times_as_long_has_passed(
 
 
 def test_a_hundred_thousand_cases_are_counted_and_the_first_of_them_listed() -> None:
-    cases = [Case(f"a_{i}", "/pre/Dataset001_A/plan/x.b2nd", 1) for i in range(100_000)]
-    cases += [Case(f"Dataset002_B/b_{i}", "/pre/Dataset002_B/plan/y.b2nd", 100) for i in range(1000)]
-    settings = SimpleNamespace(batch_size=10)
-    note, copies = {"note_on_fold": "The fold's are left out."}, {"copies_left_out": {"<scan>": "case_0"}}
-    text = report._cases(SimpleNamespace(cases=cases, init=None, step=1010, settings=settings, **note, **copies))
-    assert "The fold&#x27;s are left out." in text
+    own = [Case(f"a_{i}", "/pre/Dataset001_A/plan/x.b2nd") for i in range(100_000)]
+    others = {"Dataset002_B": [Case(f"b_{i}", "/pre/Dataset002_B/plan/y.b2nd") for i in range(1000)]}
+    data = PretrainingCases("Dataset001_A", own, [], others, 0, [Case("case_0", "x.b2nd")], {"<scan>": "case_0"})
+    facts = SimpleNamespace(data=data, init=None, steps=1010, settings=SimpleNamespace(batch_size=10))
+    text = sections.cases(facts)
+    assert "The validation cases of fold 0 are left out, and 1 copy of them." in text
     assert "1 cases: left out as copies of validation cases" in text
     assert "&lt;scan&gt;, which has the voxels of case_0" in text
     page = Page(text)
     assert len(text) < 50_000
     assert [row for row in page.rows if row] == [
-        ["Dataset001_A", "plan", "100,000", "50.0%"],
-        ["Dataset002_B", "plan", "1,000", "50.0%"],
+        ["Dataset001_A", "plan", "100,000", "90.9%"],
+        ["Dataset002_B", "plan", "1,000", "9.1%"],
     ]
-    assert page.items[:-1] == [case.name for case in (*cases[:200], *cases[100_000:100_200])]
+    assert page.items[:-1] == [*(f"a_{i}" for i in range(200)), *(f"Dataset002_B/b_{i}" for i in range(200))]
     assert page.text.count("The first 200 are listed") == 2
-    assert "10,100 pairs so far, 0.1 of a case" in page.text
+    assert "10,100 samples so far, 0.1 of a case" in page.text
+
+
+def of_pcrlv2(steps: int) -> SimpleNamespace:
+    """As far as the section on learning needs them: facts of a pretraining with so many steps an epoch."""
+    return SimpleNamespace(network=method_class("pcrlv2"), settings=SimpleNamespace(iters_per_epoch=steps))
 
 
 def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None:
     charts = []
-    monkeypatch.setattr(report, "chart_svg", lambda *given: charts.append(given) or "")
+    monkeypatch.setattr(html, "chart_svg", lambda *given: charts.append(given) or "")
     made = Report()
     names = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
     for epoch in range(1, 61):
         values = {
-            name: {1: epoch + i, 2: 0.5 if i == 0 else -0.0001 if i == 1 else 5.0} for i, name in enumerate(names)
+            name: {"level 1": epoch + i, "level 2": 0.5 if i == 0 else -0.0001 if i == 1 else 5.0}
+            for i, name in enumerate(names)
         }
         if epoch == 2:
-            del values["restoration_ratio"][2], values["sd_ratio"][2]  # not drawn
+            for name in ("restoration_ratio", "sd_ratio", "effective_rank"):
+                del values[name]["level 2"]  # not drawn
         made.add(epoch, values)
-    page = Page(made._learning(500))
+    page = Page(made._learning(of_pcrlv2(500)))
     assert [row for row in page.rows if row][:2] == [
-        ["1", "60.0", "61.0", "62.0", "63.0"],
-        ["2", "0.500", "0.000", "5.00", "5.00"],
+        ["level 1", "60.0", "61.0", "62.0", "63.0"],
+        ["level 2", "0.500", "0.000", "5.00", "5.00"],
     ]
     assert "No: 2 alarms in the last epoch" in page.text
     assert "Alarm: restoration of level 1 is far off: its error is 60.00" in page.text
@@ -409,23 +419,14 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
     ],
 )
 def test_it_is_green_only_where_something_is_restored_after_enough_steps(monkeypatch, error, steps, shown) -> None:
-    monkeypatch.setattr(report, "chart_svg", lambda *_: "")
+    monkeypatch.setattr(html, "chart_svg", lambda *_: "")
     made = Report()
     others = {"matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
-    made.add(1, {"restoration_ratio": {1: error}, **{name: {1: value} for name, value in others.items()}})
-    page = made._learning(steps)
+    made.add(1, {name: {"level 1": value} for name, value in {"restoration_ratio": error, **others}.items()})
+    page = made._learning(of_pcrlv2(steps))
     colour, text = shown
     assert page.startswith(f'<p class="{colour}">{text}</p>')
     assert (colour == "good") == ('class="good"' in page)
-
-
-def test_a_probe_is_shown_by_epochs_done_from_before_the_first_step(monkeypatch) -> None:
-    charts = []
-    monkeypatch.setattr(report, "chart_svg", lambda *given: charts.append(given) or "")
-    assert report._probe({}) == ""
-    probed = {0: {"probe_stage_1": 0.6, "probe": 0.7}, 2: {"probe_stage_1": 0.65, "probe": 0.8}}
-    assert "Epoch 0 is the encoder before the first step" in report._probe(probed)
-    assert charts[0][0] == {"stage 1": ([0, 2], [0.6, 0.65]), "all stages": ([0, 2], [0.7, 0.8])}
 
 
 WIDTHS = (1300, 420)
@@ -453,8 +454,7 @@ onload = () => {{  // the frames and their pictures have loaded, or failed to
 def in_chromium(text: str, folder: Path) -> list[dict]:
     """What the page is in a browser without network, a frame of each width."""
     frames = "".join(
-        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(text)}"></iframe>'
-        for width in WIDTHS
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(text)}"></iframe>' for width in WIDTHS
     )
     (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -463,7 +463,7 @@ def in_chromium(text: str, folder: Path) -> list[dict]:
     command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", (folder / "harness.html").as_uri()]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    return json.loads(html.unescape(found))
+    return json.loads(unescape(found))
 
 
 @pytest.mark.slow

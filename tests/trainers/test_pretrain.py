@@ -1,8 +1,8 @@
-import copy
 import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import blosc2
 import numpy as np
@@ -11,26 +11,31 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
+from tiny_method import PLACE, Mean
+from tiny_pretraining import folder_of, make_trainer
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import find_cases
-from pcrl_nnunet.methods import Levels, StepOutput
-from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.methods import registry
+from pcrl_nnunet.pretraining.initial import load_initial
+from pcrl_nnunet.pretraining.preparation import PREPARED
+from pcrl_nnunet.report import examples
 from pcrl_nnunet.report.page import NAME, Report
+from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.trainers import PCRLPretrainTrainer, pretrain
 from pcrl_nnunet.views import kernels
 
-WRITE_REPORT = Report.write
+WRITE_REPORT, PLOT = Report.write, PretrainLogger.plot_progress_png
 
 
 @pytest.fixture(autouse=True)
-def without_reports(monkeypatch):
-    """Seconds each, of which tests/report/test_page.py is."""
+def without_pictures(monkeypatch):
+    """They take seconds each, and have tests of their own."""
     monkeypatch.setattr(Report, "write", lambda *_: None)
+    monkeypatch.setattr(PretrainLogger, "plot_progress_png", lambda *_: None)
 
 
 def has_whole_report(folder):
@@ -38,22 +43,8 @@ def has_whole_report(folder):
     return (folder / NAME).is_file() and "WARNING" not in log.read_text()
 
 
-def make(tiny, fold="all", continue_training=False, plan=None, init=None, **overrides):
-    plan = plan or make_plan()
-    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
-    overrides = {"epochs": 2, "iters_per_epoch": 2, "batch_size": 4, **overrides}
-    settings = pretrain_settings(plan, "3d_fullres", configuration, **overrides)
-    plans = {
-        **copy.deepcopy(plan),
-        "continue_training": continue_training,
-        "pcrl_settings": settings,
-        "pcrl_init": init,
-    }
-    return PCRLPretrainTrainer(plans, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu"))
-
-
-def folder_of(tiny, fold="all"):
-    return tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / f"fold_{fold}"
+def make(tiny, fold="all", **given):
+    return make_trainer(fold, dataset_json=tiny.dataset_json, **given)
 
 
 def final(tiny, fold="all"):
@@ -65,11 +56,9 @@ def run(trainer):
     return trainer.logger.get_value("train_losses", None)
 
 
-@pytest.mark.parametrize(("compiled", "by"), [(True, "numba"), (False, "scipy, several times slower than numba")])
-def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, monkeypatch, compiled, by):
-    if compiled and not kernels.compiled:
-        pytest.skip("numba is not installed")
-    monkeypatch.setattr(kernels, "compiled", compiled)
+def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, monkeypatch):
+    monkeypatch.setattr(PretrainLogger, "plot_progress_png", PLOT)
+    monkeypatch.setattr(kernels, "compiled", False)
     run(make(tiny))
     names = {path.name for path in folder_of(tiny).iterdir()}
     assert {checkpoint.FINAL, "progress.png"} <= names
@@ -77,34 +66,30 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
     (log,) = folder_of(tiny).glob("training_log_*.txt")
     text = log.read_text()
     assert "epoch 2/2: restoration" in text
-    assert f"Views are computed by {by}" in text
+    assert "Views are computed by scipy, several times slower than numba" in text
     assert "nnUNetv2_train Dataset999_Tiny 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu" in text
 
 
 @pytest.mark.parametrize(
-    ("table", "advised", "control"),
+    ("table", "advised"),
     [
-        ("classes.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
-        ("candidates.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans", "PCRLClassificationScratchTrainer"),
-        (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name ", None),
+        ("classes.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans"),
+        ("candidates.csv", "-tr PCRLClassificationTrainer -p nnUNetPlans"),
+        (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name "),
     ],
 )
-def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised, control):
+def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised):
     tiny.dataset_json |= {"labels": {"background": 0, "foreground": 1}, "pcrl_without_masks": True}
     if table is not None:
         (tiny.folder / table).touch()
-    trainer = make(tiny)
-    line = trainer._next_command("FINAL")
+    line = make(tiny)._next_command("FINAL")
     assert re.search(advised, line)
     assert "Finetune" not in line
-    assert control in (None, trainer.control_of_next_training())
 
 
 def test_with_masks_the_next_command_segments_whatever_tables_there_are(tiny):
     (tiny.folder / "classes.csv").touch()
-    trainer = make(tiny)
-    assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in trainer._next_command("FINAL")
-    assert trainer.control_of_next_training() == "PCRLScratchTrainer"
+    assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in make(tiny)._next_command("FINAL")
 
 
 def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
@@ -119,7 +104,7 @@ def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
 
 
 def test_the_plans_weight_of_the_comparison_is_that_of_the_training(tiny):
-    trainer = make(tiny, plan=make_plan(pretrain={"comparison_weight": 0.1}))
+    trainer = make(tiny, plan=make_plan(pretrain={"pcrlv2": {"comparison_weight": 0.1}}))
     trainer.initialize()
     of_step = trainer.train_step(next(trainer.get_dataloaders()), 0)
     compared = of_step["comparison_global"] + of_step["comparison_local"]
@@ -163,29 +148,34 @@ def variant(tiny, kind):
     return plan, shape[0]
 
 
+KINDS = {  # by the restoration that the default tests try them with
+    "residual encoder": "single",
+    "anisotropic, thin volumes": "full",
+    "four channels": "single",
+    "volumes smaller than every view": "full",
+    "2d": "full",
+    "six stages": "single",
+}
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "restoration"),
     [
-        "residual encoder",
-        "anisotropic, thin volumes",
-        "four channels",
-        "volumes smaller than every view",
-        "2d",
-        "six stages",
+        pytest.param(kind, restoration, marks=[pytest.mark.long] if restoration != usual else [])
+        for kind, usual in KINDS.items()
+        for restoration in ("single", "full")
     ],
 )
-@pytest.mark.parametrize("restoration", ["single", "full"])
 def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, monkeypatch, kind, restoration):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
+    monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan, channels = variant(tiny, kind)
-    plan["pcrl"] = {"pretrain": {"restoration": restoration}}
+    plan["pcrl"] = {"pretrain": {"pcrlv2": {"restoration": restoration}}}
     trainer = make(tiny, plan=plan, epochs=1, iters_per_epoch=6)
     assert np.isfinite(run(trainer)).all()
     content = final(tiny)
     assert content["num_input_channels"] == channels
     assert has_whole_report(folder_of(tiny))
-    drawn = {trainer.network.draw_levels(0, step).restoration for step in range(200)}
-    assert drawn == set(range(1, trainer.network.decoder.num_levels + 1))
 
 
 def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny):
@@ -229,7 +219,7 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(tiny, monkeypatch, op
     assert not (folder_of(tiny) / checkpoint.FINAL).exists()
 
     torch.manual_seed(12345)
-    resumed = make(tiny, continue_training=True, epochs=3, optimizer=optimizer)
+    resumed = make(tiny, continues=True, epochs=3, optimizer=optimizer)
     resumed.load_checkpoint(str(folder_of(tiny) / checkpoint.LATEST))
     assert resumed.step == 2
     assert run(resumed) == whole
@@ -251,10 +241,10 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
     with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
     other = make(tiny)
-    other.other_plans = {"Dataset017_Other": "a hash"}
+    other.data = replace(other.data, other_plans={"Dataset017_Other": "a hash"})
     other.initialize()
     other.save_checkpoint(latest)
-    other.other_plans = {"Dataset017_Other": "another"}
+    other.data = replace(other.data, other_plans={"Dataset017_Other": "another"})
     with pytest.raises(UserError, match=r"the other plans \['Dataset017_Other'\] differ"):
         other.load_checkpoint(latest)
     trainer.save_checkpoint(latest)
@@ -278,40 +268,63 @@ def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(ti
     assert resumed.logger.get_value("epoch_start_timestamps", 0) == 990 + 3600
 
 
-class Mean(torch.nn.Module):
-    """A method with no more than the README's recipe asks for: predicts the mean of a view."""
-
-    name, citations = "mean", ("Nobody (2026). Means.",)
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-        self.head = torch.nn.LazyLinear(1)
-
-    @classmethod
-    def from_settings(cls, encoder, image_channels, settings):
-        return cls(encoder)
-
-    def draw_levels(self, seed, step):
-        return Levels(None, None, None)
-
-    def all_levels(self):
-        return [self.draw_levels(0, 0)]
-
-    def forward(self, batch, levels, progress=0.0):
-        features = self.encoder(batch["input"].flatten(0, 1))[-1].flatten(2).mean(2)
-        loss = (self.head(features)[:, 0] - batch["target"].flatten(0, 1).flatten(1).mean(1)).square().mean()
-        return StepOutput(loss, {"mean": loss.detach()}, levels, None, None, None)
+@pytest.fixture
+def mean(monkeypatch):
+    """A method of one's own, of which the engine knows nothing."""
+    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setattr(Mean, "prepared_for", [])
+    return Mean
 
 
-def test_a_method_of_the_readmes_form_pretrains(tiny, monkeypatch):
-    monkeypatch.setattr(pretrain, "PCRLv2", Mean)
+def test_a_method_of_ones_own_pretrains_with_its_settings_and_a_report(tiny, mean, monkeypatch):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
-    losses = run(make(tiny, epochs=2))
-    assert len(losses) == 2
-    assert final(tiny)["method"] == "mean"
-    assert final(tiny)["citations"][0]["apa_citations"] == ["Nobody (2026). Means."]
-    assert has_whole_report(folder_of(tiny))
+    losses = run(make(tiny, plan=make_plan(pretrain={"method": "mean", "mean": {"scale": 0.5}, "pcrlv2": {"x": 1}})))
+    assert np.isfinite(losses).all()
+    content = checkpoint.read(str(folder_of(tiny, method="mean") / checkpoint.FINAL))
+    assert (content["method"], content["settings"]["mean"]) == ("mean", {"scale": 0.5})
+    assert content["citations"][0]["apa_citations"] == ["Nobody (2026). Means."]
+    assert not {"pcrlv2"} & content["settings"].keys()
+    assert has_whole_report(folder_of(tiny, method="mean"))
+
+
+def test_what_a_method_prepares_is_made_once_written_whole_and_read_by_c(tiny, mean, monkeypatch):
+    folder = folder_of(tiny, method="mean")
+    trainer = make(tiny, method="mean")
+    prepare, missing = Mean.prepare.__func__, []
+
+    def watched(cls, preparation):
+        missing.append((folder / PREPARED).exists())
+        return prepare(cls, preparation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mean, "prepare", classmethod(watched))
+        patch.setattr(trainer, "on_train_end", lambda: None)
+        run(trainer)
+    assert (mean.prepared_for, missing) == (["PlainConvUNet"], [False])
+    assert [path.name for path in folder.glob("*prepared*")] == [PREPARED]
+    resumed = make(tiny, method="mean", continues=True)
+    resumed.load_checkpoint(str(folder / checkpoint.LATEST))
+    run(resumed)
+    assert mean.prepared_for == ["PlainConvUNet"]
+    assert {name: float(mean[0]) for name, mean in resumed.prepared["means"].items()} == {
+        f"case_{number}": number for number in range(4)
+    }
+    assert not (folder / PREPARED).exists()  # the training is finished
+
+    (folder / PREPARED).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=PREPARED):
+        run(make(tiny, method="mean", continues=True))
+
+
+def test_beside_another_methods_pretraining_the_next_command_names_the_method(tiny, mean):
+    run(make(tiny))
+    assert "-tr PCRLFinetuneTrainer -p" in make(tiny)._next_command("FINAL")
+    second = make(tiny, method="mean")
+    run(second)
+    assert "-tr PCRLFinetuneTrainer_mean -p" in second._next_command("FINAL")
+    assert "-tr PCRLFinetuneTrainer_pcrlv2 -p" in make(tiny)._next_command("FINAL")
+    for method in ("pcrlv2", "mean"):
+        assert checkpoint.read(str(folder_of(tiny, method=method) / checkpoint.FINAL))["method"] == method
 
 
 def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
@@ -321,7 +334,9 @@ def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trainer, "_forward_and_backward", step)
-    with pytest.raises(UserError, match=r"does not suffice for a step of 4 pairs \(CUDA out of .* smaller -batch_size"):
+    with pytest.raises(
+        UserError, match=r"does not suffice for a step of 4 samples \(CUDA out of .* smaller -batch_size"
+    ):
         trainer.run_training()
 
 
@@ -379,7 +394,7 @@ def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan
     }
     assert json.loads(json.dumps(for_the_plan)) == for_the_plan
     assert for_the_plan["spacing"] == [1, 1, 1]
-    assert for_the_plan["pt_used_patchsize"] == list(settings.views.global_input_size)
+    assert for_the_plan["pt_used_patchsize"] == list(settings.own.views.global_input_size)
     assert for_the_plan["pt_recommended_downstream_patchsize"] == patch_size
     assert all(citation.keys() >= {"type", "name", "apa_citations"} for citation in for_the_plan["citations"])
     for kwargs in (for_the_plan["pt_architecture_kwargs"], content["architecture_kwargs"]):  # it looks for stages here
@@ -449,7 +464,7 @@ def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuin
     trainer.num_epochs = 1  # stopped after the first of two
     trainer.on_train_end = lambda: None
     run(trainer)
-    resumed = make(tiny, fold=1, continue_training=True, init=path)  # not loaded again: its weights are in the state
+    resumed = make(tiny, fold=1, continues=True, init=path)  # not loaded again: its weights are in the state
     resumed.load_checkpoint(str(folder_of(tiny, 1) / checkpoint.LATEST))
     run(resumed)
     content = final(tiny, 1)
@@ -471,7 +486,8 @@ def test_of_a_fitted_checkpoint_the_decoder_of_other_stages_does_not_go_on(tiny)
     trainer = make(tiny, fold=1, init=str(path))
     trainer.initialize()
     before = {name: tensor.clone() for name, tensor in trainer.network.decoder.state_dict().items()}
-    trainer._load_init(str(path))
+    plans, dataset = trainer.plans_manager.plans, trainer.preprocessed_dataset_folder_base
+    load_initial(str(path), trainer.plan_network, trainer.network, plans, "3d_fullres", dataset)
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == content["encoder_hash"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.decoder.state_dict().items())
 

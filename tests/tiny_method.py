@@ -1,0 +1,65 @@
+"""A method of pretraining with a stage before the training: it learns the means of views.
+
+Tests offer it as a built-in one: ``monkeypatch.setitem(registry.BUILT_IN, "mean", "tiny_method:Mean")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pcrl_nnunet.methods import ArraySpec, Method, PlanFacts, Preparation, Sample, StepOutput, Views
+from pcrl_nnunet.networks import encoder_of
+
+PLACE = "tiny_method:Mean"
+
+
+@dataclass(frozen=True)
+class MeanSettings:
+    """Its settings."""
+
+    scale: float = 1.0  # of the images
+
+
+class MeanViews(Views):
+    """The first corner of an image, with what was prepared of its case."""
+
+    def __init__(self, plan: PlanFacts, channels: int, scale: float, prepared: Mapping[str, Any]) -> None:
+        self.size, self.spacing, self.scale = (8,) * len(plan.patch_size), plan.spacing, scale
+        self.prepared = prepared
+        self.arrays = {"input": ArraySpec((channels, *self.size)), "mean": ArraySpec((1,))}
+
+    def __call__(self, case: Any, volume: Any, rng: np.random.Generator) -> Sample:
+        corner = np.asarray(volume[(slice(None), *(slice(n) for n in self.size))], np.float32)
+        return {"input": self.scale * corner, "mean": np.asarray(self.prepared["means"][case.name], np.float32)}
+
+
+class Mean(Method):
+    """Learns the means."""
+
+    name, title, citations = "mean", "Means", ("Nobody (2026). Means.",)
+    Settings = MeanSettings
+    prepared_for: list[str] = []  # noqa: RUF012  (filled by tests)
+
+    def __init__(self, network: Any, channels: int, settings: MeanSettings) -> None:
+        super().__init__(network, channels, settings)
+        self.encoder = encoder_of(network)
+        self.head = nn.Linear(self.encoder.output_channels[-1], 1)
+
+    @classmethod
+    def prepare(cls, preparation: Preparation) -> dict[str, Any]:
+        cls.prepared_for.append(preparation.network.__class__.__name__)
+        names = [case.name for case in preparation.cases]
+        return {"means": {name: np.full(1, number, np.float32) for number, name in enumerate(names)}}
+
+    @classmethod
+    def views(cls, settings: MeanSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> MeanViews:
+        return MeanViews(plan, channels, settings.scale, prepared)
+
+    def forward(self, batch: Mapping[str, Tensor], drawn: Any, progress: float = 0.0) -> StepOutput:
+        features = self.encoder(batch["input"])[-1].flatten(2).mean(2)
+        return StepOutput((self.head(features) - batch["mean"]).square().mean())
