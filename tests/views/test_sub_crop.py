@@ -261,3 +261,9 @@ def test_tissue_that_is_all_a_part_shows_is_judged_by_the_image_around_it() -> N
 def test_data_that_is_no_single_sample_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"data has {len(shape) - 1} spatial axes and the views have 3; expected one"):
         draw(np.zeros(shape, dtype=np.float32))
+
+
+def test_what_is_read_has_memory_of_its_own() -> None:
+    volume = noise_volume(1, 9, 9, 9)  # read in one piece
+    draw(volume)["data"][:] = 0
+    np.testing.assert_array_equal(volume, noise_volume(1, 9, 9, 9))
