@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pcrl_nnunet.errors import UserError
 
 PARTS = ("pretrain", "finetune", "classify", "checkpoint")  # of a plan's block
+NOT_IN_BLOCK = {"in_block": False}  # metadata of a field that `replaced` does not take
 
 _Settings = TypeVar("_Settings")
 
@@ -60,7 +61,7 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
     Raises:
         UserError: a name or a type that the settings do not have.
     """
-    known = {f.name for f in fields(settings)}  # type: ignore[arg-type]
+    known = {f.name for f in fields(settings) if f.metadata.get("in_block", True)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:

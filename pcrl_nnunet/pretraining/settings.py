@@ -11,14 +11,14 @@ A block with the name of a configuration holds for that configuration alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
 from pcrl_nnunet.plans import PlanFacts
-from pcrl_nnunet.settings import merged, part, pcrl_block, replaced
+from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, part, pcrl_block, replaced
 
 ADAMW_LR = 1e-3
 WHERE = "pcrl.pretrain"
@@ -29,7 +29,7 @@ class PretrainSettings:
     """One pretraining. A step sees `batch_size` samples; an epoch has `iters_per_epoch` steps."""
 
     method: str
-    own: Any  # the method's: an instance of its `Settings`
+    own: Any = field(metadata=NOT_IN_BLOCK)  # the method's: an instance of its `Settings`
     batch_size: int
     epochs: int = 240
     iters_per_epoch: int = 250
@@ -89,8 +89,9 @@ def pretrain_settings(
     facts = PlanFacts.of(name, configuration)
     given = _of_configuration(part(pcrl_block(plan), "pretrain", "pcrl."), plan, name)
     given.pop("method", None)
-    blocks = {other: given.pop(other) for other in [*given] if isinstance(given[other], Mapping)}
-    for other in blocks.keys() - {*names(), method.name}:
+    known = {*names(), method.name}
+    blocks = {other: given.pop(other) for other in [*given] if other in known or isinstance(given[other], Mapping)}
+    for other in blocks.keys() - known:
         raise UserError(
             f"{WHERE}.{other} is a block for no method and for no configuration of the plan; expected one of "
             f"{', '.join([*names(), *plan['configurations']])}"
@@ -112,7 +113,13 @@ def pretrain_settings(
 def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a block of settings with that of the configuration over it, and without those of the others."""
     shared = {key: value for key, value in given.items() if key not in plan["configurations"]}
-    return merged(shared, part(given, name, f"{WHERE}."))
+    own = part(given, name, f"{WHERE}.")
+    if "method" in own:
+        raise UserError(
+            f"{WHERE}.{name}.method is {own['method']!r}; a plan has one method for all configurations: give it as "
+            f"{WHERE}.method, or with -method"
+        )
+    return merged(shared, own)
 
 
 def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:

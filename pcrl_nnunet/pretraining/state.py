@@ -33,7 +33,10 @@ def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) 
     for what, value in now.items():
         then = of_state[what]
         if then != value:
-            differing = differences(then, value) if isinstance(value, dict) else sorted(set(value) ^ set(then))[:5]
+            if isinstance(value, dict):
+                differing = differences(then, value)
+            else:
+                differing = sorted(set(value) ^ set(then))[:5] or ["their order"]
             raise UserError(
                 f"the {what.replace('_', ' ')} {differing} differ from those that {path} was trained with; continue "
                 f"with the same ones, or start anew with --overwrite in the place of --c"
@@ -44,7 +47,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of the values that differ, also those within blocks, such as pcrlv2.restoration."""
     found = []
     for name in dict.fromkeys((*now, *then)):
-        one, other = then.get(name), now.get(name)
+        one, other = then.get(name, ...), now.get(name, ...)  # None is a value
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += [f"{name}.{inner}" for inner in differences(one, other)]
         elif one != other:

@@ -31,6 +31,7 @@ class ViewSettings:
         dim = len(self.spacing)
         if not all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.spacing):
             raise UserError(f"views.spacing is {self.spacing}; expected a number of mm above 0 for each axis")
+        object.__setattr__(self, "spacing", tuple(self.spacing))
         for name in ("global_crop_sizes", "local_crop_sizes"):
             given = getattr(self, name)
             if not given or not all(_is_size(size, dim) for size in given):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
@@ -5,9 +6,12 @@ from torch import nn
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import restoration_loss
-from pcrl_nnunet.methods import Levels, PCRLv2, pcrlv2
+from pcrl_nnunet.methods import pcrlv2
+from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2, PCRLv2Settings
+from pcrl_nnunet.views.settings import ViewSettings
 
 B, N, CHANNELS = 4, 6, 2
+VIEWS = ViewSettings(((8, 8, 8),), ((5, 5, 5),), (8, 8, 8), (5, 5, 5), (1.0, 1.0, 1.0), N)
 
 
 def at(level):
@@ -20,7 +24,7 @@ def method(restoration="single", **settings):
         CHANNELS, 3, [4, 8, 8], nn.Conv3d, 3, [1, 2, 2], 1, 2, 1, True, nn.InstanceNorm3d,
         {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True},
     )  # fmt: skip
-    return PCRLv2(network.encoder, CHANNELS, restoration, **settings)
+    return PCRLv2(network, CHANNELS, PCRLv2Settings(VIEWS, restoration=restoration, **settings))
 
 
 def batch():
@@ -30,6 +34,11 @@ def batch():
         "target": torch.randn(B, 2, CHANNELS, 8, 8, 8, generator=generator),
         "local": torch.randn(B, N, CHANNELS, 5, 5, 5, generator=generator),
     }
+
+
+def draws(model, number, seed=0):
+    rng = np.random.default_rng(seed)
+    return [model.draw(rng) for _ in range(number)]
 
 
 @pytest.mark.parametrize("restoration", ["single", "full"])
@@ -76,18 +85,17 @@ def test_at_full_resolution_local_views_leave_nothing_for_backward_and_have_the_
         torch.testing.assert_close(gradients[name], gradient)
 
 
-def test_the_loss_is_the_sum_of_its_terms():
-    output = method()(batch(), at(1))
-    assert output.loss.item() == pytest.approx(sum(float(term) for term in output.terms.values()), abs=1e-5)
-
-
 def test_both_views_are_restored_against_their_own_targets():
-    views = batch()
-    output = method()(views, at(2))
-    by_view = [restoration_loss(output.restored[:, k], views["target"][:, k]) for k in range(2)]
-    assert output.terms["restoration"].item() == pytest.approx(float(sum(by_view)), abs=1e-5)
-    swapped = {**views, "target": views["target"].flip(1)}
-    assert method()(swapped, at(2)).terms["restoration"].item() != pytest.approx(float(sum(by_view)), abs=1e-4)
+    views, model = batch(), method().eval()
+    swapped = {name: array.flip(1) for name, array in views.items()}
+    with torch.no_grad():
+        by_view = [
+            restoration_loss(model.pictures(given)[-1].images, given["target"][:, 0]) for given in (views, swapped)
+        ]
+        found = model(views, at(2)).terms["restoration"].item()
+        crossed = model({**views, "target": swapped["target"]}, at(2)).terms["restoration"].item()
+    assert found == pytest.approx(float(sum(by_view)), abs=1e-5)
+    assert crossed != pytest.approx(found, abs=1e-4)
 
 
 def test_single_trains_the_drawn_level_and_those_below_only():
@@ -111,13 +119,24 @@ def test_full_restores_at_full_resolution_in_every_step_and_the_drawn_level_fade
     assert start == pytest.approx(whole + drawn, abs=1e-5)
 
 
-def test_the_level_is_a_function_of_seed_and_step_and_reaches_all():
+def test_levels_are_drawn_by_the_generator_alone_and_evenly():
     model = method()
-    levels = [model.draw_levels(3, step) for step in range(200)]
-    assert levels == [model.draw_levels(3, step) for step in range(200)]
-    assert levels != [model.draw_levels(4, step) for step in range(200)]
+    levels = draws(model, 200)
+    assert levels == draws(model, 200)
+    assert levels != draws(model, 200, seed=1)
     assert 70 < levels.count(at(1)) < 130
     assert set(levels) == {at(1), at(2)}
+
+
+def test_a_step_of_each_variant_trains_all_parameters():
+    model = method("full", comparison="cross_scale")
+    variants = model.variants()
+    assert [drawn.deepest for drawn in variants] == [1, 2]
+    for drawn in variants:
+        model(batch(), drawn).loss.backward()
+    (group,) = model.groups()
+    assert all(parameter.grad is not None for parameter in group.parameters)
+    assert len(group.parameters) == len(list(model.parameters()))
 
 
 def test_training_moves_the_encoder_of_the_plans_network():
@@ -139,7 +158,7 @@ def test_training_moves_the_encoder_of_the_plans_network():
 )
 def test_a_level_setting_leaves_out_what_it_does_not_name(drawn, terms):
     model = method(levels=[drawn])
-    levels = model.draw_levels(0, 0)
+    (levels,) = draws(model, 1)
     output = model(batch(), levels)
     assert set(output.terms) == terms
     output.loss.backward()
@@ -156,17 +175,44 @@ def test_without_local_views_the_global_ones_are_compared():
 
 def test_a_cross_scale_comparison_without_a_compared_level_restores_alone():
     model = method(levels=[(2, None)], comparison="cross_scale")
-    assert set(model(batch(), model.draw_levels(0, 0)).terms) == {"restoration"}
+    assert set(model(batch(), *draws(model, 1)).terms) == {"restoration"}
 
 
 def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
     model = method(comparison="cross_scale")
-    drawn = [model.draw_levels(0, step) for step in range(100)]
+    drawn = draws(model, 100)
     assert {(d.comparison, d.comparison_of_second) for d in drawn} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     output = model(batch(), next(d for d in drawn if d.comparison != d.comparison_of_second))
-    assert output.v.shape == (B, 2, 8)
+    assert [vectors.shape for vectors in output.vectors.values()] == [(2 * B, 8)]
     output.loss.backward()
     assert all(head.project.weight.grad is not None for head in model.comparison_heads.values())
+
+
+def test_what_is_watched_belongs_to_the_drawn_levels():
+    output = method()(batch(), Levels(2, 1, 1))
+    assert {name: list(of_group) for name, of_group in output.values.items()} == {
+        "restoration_ratio": ["level 2"],
+        "matched_minus_shuffled": ["level 1"],
+    }
+    assert list(output.vectors) == ["level 1"]
+    watched = [value for of_group in output.values.values() for value in of_group.values()]
+    assert not any(t.requires_grad for t in [*watched, *output.vectors.values(), *output.terms.values()])
+
+
+def test_pictures_show_input_target_and_what_every_level_restores_with_its_error():
+    views, model = batch(), method().eval()
+    with torch.no_grad():
+        pictures = model.pictures(views)
+    assert [picture.title for picture in pictures] == ["input", "target", "level 1", "level 2"]
+    torch.testing.assert_close(pictures[0].images, views["input"][:, 0])
+    torch.testing.assert_close(pictures[1].images, views["target"][:, 0])
+    finest, target = pictures[-1], views["target"][:, 0]
+    error = (finest.images - target).square().mean((2, 3, 4)) / target.var((2, 3, 4), correction=0)
+    torch.testing.assert_close(finest.errors, error)
+
+
+def test_where_nothing_is_restored_there_is_no_picture():
+    assert method(levels=[(None, 0)]).pictures(batch()) == []
 
 
 def test_with_skip_connections_every_stage_reaches_the_restoration_directly():
@@ -184,3 +230,9 @@ def test_with_skip_connections_every_stage_reaches_the_restoration_directly():
 def test_a_level_that_the_network_lacks_is_named(levels):
     with pytest.raises(UserError, match=r"levels has \[\d, \d\]; expected the level to restore from, 1 to 2 or null"):
         method(levels=levels)
+
+
+@pytest.mark.parametrize("drawn", [[None, None], [1], [1.0, 1], 2, "12", [True, 1], [-1, 1]])
+def test_a_setting_that_is_no_pair_of_levels_is_named(drawn):
+    with pytest.raises(UserError, match=r"pcrl.pretrain.pcrlv2.levels has .*; expected pairs of the level to restore"):
+        PCRLv2Settings(VIEWS, levels=(drawn,))

@@ -1,0 +1,42 @@
+"""A training state and the training that goes on from it."""
+
+import pytest
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.pretraining.state import differences, refuse_another
+
+NOW = {
+    "settings": {"epochs": 3, "pcrlv2": {"restoration": "single", "views": {"num_local": 6, "min_iou": 0.3}}},
+    "plans": {"plans_name": "p"},
+    "cases": ["a", "b"],
+}
+
+
+def test_values_that_differ_are_named_also_those_within_blocks():
+    then = {"same": 1, "a": 1, "gone": 2, "block": {"same": 1, "x": 1, "deep": {"y": 1, "z": 2}}, "became": {"x": 1}}
+    now = {"same": 1, "a": 2, "new": 3, "block": {"same": 1, "x": 2, "deep": {"y": 2, "z": 2}}, "became": 1}
+    assert differences(then, now) == ["a", "new", "block.x", "block.deep.y", "became", "gone"]
+    assert differences(then, then) == []
+
+
+def test_a_value_that_is_none_differs_from_one_that_is_missing():
+    assert differences({"a": None}, {}) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "named"),
+    [
+        ("settings", {"epochs": 3, "pcrlv2": {"restoration": "full", "views": {"num_local": 6, "min_iou": 0.1}}},
+         r"settings \['pcrlv2.restoration', 'pcrlv2.views.min_iou'\]"),
+        ("plans", {"plans_name": "p", "configurations": {}}, r"plans \['configurations'\]"),
+        ("cases", ["a", "c"], r"cases \['b', 'c'\]"),
+        ("cases", ["b", "a"], r"cases \['their order'\]"),
+    ],
+)  # fmt: skip
+def test_a_state_of_another_training_is_refused_with_what_differs(what, value, named):
+    with pytest.raises(UserError, match=rf"the {named} differ from those that x.pth was trained with; continue with"):
+        refuse_another({**NOW, what: value}, NOW, "x.pth")
+
+
+def test_a_state_of_the_same_training_is_taken_whatever_the_plans_settings_were():
+    refuse_another({**NOW, "plans": {"plans_name": "p", "pcrl": {"pretrain": {}}}}, NOW, "x.pth")
