@@ -65,7 +65,8 @@ def load_encoder(
             report.notes[name] = "not in the checkpoint"
             continue
         used.update(names)
-        value, how = given, []
+        value: Tensor = given
+        how: list[str] = []
         if any(n.removesuffix(".weight") in plain.keys_to_in_proj for n in names):
             image = given[:, : checkpoint["num_input_channels"]]  # a cascade's labels come after them
             value, how = _with_channels(image, given, tensor.shape[1], label_channels, input_channels)
