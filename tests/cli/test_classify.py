@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import blosc2
 import nibabel
@@ -15,13 +19,40 @@ import pytest
 import SimpleITK as sitk
 import skimage.io
 import torch
+from in_this_process import InThisProcess
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from pcrl_nnunet.cli import classify, compare, preprocess, pretrain
+from pcrl_nnunet.ingest import maskless, unlabelled
+from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
 NAME = "Dataset777_NoMasks"
 SHORT = {"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1}
+
+
+@contextmanager
+def one_process():
+    """Let pcrl_nnunet_preprocess, and nnU-Net within it, start no process: each would spend seconds on imports."""
+
+    @contextmanager
+    def worker_pool(num_processes):
+        yield InThisProcess()
+
+    def nnunet(command, env, check):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["nnUNetv2", *command[3:]])
+            patch.setenv("nnUNet_raw", env["nnUNet_raw"])
+            exec(command[2])
+        return SimpleNamespace(returncode=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr(unlabelled, "worker_pool", worker_pool)
+        patch.setattr(maskless, "subprocess", SimpleNamespace(run=nnunet))
+        patch.setenv("nnUNet_def_n_proc", "1")
+        patch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning takes it for a number of threads
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +78,10 @@ def home(tmp_path_factory):
     (raw / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ,class\n{points}")
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     (home / "preprocessed").mkdir()
-    folders = {f"nnUNet_{name}": str(home / name) for name in ("raw", "preprocessed", "results")}
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "777", "-np", "1", "-c", "3d_fullres"]
-    environment = {**os.environ, **folders, "nnUNet_def_n_proc": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with one_process() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{name}", str(home / name))
+        assert run(patch, preprocess, "-d", "777", "-np", "1", "-c", "3d_fullres") is None
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
     return home
 
@@ -190,6 +220,7 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
 
 @pytest.mark.slow
 def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_that(folder, monkeypatch):
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds
     plan_of(folder, "classes")
     short = ["-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
     assert run(monkeypatch, pretrain, "-d", "777", "-p", "Pclasses", "-f", "0", *short) is None
@@ -198,7 +229,7 @@ def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_th
     with open(os.path.join(trainer.output_folder, "transfer.json")) as file:
         taken = json.load(file)
     assert taken["encoder_share"] == 1
-    assert taken["checkpoint"].endswith("PCRLPretrainTrainer__Pclasses__3d_fullres/fold_0/checkpoint_final.pth")
+    assert taken["checkpoint"].endswith("__Pclasses__3d_fullres/fold_0/checkpoint_final.pth")
     assert taken["validation_cases_seen"] == []
 
 
@@ -221,9 +252,9 @@ def test_more_images_and_a_comparison_of_a_dataset_without_masks(folder, monkeyp
 
 @pytest.mark.slow
 def test_our_planner_plans_a_dataset_without_masks(folder, monkeypatch):
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning takes it for a number of threads
     before = (folder / "dataset.json").read_text()
-    assert run(monkeypatch, preprocess, "-d", "777", "-pl", "PCRLPlanner") is None
+    with one_process() as patch:
+        assert run(patch, preprocess, "-d", "777", "-pl", "PCRLPlanner") is None
     assert json.loads((folder / "dataset.json").read_text()) == json.loads(before)  # with the foreground's label
     plan = json.loads((folder / "PCRLPlans.json").read_text())
     assert plan["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
@@ -238,9 +269,8 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
     edited |= {"spacing": spacing, "data_identifier": "Coarse_3d"}
     (folder / "Coarse.json").write_text(json.dumps({**plan, "plans_name": "Coarse"}))
     before = (folder / "nnUNetPlans.json").read_bytes()
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "777", "-np", "1", "-p", "Coarse"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with one_process() as patch:
+        assert run(patch, preprocess, "-d", "777", "-np", "1", "-p", "Coarse") is None
     fine, coarse = (
         [blosc2.open(str(path)).shape for path in sorted((folder / name).glob("case_?.b2nd"))]
         for name in ("nnUNetPlans_3d_fullres", "Coarse_3d")
@@ -252,9 +282,9 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
         preprocess.main_entry()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch):
-    """From RGB pictures without masks to predictions, by the commands."""
+    """From RGB pictures without masks to predictions, by the commands, in processes of their own."""
     name, names = "Dataset778_Photographs", [f"{i:03d}" for i in range(6)]
     raw = tmp_path / "raw" / name
     (raw / "imagesTr").mkdir(parents=True)
