@@ -1,1 +1,1 @@
-"""Comparisons of pretraining with training from scratch."""
+"""The comparison of pretraining with training from scratch: arms, split, jobs, scores and verdict."""

@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and on which cases. Nothing here writes a file; `Layout` knows where the results lie.
+    """The arms and the cases of an experiment. Nothing here writes a file; `Layout` knows where the results lie.
 
     Attributes:
         plan: plan of the dataset.

@@ -1,6 +1,6 @@
-"""One round of pseudo-labelling: what a trained network says of the cases without labels becomes their labels.
+"""One round of pseudo-labelling: a trained network's predictions become the labels of cases without labels.
 
-A folder of preprocessed data of its own holds links to the images and to the true labels, and the predicted ones.
+A separate folder of preprocessed data holds links to the images and to the true labels, and the predicted labels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PseudoLabels:
     """A folder of preprocessed cases in which some have predicted labels.
 
     Args:
-        folder: that is to be made.
-        true: cases with labels of their own; `CASE_seg.b2nd` and `CASE.pkl` lie beside the image.
+        folder: path of the folder.
+        true: cases with true labels; `CASE_seg.b2nd` and `CASE.pkl` lie beside the image.
         predicted: cases whose labels are predicted, by the name that they get in the folder.
     """
 
@@ -42,19 +42,19 @@ class PseudoLabels:
 
     @property
     def finished(self) -> str:
-        """Path of the file that names the cases when all is done; in the folder nnU-Net takes no other files."""
+        """Path of the file that names the cases when all is done; nnU-Net accepts no other files in the folder."""
         return f"{self.folder}.txt"
 
     @classmethod
     def load(cls, path: str) -> PseudoLabels:
-        """Of a file that `describe` wrote."""
+        """Read a file that `describe` wrote."""
         with open(path, encoding="utf-8") as file:
             given = json.load(file)
         true = [Case(*case) for case in given["true"]]
         return cls(given["folder"], true, {name: Case(*case) for name, case in given["predicted"].items()})
 
     def describe(self, path: str) -> None:
-        """Write what is to be done to a JSON file, for the process that does it."""
+        """Write a JSON file that tells another process what to do."""
         with open(path, "w", encoding="utf-8") as file:
             json.dump(
                 {
@@ -67,13 +67,13 @@ class PseudoLabels:
             )
 
     def write(self, model: str, fold: int, device: torch.device) -> None:
-        """Predict, and go on where an earlier call was stopped.
+        """Predict the labels, and go on where an earlier call was stopped.
 
         Args:
             model: folder of a finished training, the parent of fold_X.
 
         Raises:
-            UserError: the cases are of a preprocessing older than .b2nd files, or one cannot be read.
+            UserError: an older nnU-Net has preprocessed a case, or a case cannot be read.
         """
         for case in (*self.true, *self.predicted.values()):
             if not case.path.endswith(".b2nd"):
@@ -110,7 +110,7 @@ class PseudoLabels:
 
 
 def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
-    """(1, *spatial) labels on the grid of the image, int8 as nnU-Net keeps them (int16 for more than 127)."""
+    """Return labels (1, *spatial) on the grid of the image, int8 as nnU-Net keeps them (int16 for more than 127)."""
     volume = CaseVolume(case)
     image = torch.from_numpy(volume[tuple(slice(0, n) for n in volume.shape)])
     logits = predictor.predict_logits_from_preprocessed_data(image)
@@ -123,7 +123,7 @@ def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
 
 
 def class_locations(seg: np.ndarray, label_manager: Any) -> dict[Any, Any]:
-    """Where the labels lie, as nnU-Net's preprocessing notes it for its sampling of the foreground.
+    """Return where the labels lie, as nnU-Net's preprocessing notes it for the sampling of foreground.
 
     Args:
         seg: (1, *spatial).

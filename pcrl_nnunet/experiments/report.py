@@ -1,4 +1,4 @@
-"""What a comparison says in the end: the table, the paths of the pictures, warnings and the verdicts."""
+"""The lines at the end of a comparison: the table, the paths of the pictures, warnings and the verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the finished runs of a comparison reached: their scores, in files for the user, and their curves."""
+"""The results of finished runs: their scores, in files for the user, and their curves."""
 
 from __future__ import annotations
 

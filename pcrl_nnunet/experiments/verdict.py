@@ -15,7 +15,7 @@ WORTH = 0.5  # points: a gain that surely is smaller does not pay
 
 @dataclass(frozen=True)
 class Gain:
-    """What an arm gains over a control with one number of labels, in points."""
+    """The gain of an arm over a control with one number of labels, in points."""
 
     labelled: int
     control: str

@@ -23,18 +23,21 @@ ROOT = Path(__file__).parents[2]
 DATASET = "Dataset008_PhantomOrgan"
 SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
-    "finetune": {"epochs": 2, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
+    "finetune": {"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
 }
 COMMAND = "pcrl_nnunet_compare -d 8 -device cpu -labelled 2 -seeds 1 -methods stock pseudo_labels pcrlv2"
 # Runs each of the commands in a process of its own, and stops at the first that fails.
 COMMANDS = """
 import importlib, multiprocessing, os, runpy, subprocess, sys, traceback
 from types import SimpleNamespace
-import nnunetv2.run.run_training, nnunetv2.inference.predict_from_raw_data
 import pcrl_nnunet.cli.pretrain, pcrl_nnunet.trainers
 from pcrl_nnunet.experiments import forecast, intervals, processes, report, steps
 from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.views import kernels
 
+jobs = {jobs!r}
+if "pcrl_nnunet.cli.compare" in [module for module, *_ in jobs]:
+    kernels.compile_all()  # once, not in every process
 forecast.MEASURED_SECONDS = 0.0
 intervals.BOOTSTRAPS = 500
 start = multiprocessing.get_context
@@ -78,7 +81,7 @@ def step(command, stdin, stdout, stderr, env, cwd):
     return Forked(stdout, run)
 
 processes.subprocess = SimpleNamespace(Popen=step, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-for module, function, argv, path in {jobs!r}:
+for module, function, argv, path in jobs:
     def run():
         sys.argv = argv
         if module.endswith(".py"):

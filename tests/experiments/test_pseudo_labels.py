@@ -23,7 +23,7 @@ def label_manager(**dataset_json):
 
 
 class Predictor:
-    """Says of each voxel: a where it is above 0, b where it is above 1."""
+    """Predicts a for voxels above 0, and b above 1."""
 
     calls = 0
 
@@ -69,7 +69,7 @@ def test_nnunet_reads_the_folder_as_its_own_with_true_and_predicted_labels(work)
     np.testing.assert_array_equal(dataset.load_case("case_0")[1][:], true[:])
 
 
-def test_what_lies_outside_of_the_mask_of_normalisation_is_marked_as_nnunet_does(work, monkeypatch):
+def test_voxels_outside_the_mask_of_normalisation_are_marked_as_by_nnunet(work, monkeypatch):
     monkeypatch.setattr(Predictor, "masked", True)
     image = np.full((1, 8, 8, 8), -0.5, np.float32)
     image[:, :3] = 0  # outside
@@ -97,7 +97,7 @@ def test_it_goes_on_where_it_was_stopped(work, monkeypatch):
         assert file.read().split() == ["case_2", "unlabelled_x"]
 
 
-def test_its_description_says_all(work, tmp_path):
+def test_a_description_can_be_read_back(work, tmp_path):
     work.labels.describe(str(tmp_path / "description.json"))
     assert PseudoLabels.load(str(tmp_path / "description.json")) == work.labels
 
