@@ -185,6 +185,7 @@ def test_released_nnunet_finds_our_classes_from_registering_to_undoing(
     assert made.register().stdout == "Registered already; nothing to do.\n"
     assert made.register("--check").returncode == 0
     assert made.trainer("PCRLFinetuneTrainer") == "pcrl_nnunet.trainers.finetune PCRLFinetuneTrainer"
+    assert made.trainer("PCRLFinetuneTrainer_mae") == "pcrl_nnunet.trainers PCRLFinetuneTrainer_mae"
     assert made.planner("PCRLPlanner") == "pcrl_nnunet.planners.pcrl PCRLPlanner"
     by_interpreter = run(made.python, "-I", "-W", "ignore", "-c", NAME_TRAINER.format("PCRLScratchTrainer")).stdout
     assert by_interpreter == "pcrl_nnunet.trainers.scratch PCRLScratchTrainer\n"

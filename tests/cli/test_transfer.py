@@ -278,7 +278,9 @@ def test_every_road_reads_a_supervised_training_saved_within_ddp_and_compile(com
     wanted = checkpoint.encoder_hash(stock.network.encoder)
 
     assert command("-i", path, "-d", "999", "-name", "a") == 0
-    assert checkpoint.read(str(target_file(tiny, "a")))["encoder_hash"] == wanted
+    fitted = checkpoint.read(str(target_file(tiny, "a")))
+    assert fitted["encoder_hash"] == wanted
+    assert {name.split(".")[1] for name in fitted["random_keys"]} == {"seg_layers"}  # the decoder was trained, too
 
     fine_tuning = trainer_of(PCRLFinetuneTrainer, tiny, make_plan(checkpoint=path))
     fine_tuning._load_pretrained()
