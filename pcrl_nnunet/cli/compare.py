@@ -78,7 +78,7 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms
     from pcrl_nnunet.experiments.cases import read_patients
-    from pcrl_nnunet.experiments.comparison import Comparison, find_targets
+    from pcrl_nnunet.experiments.comparison import Comparison, find_label_table
     from pcrl_nnunet.experiments.layout import Layout
     from pcrl_nnunet.experiments.settings import read_blocks, with_settings
     from pcrl_nnunet.experiments.split import number_labelled
@@ -92,16 +92,16 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     given = read_blocks(args.settings)
     # raises for a network that it cannot pretrain
     settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
-    targets = find_targets(args.task, plan)
-    folder = args.o or _default_folder(plan, targets is not None)
+    label_table = find_label_table(args.task, plan)
+    folder = args.o or _default_folder(plan, label_table is not None)
     facts = PlanFacts.of(plan.configuration, plan.resolved)
-    built_in = built_in_arms(facts, settings.method, settings.batch_size, targets)
+    built_in = built_in_arms(facts, settings.method, settings.batch_size, label_table)
     chosen = args.methods or [name for name in DEFAULTS if name in built_in]
     arms = choose_arms(chosen, read_blocks(args.own_methods), built_in)
     checkpoint = args.checkpoint and os.path.abspath(args.checkpoint)
     patients = read_patients(args.patients)
     comparison = Comparison.of_plan(
-        plan, arms, patients, args.protocol, args.scored, given, checkpoint=checkpoint, targets=targets
+        plan, arms, patients, args.protocol, args.scored, given, checkpoint=checkpoint, label_table=label_table
     )
     numbers = sorted({number_labelled(text, len(comparison.cases.split.train)) for text in args.labelled})
     runs, lacking = comparison.runs([name for name in arms if name in (*chosen, CONTROL)], numbers, args.seeds)
@@ -167,7 +167,7 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
             for line in registration.register():
                 print(line)
         # the predictions of many candidates have gigabytes: once, in the report, will do
-        after_each = (lambda: collect(layout, runs)) if layout.comparison.targets is None else (lambda: None)
+        after_each = (lambda: collect(layout, runs)) if layout.comparison.label_table is None else (lambda: None)
         failed = run_jobs(jobs, layout.folder, environments(layout.variables(), at_a_time), after_each)
         for line in report(layout, runs):
             print(line)

@@ -36,12 +36,12 @@ class Cases:
     left_out: Mapping[str, str]
 
     @classmethod
-    def find(cls, plan: PlannedConfiguration, patients: Mapping[str, str], targets: LabelTable | None) -> Cases:
+    def find(cls, plan: PlannedConfiguration, patients: Mapping[str, str], label_table: LabelTable | None) -> Cases:
         """Find and split the preprocessed cases of a plan.
 
         Args:
             patients: the content of the file of ``-patients``; empty without it.
-            targets: what a classification learns, which may name patients; None: a segmentation.
+            label_table: what a classification learns, which may name patients; None: a segmentation.
 
         Raises:
             UserError: the patients are of other cases, the table is of other cases, or the cases are too few.
@@ -53,9 +53,11 @@ class Cases:
         scans = find_cases(folder) if there else []
         if patients:
             _check_patients(patients, by_name, scans)
-        elif targets is not None:
-            patients = dict(targets.patient)
-        known = list(by_name) if targets is None else _cases_of_table(by_name, targets, plan.plans["dataset_name"])
+        elif label_table is not None:
+            patients = dict(label_table.patient)
+        known = (
+            list(by_name) if label_table is None else _cases_of_table(by_name, label_table, plan.plans["dataset_name"])
+        )
         split = split_cases(known, patients)
         left_out = _left_out(scans, {name: by_name[name] for name in (*split.val, *split.test)}, patients)
         return cls(by_name, patients, split, [case for case in scans if case.name not in left_out], left_out)
@@ -113,13 +115,13 @@ def _check_patients(patients: Mapping[str, str], cases: Mapping[str, Case], scan
             )
 
 
-def _cases_of_table(cases: Mapping[str, Case], targets: LabelTable, dataset: str) -> list[str]:
+def _cases_of_table(cases: Mapping[str, Case], label_table: LabelTable, dataset: str) -> list[str]:
     """Return the names of the cases that the table of a classification knows a label of."""
-    known = set(targets.case[targets.of_cases(list(cases))])
+    known = set(label_table.case[label_table.of_cases(list(cases))])
     if not known:
         raise UserError(
-            f"{FILES[targets.kind]} tells nothing of the {len(cases)} cases of {dataset}; check its names of cases, "
-            f"such as {next(iter(targets.case))}, against theirs, such as {next(iter(cases))}"
+            f"{FILES[label_table.kind]} tells nothing of the {len(cases)} cases of {dataset}; check its names of cases, "
+            f"such as {next(iter(label_table.case))}, against theirs, such as {next(iter(cases))}"
         )
     return [name for name in cases if name in known]
 

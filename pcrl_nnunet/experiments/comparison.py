@@ -60,7 +60,7 @@ class Comparison:
             ``transfer``: nothing of this dataset, but `checkpoint`.
         scored: the part of the split whose cases are scored.
         settings: blocks of settings for all arms, over the plan's ``pcrl`` block.
-        targets: what a classification learns, which is scored by AUROC; None: a segmentation, scored by Dice.
+        label_table: what a classification learns, which is scored by AUROC; None: a segmentation, scored by Dice.
         checkpoint: path of a pretraining of other data.
         encoder: hash of its encoder.
     """
@@ -71,7 +71,7 @@ class Comparison:
     protocol: Protocol
     scored: Part
     settings: Mapping[str, Mapping[str, Any]]
-    targets: LabelTable | None = None
+    label_table: LabelTable | None = None
     checkpoint: str | None = None
     encoder: str | None = None
 
@@ -85,7 +85,7 @@ class Comparison:
         scored: Part,
         settings: Mapping[str, Mapping[str, Any]],
         checkpoint: str | None = None,
-        targets: LabelTable | None = None,
+        label_table: LabelTable | None = None,
     ) -> Comparison:
         """Check what is given, and find and split the cases.
 
@@ -98,9 +98,9 @@ class Comparison:
                 f"a pretraining of other data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
             )
         _check_settings(plan, arms, settings, checkpoint)
-        cases = Cases.find(plan, patients, targets)
+        cases = Cases.find(plan, patients, label_table)
         encoder = None if checkpoint is None else _checked_encoder(checkpoint, plan, cases)
-        return cls(plan, arms, cases, protocol, scored, settings, targets, checkpoint, encoder)
+        return cls(plan, arms, cases, protocol, scored, settings, label_table, checkpoint, encoder)
 
     @property
     def dataset(self) -> str:
@@ -162,7 +162,7 @@ class Comparison:
         return FinetuneSettings.from_plan(self.plan_of(arm))
 
 
-def find_targets(task: str | None, plan: PlannedConfiguration) -> LabelTable | None:
+def find_label_table(task: str | None, plan: PlannedConfiguration) -> LabelTable | None:
     """Return what a classification learns; None for a segmentation.
 
     Args:
@@ -196,9 +196,10 @@ def _check_settings(
         pretrain_settings(plans, plan.configuration, plan.resolved)
         FinetuneSettings.from_plan(plans)
         ClassifySettings.from_plan(plans)
-        if checkpoint is not None and {*(arm.pretrain or {})} - {"method"}:
+        own = {name: value for name, value in (arm.pretrain or {}).items() if name != "method"}
+        if checkpoint is not None and own:
             raise UserError(
-                f"a method with pretraining settings of its own ({short(dict(arm.pretrain))}) cannot take the "
+                f"a method with pretraining settings of its own ({short(own)}) cannot take the "
                 f"pretraining of -checkpoint; leave it out of -methods"
             )
 

@@ -46,7 +46,7 @@ class Layout:
     def variables(self) -> dict[str, str]:
         """Return the environment in which nnU-Net sees the comparison's folders as its own."""
         variables = {PREPROCESSED: self.preprocessed, RESULTS: self.results}
-        if self.comparison.targets is not None:
+        if self.comparison.label_table is not None:
             variables["nnUNet_raw"] = ""  # a table that is edited there meanwhile would be taken
         return variables
 
@@ -127,7 +127,7 @@ class Layout:
 
     def trainer(self, run: Run) -> str:
         """Name the class that trains a run; a shortcut, which has none, takes its place in the folder's name."""
-        arm, of_masks = self.comparison.arms[run.arm], self.comparison.targets is None
+        arm, of_masks = self.comparison.arms[run.arm], self.comparison.label_table is None
         if arm.shortcut is not None:
             return f"Shortcut_{arm.shortcut}"
         if arm.pretrain is None:
@@ -149,7 +149,7 @@ class Layout:
 
     def evaluation(self, run: Run) -> str:
         """Return the path of the evaluation, nnU-Net's own or a classification's, which is written last."""
-        name = "summary.json" if self.comparison.targets is None else EVALUATION
+        name = "summary.json" if self.comparison.label_table is None else EVALUATION
         return os.path.join(self.output(run), "validation", name)
 
     def is_done(self, run: Run) -> bool:

@@ -18,7 +18,7 @@ def note_on_stock(comparison: Comparison) -> str | None:
 
     A single warm-up epoch has the full rate already. None if the two differ, as in a classification by their rates.
     """
-    if STOCK not in comparison.arms or comparison.targets is not None:
+    if STOCK not in comparison.arms or comparison.label_table is not None:
         return None
     control, stock = (comparison.finetune_settings(name) for name in (CONTROL, STOCK))
     if control.warmup_epochs > 1 or replace(control, warmup_share=stock.warmup_share) != stock:
@@ -67,7 +67,7 @@ def remedy_for_learning(comparison: Comparison) -> str:
     wanted = max(4 * now.epochs, -(-LONG_ENOUGH // now.iters_per_epoch))
     finetune = {**comparison.settings.get("finetune", {}), "epochs": wanted}
     example = json.dumps({**comparison.settings, "finetune": finetune})
-    more = "" if comparison.targets is None else "; more scored cases may also tell a small effect from chance"
+    more = "" if comparison.label_table is None else "; more scored cases may also tell a small effect from chance"
     return (
         f"The trainings with labels are {now.epochs} x {now.iters_per_epoch} iterations (finetune.epochs, "
         f"finetune.iters_per_epoch): lengthen them with a file for -settings such as {example}, and with another "

@@ -85,8 +85,8 @@ def _plan(layout: Layout, name: str, arm: str, run: Run) -> dict[str, Any]:
         del plan["pcrl"]["pretrain"]  # the same training, however the other arms are pretrained
     else:
         plan["pcrl"]["pretrain"]["seed"] = run.seed
-    if comparison.targets is not None:
-        plan["pcrl"].setdefault("classify", {})["target"] = comparison.targets.kind
+    if comparison.label_table is not None:
+        plan["pcrl"].setdefault("classify", {})["target"] = comparison.label_table.kind
     configuration = plan["configurations"][comparison.plan.configuration]
     configuration["data_identifier"] = layout.data_identifier(run)
     configuration["next_stage"] = None  # nnU-Net would also predict for the next stage of a cascade
@@ -190,8 +190,8 @@ def _link_unlabelled(layout: Layout, folder: str) -> None:
 
 def _table(comparison: Comparison) -> str | None:
     """Return the path of the table of a classification."""
-    targets = comparison.targets
-    return None if targets is None else os.path.join(comparison.plan.folder, FILES[targets.kind])
+    label_table = comparison.label_table
+    return None if label_table is None else os.path.join(comparison.plan.folder, FILES[label_table.kind])
 
 
 def _link(source: str, link: str) -> None:

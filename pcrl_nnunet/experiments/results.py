@@ -32,7 +32,7 @@ def collect(layout: Layout, runs: Sequence[Run]) -> Scores:
     for run in runs:
         _drop_best_checkpoint(layout, run)
     patients = layout.comparison.cases.patients
-    if layout.comparison.targets is None:
+    if layout.comparison.label_table is None:
         table = _collected(layout, RESULTS, COLUMNS, runs, _of_segmentation)
         table.to_csv(layout.file(RESULTS), index=False)
         return DiceScores(table.astype({"dice": float}), patients, _shares_of_labels(layout, table))
@@ -125,13 +125,13 @@ def _evaluated(layout: Layout, run: Run) -> list[tuple[str, str, dict[str, float
 
 def _of_classification(layout: Layout, run: Run) -> Rows:
     """Return case, number of the sample, label, truth and score."""
-    targets = layout.comparison.targets
-    assert targets is not None
+    label_table = layout.comparison.label_table
+    assert label_table is not None
     path = os.path.join(os.path.dirname(layout.evaluation(run)), PREDICTIONS)
-    table = pd.read_csv(path, dtype={CASE[targets.kind]: str})
-    cases = table[CASE[targets.kind]]
+    table = pd.read_csv(path, dtype={CASE[label_table.kind]: str})
+    cases = table[CASE[label_table.kind]]
     return [
         (case, sample, name, truth, score)
-        for name in targets.names
+        for name in label_table.names
         for sample, (case, truth, score) in enumerate(zip(cases, table[name], table[f"p_{name}"], strict=True))
     ]

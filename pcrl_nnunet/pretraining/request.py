@@ -55,7 +55,7 @@ class Request:
 
     @property
     def finals(self) -> list[str]:
-        """Where the result may lie: in the output folder, or where version 0.1.0 wrote the results of its one method."""
+        """Paths where the result may lie. Version 0.1.0 had a folder without a method's name for its one method."""
         folders = [self.folder]
         if self.settings.method == DEFAULT:
             folders.append(self._folder_of(output_folder.PRETRAINER))

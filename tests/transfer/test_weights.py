@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from unets import PLAIN, RESENC, build, content_of
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods import PCRLv2
+from pcrl_nnunet.networks import Decoder
 from pcrl_nnunet.transfer.weights import load_encoder, load_own_decoder, load_trained_decoder
 
 
@@ -181,9 +181,9 @@ def test_the_summary_says_of_which_part_random_tensors_are(features: tuple[int, 
 @pytest.mark.parametrize("skip_connections", [False, True])
 def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_connections: bool) -> None:
     pretrained, network = build(), build()
-    method = PCRLv2(pretrained.encoder, 1, skip_connections=skip_connections)
+    method = nn.ModuleDict({"decoder": Decoder(pretrained.encoder, skip_connections)})
     with torch.no_grad():
-        for parameter in method.decoder.parameters():
+        for parameter in method["decoder"].parameters():
             parameter.copy_(torch.rand_like(parameter))
     content = content_of(pretrained)
     content["method_weights"] = method.state_dict()
@@ -191,10 +191,10 @@ def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_conne
     report = load_encoder(network, content)
     load_own_decoder(network, content, report)
 
-    for ours, theirs in zip(network.decoder.transpconvs, method.decoder.upsample, strict=True):
+    for ours, theirs in zip(network.decoder.transpconvs, method["decoder"].upsample, strict=True):
         assert torch.equal(ours.weight, theirs.weight)
         assert torch.equal(ours.bias, theirs.bias)
-    for i, (ours, theirs) in enumerate(zip(network.decoder.stages, method.decoder.blocks, strict=True)):
+    for i, (ours, theirs) in enumerate(zip(network.decoder.stages, method["decoder"].blocks, strict=True)):
         weight, given = ours.convs[0].conv.weight, theirs.convs[0].conv.weight
         assert torch.equal(weight[:, : given.shape[1]], given)
         name = f"stages.{i}.convs.0.conv.weight"
@@ -209,16 +209,16 @@ def test_of_a_decoder_with_other_stages_the_levels_of_the_same_resolution_are_lo
     theirs: tuple[int, ...], ours: tuple[int, ...]
 ) -> None:
     pretrained, network = build(features=theirs), build(features=ours)
-    method = PCRLv2(pretrained.encoder, 1)
+    method = nn.ModuleDict({"decoder": Decoder(pretrained.encoder)})
     with torch.no_grad():
-        for parameter in method.decoder.parameters():
+        for parameter in method["decoder"].parameters():
             parameter.copy_(torch.rand_like(parameter))
     content = content_of(pretrained, features=theirs)
     content["method_weights"] = method.state_dict()
     report = load_encoder(network, content, allow_partial=True)
     load_own_decoder(network, content, report)
     for level in range(1, min(len(theirs), len(ours))):  # from full resolution
-        assert torch.equal(network.decoder.transpconvs[-level].weight, method.decoder.upsample[-level].weight)
+        assert torch.equal(network.decoder.transpconvs[-level].weight, method["decoder"].upsample[-level].weight)
 
 
 def test_copies_under_other_names_are_not_counted_as_skipped() -> None:
