@@ -138,7 +138,7 @@ def save_as_zip(old: str, new: str) -> None:
 
 
 def _is_of_old_format(path: str) -> bool:
-    """Whether a file begins as torch.save began its files before torch 1.6."""
+    """Tell if a file begins as the files of torch.save before torch 1.6."""
     begin = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
     with suppress(OSError), open(path, "rb") as file:  # what cannot be opened is said by `_load`
         return file.read(len(begin)) == begin
@@ -215,7 +215,7 @@ def nnssl_adaptation_plan(
     channels: int,
     network: Any,
 ) -> dict[str, Any]:
-    """What nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find it in `network_weights`.
+    """Return what nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find its weights.
 
     Args:
         plans: nnU-Net's plan.

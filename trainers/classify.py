@@ -45,7 +45,7 @@ NUM_MAPS = 4  # activation maps that a validation draws
 
 
 class ClassificationLogger(LocalLogger):
-    """nnU-Net's logger; what it calls Dice is the AUROC."""
+    """nnU-Net's logger, which holds the AUROC in the place of Dice."""
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png."""
