@@ -80,7 +80,7 @@ network["features_per_stage"] = [width // 4 for width in network["features_per_s
 plan["pcrl"] = {
     "pretrain": {
         "epochs": 2 if quick else 10, "iters_per_epoch": 2 if quick else 30, "batch_size": 4,
-        "optimizer": "adamw", "initial_lr": 3e-3, "comparison_weight": 0.1,
+        "optimizer": "adamw", "initial_lr": 3e-3, "pcrlv2": {"comparison_weight": 0.1},
     },
     "finetune": {
         "epochs": 1 if quick else 5, "iters_per_epoch": 2 if quick else 50, "val_iters_per_epoch": 2

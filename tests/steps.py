@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import DATASET_JSON, make_plan
+from tiny_pretraining import make_trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 EPOCHS = 3
 
@@ -121,16 +119,12 @@ def pretrain_on_ranks(folder: Path, steps: int) -> None:
 
 def _pretrain_on_one(rank: int, size: int, folder: Path, steps: int) -> None:
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.trainers import PCRLPretrainTrainer
 
     name = f"{rank}-of-{size}"
     os.environ |= {"nnUNet_results": str(folder / name), "LOCAL_RANK": str(rank)}
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=size)
-    plan = make_plan(pretrain={"batch_size": 5, "epochs": 1, "iters_per_epoch": steps + 1})
-    settings = pretrain_settings(plan, "3d_fullres", PlansManager(plan).get_configuration("3d_fullres").configuration)
-    plan |= {"continue_training": False, "pcrl_settings": settings}
-    trainer: Any = PCRLPretrainTrainer(plan, "3d_fullres", "all", DATASET_JSON, torch.device("cpu"))
+    trainer = make_trainer(batch_size=5, epochs=1, iters_per_epoch=steps + 1)
     torch.manual_seed(rank)
     trainer.initialize()
     if rank > 0:

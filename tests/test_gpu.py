@@ -12,10 +12,10 @@ import pytest
 import torch
 from steps import parameters_of
 from tiny_dataset import make_plan
+from tiny_pretraining import make_trainer
 
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.cli import pretrain
-from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
@@ -26,11 +26,7 @@ FOLDER = "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all"
 
 def pretraining(tiny: Any, device: str) -> Any:
     """A trainer that is ready for its first step, of a network wide enough for its gradients to average rounding."""
-    plan = make_plan(features=(16, 32, 32))
-    configuration = plan["configurations"]["3d_fullres"]
-    resolved = pretrain_settings(plan, "3d_fullres", configuration, epochs=2, iters_per_epoch=2, batch_size=8)
-    plans = {**plan, "continue_training": False, "pcrl_settings": resolved}
-    trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device(device))
+    trainer = make_trainer(plan=make_plan(features=(16, 32, 32)), device=device, batch_size=8)
     trainer.initialize()
     return trainer
 
@@ -54,7 +50,7 @@ def changes(trainer: Any, batch: dict[str, Any], levels: Any) -> tuple[float, to
 def test_a_step_in_mixed_precision_goes_where_that_of_the_cpu_goes(tiny: Any, level: int) -> None:
     on_cpu, on_gpu = pretraining(tiny, "cpu"), pretraining(tiny, "cuda")
     batch = next(on_cpu.get_dataloaders())
-    (levels,) = (levels for levels in on_cpu.network.all_levels() if levels.deepest == level)
+    (levels,) = (levels for levels in on_cpu.network.variants() if levels.deepest == level)
     on_gpu.grad_scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)  # else the first steps find their scale
     loss, expected = changes(on_cpu, batch, levels)
     loss_on_gpu, change = changes(on_gpu, batch, levels)
@@ -82,6 +78,7 @@ def test_the_pretraining_runs_there_by_default_and_continues_with_its_scale(
     state = torch.load(tiny.results / FOLDER / checkpoint.LATEST, map_location="cpu", weights_only=False)
     assert devices == {"cuda"}
     assert state["grad_scaler"]["scale"] > 1
+    assert state["device_rng"].dtype == torch.uint8
     pretrained(monkeypatch, "--c")
     content = checkpoint.read(str(tiny.results / FOLDER / checkpoint.FINAL))
     assert content["steps"] == 8

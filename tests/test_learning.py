@@ -1,7 +1,7 @@
 """It learns: a short pretraining on real images, judged on cases that it has not seen.
 
 Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), half the plan's
-width, 600 steps of 24 pairs; about three minutes on two cores. Measured by level: error 0.46 to 0.47 of the variance
+width, 600 steps of 24 samples; about three minutes on two cores. Measured by level: error 0.46 to 0.47 of the variance
 within a view, margin 0.82 to 0.93, effective rank of the features 26, 6.6 and 2.5.
 """
 
@@ -21,14 +21,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.loader import make_loader
-from pcrl_nnunet.methods import PCRLv2
-from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.methods import PlanFacts, method_class
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
-EPOCHS, STEPS, PAIRS = 6, 100, 24
+EPOCHS, STEPS, SAMPLES = 6, 100, 24
 MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 
@@ -63,7 +62,7 @@ def run(*command: str) -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hippocampus: Path) -> None:
-    lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(PAIRS))
+    lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(SAMPLES))
     run("pcrl_nnunet_pretrain", "-d", "4", "-c", "2d", "-f", "0", "-device", "cpu", *lengths)
     folder = hippocampus / "results" / NAME / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__2d" / "fold_0"
     (log,) = folder.glob("training_log_*.txt")
@@ -85,21 +84,22 @@ def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hipp
         deep_supervision=True,
     )
     network.load_state_dict(content["network_weights"])
-    method = PCRLv2(encoder_of(network), 1)
+    settings = pretrain_settings(content["plans"], "2d", this.configuration)
+    method = method_class("pcrlv2")(network, 1, settings.own)
     missing, unexpected = method.load_state_dict(content["method_weights"], strict=False)
     assert not unexpected
     assert all(name.startswith("encoder.") for name in missing)
 
-    settings = pretrain_settings(content["plans"], "2d", this.configuration)
-    loader = make_loader(unseen, settings.views, settings.augmentation, PAIRS, seed=1)
-    levels = method.all_levels()
-    monitor = Monitor()
+    views = method.views(settings.own, PlanFacts.of("2d", this.configuration), 1, {})
+    loader = make_loader(unseen, views, SAMPLES, seed=1)
+    levels = method.variants()
+    monitor = Monitor(method.quantities)
     with torch.no_grad():
         for _ in range(8):
             batch = {k: torch.as_tensor(v) for k, v in next(loader).items() if k != "cases"}
             for drawn in levels:
-                monitor.update(method(batch, drawn), batch["target"])
+                monitor.update(method(batch, drawn))
     summary = monitor.summary()
-    assert judge(summary, EPOCHS * STEPS).alarms == ()
-    assert summary["restoration_ratio"][levels[-1].restoration] < 0.5
+    assert judge(summary, EPOCHS * STEPS, method.quantities).alarms == ()
+    assert summary["restoration_ratio"][f"level {levels[-1].restoration}"] < 0.5
     assert sum(summary["matched_minus_shuffled"].values()) / len(levels) > MARGIN

@@ -1,6 +1,5 @@
 """A run of Weights & Biases begins with the training, and a trainer that is refused touches no other's run."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,11 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
+from tiny_pretraining import make_trainer
 
 from pcrl_nnunet import weights_and_biases
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLClassificationTrainer, PCRLFinetuneTrainer, PCRLPretrainTrainer, PCRLScratchTrainer
 
@@ -28,11 +26,9 @@ def quick(tiny, monkeypatch):
 
 
 def make(tiny, trainer, continues=False):
-    plan = {**make_plan(), "continue_training": continues}
     if trainer is PCRLPretrainTrainer:
-        configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
-        short = {"epochs": 1, "iters_per_epoch": 1, "batch_size": 4}
-        plan["pcrl_settings"] = pretrain_settings(copy.deepcopy(plan), "3d_fullres", configuration, **short)
+        return make_trainer(0, continues=continues, epochs=1, iters_per_epoch=1)
+    plan = {**make_plan(), "continue_training": continues}
     return trainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
 
 

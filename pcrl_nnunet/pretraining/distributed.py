@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcrl_nnunet.errors import UserError
 
-MIN_PAIRS_OF_A_RANK = 2  # the monitor tells pairs apart, those of the first rank
+MIN_SAMPLES_OF_A_RANK = 2  # the monitor tells samples apart, those of the first rank
 _T = TypeVar("_T")
 
 
@@ -67,7 +67,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     of_rank = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
     if of_rank.type == "cuda":
         torch.cuda.set_device(of_rank)
-    # ranks wait for the first one's unpacking of old preprocessed data, probe, report and files
+    # ranks wait for the first one's unpacking of old preprocessed data, preparation, report and files
     dist.init_process_group("nccl" if of_rank.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         if rank() == 0:
@@ -97,10 +97,10 @@ def largest_part(batch_size: int, ranks: int) -> int:
     Raises:
         UserError: there are too few for this number of ranks.
     """
-    if batch_size < MIN_PAIRS_OF_A_RANK * ranks:
+    if batch_size < MIN_SAMPLES_OF_A_RANK * ranks:
         raise UserError(
-            f"{ranks} processes share a batch of {batch_size} pairs, and each needs {MIN_PAIRS_OF_A_RANK}: "
-            f"give -batch_size {MIN_PAIRS_OF_A_RANK * ranks} or more, or fewer processes"
+            f"{ranks} processes share a batch of {batch_size} samples, and each needs {MIN_SAMPLES_OF_A_RANK}: "
+            f"give -batch_size {MIN_SAMPLES_OF_A_RANK * ranks} or more, or fewer processes"
         )
     return -(-batch_size // ranks)
 

@@ -14,6 +14,8 @@ from nnunetv2.run.run_training import find_free_network_port
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.pretraining import distributed
 
+GRACE = 5  # seconds, for the other processes to end in order after the first that fails
+
 
 def to_start(number: int, device: torch.device) -> bool:
     """Tell whether this process has to start the processes that share a training.
@@ -52,7 +54,7 @@ def start(run: Callable[[Any], None], argument: Any, number: int) -> None:
     ranks = torch.multiprocessing.spawn(_rank, (run, argument, variables, errors), number, join=False)
     before = signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in ranks.processes])
     try:
-        while not ranks.join(grace_period=5):
+        while not ranks.join(grace_period=GRACE):
             pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
         if not errors.empty():  # of the first that failed; others then fail for want of it

@@ -240,11 +240,11 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
     except BaseException:
         if not _has_files(folder):
             output_folder.set_overwriting(folder, False)
-            for name in names:
-                os.replace(os.path.join(aside, name), os.path.join(folder, name))
-            for path in (kept, start.log):
+            for path in (kept, start.log):  # an earlier log may have the same name, which is a time in seconds
                 if path and os.path.isfile(path):
                     os.remove(path)
+            for name in names:
+                os.replace(os.path.join(aside, name), os.path.join(folder, name))
             with suppress(OSError):
                 os.rmdir(aside)
         raise

@@ -7,13 +7,15 @@ import pytest
 from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.progress import PretrainLogger
 
 
 @pytest.fixture
 def command(tiny, monkeypatch):
     """Runs the command in this process; returns its exit status."""
     monkeypatch.setattr(registration, "is_registered", lambda: True)
-    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds each, of which tests/report/test_page.py is
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # pictures take seconds each, and have tests of their own
+    monkeypatch.setattr(PretrainLogger, "plot_progress_png", lambda *_: None)
     tiny.cwd = tiny.folder.parents[1] / "here"
     tiny.cwd.mkdir()
     monkeypatch.chdir(tiny.cwd)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from nnunetv2.training.logging import nnunet_logger
 from tiny_dataset import make_plan
+from tiny_method import PLACE
+from tiny_pretraining import folder_of
 
 from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods import registry
+from pcrl_nnunet.pretraining.interruption import command_to_go_on
 from pcrl_nnunet.report.page import NAME as REPORT
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
 
 SHORT = ["-d", "999", "-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
-
-
-def folder_of(tiny, plans="nnUNetPlans", fold="all"):
-    return tiny.results / f"PCRLPretrainTrainer_pcrlv2__{plans}__3d_fullres" / f"fold_{fold}"
 
 
 def files(folder):
@@ -40,6 +40,12 @@ def no_trainer(monkeypatch):
         raise AssertionError("a trainer was built")
 
     monkeypatch.setattr(PCRLPretrainTrainer, "__init__", built)
+
+
+@pytest.fixture
+def quick_views(monkeypatch):
+    """The pictures of views are empty: they take seconds each."""
+    monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *given: Path(given[-1]).touch())
 
 
 def an_earlier_run(tiny, kind):
@@ -101,21 +107,75 @@ def test_a_refusal_to_start_over_offers_another_name_and_overwrite(command, tiny
         assert offer in said
 
 
-@pytest.mark.parametrize("changed", ["settings", "cases"])
-def test_c_with_other_settings_or_cases_is_refused_before_a_trainer_is_built(command, tiny, monkeypatch, changed):
+def test_c_with_other_settings_or_cases_is_refused_before_a_trainer_is_built(command, tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(PCRLPretrainTrainer, "on_train_end", lambda self: None)
         assert command(*SHORT) == 0
-    if changed == "cases":
-        for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
-            (tiny.data / f"case_3{suffix}").unlink()
     before = files(folder_of(tiny))
-    with monkeypatch.context() as patch:
-        patch.setattr(PCRLPretrainTrainer, "__init__", None)
-        said = command(*SHORT, "--c", *(["-seed", "7"] if changed == "settings" else []))
-    assert f"the {changed} " in said
-    assert "or start anew with --overwrite in the place of --c" in said
+    monkeypatch.setattr(PCRLPretrainTrainer, "__init__", None)
+    said = [command(*SHORT, "--c", "-seed", "7")]
+    plan_file = tiny.folder / "nnUNetPlans.json"
+    unchanged = plan_file.read_text()
+    plan_file.write_text(json.dumps(make_plan(pretrain={"pcrlv2": {"restoration": "full"}})))
+    said.append(command(*SHORT, "--c"))
+    plan_file.write_text(unchanged)
+    for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
+        (tiny.data / f"case_3{suffix}").unlink()
+    said.append(command(*SHORT, "--c"))
+    for sentence, differing in zip(said, ("settings ['seed']", "settings ['pcrlv2.restoration']", "cases ['case_3']")):
+        assert f"the {differing} differ from those that " in sentence
+        assert "or start anew with --overwrite in the place of --c" in sentence
     assert files(folder_of(tiny)) == before
+
+
+def test_pretrainings_by_two_methods_have_folders_of_their_own(command, tiny, capsys, monkeypatch):
+    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    assert command(*SHORT) == 0
+    before = files(folder_of(tiny))
+    assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert command(*SHORT, "-method", "mean") == 0
+    assert "-tr PCRLFinetuneTrainer_mean -p nnUNetPlans" in capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert files(folder_of(tiny)) == before
+    assert checkpoint.read(str(folder_of(tiny, method="mean") / checkpoint.FINAL))["method"] == "mean"
+    assert "is a finished pretraining" in command(*SHORT, "-method", "mean")
+    assert command(*SHORT, "--c", "-method", "mean") == 0
+    assert "This pretraining is finished" in capsys.readouterr().out
+
+
+def as_version_0_1_0_wrote_it(tiny):
+    """Give the result of a pretraining the form and the place that version 0.1.0 gave it; return its path."""
+    folder = folder_of(tiny)
+    content = checkpoint.read(str(folder / checkpoint.FINAL))
+    own = content["settings"].pop("pcrlv2")
+    del content["verdict"], content["settings"]["method"]
+    own["views"]["pairs_per_read"] = 1
+    content["settings"] |= {**own, "probe_every": 0}
+    place = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / checkpoint.FINAL
+    place.parent.mkdir(parents=True)
+    shutil.rmtree(folder.parent)
+    checkpoint.write(str(place), content)
+    return place
+
+
+def test_a_checkpoint_of_version_0_1_0_is_finished_for_c_and_starts_another_one(command, tiny, capsys):
+    assert command(*SHORT) == 0
+    place = as_version_0_1_0_wrote_it(tiny)
+    capsys.readouterr()
+    assert command(*SHORT, "--c") == 0
+    assert f"This pretraining is finished: {place}" in capsys.readouterr().out
+    assert not folder_of(tiny).parent.exists()
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(make_plan(pretrain={"pcrlv2": {"restoration": "full"}})))
+    said = command(*SHORT, "--c")
+    assert "is finished, with other settings (pcrlv2.restoration single, now full)" in said
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(make_plan()))
+
+    before = checkpoint.read(str(place))
+    assert command(*SHORT, "-init", str(place)) == 0
+    own = len(before["method_weights"])
+    assert f"{own} of {own} tensors of the method's own weights go on" in capsys.readouterr().out
+    after = checkpoint.read(str(folder_of(tiny) / checkpoint.FINAL))
+    assert after["init"]["checkpoint"] == str(place)
+    assert after["init"]["encoder_share"] == 1
 
 
 def test_overwrite_keeps_all_of_the_earlier_pretraining_and_its_result_until_there_is_a_new_one(
@@ -232,10 +292,8 @@ def test_weights_and_biases_that_cannot_begin_is_said_and_leaves_nothing(command
 
 
 def test_the_command_to_go_on_overwrites_nothing(command, tiny, capsys, monkeypatch):
-    from pcrl_nnunet.trainers.pretrain import _command_to_go_on
-
     monkeypatch.setattr("sys.argv", ["/bin/pcrl_nnunet_pretrain", "-d", "999", "--overwrite", "-init", "a b.pth"])
-    assert shlex.split(_command_to_go_on()) == ["pcrl_nnunet_pretrain", "-d", "999", "-init", "a b.pth", "--c"]
+    assert shlex.split(command_to_go_on()) == ["pcrl_nnunet_pretrain", "-d", "999", "-init", "a b.pth", "--c"]
 
 
 def test_c_with_nothing_to_continue_says_loudly_what_it_starts(command, tiny, capsys):
@@ -287,7 +345,7 @@ def test_settings_of_a_copy_are_its_own(command, tiny):
     copy["pcrl"]["pretrain"] = {"initial_lr": 0.001}
     path.write_text(json.dumps(copy))
     assert command(*SHORT, "-name", "low", "--overwrite") == 0
-    settings = checkpoint.read(str(folder_of(tiny, "nnUNetPlans_low") / checkpoint.FINAL))["settings"]
+    settings = checkpoint.read(str(folder_of(tiny, plans="nnUNetPlans_low") / checkpoint.FINAL))["settings"]
     assert settings["initial_lr"] == 0.001
     assert json.loads(path.read_text()) == copy
 
@@ -339,7 +397,7 @@ def test_where_the_plan_cannot_be_written_nothing_is_left_behind(command, tiny, 
     assert not tiny.results.exists()
 
 
-def test_a_named_pretraining_that_cannot_start_and_a_dry_run_leave_no_plan(command, tiny, monkeypatch):
+def test_a_named_pretraining_that_cannot_start_and_a_dry_run_leave_no_plan(command, tiny, monkeypatch, quick_views):
     def refused(self):
         raise UserError("no")
 
@@ -361,7 +419,7 @@ def test_a_plan_whose_file_has_another_name_is_not_written_anew(command, tiny):
 # ----------------------------------------------------------------------------------------------- the dry run's folder
 
 
-def test_a_dry_run_replaces_its_pictures_and_nothing_that_is_not_its_own(command, tiny):
+def test_a_dry_run_replaces_its_pictures_and_nothing_that_is_not_its_own(command, tiny, quick_views):
     assert command(*SHORT, "--dry_run") == 0
     pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_nnUNetPlans_3d_fullres"
     (pictures / "mine.png").write_text("mine")
@@ -375,7 +433,7 @@ def test_a_dry_run_replaces_its_pictures_and_nothing_that_is_not_its_own(command
     assert (pictures / "mine.png").read_text() == "mine"
 
 
-def test_dry_runs_of_two_plans_have_a_folder_each(command, tiny):
+def test_dry_runs_of_two_plans_have_a_folder_each(command, tiny, quick_views):
     shutil.copy(tiny.folder / "nnUNetPlans.json", tiny.folder / "Other.json")
     (tiny.folder / "Other.json").write_text(json.dumps({**make_plan(), "plans_name": "Other"}))
     for plan in ("nnUNetPlans", "Other"):

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pcrl_nnunet.cli import register
+from pcrl_nnunet import registration
 
 REPOSITORY = Path(__file__).parents[2]
 FIND_TRAINER = "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
@@ -233,7 +233,7 @@ def test_bridges_cost_stock_look_ups_no_import_of_ours(
         FIND_TRAINER + "find('nnUNetTrainer_5epochs'); print([m for m in sys.modules if m.startswith('pcrl_nnunet')])"
     )
     assert made.execute(code).strip() == "[]"
-    code = "from pcrl_nnunet.cli.register import *; print(is_registered(), {'torch', 'nnunetv2'} & set(sys.modules))"
+    code = "from pcrl_nnunet.registration import *; print(is_registered(), {'torch', 'nnunetv2'} & set(sys.modules))"
     assert run(made.python, "-I", "-c", code).stdout.strip() == "True set()"
 
 
@@ -272,10 +272,10 @@ def test_registering_mends_an_orphan_too_and_leaves_what_others_put_there(
     environment: Callable[..., Environment], packages: Packages
 ) -> None:
     made = environment(packages.ours)
-    orphans = [made.site_packages / "nnunetv2" / folder / "pcrl_nnunet_bridge.py" for folder in register.BRIDGE_FOLDERS]
+    orphans = [made.site_packages / "nnunetv2" / folder / "pcrl_nnunet_bridge.py" for folder in registration.BRIDGE_FOLDERS]
     for path in orphans:
         path.parent.mkdir(parents=True)
-        shutil.copy(register.BRIDGE, path)
+        shutil.copy(registration.BRIDGE, path)
     custom = orphans[0].with_name("my_trainer.py")
     custom.touch()
     done = made.register()

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +29,13 @@ from pcrl_nnunet.cli import preprocess, pretrain
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import unlabelled
 from pcrl_nnunet.ingest.target import Source, plan_for, read_source
-from pcrl_nnunet.loading.cases import Case, find_cases
+from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
+from pcrl_nnunet.methods import PlanFacts, method_class
 from pcrl_nnunet.pretraining.cases import of_several
 from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.trainers import pretrain as trainer
 from pcrl_nnunet.transfer.seen import cases_seen
 
@@ -80,6 +84,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(unlabelled, "worker_pool", pool)
     monkeypatch.setattr(registration, "is_registered", lambda: True)
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # pictures take seconds each, and have tests of their own
+    monkeypatch.setattr(PretrainLogger, "plot_progress_png", lambda *_: None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     return tmp_path
 
@@ -222,16 +228,22 @@ def test_the_targets_normalisation_is_taken_where_asked_for_and_channels_agree(t
 def test_of_the_targets_settings_those_of_pretraining_come_along(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     views = {"num_local": 3, "global_crop_sizes": [[20, 20, 20]], "local_crop_sizes": [[5, 5, 5]]}
-    pretrain = {"epochs": 7, "augmentation": {"p_flip": 0.1}, "views": {"3d_fullres": views}}
+    augmentation = {"p_flip": 0.1}
+    pretrain = {"epochs": 7, "pcrlv2": {"augmentation": augmentation}, "3d_fullres": {"pcrlv2": {"views": views}}}
     theirs["pcrl"] = {"pretrain": pretrain, "finetune": {"epochs": 3}, "checkpoint": "/of/another.pth"}
     plan, notes = plan_for(described(), theirs)
     assert plan["pcrl"] == {"pretrain": pretrain}
     assert notes == []
     small = described(shapes=[[19, 60, 60]], spacings=[[1, 1, 1]])
     plan, notes = plan_for(small, theirs)
-    assert plan["pcrl"] == {"pretrain": {**pretrain, "views": {"3d_fullres": {"num_local": 3}}}}
+    smaller = {"pcrlv2": {"views": {"num_local": 3}}}
+    assert plan["pcrl"] == {"pretrain": {**pretrain, "3d_fullres": smaller}}
     assert len(notes) == 1
-    assert "pcrl.pretrain.views.3d_fullres exceed the median image of 19 x 60 x 60 voxels" in notes[0]
+    assert "of pcrl.pretrain.3d_fullres.pcrlv2.views exceed the median image of 19 x 60 x 60 voxels" in notes[0]
+    theirs["pcrl"]["pretrain"] = {"pcrlv2": {"views": views}}  # of all configurations
+    plan, notes = plan_for(small, theirs)
+    assert plan["pcrl"] == {"pretrain": smaller}
+    assert ["of pcrl.pretrain.pcrlv2.views exceed" in note for note in notes] == [True]
     del theirs["pcrl"]
     assert "pcrl" not in plan_for(small, theirs)[0]
 
@@ -239,12 +251,12 @@ def test_of_the_targets_settings_those_of_pretraining_come_along(tmp_path: Path)
 def test_flat_images_pretrain_for_two_dimensions_alone(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     theirs["configurations"]["2d"] = {**theirs["configurations"]["3d_fullres"], "spacing": [1.0, 1.0]}
-    theirs["pcrl"] = {"pretrain": {"views": {"3d_fullres": {"num_local": 3}}}}
+    theirs["pcrl"] = {"pretrain": {"epochs": 7, "3d_fullres": {"epochs": 3}}}
     flat = described(shapes=[[1, 300, 300]], spacings=[[999, 1, 1]])
     plan, notes = plan_for(flat, theirs)
     assert list(plan["configurations"]) == ["2d"]
     assert plan["configurations"]["2d"]["median_image_size_in_voxels"] == [300, 300]
-    assert plan["pcrl"] == {"pretrain": {"views": {}}}
+    assert plan["pcrl"] == {"pretrain": {"epochs": 7}}
     three = "3d_fullres, 3d_lowres, 3d_cascade_fullres"
     assert notes == [f"{three} of nnUNetPlans of {TARGET} cannot be pretrained on the flat images of {SOURCE}"]
     del theirs["configurations"]["2d"]
@@ -558,23 +570,24 @@ def loader_of(folder: Path) -> ViewLoader:
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
     settings = pretrain_settings(plan, "3d_fullres", configuration)
     cases = find_cases(str(made(folder)))
-    return ViewLoader(cases, settings.views, settings.augmentation, 8, seed=0)
+    method, facts = method_class("pcrlv2"), PlanFacts.of("3d_fullres", configuration)
+    return ViewLoader(cases, method.views(settings.own, facts, 1, {}), 8, seed=0)
 
 
 def global_views(folder: Path, count: int = 60) -> np.ndarray:
     """Standard deviation of global views as the loader draws them, before noise and the like; count x 2 of them."""
     loader = loader_of(folder)
-    return np.array([loader.sample(0, k)["target"].std(axis=(1, 2, 3, 4)) for k in range(count)])
+    return np.array([loader.sample(0, k)[1]["target"].std(axis=(1, 2, 3, 4)) for k in range(count)])
 
 
 def local_views(folder: Path, count: int = 20) -> np.ndarray:
     """Standard deviation of the local views, before noise and the like."""
     loader = loader_of(folder)
     of_samples = [
-        loader.sample_in_steps(loader.cases[k % len(loader.cases)], np.random.default_rng(k))[1][2:]
-        for k in range(count)
+        loader.views.show(case, CaseVolume(case), np.random.default_rng(k)).views[2:]
+        for k, case in zip(range(count), cycle(loader.cases), strict=False)
     ]  # the first two are global
-    return np.array([[view.std() for view in views] for views in of_samples])
+    return np.array([[view.images["before"].std() for view in views] for views in of_samples])
 
 
 LUNGS = {f"case_{k}": lung_ct(k) for k in range(3)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.run.run_training import find_free_network_port
+from tiny_pretraining import folder_of
 from torch import nn
 
-from pcrl_nnunet import checkpoint, registration
-from pcrl_nnunet.cli import pretrain
+from pcrl_nnunet import checkpoint
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.pretraining import distributed, processes
 
 STEPS = 3
 COMMAND = ["-d", "999", "-device", "cpu", "-epochs", "2", "-iters_per_epoch", "2", "-batch_size", "5"]
@@ -85,7 +86,7 @@ def test_weights_and_running_statistics_stay_those_of_one_process_and_the_same_o
 
 
 def test_ranks_make_different_views_that_are_those_of_one_process(ranks) -> None:
-    assert [len(cases) for cases in ranks.first["cases"]] == [2] * (STEPS + 1)  # 2 of 5 pairs
+    assert [len(cases) for cases in ranks.first["cases"]] == [2] * (STEPS + 1)  # 2 of 5 samples
     for whole, *parts in zip(ranks.alone["cases"], ranks.first["cases"], ranks.second["cases"], strict=True):
         assert whole == [case for part in parts for case in part]
 
@@ -124,10 +125,9 @@ def run(script: Path, results: Path, *command: str, wait_at: int = -1) -> subpro
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_process(
-    tiny, tmp_path: Path, monkeypatch
-) -> None:
+def test_processes_that_torch_spawns_and_torchrun_starts_do_the_same(tiny, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -140,7 +140,7 @@ def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_
     os.kill(stopped.pid, signal.SIGTERM)
     output, _ = stopped.communicate(timeout=100)
     assert stopped.returncode == 0, output
-    assert "2 processes share each batch of 5 pairs" in output
+    assert "2 processes share each batch of 5 samples" in output
     assert output.count("Stopped by SIGTERM after step 1") == 1
     assert f"To go on: script.py {' '.join(COMMAND)} -num_gpus 2 --c" in output
 
@@ -158,16 +158,7 @@ def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_
     assert (tmp_path / "second.steps").read_text() == "1\n2\n3\n"
     assert not [path for path in second.rglob("*") if path.is_file()]
 
-    monkeypatch.setattr(registration, "is_registered", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_pretrain", *COMMAND])
-    pretrain.main_entry()
-    alone, shared = final(tiny.results), final(first)
-    for name in ("network_weights", "method_weights"):
-        assert alone[name].keys() == shared[name].keys()
-        for key, tensor in alone[name].items():
-            torch.testing.assert_close(shared[name][key], tensor, rtol=1e-2, atol=1e-2)
-    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-3)
-    assert shared["cases"] == alone["cases"]
+    assert final(first)["steps"] == 4
 
 
 def final(results: Path) -> dict[str, Any]:
@@ -183,8 +174,13 @@ sys.path[:0] = {path}
 import torch.multiprocessing as mp
 from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
+from pcrl_nnunet.pretraining import processes
+from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.progress import PretrainLogger
 mp.spawn = lambda fn, args, nprocs, join: mp.start_processes(fn, args, nprocs, join, start_method="fork")
+Report.write = PretrainLogger.plot_progress_png = lambda *_: None  # pictures take seconds each
 registration.is_registered = lambda: True
+processes.GRACE = 0.5
 sys.argv = ["pcrl_nnunet_pretrain", *{arguments}]
 {more}
 pretrain.main_entry()
@@ -193,10 +189,10 @@ KILLED = """
 import os, signal
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 train_step = PCRLPretrainTrainer.train_step
-def step(self, batch, number):
+def step(self, batch, number, *rest):
     if number == 3 and self.local_rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return train_step(self, batch, number)
+    return train_step(self, batch, number, *rest)
 PCRLPretrainTrainer.train_step = step
 """
 
@@ -204,10 +200,10 @@ FAILS = """
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 train_step = PCRLPretrainTrainer.train_step
-def step(self, batch, number):
+def step(self, batch, number, *rest):
     if number == 1 and self.local_rank == 1:
         raise UserError("a case of the second one is damaged")
-    return train_step(self, batch, number)
+    return train_step(self, batch, number, *rest)
 PCRLPretrainTrainer.train_step = step
 """
 BUILT = """
@@ -228,6 +224,35 @@ PCRLPretrainTrainer.on_train_start = with_fewer
 """
 
 
+# SIGTERM to the process that has started the others, after the first step.
+STOPPED = """
+import os, signal
+from pcrl_nnunet.trainers import PCRLPretrainTrainer
+train_step = PCRLPretrainTrainer.train_step
+def step(self, batch, number, *rest):
+    found = train_step(self, batch, number, *rest)
+    if number == 0 and self.local_rank == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
+    if number == 0:
+        signal.pause()
+    return found
+PCRLPretrainTrainer.train_step = step
+"""
+# As torchrun starts a process on each of two machines, the second of which has another folder of results.
+TWO_MACHINES = """
+import os
+def machine(rank, port, results):
+    os.environ |= {{"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}}
+    os.environ |= {{"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x", "nnUNet_results": results[rank]}}
+    try:
+        pretrain.main_entry()
+    except SystemExit as end:
+        assert not end.code, end.code
+mp.start_processes(machine, ({port!r}, {results!r}), 2, start_method="fork")
+sys.exit()
+"""
+
+
 @pytest.fixture
 def forked(fork, tiny):
     """Runs the command so; returns its exit status and all that was printed."""
@@ -243,13 +268,13 @@ def forked(fork, tiny):
 def test_an_error_of_all_processes_is_said_once_without_a_traceback(forked, tiny) -> None:
     status, output = forked(*COMMAND[:-2], "-batch_size", "4", "-num_gpus", "3")
     assert status == 1, output
-    assert output.count("3 processes share a batch of 4 pairs, and each needs 2: give -batch_size 6 or more") == 1
+    assert output.count("3 processes share a batch of 4 samples, and each needs 2: give -batch_size 6 or more") == 1
     assert "Traceback" not in output
     assert not tiny.results.exists()
 
 
 def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -> None:
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = folder_of(tiny)
     (folder / "wandb").mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("days of work")
     (folder / "wandb" / "curves").write_text("curves")
@@ -286,6 +311,37 @@ def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) ->
     assert final(tiny.results)["steps"] == 4
 
 
+@pytest.mark.slow
+def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_process(
+    forked, tiny, tmp_path: Path, monkeypatch
+) -> None:
+    status, output = forked(*COMMAND, "-num_gpus", "2", more=STOPPED)
+    assert status == 0, output
+    assert "2 processes share each batch of 5 samples" in output
+    assert output.count("Stopped by SIGTERM after step 1") == 1
+    assert f"To go on: pcrl_nnunet_pretrain {' '.join(COMMAND)} -num_gpus 2 --c" in output
+
+    second = tmp_path / "second"  # which has no state
+    machines = [str(tiny.results.parent), str(second)]
+    more = TWO_MACHINES.format(port=str(find_free_network_port()), results=machines)
+    status, output = forked(*COMMAND, "--c", more=more)
+    assert status == 0, output
+    assert output.count("Continuing after step 1") == 1
+    assert not [path for path in second.rglob("*") if path.is_file()]
+    shared = final(tiny.results)
+
+    shutil.rmtree(tiny.results)
+    status, output = forked(*COMMAND)
+    assert status == 0, output
+    alone = final(tiny.results)
+    for name in ("network_weights", "method_weights"):
+        assert alone[name].keys() == shared[name].keys()
+        for key, tensor in alone[name].items():
+            torch.testing.assert_close(shared[name][key], tensor, rtol=1e-2, atol=1e-2)
+    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-3)
+    assert shared["cases"] == alone["cases"]
+
+
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
 
 
@@ -303,10 +359,10 @@ def test_processes_that_cannot_be_had_are_refused(monkeypatch, number, device, v
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        pretrain._spawns(number, torch.device(device))
+        processes.to_start(number, torch.device(device))
     monkeypatch.delenv("RANK", raising=False)
-    assert pretrain._spawns(2, torch.device("cuda"))
-    assert not pretrain._spawns(1, torch.device("cuda"))
+    assert processes.to_start(2, torch.device("cuda"))
+    assert not processes.to_start(1, torch.device("cuda"))
 
 
 def test_ranks_that_have_other_cases_are_named(monkeypatch) -> None:

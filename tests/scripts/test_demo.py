@@ -35,6 +35,7 @@ def without_pip(venv: Path) -> Path:
     return venv
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_runs_again_and_ends_with_a_table_of_dice_and_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"

@@ -236,9 +236,12 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
     trainer.save_checkpoint(latest)
     with pytest.raises(UserError, match=r"the settings \['seed'\] differ from those that .* was trained with"):
         make(tiny, seed=1).load_checkpoint(latest)
+    plan = make_plan(pretrain={"pcrlv2": {"restoration": "full"}})
+    with pytest.raises(UserError, match=r"the settings \['pcrlv2.restoration'\] differ"):
+        make(tiny, plan=plan).load_checkpoint(latest)
     plan = make_plan()
     plan["configurations"]["3d_fullres"]["batch_size"] = 3
-    with pytest.raises(UserError, match=r"the plans \['configurations'\] differ"):
+    with pytest.raises(UserError, match=r"the plans \['configurations.3d_fullres.batch_size'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
     other = make(tiny)
     other.data = replace(other.data, other_plans={"Dataset017_Other": "a hash"})
@@ -251,6 +254,23 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
     (tiny.data / "case_3.b2nd").rename(tiny.data / "case_9.b2nd")
     with pytest.raises(UserError, match=r"the cases \['case_3', 'case_9'\] differ"):
         make(tiny).load_checkpoint(latest)
+
+
+def test_the_random_state_of_the_device_is_part_of_the_state(tiny, monkeypatch):
+    restored, latest = [], str(folder_of(tiny) / checkpoint.LATEST)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.arange(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append((state.tolist(), device)))
+    trainers = make(tiny), make(tiny)
+    for trainer in trainers:
+        trainer.initialize()
+        trainer.device = torch.device("cuda", 1)  # from now on, as on a machine that has it
+    trainers[0].save_checkpoint(latest)
+    trainers[1].load_checkpoint(latest)
+    assert restored == [(list(range(16)), torch.device("cuda", 1))]
+    trainers[0].device = torch.device("cpu")
+    trainers[0].save_checkpoint(latest)
+    trainers[1].load_checkpoint(latest)  # there is none of a GPU
+    assert len(restored) == 1
 
 
 def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(tiny, monkeypatch):
