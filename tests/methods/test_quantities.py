@@ -57,8 +57,18 @@ def test_what_is_healthy_raises_no_alarm(quantity):
     ("quantity", "changed", "steps", "text"),
     [
         (RESTORATION, {"restoration_ratio": 1.0}, GRACE_STEPS, r"restoration of level 2 is dead: its error is 1.00 of"),
-        (RESTORATION, {"restoration_ratio": math.nan}, GRACE_STEPS, r"restoration of level 2 is dead: its error is nan"),
-        (RESTORATION, {"restoration_ratio": 4.07}, EARLY_STEPS, r"restoration of level 2 is far off: its error is 4.07"),
+        (
+            RESTORATION,
+            {"restoration_ratio": math.nan},
+            GRACE_STEPS,
+            r"restoration of level 2 is dead: its error is nan",
+        ),
+        (
+            RESTORATION,
+            {"restoration_ratio": 4.07},
+            EARLY_STEPS,
+            r"restoration of level 2 is far off: its error is 4.07",
+        ),
         (MATCHING, {"matched_minus_shuffled": 0.01}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell scans"),
         (MATCHING, {"matched_minus_shuffled": math.nan}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell"),
         (RANK, {"effective_rank": 1.5}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.90 .*, .* rank 1.5;"),

@@ -68,7 +68,9 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_unknown_method_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:Mine", "my_package"))
-    with pytest.raises(UserError, match=rf"there is no method 'pcrl'; expected one of {', '.join([*BUILT_IN, 'mine'])}:"):
+    with pytest.raises(
+        UserError, match=rf"there is no method 'pcrl'; expected one of {', '.join([*BUILT_IN, 'mine'])}:"
+    ):
         method_class("pcrl")
 
 
@@ -93,7 +95,9 @@ def test_an_entry_point_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("value", ["Package", "offered"])
 def test_what_is_no_method_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:{value}", "my_package"))
-    with pytest.raises(UserError, match=rf"method 'mine' of my_package is <.*{value}.*>; expected a subclass of .*Method"):
+    with pytest.raises(
+        UserError, match=rf"method 'mine' of my_package is <.*{value}.*>; expected a subclass of .*Method"
+    ):
         method_class("mine")
 
 

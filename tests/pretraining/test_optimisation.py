@@ -59,9 +59,7 @@ def test_a_group_that_does_not_decay_keeps_its_rate_beside_one_that_does():
 
 def test_a_schedule_goes_on_from_its_state():
     def made():
-        return optimiser(
-            [ParameterGroup([parameter(1.0)]), ParameterGroup([parameter(1.0)], decays=False)], settings()
-        )
+        return optimiser([ParameterGroup([parameter(1.0)]), ParameterGroup([parameter(1.0)], decays=False)], settings())
 
     whole = rates(*made(), 15)
     first, second = made(), made()

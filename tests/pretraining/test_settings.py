@@ -74,7 +74,10 @@ def test_changed_views_change_the_batch_that_fits():
         ({"own": {}}, r"pcrl.pretrain.own is a block for no method"),
         ({"3d_fullres": {"method": "mae"}}, r"3d_fullres.method is 'mae'; a plan has one method for all .* -method"),
         ({"3d_fullres": 3}, r"pcrl.pretrain.3d_fullres is 3; expected a block of settings"),
-        ({"views": {"num_local": 2}}, r"pcrl.pretrain.views is a block for no method and .* expected one of pcrlv2, .*"),
+        (
+            {"views": {"num_local": 2}},
+            r"pcrl.pretrain.views is a block for no method and .* expected one of pcrlv2, .*",
+        ),
         ({"3d_fullres": {"2d": {}}}, r"pcrl.pretrain.2d is a block for no method"),
         ({"method": 3}, r"pcrl.pretrain.method is 3; expected one of pcrlv2"),
         ({"method": "pcrl"}, r"there is no method 'pcrl'; expected one of pcrlv2.*: give it with -method NAME"),
