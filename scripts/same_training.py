@@ -47,7 +47,7 @@ def record(path: str, arguments: list[str]) -> None:
         steps.append({"views": views, "losses": losses, "gradient": float(gradient.double().norm())})
         return losses
 
-    PCRLPretrainTrainer.train_step = recorded  # type: ignore[method-assign]
+    PCRLPretrainTrainer.train_step = recorded  # type: ignore[assignment]
     sys.argv = ["pcrl_nnunet_pretrain", *arguments]
     pretrain.main()
     found = next(Path(os.environ["nnUNet_results"]).rglob("checkpoint_final.pth"))
