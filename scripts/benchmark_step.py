@@ -29,16 +29,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import cycle, islice
 from multiprocessing import active_children
 from multiprocessing.pool import ThreadPool
@@ -47,196 +46,30 @@ from statistics import fmean, median
 from time import perf_counter, process_time, time
 from typing import Any
 
-from benchmark_views import SETTINGS, replaced, volume_of  # it sets one thread, before torch is imported
+# it sets one thread, before torch is imported
+from benchmark_data import DATA, DATASET, FEW, QUICK, Sizes, device, trainer_of, use_folders, write_case, write_dataset
+from benchmark_views import SETTINGS, replaced
 
 import numpy as np  # isort: skip
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from authors_way import AuthorsWay
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import Tensor, nn
+from torch import nn
 
 import pcrl_nnunet.trainers.pretrain as trainer_module
 from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.loading.loader import make_loader
-from pcrl_nnunet.losses import comparison_loss, restoration_loss
-from pcrl_nnunet.methods import Levels, PCRLv2, StepOutput
-from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2Views
 from pcrl_nnunet.pretraining.memory import keep_freed_memory
-from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
 
-DATASET = "Dataset900_Benchmark"
-DATA = "nnUNetPlans_3d_fullres"
-FEW = 10  # cases that are files of their own
 BATCHES = 5  # of a start, until memory is looked at
 GPU_LOADERS = 8
 WAITING_STEPS = 160
 PARTS = ("steps", "memory", "growth", "reading", "gpu")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured on: a plan as nnU-Net makes for LiTS; on a CPU half of its channels and of its pairs."""
-
-    features: int = 32 if torch.cuda.is_available() else 16  # of the first stage
-    max_features: int = 320 if torch.cuda.is_available() else 160
-    stages: tuple[int, int] = (6, 4)  # of the encoder, of two plans; the first is for everything but the step
-    patch: int = 128  # an edge, voxels
-    pairs: int = 8 if torch.cuda.is_available() else 4
-    case: int = 128  # an edge of the images that are trained on
-    rounds: int = 3  # each has all levels
-    many: int = 100_000  # cases
-    fingerprints: int = 400
-    large_case: tuple[int, int, int] = (224, 224, 160)  # for reading
-    large_cases: int = 16
-    cold_batches: int = 8
-
-
-QUICK = Sizes(4, 8, (4, 3), 32, 4, 48, 1, 200, 20, (48, 48, 48), 3, 2)
-
-
-class AuthorsWay(nn.Module):
-    """A step as the authors' code makes it, of the same parts: all heads of all levels of all views.
-
-    In its loss are, of the first view, the restorations at full resolution and of the drawn level (whose weight fades);
-    of the two global views the drawn level's comparison; and of each pair of a local and a global view that of a level
-    drawn for it.
-    """
-
-    def __init__(self, method: PCRLv2) -> None:
-        super().__init__()
-        self.method = method
-        self.rng = np.random.default_rng(0)
-
-    def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
-        """As `PCRLv2.forward`."""
-        method, target, local = self.method, batch["target"], batch["local"]
-        n, drawn = method.decoder.num_levels, levels.deepest
-        of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), n)
-        of_local = method.decoder(method.encoder(local.flatten(0, 1)), n)
-        restored, compared, compared_local = {}, {}, {}
-        for level in range(1, n + 1):
-            image = method.restoration_heads[str(level)](of_global[level], target.shape[3:])
-            restored[level] = image.unflatten(0, target.shape[:2])
-            head = method.comparison_heads[str(level)]
-            compared[level] = tuple(x.unflatten(0, target.shape[:2]) for x in head(of_global[level]))
-            compared_local[level] = tuple(x.unflatten(0, local.shape[:2]) for x in head(of_local[level]))
-        v, p = compared[drawn]
-        loss = restoration_loss(restored[n][:, 0], target[:, 0])
-        fading = 0.5 * (1 + math.cos(math.pi * progress))
-        loss = loss + fading * restoration_loss(restored[drawn][:, 0], target[:, 0])
-        loss = loss + comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
-        pairs = []
-        for number in range(local.shape[1]):
-            for view in (0, 1):
-                level = int(self.rng.integers(1, n + 1))
-                v_l, p_l = (x[:, number] for x in compared_local[level])
-                v_g, p_g = (x[:, view] for x in compared[level])
-                pairs.append(comparison_loss(v_l, p_l, v_g, p_g))
-        loss = loss + torch.stack(pairs).mean()
-        return StepOutput(loss, {}, levels, restored[drawn].detach(), v.detach(), p.detach())
-
-
-# ------------------------------------------------------------------------------------------------- what is measured on
-
-
-def plan_of(stages: int, sizes: Sizes) -> dict[str, Any]:
-    """A plan as nnU-Net's default planner writes it for large, nearly isotropic CT volumes; `stages` names it."""
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": [min(sizes.max_features, sizes.features * 2**i) for i in range(stages)],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-    configuration = {
-        "data_identifier": DATA,
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [sizes.patch] * 3,
-        "median_image_size_in_voxels": [4.0 * sizes.patch] * 3,
-        "spacing": [1.0, 0.77, 0.77],
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": architecture,
-    }
-    return {
-        "dataset_name": DATASET,
-        "plans_name": f"Stages{stages}",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "configurations": {"3d_fullres": configuration},
-        "pcrl": {"pretrain": {"batch_size": sizes.pairs}},
-    }
-
-
-def write_case(path: Path, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
-    """As nnU-Net's preprocessing writes it; `path` without ending."""
-    data = volume_of(shape, rng)
-    blocks, chunks = comp_blosc2_params(data.shape, (128, 128, 128), data.itemsize)
-    seg = np.zeros((1, 1, 1, 1), np.int8)
-    nnUNetDatasetBlosc2.save_case(data, seg, {}, str(path), chunks, blocks, seg.shape, seg.shape)
-
-
-def write_dataset(home: Path, sizes: Sizes, number: int = FEW) -> None:
-    """A preprocessed dataset with two plans; cases beyond the tenth are links to the first ten."""
-    folder = home / "preprocessed" / DATASET
-    data = folder / DATA
-    data.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(FEW):
-        write_case(data / f"case_{i:06d}", (sizes.case,) * 3, rng)
-    for i in range(FEW, number):
-        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-            os.link(data / f"case_{i % FEW:06d}{ending}", data / f"case_{i:06d}{ending}")
-    labels = {"background": 0, "liver": 1}
-    described = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": number, "file_ending": ".nii.gz"}
-    for name, content in (("dataset", described), *((f"Stages{n}", plan_of(n, sizes)) for n in sizes.stages)):
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def use_folders(home: Path, loaders: int = 0) -> None:
-    """Let nnU-Net work below `home`, with so many loading processes."""
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(home / name)
-    os.environ["nnUNet_n_proc_DA"] = str(loaders)
-    os.environ["nnUNet_wandb_enabled"] = "0"
-
-
-def trainer_of(home: Path, stages: int) -> tuple[Any, dict[str, Any]]:
-    """A trainer that is ready for its first step, and a batch."""
-    use_folders(home)
-    plan = load_plan(DATASET, f"Stages{stages}")
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved)
-    plans = {**plan.plans, "continue_training": False, "pcrl_settings": settings}
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
-        trainer = trainer_module.PCRLPretrainTrainer(plans, plan.configuration, "all", plan.dataset_json, device())
-        trainer.initialize()
-    return trainer, next(trainer.get_dataloaders())
-
-
-def device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seconds() -> float:
@@ -251,7 +84,7 @@ def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
     """Median seconds of a step in the authors' way, and of ours by level."""
     trainer, batch = trainer_of(home, stages)
     ours = trainer.network
-    authors, by_depth = AuthorsWay(ours), ours.all_levels()
+    authors, by_depth = AuthorsWay(ours), ours.variants()
 
     def timed(network: nn.Module, levels: Levels) -> float:
         trainer.network = network
@@ -282,7 +115,7 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
     if keeps:
         keep_freed_memory()
     trainer, batch = trainer_of(Path(home), stages)
-    levels_of_steps = [levels for levels in trainer.network.all_levels() if levels.deepest in drawn]
+    levels_of_steps = [levels for levels in trainer.network.variants() if levels.deepest in drawn]
     if way == "authors":
         trainer.network = AuthorsWay(trainer.network)
     before = resident("VmRSS")
@@ -320,7 +153,7 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
     use_folders(Path(home), loaders=2)
     found: dict[str, float] = {}
 
-    def looked_at(trainer: Any, batch: dict[str, Any], step: int, levels: Levels | None = None) -> dict[str, float]:
+    def looked_at(trainer: Any, batch: dict[str, Any], step: int, drawn: Any = None) -> dict[str, float]:
         if step == 0:
             found.update(seconds=time() - started, cpu_seconds=process_time())
         if step + 1 == BATCHES:
@@ -359,7 +192,7 @@ def seconds_of_fingerprints(home: Path, number: int) -> float:
 
 def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
     """Seconds a batch from the disk and from memory, and bytes read from the disk; None: the folder is in memory."""
-    views = SETTINGS[0].views
+    views = PCRLv2Views(SETTINGS[0].views, Augmentation(), 1)
     folder = home / "large"
     folder.mkdir()
     write_case(folder / "case_0", sizes.large_case, np.random.default_rng(0))
@@ -367,7 +200,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
         shutil.copyfile(folder / "case_0.b2nd", folder / f"case_{i}.b2nd")
     cases = find_cases(str(folder))
     kernels.compile_all()
-    cold, warm = (make_loader(cases, views, Augmentation(), sizes.pairs, 0) for _ in range(2))
+    cold, warm = (make_loader(cases, views, sizes.samples, 0) for _ in range(2))
     found: dict[str, list[float]] = {"cold": [], "warm": [], "read": []}
     for number in range(-1, sizes.cold_batches):
         for case in cases:
@@ -402,7 +235,7 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
     if not amp:
         trainer.grad_scaler = None
     with nullcontext() if amp else replaced(trainer_module, "autocast", lambda kind: nullcontext()):
-        by_depth = network.all_levels()
+        by_depth = network.variants()
         for levels in 2 * by_depth:  # warms up
             trainer.train_step(batch, 0, levels)
         forget_peak()
@@ -441,10 +274,10 @@ def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
     results: dict[str, float] = {}
     for stages in sizes.stages:
         trainer, _ = trainer_of(home, stages)
-        views, channels = trainer.settings.views, trainer.network.encoder.output_channels
+        views, channels = trainer.settings.own.views, trainer.network.encoder.output_channels
         print(
-            f"\nSteps with {stages} stages ({channels[0]} to {channels[-1]} channels), {sizes.pairs} pairs: 2 views of "
-            f"{views.global_input_size}, {views.num_local} of {views.local_input_size} a pair"
+            f"\nSteps with {stages} stages ({channels[0]} to {channels[-1]} channels), {sizes.samples} samples: 2 "
+            f"views of {views.global_input_size}, {views.num_local} of {views.local_input_size} a sample"
         )
         authors, by_level = steps(home, stages, sizes.rounds if stages == sizes.stages[0] else max(1, sizes.rounds - 1))
         ours = fmean(by_level)
@@ -518,7 +351,7 @@ def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
 def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
     """Cold against warm."""
     found = cold_and_warm(home, sizes)
-    print(f"\nReading {sizes.large_cases} distinct files of {sizes.large_case} voxels, {sizes.pairs} pairs a "
+    print(f"\nReading {sizes.large_cases} distinct files of {sizes.large_case} voxels, {sizes.samples} samples a "
           f"batch of the paper's sizes, one process")  # fmt: skip
     if found is None:
         print(f"  not measured: {home} is in memory; set TMPDIR to a folder on a disk")

@@ -31,28 +31,23 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # read when the libraries are imported
+from benchmark_data import Volume, volume_of, write_case  # it sets one thread, before torch is imported
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from batchgenerators.transforms.color_transforms import GammaTransform  # noqa: E402
-from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform  # noqa: E402
-from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform  # noqa: E402
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from scipy.ndimage import gaussian_filter  # noqa: E402
-from torch.nn.functional import interpolate  # noqa: E402
+import numpy as np  # isort: skip
+import torch
+from batchgenerators.transforms.color_transforms import GammaTransform
+from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
+from torch.nn.functional import interpolate
 
-from pcrl_nnunet.loading import loader as data_module  # noqa: E402
-from pcrl_nnunet.loading.cases import CaseVolume, find_cases  # noqa: E402
-from pcrl_nnunet.loading.loader import ViewLoader, make_loader  # noqa: E402
-from pcrl_nnunet.views import filters, kernels, pixel, sub_crop  # noqa: E402
-from pcrl_nnunet.views.background import Background  # noqa: E402
-from pcrl_nnunet.views.boxes import Box, sample_view_boxes  # noqa: E402
-from pcrl_nnunet.views.settings import Augmentation, ViewSettings  # noqa: E402
-
-Volume = NDArray[np.float32]
+from pcrl_nnunet.loading import loader as loader_module
+from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.loader import ViewLoader, make_loader
+from pcrl_nnunet.methods.pcrlv2 import PCRLv2Views
+from pcrl_nnunet.views import filters, kernels, pixel, sub_crop
+from pcrl_nnunet.views.background import Background
+from pcrl_nnunet.views.boxes import Box, sample_view_boxes
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 
 @dataclass(frozen=True)
@@ -92,16 +87,9 @@ SETTINGS = (
     ),
 )
 AUGMENTATION = Augmentation()
-LOADER_CASES, LOADER_SHAPE, LOADER_PATCH = 6, (224, 224, 160), (128, 128, 128)
-LOADER_PAIRS, LOADER_BATCHES, LOADER_TURNS = 8, 6, 4  # pairs a batch; batches a turn
-
-
-def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
-    """(1, *shape) float32, z-scored, smooth structure with noise on it, as preprocessed scans have."""
-    smooth = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 4)
-    image = smooth / smooth.std() + 0.2 * rng.standard_normal(shape, dtype=np.float32)
-    z_scored: Volume = ((image - image.mean()) / image.std()).astype(np.float32)[None]
-    return z_scored
+CASE = Case("in memory", "")
+LOADER_CASES, LOADER_SHAPE, LOADER_PATCH = 6, (224, 224, 160), 128
+LOADER_SAMPLES, LOADER_BATCHES, LOADER_TURNS = 8, 6, 4  # samples a batch; batches a turn
 
 
 def crops(boxes: Any) -> tuple[list[Box], list[Box]]:
@@ -195,15 +183,15 @@ def by_limit(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object
 
 
 def by_us(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
-    """The loader's own transforms; only the crops are given, so that all ways have the same."""
-    transform = ViewLoader([], views, AUGMENTATION, 1, 0).transform
+    """The loader's own views; only the crops are given, so that all ways have the same."""
+    ours = PCRLv2Views(views, AUGMENTATION, 1)
 
     def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
         rng = np.random.default_rng(int(boxes.bounds.lower[0]))
 
         def run() -> object:
             with replaced(sub_crop, "sample_view_boxes", lambda *_: boxes):
-                return transform(data=volume, rng=rng)
+                return ours(CASE, volume, rng)
 
         return run
 
@@ -246,7 +234,7 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
 
 def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
     """Milliseconds a sample by stage of ours: the median over rounds."""
-    transform = ViewLoader([], setting.views, AUGMENTATION, 1, 0).transform
+    ours = PCRLv2Views(setting.views, AUGMENTATION, 1)
     volume = volume_of(setting.volume, rng)
     spent: dict[str, float] = defaultdict(float)
 
@@ -277,7 +265,7 @@ def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
         with ExitStack() as stack:
             for stage, module, function in watched:
                 stack.enter_context(replaced(module, function, timed(stage, getattr(module, function))))
-            transform(data=volume, rng=np.random.default_rng((number, 1)))
+            ours(CASE, volume, np.random.default_rng((number, 1)))
         whole = perf_counter() - start
         for stage, _, _ in watched:
             of_rounds[stage].append(spent[stage])
@@ -292,22 +280,18 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
     A turn: the bare transform makes the first samples from cases in memory, with nothing else running; then a loader is
     started, and after as many batches as its queues hold, its next ones are timed.
     """
-    views_a_batch = LOADER_PAIRS * (2 + views.num_local)
+    ours = PCRLv2Views(views, AUGMENTATION, 1)
+    views_a_batch = LOADER_SAMPLES * (2 + views.num_local)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(LOADER_CASES):
-            data = volume_of(LOADER_SHAPE, rng)
-            blocks, chunks = comp_blosc2_params(data.shape, LOADER_PATCH, data.itemsize)
-            seg = np.zeros((1, 1, 1, 1), np.int8)
-            nnUNetDatasetBlosc2.save_case(
-                data, seg, {}, str(Path(folder) / f"case_{i}"), chunks, blocks, seg.shape, seg.shape
-            )
+            write_case(Path(folder) / f"case_{i}", LOADER_SHAPE, rng, LOADER_PATCH)
         cases = find_cases(folder)
         in_memory = {case.name: CaseVolume(case)[(slice(None),) * 4] for case in cases}
-        bare_loader = ViewLoader(cases, views, AUGMENTATION, LOADER_PAIRS, 0)
+        bare_loader = ViewLoader(cases, ours, LOADER_SAMPLES, 0)
 
         def bare() -> float:
             bare_loader.batches_done = 0
-            with replaced(data_module, "CaseVolume", lambda case: in_memory[case.name]):
+            with replaced(loader_module, "CaseVolume", lambda case: in_memory[case.name]):
                 start = perf_counter()
                 for _ in range(LOADER_BATCHES):
                     bare_loader.generate_train_batch()
@@ -322,7 +306,7 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
             speeds, shares = [], []
             for _ in range(LOADER_TURNS):
                 alone = bare()
-                loader = make_loader(cases, views, AUGMENTATION, LOADER_PAIRS, 0, num_workers=processes)
+                loader = make_loader(cases, ours, LOADER_SAMPLES, 0, num_workers=processes)
                 for _ in range(held):
                     next(loader)
                 start = perf_counter()
@@ -373,7 +357,7 @@ def main() -> None:
         if setting.name == "paper":
             results["vs_limit"] = ratio(seconds, "ours", "limit")
 
-    print(f"loader, {LOADER_PAIRS} pairs a batch of the paper's sizes from {LOADER_SHAPE} blosc2 files")
+    print(f"loader, {LOADER_SAMPLES} samples a batch of the paper's sizes from {LOADER_SHAPE} blosc2 files")
     cores = os.cpu_count() or 1
     found = loader_against_transform(SETTINGS[0].views, rng)
     for processes, (speed, share) in found.items():

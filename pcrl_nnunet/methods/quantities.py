@@ -122,13 +122,14 @@ def _not_told_apart(group: str, values: Mapping[str, float]) -> Alarm | None:
 
 
 def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
-    spread, rank = values["sd_ratio"], values["effective_rank"]
+    spread, rank = values.get("sd_ratio", 1.0), values["effective_rank"]  # a method may watch the rank alone
     if spread >= COLLAPSED_SD and rank >= COLLAPSED_RANK:
         return None
+    sd = f"sd {spread:.2f} of an even spread's, " if "sd_ratio" in values else ""
     return (
         GRACE_STEPS,
-        f"features{_of(group)} have collapsed: sd {spread:.2f} of an even spread's, effective rank {rank:.1f}; lower "
-        f"the weight of the comparison or initial_lr, or raise batch_size",
+        f"features{_of(group)} have collapsed: {sd}effective rank {rank:.1f}; lower the weight of the comparison or "
+        f"initial_lr, or raise batch_size",
     )
 
 

@@ -46,4 +46,7 @@ def clip(groups: Sequence[ParameterGroup]) -> Tensor:
     norms += [
         torch.nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in groups if group.clip is not None
     ]
-    return torch.stack([norm.reshape(()) for norm in norms]).norm() if len(norms) > 1 else norms[0]
+    if len(norms) == 1:
+        return norms[0]
+    device = groups[0].parameters[0].device  # where a group has no gradient, torch gives 0 on the CPU
+    return torch.stack([norm.to(device) for norm in norms]).norm()

@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.planners import PCRLPlanner, PCRLPlannerResEncL, PCRLPlannerResEncM, PCRLPlannerResEncXL
-from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 DATASET = "Dataset900_Small"
 SIBLINGS = [
@@ -137,41 +137,48 @@ def test_planning_again_keeps_an_edited_block_and_renews_the_rest(folder: Path) 
     assert again["configurations"] == first["configurations"]
 
 
+def settings_of(plan: dict[str, Any], name: str) -> PretrainSettings:
+    return pretrain_settings(plan, name, PlansManager(plan).get_configuration(name).configuration)
+
+
+def without_block(plan: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plan.items() if key != "pcrl"}
+
+
 def test_block_of_a_new_plan_says_what_happens_without_one_and_changes_no_setting(folder: Path) -> None:
     plan = PCRLPlanner(DATASET).plan_experiment()
-    views = plan["pcrl"]["pretrain"].pop("views")
-    pretraining = {"epochs": 240, "iters_per_epoch": 250, "seed": 0, "restoration": "single", "initial_lr": 0.03}
-    assert plan["pcrl"] == {
-        "pretrain": {**pretraining, "levels": []},
-        "finetune": {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_share": 0.05},
-    }
+    pretrain = dict(plan["pcrl"]["pretrain"])
+    names = [name for name in plan["configurations"] if name != "3d_cascade_fullres"]
+    of_configurations = {name: pretrain.pop(name) for name in names}
+    assert pretrain == {"method": "pcrlv2", "epochs": 240, "iters_per_epoch": 250, "initial_lr": 0.03, "seed": 0}
+    for block in of_configurations.values():
+        assert set(block) == {"batch_size", "pcrlv2"}
+        assert (block["pcrlv2"]["restoration"], block["pcrlv2"]["levels"]) == ("single", [])
+        assert {"global_input_size", "num_local"} < set(block["pcrlv2"]["views"])
+    finetune = {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_share": 0.05}
+    assert plan["pcrl"]["finetune"] == finetune
     assert FinetuneSettings.from_plan(plan) == FinetuneSettings()
-    assert set(views) == {name for name in plan["configurations"] if name != "3d_cascade_fullres"}
     written = read(folder / "PCRLPlans.json")
-    without = {key: value for key, value in written.items() if key != "pcrl"}
-    for name in views:
-        configuration = PlansManager(written).get_configuration(name).configuration
-        assert pretrain_settings(written, name, configuration) == pretrain_settings(without, name, configuration)
+    assert written["pcrl"] == plan["pcrl"]
+    for name in names:
+        assert settings_of(written, name) == settings_of(without_block(written), name)
 
 
-def test_edited_views_and_batch_of_a_configuration_are_taken_and_kept_those_of_others_follow_the_plan(
-    folder: Path,
-) -> None:
+def test_edited_settings_of_a_configuration_are_taken_and_kept_those_of_others_follow_the_plan(folder: Path) -> None:
     PCRLPlanner(DATASET).plan_experiment()
     plan = read(folder / "PCRLPlans.json")
-    plan["pcrl"]["pretrain"]["views"]["2d"] |= {"num_local": 2, "batch_size": 21}
+    edited = plan["pcrl"]["pretrain"]["2d"]
+    edited["batch_size"], edited["pcrlv2"]["views"]["num_local"] = 21, 2
     (folder / "PCRLPlans.json").write_text(json.dumps(plan))
-    settings = pretrain_settings(plan, "2d", PlansManager(plan).get_configuration("2d").configuration)
-    assert (settings.views.num_local, settings.batch_size) == (2, 21)
+    settings = settings_of(plan, "2d")
+    assert (settings.own.views.num_local, settings.batch_size) == (2, 21)
 
     PCRLPlanner(DATASET, overwrite_target_spacing=[2.0, 1.3, 1.3]).plan_experiment()
     again = read(folder / "PCRLPlans.json")
-    assert again["pcrl"]["pretrain"]["views"]["2d"] == plan["pcrl"]["pretrain"]["views"]["2d"]
+    assert again["pcrl"]["pretrain"]["2d"] == edited
     patches = [p["configurations"]["3d_fullres"]["patch_size"] for p in (plan, again)]
     assert patches[0] != patches[1]
-    fullres = PlansManager(again).get_configuration("3d_fullres").configuration
-    without = {key: value for key, value in again.items() if key != "pcrl"}
-    assert pretrain_settings(again, "3d_fullres", fullres) == pretrain_settings(without, "3d_fullres", fullres)
+    assert settings_of(again, "3d_fullres") == settings_of(without_block(again), "3d_fullres")
 
 
 def test_other_plan_name_is_taken_as_nnunet_does(folder: Path) -> None:

@@ -1,16 +1,21 @@
-"""What is set of the CPU's allocator."""
+"""The memory of a step by its shapes alone, and what is set of the CPU's allocator."""
 
 from __future__ import annotations
 
 import platform
 import resource
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from pcrl_nnunet.pretraining.memory import keep_freed_memory
+from pcrl_nnunet.methods import ArraySpec, Method, StepOutput
+from pcrl_nnunet.pretraining.memory import estimated_peak, keep_freed_memory
 
 LARGE = 1 << 26  # bytes; 16,384 pages of 4 kB
 
@@ -36,3 +41,44 @@ def test_it_does_nothing_where_there_is_another_library(monkeypatch: pytest.Monk
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("it was called"))
     keep_freed_memory()
+
+
+class Squares(Method):
+    """Keeps its input for the backward pass; its dearest variant twice as much."""
+
+    name = "squares"
+
+    def __init__(self, asks: bool = False) -> None:
+        super().__init__(None, 1, None)
+        self.weight = nn.Parameter(torch.ones(1000))
+        self.asks = asks
+
+    @classmethod
+    def views(cls, *given: Any) -> Any:
+        """None are made."""
+
+    def variants(self) -> list[int]:
+        return [1, 2]
+
+    def forward(self, batch: Mapping[str, Tensor], drawn: int, progress: float = 0.0) -> StepOutput:
+        assert batch["number"].dtype == torch.int64
+        loss = self.weight.sum()
+        for _ in range(drawn):
+            loss = loss + ((batch["input"] + self.weight[0]) ** 2).mean()
+        return StepOutput(loss * loss.item() if self.asks else loss)
+
+
+ARRAYS = {"input": ArraySpec((10, 1000)), "number": ArraySpec((), "int64")}
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 3), ("adamw", 4)])
+def test_the_estimate_is_of_what_the_dearest_variant_keeps_and_of_the_weights(optimizer: str, copies: int) -> None:
+    method = Squares()
+    found = estimated_peak(method, ARRAYS, 8, optimizer)
+    kept, weights = 2 * 8 * 10 * 1000 * 4, copies * 1000 * 4
+    assert found == pytest.approx(kept + weights, abs=100)
+    assert not method.weight.is_meta
+
+
+def test_there_is_no_estimate_where_a_step_needs_values() -> None:
+    assert estimated_peak(Squares(asks=True), ARRAYS, 8, "sgd") is None

@@ -10,95 +10,80 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 from tiny_dataset import make_plan
 
-from pcrl_nnunet.methods import Levels, StepOutput
-from pcrl_nnunet.methods.quantities import effective_rank, matched_minus_shuffled, restoration_ratio, sd_ratio
-from pcrl_nnunet.pretraining import monitor as monitor_module
-from pcrl_nnunet.pretraining.monitor import Monitor, judge
+from pcrl_nnunet.methods import Quantity, StepOutput, quantities
+from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+from pcrl_nnunet.methods.quantities import MATCHING, RESTORATION, matched_minus_shuffled, restoration_ratio
+from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.monitor import KEPT_VECTORS, Monitor
+from pcrl_nnunet.pretraining.monitor import judge as judge_by
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 
-def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():
-    assert sd_ratio(torch.randn(4000, 64)) == pytest.approx(1.0, abs=0.02)
-    assert sd_ratio(torch.ones(100, 64)) == pytest.approx(0.0, abs=1e-6)
+def watched():
+    return Monitor(PCRLv2.quantities)
 
 
-def test_effective_rank_counts_the_directions_that_are_used():
-    directions = torch.linalg.qr(torch.randn(32, 5)).Q
-    assert effective_rank(torch.randn(4000, 5) @ directions.T) == pytest.approx(5, abs=0.1)
-    assert effective_rank(torch.randn(4000, 1) @ directions[:, :1].T) == pytest.approx(1, abs=0.01)
+def judge(summary, steps_done):
+    return judge_by(summary, steps_done, PCRLv2.quantities)
 
 
-def test_matched_minus_shuffled_tells_samples_apart():
-    v = torch.eye(8)
-    assert matched_minus_shuffled(v, v) == pytest.approx(1.0)
-    assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)
+def output(level, restored, target, v, p):
+    """A step of PCRLv2 in which a level was drawn."""
+    group = f"level {level}"
+    values = {
+        RESTORATION.name: {group: restoration_ratio(restored, target)},
+        MATCHING.name: {group: matched_minus_shuffled(p[:, 0], v[:, 1])},
+    }
+    return StepOutput(torch.zeros(()), {}, values, {group: v.flatten(0, 1)})
 
 
-def test_the_mean_of_each_view_and_channel_has_a_restoration_ratio_of_one():
-    target = torch.randn(4, 2, 3, 8, 8) * 3 + 5 * torch.randn(4, 2, 3, 1, 1)
-    assert restoration_ratio(target.mean((3, 4), keepdim=True).expand_as(target), target) == pytest.approx(1.0)
-    assert restoration_ratio(target, target) == 0
-
-
-def output(level, restored, v, p):
-    return StepOutput(torch.zeros(()), {}, Levels(level, level, level), restored, v, p)
-
-
-def healthy(level=1):
-    target = torch.randn(16, 2, 1, 4, 4)
-    v = torch.randn(16, 2, 32)
-    return output(level, 0.5 * target, v, v), target
+def healthy(level=1, size=16):
+    target, v = torch.randn(size, 2, 1, 4, 4), torch.randn(size, 1, 32).expand(-1, 2, -1)
+    return output(level, 0.5 * target, target, v, v)
 
 
 def test_a_healthy_training_raises_no_alarm():
-    monitor = Monitor()
+    monitor = watched()
     for _ in range(20):
-        monitor.update(*healthy())
+        monitor.update(healthy())
     assert judge(monitor.summary(), steps_done=1000).alarms == ()
 
 
 def test_dead_restoration_is_named_with_its_level():
-    monitor = Monitor()
-    good, target = healthy()
-    monitor.update(output(2, target.mean((3, 4), keepdim=True).expand_as(target), good.v, good.p), target)
+    monitor, target, v = watched(), torch.randn(16, 2, 1, 4, 4), torch.randn(16, 1, 32).expand(-1, 2, -1)
+    monitor.update(output(2, target.mean((3, 4), keepdim=True).expand_as(target), target, v, v))
     (alarm,) = judge(monitor.summary(), steps_done=1000).alarms
     assert alarm.startswith("restoration of level 2 is dead: its error is 1.00")
 
 
 @pytest.mark.parametrize("kind", ["constant", "one direction"])
 def test_collapse_is_named_with_its_level(kind):
-    monitor = Monitor()
-    good, target = healthy()
+    monitor, target = watched(), torch.randn(16, 2, 1, 4, 4)
     scale = 1.0 if kind == "constant" else torch.randn(16, 2, 1)
     v = torch.ones(16, 2, 32) * scale
-    monitor.update(output(3, good.restored, v, v), target)
+    monitor.update(output(3, 0.5 * target, target, v, v))
     (alarm,) = judge(monitor.summary(), steps_done=1000).alarms
     assert alarm.startswith("features of level 3 have collapsed")
 
 
 def test_features_that_tell_nothing_apart_are_named_with_their_level():
-    monitor = Monitor()
-    good, target = healthy()
+    monitor, target = watched(), torch.randn(16, 2, 1, 4, 4)
     for _ in range(100):  # spread evenly, of full rank, and unrelated to the sample, as BatchNorm makes of noise
-        monitor.update(output(2, good.restored, torch.randn(64, 2, 32), torch.randn(64, 2, 32)), target)
+        monitor.update(output(2, 0.5 * target, target, torch.randn(64, 2, 32), torch.randn(64, 2, 32)))
     assert judge(monitor.summary(), steps_done=1000).alarms == ()  # too early to tell
     (alarm,) = judge(monitor.summary(), steps_done=5000).alarms
     assert alarm.startswith("features of level 2 do not tell scans apart")
 
 
-def test_there_is_no_alarm_before_anything_can_be_learnt():
-    monitor = Monitor()
-    good, target = healthy()
-    monitor.update(output(1, torch.zeros_like(target), good.v, good.p), target)
-    assert judge(monitor.summary(), steps_done=10).alarms == ()
-    assert judge(monitor.summary(), steps_done=1000).alarms != ()
+def at(first, second=None):
+    return {"level 1": first} if second is None else {"level 1": first, "level 2": second}
 
 
 GOOD = {
-    "restoration_ratio": {1: 0.5, 2: 0.4},
-    "matched_minus_shuffled": {1: 0.3, 2: 0.2},
-    "sd_ratio": {1: 0.9, 2: 0.9},
-    "effective_rank": {1: 9.0, 2: 9.0},
+    "restoration_ratio": at(0.5, 0.4),
+    "matched_minus_shuffled": at(0.3, 0.2),
+    "sd_ratio": at(0.9, 0.9),
+    "effective_rank": at(9.0, 9.0),
 }
 
 
@@ -107,16 +92,16 @@ GOOD = {
     [
         ({}, 199, "too early"),
         ({}, 200, "learning"),
-        ({"restoration_ratio": {1: 1.03, 2: 1.07}}, 40, "too early"),
-        ({"restoration_ratio": {1: 4.07}}, 40, "too early"),
-        ({"restoration_ratio": {1: 4.07}}, 250, "alarm"),
-        ({"restoration_ratio": {1: 0.5, 2: 1.07}}, 250, "too early"),
-        ({"restoration_ratio": {1: 0.5, 2: 1.0}}, 500, "alarm"),
-        ({"restoration_ratio": {1: math.nan}}, 500, "alarm"),
-        ({"matched_minus_shuffled": {1: 0.0}}, 1999, "too early"),
-        ({"matched_minus_shuffled": {1: 0.0}}, 2000, "alarm"),
-        ({"sd_ratio": {1: 0.1}}, 499, "too early"),
-        ({"effective_rank": {1: 1.5, 2: 9.0}}, 500, "alarm"),
+        ({"restoration_ratio": at(1.03, 1.07)}, 40, "too early"),
+        ({"restoration_ratio": at(4.07)}, 40, "too early"),
+        ({"restoration_ratio": at(4.07)}, 250, "alarm"),
+        ({"restoration_ratio": at(0.5, 1.07)}, 250, "too early"),
+        ({"restoration_ratio": at(0.5, 1.0)}, 500, "alarm"),
+        ({"restoration_ratio": at(math.nan)}, 500, "alarm"),
+        ({"matched_minus_shuffled": at(0.0)}, 1999, "too early"),
+        ({"matched_minus_shuffled": at(0.0)}, 2000, "alarm"),
+        ({"sd_ratio": at(0.1, 0.9)}, 499, "too early"),
+        ({"effective_rank": at(1.5, 9.0)}, 500, "alarm"),
         ({"restoration_ratio": {}}, 500, "learning"),
         ({name: {} for name in GOOD}, 500, "too early"),
     ],
@@ -130,17 +115,57 @@ def test_it_is_too_early_to_tell_until_it_learns_or_an_alarm_is_due(changed, ste
 
 def test_too_early_says_how_many_steps_are_needed():
     assert judge(GOOD, 40).text == "Too early to tell: 40 steps are done, 200 or more are needed."
-    dead = {**GOOD, "restoration_ratio": {1: 1.03}}
+    dead = {**GOOD, "restoration_ratio": at(1.03)}
     assert judge(dead, 250).text == "Too early to tell: 250 steps are done, 500 or more are needed."
 
 
 def test_an_epoch_starts_empty():
-    monitor = Monitor()
-    monitor.update(*healthy())
+    monitor = watched()
+    monitor.update(healthy())
     monitor.clear()
-    monitor.update(*healthy(level=2))
-    assert all(list(of_level) == [2] for of_level in monitor.summary().values())
-    assert all(math.isfinite(x) for of_level in monitor.summary().values() for x in of_level.values())
+    monitor.update(healthy(level=2))
+    assert all(list(of_group) == ["level 2"] for of_group in monitor.summary().values())
+    assert all(math.isfinite(x) for of_group in monitor.summary().values() for x in of_group.values())
+
+
+def test_groups_are_in_their_natural_order():
+    monitor = watched()
+    for level in (10, 2, 1):
+        monitor.update(healthy(level))
+    assert all(list(of_group) == ["level 1", "level 2", "level 10"] for of_group in monitor.summary().values())
+
+
+def test_a_monitor_goes_on_from_its_state():
+    torch.manual_seed(0)
+    steps, monitor, other = [healthy(1 + number % 2) for number in range(6)], watched(), watched()
+    for step in steps[:3]:
+        monitor.update(step)
+    other.load_state(copy.deepcopy(monitor.state()))
+    for step in steps[3:]:
+        monitor.update(step)
+        other.update(step)
+    assert other.summary() == monitor.summary()
+
+
+def test_no_more_vectors_are_kept_than_spread_and_rank_need():
+    monitor = watched()
+    for _ in range(50):
+        monitor.update(healthy(size=64))
+    assert sum(len(v) for v in monitor.state()["vectors"]["level 1"]) == KEPT_VECTORS
+
+
+def test_any_methods_quantities_are_watched():
+    share = Quantity("share", "Share", "falls", "A share.", alarm=lambda group, values: (300, f"{group} {values}"))
+    length = Quantity("length", "Length", "stays", "A length.", of_vectors=lambda v: v.norm(dim=1).mean())
+    monitor = Monitor((share, length))
+    for value in (0.2, 0.4):
+        values = {"share": {"": torch.tensor(value)}, "not watched": {"": torch.ones(())}}
+        monitor.update(StepOutput(torch.zeros(()), values=values, vectors={"": torch.tensor([[3.0, 4.0]])}))
+    summary = monitor.summary()
+    assert summary == {"share": {"": pytest.approx(0.3)}, "length": {"": 5.0}}
+    assert judge_by(summary, 299, (share, length)).state == "too early"
+    assert judge_by(summary, 300, (share, length)).alarms == (f" {{'share': {summary['share']['']}, 'length': 5.0}}",)
+    assert judge_by({"length": {"": 5.0}}, 300, (length,)).state == "learning"
 
 
 DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell scans apart"
@@ -161,7 +186,7 @@ def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind
 
     torch.set_num_threads(1)
     for grace in ("GRACE_STEPS", "COMPARISON_GRACE_STEPS"):
-        monkeypatch.setattr(monitor_module, grace, 200)
+        monkeypatch.setattr(quantities, grace, 200)
     rng = np.random.default_rng(0)
     for path, sigma in zip(sorted(tiny.data.glob("case_?.b2nd")), (1.5, 2, 2.5, 3), strict=True):
         image = rng.normal(size=(1, 14, 14, 14))
@@ -169,15 +194,13 @@ def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind
             image = gaussian_filter(image, (0, sigma, sigma, sigma))
         image = (image - image.mean()) / image.std()
         blosc2.asarray(image.astype(np.float32), urlpath=str(path), mode="w")
-    plan = make_plan(pretrain={"views": {"3d_fullres": {"num_local": 0}}, "weight_decay": weight_decay})
+    plan = make_plan(pretrain={"pcrlv2": {"views": {"num_local": 0}}, "weight_decay": weight_decay})
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
     given = {"epochs": 3, "iters_per_epoch": 101, "batch_size": 8, "initial_lr": 0.1}
-    plans = {
-        **copy.deepcopy(plan),
-        "continue_training": False,
-        "pcrl_settings": pretrain_settings(plan, "3d_fullres", configuration, **given),
-    }
-    trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
+    settings = pretrain_settings(plan, "3d_fullres", configuration, **given)
+    kind_of_trainer = PCRLPretrainTrainer.of(settings, PretrainingData.find(plan, "3d_fullres", "all", {}))
+    plans = {**copy.deepcopy(plan), "continue_training": False}
+    trainer = kind_of_trainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
     trainer.run_training()
     (log,) = tiny.results.rglob("training_log_*.txt")
     first, *later = re.split(r"epoch \d/3: ", log.read_text())[1:]

@@ -1,0 +1,59 @@
+"""A step of PCRLv2 as the authors' code makes it, for comparison with ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcrl_nnunet.losses import comparison_loss, restoration_loss
+from pcrl_nnunet.methods import StepOutput
+from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2
+
+
+class AuthorsWay(nn.Module):
+    """A step as the authors' code makes it, of the same parts: all heads of all levels of all views.
+
+    In its loss are, of the first view, the restorations at full resolution and of the drawn level (whose weight fades);
+    of the two global views the drawn level's comparison; and of each pair of a local and a global view that of a level
+    drawn for it.
+    """
+
+    def __init__(self, method: PCRLv2) -> None:
+        super().__init__()
+        self.method = method
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
+        """As `PCRLv2.forward`."""
+        method, target, local = self.method, batch["target"], batch["local"]
+        n, drawn = method.decoder.num_levels, levels.deepest
+        of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), n)
+        of_local = method.decoder(method.encoder(local.flatten(0, 1)), n)
+        restored, compared, compared_local = {}, {}, {}
+        for level in range(1, n + 1):
+            image = method.restoration_heads[str(level)](of_global[level], target.shape[3:])
+            restored[level] = image.unflatten(0, target.shape[:2])
+            head = method.comparison_heads[str(level)]
+            compared[level] = tuple(x.unflatten(0, target.shape[:2]) for x in head(of_global[level]))
+            compared_local[level] = tuple(x.unflatten(0, local.shape[:2]) for x in head(of_local[level]))
+        v, p = compared[drawn]
+        loss = restoration_loss(restored[n][:, 0], target[:, 0])
+        fading = 0.5 * (1 + math.cos(math.pi * progress))
+        loss = loss + fading * restoration_loss(restored[drawn][:, 0], target[:, 0])
+        loss = loss + comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
+        pairs = []
+        for number in range(local.shape[1]):
+            for view in (0, 1):
+                level = int(self.rng.integers(1, n + 1))
+                v_l, p_l = (x[:, number] for x in compared_local[level])
+                v_g, p_g = (x[:, view] for x in compared[level])
+                pairs.append(comparison_loss(v_l, p_l, v_g, p_g))
+        loss = loss + torch.stack(pairs).mean()
+        return StepOutput(loss)
+
+    def after_step(self, output: StepOutput, stepped: bool) -> None:
+        """Nothing is left to do."""

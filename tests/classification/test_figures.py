@@ -1,0 +1,56 @@
+"""Pictures of a classification show what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pcrl_nnunet.classification import figures
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, instead of files."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: saved.append(figure))
+    return saved
+
+
+def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(drawn: list[Figure]) -> None:
+    keys = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
+    log = {key: [i + 0.1, i + 0.2, i + 0.3] for i, key in enumerate(keys)}
+    figures.classification_progress(log, "x.png")
+    shown = [[list(line.get_ydata()) for line in axis.lines] for axis in drawn[0].axes]
+    assert shown == [[log[keys[0]], log[keys[1]]], [log[keys[2]], log[keys[3]]], [log[keys[4]]]]
+    assert "AUROC" in drawn[0].axes[1].get_title()
+
+
+def test_a_roc_is_that_of_the_known_samples(drawn: list[Figure]) -> None:
+    truth = np.array([[1.0, 1], [0, 1], [1, 1], [0, 1], [np.nan, 1]])
+    score = np.array([[0.9, 0.1], [0.4, 0.2], [0.3, 0.3], [0.1, 0.4], [0.99, 0.5]])
+    found = {name: {"auroc": 0.75, "low": 0.5, "high": 1.0} for name in ("a", "b")}
+    figures.roc(truth, score, ("a", "b"), found, "x.png")
+    curve, chance = drawn[0].axes[0].lines  # of b all are positive: it has none
+    assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == [
+        (0, 0),
+        (0, 0.5),
+        (0.5, 0.5),
+        (0.5, 1),
+        (1, 1),
+    ]
+    assert curve.get_label() == "a: 0.750 (0.500 to 1.000)"
+    assert list(chance.get_xdata()) == list(chance.get_ydata()) == [0, 1]
+
+
+@pytest.mark.parametrize("size", [(6, 8, 10), (8, 10)])
+def test_an_activation_map_lies_over_the_middle_slice_of_its_input(drawn: list[Figure], size: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    image, maps = rng.normal(size=(2, *size)), rng.normal(size=(3, *size))
+    figures.activation(image, maps, ["a", "b", "c"], "case_1", "x.png")
+    middle = (size[0] // 2,) if len(size) == 3 else ()
+    for i, axis in enumerate(drawn[0].axes):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image[(0, *middle)])
+        if i:
+            np.testing.assert_array_equal(axis.images[1].get_array(), maps[(i - 1, *middle)])
+    assert [axis.get_title() for axis in drawn[0].axes] == ["input", "a", "b", "c"]

@@ -1,0 +1,97 @@
+"""The quantities that are watched, on tensors of which they are known, and the alarms that they raise."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from pcrl_nnunet.methods.quantities import (
+    COMPARISON_GRACE_STEPS,
+    EARLY_STEPS,
+    GRACE_STEPS,
+    MATCHING,
+    RANK,
+    RESTORATION,
+    SPREAD,
+    Quantity,
+    effective_rank,
+    matched_minus_shuffled,
+    restoration_ratio,
+    sd_ratio,
+)
+
+
+def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():
+    assert sd_ratio(torch.randn(4000, 64)) == pytest.approx(1.0, abs=0.02)
+    assert sd_ratio(torch.ones(100, 64)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_effective_rank_counts_the_directions_that_are_used():
+    directions = torch.linalg.qr(torch.randn(32, 5)).Q
+    assert effective_rank(torch.randn(4000, 5) @ directions.T) == pytest.approx(5, abs=0.1)
+    assert effective_rank(torch.randn(4000, 1) @ directions[:, :1].T) == pytest.approx(1, abs=0.01)
+
+
+def test_matched_minus_shuffled_tells_samples_apart():
+    v = torch.eye(8)
+    assert matched_minus_shuffled(v, v) == pytest.approx(1.0)
+    assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_mean_of_each_view_and_channel_has_a_restoration_ratio_of_one():
+    target = torch.randn(4, 2, 3, 8, 8) * 3 + 5 * torch.randn(4, 2, 3, 1, 1)
+    assert restoration_ratio(target.mean((3, 4), keepdim=True).expand_as(target), target) == pytest.approx(1.0)
+    assert restoration_ratio(target, target) == 0
+
+
+HEALTHY = {"restoration_ratio": 0.5, "matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
+
+
+@pytest.mark.parametrize("quantity", [RESTORATION, MATCHING, SPREAD, RANK])
+def test_what_is_healthy_raises_no_alarm(quantity):
+    assert quantity.alarm("level 1", HEALTHY) is None
+
+
+@pytest.mark.parametrize(
+    ("quantity", "changed", "steps", "text"),
+    [
+        (RESTORATION, {"restoration_ratio": 1.0}, GRACE_STEPS, r"restoration of level 2 is dead: its error is 1.00 of"),
+        (
+            RESTORATION,
+            {"restoration_ratio": math.nan},
+            GRACE_STEPS,
+            r"restoration of level 2 is dead: its error is nan",
+        ),
+        (
+            RESTORATION,
+            {"restoration_ratio": 4.07},
+            EARLY_STEPS,
+            r"restoration of level 2 is far off: its error is 4.07",
+        ),
+        (MATCHING, {"matched_minus_shuffled": 0.01}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell scans"),
+        (MATCHING, {"matched_minus_shuffled": math.nan}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell"),
+        (RANK, {"effective_rank": 1.5}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.90 .*, .* rank 1.5;"),
+        (RANK, {"sd_ratio": 0.1}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.10 .*, .* rank 9.0;"),
+    ],
+)
+def test_an_alarm_says_what_failed_where_and_from_which_step_on(quantity, changed, steps, text):
+    found = quantity.alarm("level 2", {**HEALTHY, **changed})
+    assert found is not None
+    assert found[0] == steps
+    assert re.match(text, found[1])
+
+
+def test_a_method_may_watch_the_rank_without_the_spread():
+    assert RANK.alarm("", {"effective_rank": 9.0}) is None
+    _, sentence = RANK.alarm("", {"effective_rank": 1.5})
+    assert sentence.startswith("features have collapsed: effective rank 1.5;")
+
+
+def test_an_alarm_of_a_method_without_groups_names_none():
+    _, sentence = RESTORATION.alarm("", {"restoration_ratio": 1.0})
+    assert sentence.startswith("restoration is dead: its error is 1.00")
+
+
+def test_a_quantity_has_no_alarm_unless_it_is_given_one():
+    assert Quantity("norm", "Norm", "stays", "The norm.").alarm("", {"norm": math.nan}) is None

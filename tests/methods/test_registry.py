@@ -1,0 +1,124 @@
+"""The methods by name: the built-in ones, and those of other installed packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods import Method, registry
+from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, method_class, names
+
+
+class Mine(Method):
+    name = "mine"
+
+
+class Split(Method):
+    name = "a__b"
+
+
+class Package:
+    """What an entry point knows of the package that it is from."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def offered(monkeypatch: pytest.MonkeyPatch, *methods: tuple[str, str, str]) -> None:
+    """Let packages offer methods.
+
+    Args:
+        methods: name, module:class, and the package.
+    """
+    points = []
+    for name, value, package in methods:
+        point = EntryPoint(name, value, registry.GROUP)
+        vars(point)["dist"] = Package(package)
+        points.append(point)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
+
+
+HERE = __name__
+
+
+def test_the_default_is_built_in() -> None:
+    assert method_class(DEFAULT) is PCRLv2
+
+
+def test_every_built_in_method_calls_itself_by_its_name() -> None:
+    for name in BUILT_IN:
+        assert method_class(name).name == name
+        assert registry.NAME.fullmatch(name)
+
+
+def test_names_are_listed_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("z", "no_such_module:Z", "last"), ("a", "no_such_module:A", "first"))
+    assert names() == [*BUILT_IN, "a", "z"]
+
+
+def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("mine", f"{HERE}:Mine", "my_package"))
+    assert method_class("mine") is Mine
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("mine", f"{HERE}:Mine", "my_package"))
+    with pytest.raises(
+        UserError, match=rf"there is no method 'pcrl'; expected one of {', '.join([*BUILT_IN, 'mine'])}:"
+    ):
+        method_class("pcrl")
+
+
+def test_a_built_in_name_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, (DEFAULT, f"{HERE}:Mine", "my_package"))
+    assert method_class(DEFAULT) is PCRLv2
+    assert names().count(DEFAULT) == 1
+
+
+def test_two_packages_that_offer_one_name_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("mine", f"{HERE}:Mine", "one"), ("mine", f"{HERE}:Split", "two"))
+    with pytest.raises(UserError, match=r"several packages offer a method 'mine' \(one, two\); uninstall all but one"):
+        method_class("mine")
+
+
+def test_an_entry_point_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a package lies in two folders of the path."""
+    offered(monkeypatch, *[("mine", f"{HERE}:Mine", "my_package")] * 2)
+    assert method_class("mine") is Mine
+
+
+@pytest.mark.parametrize("value", ["Package", "offered"])
+def test_what_is_no_method_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    offered(monkeypatch, ("mine", f"{HERE}:{value}", "my_package"))
+    with pytest.raises(
+        UserError, match=rf"method 'mine' of my_package is <.*{value}.*>; expected a subclass of .*Method"
+    ):
+        method_class("mine")
+
+
+@pytest.mark.parametrize(("name", "value", "own"), [("yours", "Mine", "mine"), ("a__b", "Split", "a__b")])
+def test_a_name_that_differs_or_that_folders_cannot_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, own: str
+) -> None:
+    offered(monkeypatch, (name, f"{HERE}:{value}", "my_package"))
+    with pytest.raises(UserError, match=rf"method '{name}' of my_package calls itself '{own}'; expected the same name"):
+        method_class(name)
+
+
+def test_an_error_of_the_packages_own_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("mine", "no_such_module:Mine", "my_package"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        method_class("mine")
+
+
+def test_listing_the_names_imports_no_method() -> None:
+    code = (
+        "import sys; from pcrl_nnunet.methods import names; names(); "
+        "sys.exit(any(m.startswith('pcrl_nnunet.methods.pcrlv2') for m in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
