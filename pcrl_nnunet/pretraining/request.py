@@ -56,10 +56,13 @@ class Request:
     @property
     def finals(self) -> list[str]:
         """Paths where the result may lie. Version 0.1.0 had a folder without a method's name for its one method."""
-        folders = [self.folder]
-        if self.settings.method == DEFAULT:
-            folders.append(self._folder_of(output_folder.PRETRAINER))
-        return [os.path.join(folder, checkpoint.FINAL) for folder in folders]
+        named = os.path.join(self.folder, checkpoint.FINAL)
+        return [named, self.unnamed_final] if self.settings.method == DEFAULT else [named]
+
+    @property
+    def unnamed_final(self) -> str:
+        """Path of the result in the folder without a method's name, where pcrl_nnunet_transfer writes."""
+        return os.path.join(self._folder_of(output_folder.PRETRAINER), checkpoint.FINAL)
 
     def _folder_of(self, trainer: str) -> str:
         plans = self.plan.plans

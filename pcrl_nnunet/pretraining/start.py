@@ -96,7 +96,7 @@ def _how(request: Request) -> Start:
         os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
     )
     states = [path for path in (latest, previous) if os.path.isfile(path)]
-    _refuse_fitted(final, request.plan.plans["plans_name"])
+    _refuse_fitted(request.unnamed_final, request.plan.plans["plans_name"])
     if request.overwrite:
         return Start()
     if not request.continues:
@@ -127,7 +127,7 @@ def _refuse_fitted(final: str, plans_name: str) -> None:
 
 
 def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
-    """Raises `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
+    """Raise `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
     others = (
         f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
         f"{_free_folder(folder)}"

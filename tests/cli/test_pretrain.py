@@ -482,7 +482,7 @@ def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
 
 @pytest.mark.parametrize("more", [[], ["--c"]])
 def test_what_transfer_has_fitted_is_not_pretrained_over(command, tiny, more):
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
     folder.mkdir(parents=True)
     path = folder / checkpoint.FINAL
     checkpoint.write(str(path), {"format": checkpoint.FORMAT, "adapted": {"checkpoint": "elsewhere"}})

@@ -51,6 +51,8 @@ def quick_views(monkeypatch):
 def an_earlier_run(tiny, kind):
     """The folder of a pretraining at work, unfinished, finished or fitted, as nnU-Net and the command leave it."""
     folder = folder_of(tiny)
+    if kind == "fitted":  # transfer's folder has no method in its name
+        folder = folder.parents[1] / folder.parent.name.replace("_pcrlv2", "") / folder.name
     (folder / "wandb" / "latest-run").mkdir(parents=True)
     (folder / "wandb" / "latest-run" / "run-abc.wandb").write_text("curves")
     (folder / "training_log_1.txt").write_text("log")
