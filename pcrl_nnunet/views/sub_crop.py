@@ -52,35 +52,39 @@ class SubCropTransform(AbstractTransform):
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
         volume, rng = data_dict["data"], data_dict["rng"]
-        whole = Box.of_size([0] * (len(volume.shape) - 1), volume.shape[1:])
+        shape = volume.shape[1:]
 
         def pairs() -> Iterator[tuple[float, tuple[dict[str, Any], Background]]]:
             for _ in range(MAX_TRIES):
-                drawn = read_views(volume, *self.sample(whole, rng))
+                drawn = read_views(volume, *self.sample(shape, rng))
                 part = drawn["data"][drawn["boxes"].bounds.index()]
                 values = Background.of(part)
                 yield values.share(part), (drawn, values)
 
         drawn, values = least_background(pairs())
-        return {**data_dict, **drawn, **move_empty(drawn, values, whole.shape, rng)}
+        return {**data_dict, **drawn, **move_empty(drawn, values, shape, rng)}
 
     def sample(
-        self, within: Box, rng: np.random.Generator
+        self, shape: Sequence[int], rng: np.random.Generator
     ) -> tuple[tuple[int, ...], ViewBoxes, dict[str, list[AffineMap]]]:
-        """Draw views whose crops lie in a box of a volume.
+        """Draw views of a volume.
+
+        Args:
+            shape: spatial shape of the volume.
+            rng: the only source of randomness.
 
         Returns:
             the index of the slice, empty in 3D; the boxes; the maps, under the names of the arrays they are for.
         """
         views = self.views
-        extra = len(within.lower) - len(views.spacing)
+        extra = len(shape) - len(views.spacing)
         if extra not in (0, 1) or (extra == 1 and len(views.spacing) != 2):
             raise ValueError(
-                f"data has {len(within.lower)} spatial axes and the views have {len(views.spacing)}; expected one "
+                f"data has {len(shape)} spatial axes and the views have {len(views.spacing)}; expected one "
                 f"sample (C, *spatial), 3D for 3D views, 2D or 3D for 2D ones"
             )
-        plane = tuple(int(rng.integers(*ends)) for ends in zip(within.lower[:extra], within.upper[:extra], strict=True))
-        boxes = sample_view_boxes(within.shape[extra:], views, rng).shifted([-low for low in within.lower[extra:]])
+        plane = tuple(int(rng.integers(length)) for length in shape[:extra])
+        boxes = sample_view_boxes(tuple(shape[extra:]), views, rng)
         maps = {
             name: [sample_map(box, size, views.spacing, self.augmentation, rng) for box in group]
             for name, group, size in (

@@ -91,13 +91,14 @@ def test_the_authors_way_adds_full_resolution_to_the_drawn_levels(
     trainer, batch = benchmark.trainer_of(dataset(benchmark, tmp_path), 4)
     data = {name: torch.as_tensor(batch[name]) for name in ("input", "target", "local")}
     method = trainer.network
-    assert len(method.all_levels()) == 3
+    variants = method.variants()
+    assert [levels.deepest for levels in variants] == [1, 2, 3]
     authors = benchmark.AuthorsWay(method)
     authors.rng = SimpleNamespace(integers=lambda low, high: drawn)  # all pairs on the same level, as ours
-    output = authors(data, method.all_levels()[drawn - 1], 0.5)
-    ours = method(data, method.all_levels()[drawn - 1])
-    finest = method(data, method.all_levels()[-1])
-    error = [torch.mean((of.restored[:, 0] - data["target"][:, 0]) ** 2) for of in (finest, ours)]
+    output = authors(data, variants[drawn - 1], 0.5)
+    ours = method(data, variants[drawn - 1])
+    restored = {picture.title: picture.images.detach() for picture in method.pictures(data)}
+    error = [torch.mean((restored[f"level {of}"] - data["target"][:, 0]) ** 2) for of in (3, drawn)]
     comparison = ours.terms["comparison_global"] + ours.terms["comparison_local"]
     assert output.loss.item() == pytest.approx(float(error[0] + 0.5 * error[1] + comparison), rel=1e-4)
     output.loss.backward()
@@ -141,7 +142,7 @@ def test_the_share_of_waiting_is_that_of_a_loader_that_is_too_slow(
         thread.start()
         return type("Loader", (), {"__next__": lambda self: store.get(), "close": lambda self: over.set()})()
 
-    network = SimpleNamespace(all_levels=lambda: [1, 2, 3])
+    network = SimpleNamespace(variants=lambda: [1, 2, 3])
     trainer = SimpleNamespace(network=network, get_dataloaders=loaders, train_step=lambda *a: time.sleep(0.006))
     monkeypatch.setattr(benchmark, "trainer_of", lambda *a: (trainer, {}))
     monkeypatch.setattr(benchmark, "forget_peak", lambda: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torchio")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_views.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
@@ -21,12 +21,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with small sizes and few rounds."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # which the script sets for good
-    spec = importlib.util.spec_from_file_location("benchmark_views", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_views"] = module
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = importlib.import_module("benchmark_views")
     small = replace(
         module.SETTINGS[0].views,
         global_crop_sizes=((16, 16, 16), (24, 24, 24)),
@@ -36,7 +32,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     )
     settings = [replace(setting, views=small, volume=(40, 40, 40), rounds=2) for setting in module.SETTINGS]
     monkeypatch.setattr(module, "SETTINGS", settings)
-    sizes = {"CASES": 2, "SHAPE": (40, 40, 40), "PATCH": (24, 24, 24), "PAIRS": 2, "TURNS": 1, "BATCHES": 1}
+    sizes = {"CASES": 2, "SHAPE": (40, 40, 40), "PATCH": 24, "SAMPLES": 2, "TURNS": 1, "BATCHES": 1}
     for name, value in sizes.items():
         monkeypatch.setattr(module, f"LOADER_{name}", value)
     return module
