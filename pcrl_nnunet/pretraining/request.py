@@ -38,7 +38,7 @@ class Request:
 
     @property
     def finals(self) -> list[str]:
-        """Where the result may lie: in the output folder, or where version 0.1.0 wrote the results of its one method."""
+        """Where the result may lie: in the output folder, or where version 0.1.0 wrote it, which knew one method."""
         folders = [self.folder]
         if self.settings.method == DEFAULT:
             folders.append(self._folder_of(output_folder.PRETRAINER))

@@ -132,8 +132,8 @@ def log_of(folder: Path) -> str:
 def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(run, tiny) -> None:
     for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"{ODD}{suffix}")
-    plan = make_plan(features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "pcrlv2": {"augmentation": {"rotation_degrees": 15}}})
-    folder = run(plan=plan)
+    own = {"augmentation": {"rotation_degrees": 15}}
+    folder = run(plan=make_plan(features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "pcrlv2": own}))
     page = page_of(folder)
     assert "WARNING" not in log_of(folder)
 
@@ -303,7 +303,8 @@ def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeyp
     monkeypatch.setattr(examples, "slice_png", fails)
     folder = run()
     log = log_of(folder)
-    assert "WARNING: the report lacks its section 'What the network does' (ZeroDivisionError: an odd picture, in " in log
+    lacking = "the report lacks its section 'What the network does'"
+    assert f"WARNING: {lacking} (ZeroDivisionError: an odd picture, in " in log
     assert "Pretraining done" in log
     page = page_of(folder)
     assert "This section could not be made (ZeroDivisionError: an odd picture" in page.text
@@ -450,8 +451,7 @@ onload = () => {{  // the frames and their pictures have loaded, or failed to
 def in_chromium(text: str, folder: Path) -> list[dict]:
     """What the page is in a browser without network, a frame of each width."""
     frames = "".join(
-        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(text)}"></iframe>'
-        for width in WIDTHS
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(text)}"></iframe>' for width in WIDTHS
     )
     (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
