@@ -29,6 +29,7 @@ from pcrl_nnunet.registration import EXT_TRAINER_FOLDER
 
 DATASET = "Dataset007_PhantomOrgan"
 TRAINER = "PCRLFinetuneTrainer"
+PRETRAINING = "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all"
 LABELS = {0, 1, 2}
 COMMAND = """
 import importlib, multiprocessing, sys
@@ -36,7 +37,20 @@ start = multiprocessing.get_context
 multiprocessing.get_context = lambda method=None: start("fork")  # spawned workers would import torch again
 multiprocessing.cpu_count = lambda: 1  # nnU-Net's number of threads of torch; a process that has none may fork
 sys.argv = {argv!r}
+{more}
 getattr(importlib.import_module({module!r}), {function!r})()
+"""
+# A training's pictures take seconds, and so does compiling the loops of a pretraining's views.
+QUICK = """
+from pathlib import Path
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from pcrl_nnunet.report.page import Report
+from pcrl_nnunet.report.progress import PretrainLogger
+from pcrl_nnunet.views import kernels
+kernels.compiled = False
+Report.write = PretrainLogger.plot_progress_png = nnUNetTrainer.plot_network_architecture = lambda *_: None
+MetaLogger.plot_progress_png = lambda self, folder: Path(folder, "progress.png").touch()  # which an export takes
 """
 # As nnUNetv2_train does it with -pretrained_weights.
 LOAD_PRETRAINED = """
@@ -74,7 +88,8 @@ class Workplace:
         argv = command.split()
         (script,) = entry_points(group="console_scripts", name=argv[0])
         module, function = script.value.split(":")
-        code = COMMAND.format(argv=argv, module=module, function=function)
+        more = QUICK if argv[0] in ("pcrl_nnunet_pretrain", "nnUNetv2_train") else ""
+        code = COMMAND.format(argv=argv, module=module, function=function, more=more)
         status, output = self.fork(code, self.site_packages, self.variables, timeout=120)
         assert status == 0, f"{command} ended with {status}:\n{output}"
         return output
@@ -85,6 +100,18 @@ class Workplace:
             f"-npp 1 -nps 1 {flags}"
         )
         return output
+
+    def predict_as_users_do(self, images: Path, output: Path) -> None:
+        """Predict in an interpreter of its own, with nnU-Net's spawned workers."""
+        python = self.site_packages.parents[2] / "bin" / "python"
+        code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()"
+        flags = f"-d {DATASET} -i {images} -o {output} -f 0 -c 3d_fullres -tr {TRAINER} -device cpu -npp 1 -nps 1"
+        flags += " --save_probabilities"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
+        environ |= self.variables | {"OMP_NUM_THREADS": "1"}
+        command = [str(python), "-W", "ignore", "-c", code, *flags.split()]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environ, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def shrink(plan_file: Path) -> None:
@@ -266,8 +293,9 @@ def test_the_best_configuration_is_found_and_its_postprocessing_applied(
     assert segmentations(tmp_path).keys() == segmentations(predicted["2d"]).keys()
 
 
+@pytest.mark.parametrize("process", ["forked", pytest.param("a user's", marks=pytest.mark.long)])
 def test_a_model_that_was_exported_and_installed_elsewhere_predicts_the_same(
-    elsewhere: Workplace, images: Path, predicted: dict[str, Path], tmp_path: Path
+    elsewhere: Workplace, images: Path, predicted: dict[str, Path], tmp_path: Path, process: str
 ) -> None:
     exported = tmp_path / "model.zip"
     elsewhere(f"nnUNetv2_export_model_to_zip -d 7 -o {exported} -c 2d 3d_fullres -f 0 -tr {TRAINER}")
@@ -277,16 +305,10 @@ def test_a_model_that_was_exported_and_installed_elsewhere_predicts_the_same(
     other(f"nnUNetv2_install_pretrained_model_from_zip {exported}")
     assert {"2d", "3d_fullres"} == {path.name.split("__")[-1] for path in other.results.glob("PCRL*")}
 
-    # As a user's process: an interpreter of its own, and nnU-Net's spawned workers.
-    python = other.site_packages.parents[2] / "bin" / "python"
-    code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()"
-    flags = f"-d {DATASET} -i {images} -o {tmp_path / 'out'} -f 0 -c 3d_fullres -tr {TRAINER} -device cpu -npp 1 -nps 1"
-    flags += " --save_probabilities"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
-    environ |= other.variables | {"OMP_NUM_THREADS": "1"}
-    command = [str(python), "-W", "ignore", "-c", code, *flags.split()]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environ, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if process == "forked":
+        other.predict(images, tmp_path / "out", "3d_fullres", "--save_probabilities")
+    else:
+        other.predict_as_users_do(images, tmp_path / "out")
     assert_same(segmentations(tmp_path / "out"), segmentations(predicted["3d_fullres"]))
     found, expected = probabilities(tmp_path / "out"), probabilities(predicted["3d_fullres"])
     assert found.keys() == expected.keys() != set()
@@ -298,7 +320,7 @@ def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_it
     cascade: Workplace, elsewhere: Workplace, tmp_path: Path
 ) -> None:
     report = json.loads((cascade.model("3d_cascade_fullres") / "fold_all" / "transfer.json").read_text())
-    pretrained = cascade.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    pretrained = cascade.results / PRETRAINING
     assert report["checkpoint"] == str(pretrained / "checkpoint_final.pth")
     assert report["encoder_share"] == 1
     assert list(report["notes"].values()) == ["1 input channels made 1 and 2 of labels, which get zero"]
@@ -313,9 +335,7 @@ def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_it
 
 
 def test_a_pretrained_checkpoint_is_one_that_stock_nnunet_takes(pretrained: Workplace, elsewhere: Workplace) -> None:
-    checkpoint = (
-        pretrained.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all/checkpoint_final.pth"
-    )
+    checkpoint = pretrained.results / PRETRAINING / "checkpoint_final.pth"
     status, output = elsewhere.fork(
         LOAD_PRETRAINED.format(str(checkpoint)), elsewhere.site_packages, elsewhere.variables
     )

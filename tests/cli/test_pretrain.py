@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_dataset import make_plan
+from tiny_pretraining import folder_of
 
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.cli import pretrain
@@ -317,8 +318,7 @@ def test_after_a_fault_of_the_data_in_the_second_epoch_c_goes_on(command, tiny, 
 
 def test_a_progress_picture_that_cannot_be_written_is_a_warning(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr(PretrainLogger, "plot_progress_png", PLOT)
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
-    (folder / "progress.png").mkdir(parents=True)
+    (folder_of(tiny) / "progress.png").mkdir(parents=True)
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     assert "WARNING: progress.png could not be written" in capsys.readouterr().out
     assert results(tiny) == [checkpoint.FINAL]
@@ -420,7 +420,7 @@ def test_a_read_only_results_folder_is_named_and_nothing_is_left_behind(command,
 
 @pytest.mark.parametrize("lock", [True, False])
 def test_an_output_folder_that_is_read_only_is_refused_before_the_first_step(command, tiny, as_users_do, lock):
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = folder_of(tiny)
     folder.mkdir(parents=True)
     if lock:
         (folder / ".lock").touch()
@@ -432,7 +432,7 @@ def test_an_output_folder_that_is_read_only_is_refused_before_the_first_step(com
 
 
 def test_a_results_folder_that_becomes_read_only_keeps_the_last_state(command, tiny, as_users_do, monkeypatch):
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = folder_of(tiny)
     train_step = PCRLPretrainTrainer.train_step
 
     def step(self, batch, number, *rest):
@@ -470,7 +470,7 @@ def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):
 
 
 def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
-    folder = tiny.results / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_all"
+    folder = folder_of(tiny)
     folder.mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("an interrupted pretraining")
     for more in ([], ["--dry_run"]):

@@ -124,7 +124,7 @@ def test_c_with_other_settings_or_cases_is_refused_before_a_trainer_is_built(com
     for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
         (tiny.data / f"case_3{suffix}").unlink()
     said.append(command(*SHORT, "--c"))
-    expected = ("settings ['seed']", "settings ['pcrlv2.restoration']", "cases ['case_3']")
+    expected = "settings ['seed']", "settings ['pcrlv2.restoration']", "cases ['case_3']"
     for sentence, differing in zip(said, expected, strict=True):
         assert f"the {differing} differ from those that " in sentence
         assert "or start anew with --overwrite in the place of --c" in sentence

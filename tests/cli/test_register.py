@@ -272,9 +272,8 @@ def test_registering_mends_an_orphan_too_and_leaves_what_others_put_there(
     environment: Callable[..., Environment], packages: Packages
 ) -> None:
     made = environment(packages.ours)
-    orphans = [
-        made.site_packages / "nnunetv2" / folder / "pcrl_nnunet_bridge.py" for folder in registration.BRIDGE_FOLDERS
-    ]
+    nnunet = made.site_packages / "nnunetv2"
+    orphans = [nnunet / folder / "pcrl_nnunet_bridge.py" for folder in registration.BRIDGE_FOLDERS]
     for path in orphans:
         path.parent.mkdir(parents=True)
         shutil.copy(registration.BRIDGE, path)

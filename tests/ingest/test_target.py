@@ -585,7 +585,7 @@ def local_views(folder: Path, count: int = 20) -> np.ndarray:
     loader = loader_of(folder)
     of_samples = [
         loader.views.show(case, CaseVolume(case), np.random.default_rng(k)).views[2:]
-        for k, case in zip(range(count), cycle(loader.cases), strict=False)
+        for k, case in zip(range(count), cycle(find_cases(str(made(folder)))), strict=False)
     ]  # the first two are global
     return np.array([[view.images["before"].std() for view in views] for views in of_samples])
 

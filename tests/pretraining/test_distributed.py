@@ -177,8 +177,10 @@ from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.pretraining import processes
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
+from pcrl_nnunet.views import kernels
 mp.spawn = lambda fn, args, nprocs, join: mp.start_processes(fn, args, nprocs, join, start_method="fork")
 Report.write = PretrainLogger.plot_progress_png = lambda *_: None  # pictures take seconds each
+kernels.compiled = False  # to compile takes seconds
 registration.is_registered = lambda: True
 processes.GRACE = 0.5
 sys.argv = ["pcrl_nnunet_pretrain", *{arguments}]

@@ -32,9 +32,10 @@ if command == 0:
     from pcrl_nnunet.report import examples, html
     from pcrl_nnunet.report.progress import PretrainLogger
     from pcrl_nnunet.trainers import PCRLPretrainTrainer
+    from pcrl_nnunet.views import kernels
     registration.is_registered = lambda: True
     PretrainLogger.plot_progress_png = examples.views_of_a_case = lambda *_: None  # pictures take seconds each
-    html.chart_svg = lambda *_: ""
+    html.chart_svg, kernels.compiled = lambda *_: "", False  # so does compiling
     train_step = PCRLPretrainTrainer.train_step
     def step(self, batch, number, *rest):
         found = train_step(self, batch, number, *rest)
@@ -143,7 +144,10 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "there"), [("draft", checkpoint.LATEST), ("renamed", checkpoint.PREVIOUS)])
+@pytest.mark.parametrize(
+    ("where", "there"),
+    [("draft", checkpoint.LATEST), pytest.param("renamed", checkpoint.PREVIOUS, marks=pytest.mark.long)],
+)
 def test_killed_within_a_save_it_goes_on_from_the_save_before_and_clears_up(pretraining, where, there):
     pretraining.run(more=KILLED_WITHIN_A_SAVE.format(where=where), status=signal.SIGKILL)
     (state,) = pretraining.results.rglob(there)

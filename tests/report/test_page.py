@@ -132,10 +132,8 @@ def log_of(folder: Path) -> str:
 def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(run, tiny) -> None:
     for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"{ODD}{suffix}")
-    plan = make_plan(
-        features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "pcrlv2": {"augmentation": {"rotation_degrees": 15}}}
-    )
-    folder = run(plan=plan)
+    own = {"augmentation": {"rotation_degrees": 15}}
+    folder = run(plan=make_plan(features=(4, 8, 8, 8), pretrain={"momentum": 0.5, "pcrlv2": own}))
     page = page_of(folder)
     assert "WARNING" not in log_of(folder)
 
@@ -305,9 +303,8 @@ def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeyp
     monkeypatch.setattr(examples, "slice_png", fails)
     folder = run()
     log = log_of(folder)
-    assert (
-        "WARNING: the report lacks its section 'What the network does' (ZeroDivisionError: an odd picture, in " in log
-    )
+    lacking = "the report lacks its section 'What the network does'"
+    assert f"WARNING: {lacking} (ZeroDivisionError: an odd picture, in " in log
     assert "Pretraining done" in log
     page = page_of(folder)
     assert "This section could not be made (ZeroDivisionError: an odd picture" in page.text
