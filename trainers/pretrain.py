@@ -6,7 +6,6 @@ import copy
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from time import time
@@ -17,16 +16,14 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from torch import autocast
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
 from pcrl_nnunet.commands import command
-from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import unpack
 from pcrl_nnunet.loading.loader import Batches, ViewLoader, make_loader
 from pcrl_nnunet.loading.samples import Views
-from pcrl_nnunet.methods.base import Method, Preparation, StepOutput
+from pcrl_nnunet.methods.base import Method, Preparation
 from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.pretraining import distributed, result
@@ -36,11 +33,12 @@ from pcrl_nnunet.pretraining.following import next_command
 from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
-from pcrl_nnunet.pretraining.optimisation import clip, optimiser
+from pcrl_nnunet.pretraining.optimisation import optimiser
 from pcrl_nnunet.pretraining.preparation import PREPARED, prepared
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.pretraining.state import agreement, refuse_another
+from pcrl_nnunet.pretraining.step import Stepper
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
@@ -150,6 +148,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             distributed.synchronise_batch_norms(self.network)
         self.groups = self.network.groups()
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        optimisation = self.optimizer, self.lr_scheduler, self.grad_scaler
+        self.stepper = Stepper(self.network, self.groups, *optimisation, self.settings, self.device)
         self.was_initialized = True
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -315,76 +315,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         distributed.same_weights(self.network)
 
     def train_step(self, batch: dict[str, Any], step: int, drawn: Any = None) -> dict[str, float]:
-        """Do one step, with the choices drawn for it unless others are given; return the losses by name.
-
-        Raises:
-            UserError: the loss or the gradient is not finite, before the weights are touched.
-        """
-        data: dict[str, torch.Tensor] = {
-            name: torch.as_tensor(value).to(self.device, non_blocking=True)
-            for name, value in batch.items()
-            if name != "cases"
-        }
-        if drawn is None:
-            drawn = self.network.draw(np.random.default_rng((self.settings.seed, step)))
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            output = self._forward_and_backward(data, drawn, batch, step)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU's memory does not suffice for a step of {self.settings.batch_size} samples "
-                f"({str(error).splitlines()[0]}); give a smaller -batch_size, not under "
-                f"{self.method.min_batch_size[0]}, or make smaller views under pcrl.pretrain.{self.method.name} in the "
-                f"plan"
-            ) from error
-        self.lr_scheduler.step()
+        """Do one step, with the choices drawn for it unless others are given; return the losses by name."""
+        output, losses = self.stepper(batch, step, drawn)
         self.monitor.update(output)
-        losses = torch.stack([output.loss.detach(), *output.terms.values()]).float()
-        values = distributed.total(losses * self._share(batch)).tolist()
-        return dict(zip(("loss", *output.terms), values, strict=True))
-
-    def _share(self, batch: dict[str, Any]) -> float:
-        """Of all ranks' batch that this one has. Losses are means over a batch: times this, their sum is all's mean."""
-        return len(batch["cases"]) / self.settings.batch_size if self.is_ddp else 1.0
-
-    def _forward_and_backward(
-        self, data: dict[str, torch.Tensor], drawn: Any, batch: dict[str, Any], step: int
-    ) -> StepOutput:
-        """Do one step of the optimiser, and tell the method."""
-        # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
-        with autocast("cuda") if self.device.type == "cuda" else nullcontext():
-            output: StepOutput = self.network(data, drawn, step / self.settings.steps)
-        loss = output.loss * self._share(batch)
-        self._stop_unless_finite("loss", distributed.total(loss), batch, step)
-        stepped = True
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            distributed.sum_gradients(self.network.parameters())
-            self.grad_scaler.unscale_(self.optimizer)
-            clip(self.groups)
-            scale = self.grad_scaler.get_scale()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-            stepped = self.grad_scaler.get_scale() >= scale  # it shrinks where a step is left out
-        else:
-            loss.backward()
-            distributed.sum_gradients(self.network.parameters())
-            norm = clip(self.groups)
-            self._stop_unless_finite("gradient", norm, batch, step)  # clipping makes NaN of an infinite one
-            self.optimizer.step()
-        with torch.no_grad():
-            self.network.after_step(output, stepped)
-        return output
-
-    @staticmethod
-    def _stop_unless_finite(what: str, value: torch.Tensor, batch: dict[str, Any], step: int) -> None:
-        if not torch.isfinite(value):  # on all ranks or on none: it is their sum
-            cases = sorted({case for of_rank in distributed.of_all_ranks(batch["cases"]) for case in of_rank})
-            raise UserError(
-                f"the {what} of step {step} is {value.item()}; the weights of the last epoch are kept. Look at the "
-                f"images of its cases {', '.join(cases)}, or lower pcrl.pretrain.initial_lr and "
-                f"start again"
-            )
+        return losses
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
         """Log the means of the epoch."""

@@ -349,11 +349,12 @@ def test_beside_another_methods_pretraining_the_next_command_names_the_method(ti
 
 def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
     trainer = make(tiny)
+    trainer.initialize()
 
     def step(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(trainer, "_forward_and_backward", step)
+    monkeypatch.setattr(trainer.stepper, "_step", step)
     with pytest.raises(UserError, match=r"suffice for a step of 4 samples \(CUDA out of .* smaller -batch_size"):
         trainer.run_training()
 

@@ -1,0 +1,118 @@
+"""One step of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, autocast
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
+from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.pretraining.optimisation import clip
+from pcrl_nnunet.pretraining.settings import PretrainSettings
+
+
+class Stepper:
+    """Forward and backward pass, exchange among processes, clipping, optimiser, and the method's own update.
+
+    Args:
+        method: on the device.
+        groups: what is trained.
+        grad_scaler: for mixed precision; None: float32.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        groups: Sequence[ParameterGroup],
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        grad_scaler: torch.amp.GradScaler | None,
+        settings: PretrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.method, self.groups, self.settings, self.device = method, groups, settings, device
+        self.optimizer, self.scheduler, self.grad_scaler = optimizer, scheduler, grad_scaler
+
+    def __call__(self, batch: Mapping[str, Any], step: int, drawn: Any = None) -> tuple[StepOutput, dict[str, float]]:
+        """Do one step, with the choices drawn for it unless others are given.
+
+        Args:
+            batch: this process's part of the batch: arrays, and the names of the ``cases``.
+            step: its number.
+
+        Returns:
+            The method's output, and the losses by name, of the whole batch.
+
+        Raises:
+            UserError: the loss or the gradient is not finite, before the weights are touched; or the GPU's memory does
+                not suffice.
+        """
+        data = {
+            name: torch.as_tensor(value).to(self.device, non_blocking=True)
+            for name, value in batch.items()
+            if name != "cases"
+        }
+        if drawn is None:
+            drawn = self.method.draw(np.random.default_rng((self.settings.seed, step)))
+        # losses are means over a batch: times its share of the batch, the sum over the processes is the whole's mean
+        share = len(batch["cases"]) / self.settings.batch_size if distributed.is_distributed() else 1.0
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            output = self._step(data, drawn, batch["cases"], step, share)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not suffice for a step of {self.settings.batch_size} samples "
+                f"({str(error).splitlines()[0]}); give a smaller -batch_size, not under "
+                f"{self.method.min_batch_size[0]}, or make smaller views under pcrl.pretrain.{self.method.name} in the "
+                f"plan"
+            ) from error
+        self.scheduler.step()
+        losses = torch.stack([output.loss.detach(), *output.terms.values()]).float()
+        values = distributed.total(losses * share).tolist()
+        return output, dict(zip(("loss", *output.terms), values, strict=True))
+
+    def _step(
+        self, data: Mapping[str, Tensor], drawn: Any, cases: Sequence[str], step: int, share: float
+    ) -> StepOutput:
+        # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
+        with autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            output: StepOutput = self.method(data, drawn, step / self.settings.steps)
+        loss = output.loss * share
+        _stop_unless_finite("loss", distributed.total(loss), cases, step)
+        stepped = True
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            distributed.sum_gradients(self.method.parameters())
+            self.grad_scaler.unscale_(self.optimizer)
+            clip(self.groups)
+            scale = self.grad_scaler.get_scale()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            stepped = self.grad_scaler.get_scale() >= scale  # it shrinks where a step is left out
+        else:
+            loss.backward()
+            distributed.sum_gradients(self.method.parameters())
+            norm = clip(self.groups)
+            _stop_unless_finite("gradient", norm, cases, step)  # clipping makes NaN of an infinite one
+            self.optimizer.step()
+        with torch.no_grad():
+            self.method.after_step(output, stepped)
+        return output
+
+
+def _stop_unless_finite(what: str, value: Tensor, cases: Sequence[str], step: int) -> None:
+    if torch.isfinite(value):  # on all ranks or on none: it is their sum
+        return
+    names = sorted({case for of_rank in distributed.of_all_ranks(cases) for case in of_rank})
+    raise UserError(
+        f"the {what} of step {step} is {value.item()}; the weights of the last epoch are kept. Look at the images of "
+        f"its cases {', '.join(names)}, or lower pcrl.pretrain.initial_lr and start again"
+    )
