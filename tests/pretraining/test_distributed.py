@@ -228,15 +228,15 @@ PCRLPretrainTrainer.on_train_start = with_fewer
 
 # SIGTERM to the process that has started the others, after the first step.
 STOPPED = """
-import os, signal
+import os, signal, time
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
 train_step = PCRLPretrainTrainer.train_step
 def step(self, batch, number, *rest):
     found = train_step(self, batch, number, *rest)
     if number == 0 and self.local_rank == 0:
         os.kill(os.getppid(), signal.SIGTERM)
-    if number == 0:
-        signal.pause()
+    while number == 0 and not signal.getsignal(signal.SIGTERM).__self__.heard:  # it may have come before
+        time.sleep(0.01)
     return found
 PCRLPretrainTrainer.train_step = step
 """
