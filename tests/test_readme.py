@@ -18,6 +18,7 @@ import torch
 from skimage.io import imsave
 
 from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.methods import DEFAULT, method_class
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
@@ -206,15 +207,15 @@ def test_the_settings_that_the_readme_shows_are_settings() -> None:
         "spacing": [1, 1, 1],
         "architecture": {"arch_kwargs": {"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}},
     }
-    plan["configurations"] = {"3d_fullres": configuration}
-    assert pretrain_settings(plan, "3d_fullres", configuration).augmentation.rotation_degrees == 15
+    plan["configurations"] = {"3d_fullres": configuration, "2d": {}}
+    assert pretrain_settings(plan, "3d_fullres", configuration).own.augmentation.rotation_degrees == 15
     assert FinetuneSettings.from_plan(plan).epochs == 500
     assert set(plan["pcrl"]) == {"pretrain", "finetune", "checkpoint"}
 
 
 def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
     stated = re.search(
-        r"pretraining (\d+) epochs of (\d+) steps;\s+fine-tuning (\d+) epochs of (\d+) steps .* over the first (\d+)\.",
+        r"pretraining (\d+) epochs of (\d+) steps;\s+fine-tuning\s+(\d+) epochs of (\d+) steps .* the first (\d+)\.",
         README,
         re.DOTALL,
     )
@@ -227,7 +228,7 @@ def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
         finetune.iters_per_epoch,
         finetune.warmup_epochs,
     ]
-    assert f"| {PretrainSettings.__dataclass_fields__['initial_lr'].default:g}, cosine decay" in README
+    assert f"| {method_class(DEFAULT).defaults['initial_lr']:g}, cosine decay" in README
 
 
 def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:

@@ -86,7 +86,7 @@ def _plan(layout: Layout, name: str, arm: str, run: Run) -> dict[str, Any]:
     else:
         plan["pcrl"]["pretrain"]["seed"] = run.seed
     if comparison.label_table is not None:
-        plan["pcrl"].setdefault("classify", {})["target"] = comparison.label_table.kind
+        plan["pcrl"].setdefault("classify", {})["table"] = comparison.label_table.kind
     configuration = plan["configurations"][comparison.plan.configuration]
     configuration["data_identifier"] = layout.data_identifier(run)
     configuration["next_stage"] = None  # nnU-Net would also predict for the next stage of a cascade

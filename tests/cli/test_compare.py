@@ -17,7 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pcrl_nnunet.cli import compare, register
+from pcrl_nnunet import registration
+from pcrl_nnunet.cli import compare
 
 ROOT = Path(__file__).parents[2]
 DATASET = "Dataset008_PhantomOrgan"
@@ -144,10 +145,10 @@ def environment(run, tmp_path_factory):
 @pytest.fixture
 def registered():
     """Registration, if the commands have made one, is undone."""
-    before = register.is_registered()
+    before = registration.is_registered()
     yield
     if not before:
-        register.undo()
+        registration.undo()
 
 
 @pytest.mark.slow
@@ -241,7 +242,7 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     lines = [f"{n},{','.join(map(str, p))},{c}" for n in names[:-1] for p, c in ((middle, 1), (corner, 0))]
     (raw / "candidates.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ,class", *lines]))
     settings = raw / "settings.json"
-    settings.write_text(json.dumps({"classify": {"crop_mm": 16.0, "batch_size": 2}}))
+    settings.write_text(json.dumps({"classify": {"patch_mm": 16.0, "batch_size": 2}}))
     flags = f"-labelled 3 -seeds 1 -methods position pcrlv2 -task classification -settings {settings}"
     (done,) = run(environment, f"pcrl_nnunet_compare -d 8 -device cpu {flags}")
     (raw / "candidates.csv").unlink()

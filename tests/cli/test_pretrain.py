@@ -13,13 +13,13 @@ from tiny_dataset import make_plan
 from tiny_pretraining import folder_of
 
 from pcrl_nnunet import checkpoint, registration
-from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PlanFacts, method_class
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
+from pcrl_nnunet.trainers import pretrain as trainers_pretrain
 
 PLOT = PretrainLogger.plot_progress_png
 SHORT = ["-epochs", "1", "-iters_per_epoch", "2", "-batch_size", "4"]
@@ -95,8 +95,8 @@ def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypat
 def test_freed_memory_is_kept_before_the_trainer_is_made_on_a_cpu(command, monkeypatch):
     calls = []
     monkeypatch.setattr("pcrl_nnunet.pretraining.memory.keep_freed_memory", lambda: calls.append("kept"))
-    trainer = pretrain._trainer
-    monkeypatch.setattr(pretrain, "_trainer", lambda *a, **k: (calls.append("made"), trainer(*a, **k))[1])
+    made = trainers_pretrain.pretrain_trainer
+    monkeypatch.setattr(trainers_pretrain, "pretrain_trainer", lambda *given: (calls.append("made"), made(*given))[1])
     assert command("-d", "999", *SHORT, "-device", "cpu") == 0
     assert calls == ["kept", "made"]
 

@@ -12,11 +12,12 @@ from nnunetv2.run import run_training
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import make_plan
+from tiny_pretraining import make_trainer
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.cli import transfer
-from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
+from pcrl_nnunet.pretraining.initial import load_initial
+from pcrl_nnunet.trainers import PCRLFinetuneTrainer
 
 
 @pytest.fixture
@@ -40,14 +41,12 @@ DEEPER = (4, 8, 8, 16)
 def pretrained(tiny, tmp_path, plan=None, seed=0, init=None):
     """The file of a real, short pretraining of the tiny dataset, elsewhere."""
     plan = plan or make_plan()
-    settings = pretrain_settings(
-        plan, "3d_fullres", plan["configurations"]["3d_fullres"], epochs=1, iters_per_epoch=1, batch_size=4, seed=seed
-    )
-    plans = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
-    trainer = PCRLPretrainTrainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
+    given = {"epochs": 1, "iters_per_epoch": 1, "seed": seed}
+    trainer = make_trainer(plan=plan, dataset_json=tiny.dataset_json, **given)
     trainer.initialize()
     if init is not None:
-        trainer._load_init(init)
+        networks = trainer.plan_network, trainer.network
+        trainer.init, _ = load_initial(init, *networks, plan, "3d_fullres", str(tiny.folder))
     path = str(tmp_path / f"pretrained_{seed}.pth")
     checkpoint.write(path, trainer.final_content())
     return path

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments import comparison as comparison_module
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.preparation import prepare
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_saw_held_out_cases_or_does_not_fit_is_refused(layout,
     case = {"name": held_out, "path": f"Dataset999_Tiny/nnUNetPlans_3d_fullres/{held_out}.b2nd", "sha256": "0"}
     weights = {f"encoder.stages.{i}.0.convs.0.conv.weight": torch.zeros(w, 1, 3, 3, 3) for i, w in enumerate((4, 8, 8))}
     content = {"cases": [case], "network_weights": weights}
-    monkeypatch.setattr(checkpoint_file, "read_encoder", lambda path: content)
+    monkeypatch.setattr(comparison_module, "read_encoder", lambda path: content)
     with pytest.raises(UserError, match=f"was pretrained on 1 of the cases that are held out here \\({held_out}\\)"):
         layout("transfer", checkpoint="other.pth")
     content["cases"] = []

@@ -227,7 +227,7 @@ def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
     assert f"PCRLPretrainTrainer_{name}__" in str(folder)
     trainer.run_training()
     whole = checkpoint.read(str(folder / checkpoint.FINAL))
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert trainer.method.title in page
     assert "could not be made" not in page
     assert (folder / "progress.png").stat().st_size > 10_000

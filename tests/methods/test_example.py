@@ -54,7 +54,7 @@ def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment):
         timeout=600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    results = tiny.results / "Dataset999_Tiny"
+    results = tiny.results
     pretrained = results / "PCRLPretrainTrainer_denoising__nnUNetPlans__3d_fullres" / "fold_all"
     assert "Pretraining by Denoising" in (pretrained / "report.html").read_text(encoding="utf-8")
     tuned = results / "PCRLFinetuneTrainer_denoising__nnUNetPlans__3d_fullres" / "fold_0"

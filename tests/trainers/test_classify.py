@@ -16,6 +16,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_dataset import make_plan
+from tiny_pretraining import make_trainer
 from torch._dynamo import OptimizedModule
 
 from pcrl_nnunet import checkpoint
@@ -23,8 +24,7 @@ from pcrl_nnunet.classification.folds import split_by_patient
 from pcrl_nnunet.classification.label_table import read_labels
 from pcrl_nnunet.classification.prediction import table_of, write_evaluation
 from pcrl_nnunet.networks import Classifier
-from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer, PCRLPretrainTrainer
+from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
 NUM_CASES = 12
 SHORT = {"epochs": 2, "iters_per_epoch": 3, "val_iters_per_epoch": 2}
@@ -156,12 +156,7 @@ def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(clas
 def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch, compiled):
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: compiled)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    plan = make_plan()
-    settings = pretrain_settings(
-        plan, "3d_fullres", plan["configurations"]["3d_fullres"], epochs=1, iters_per_epoch=1, batch_size=4
-    )
-    plans = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
-    pretraining = PCRLPretrainTrainer(plans, "3d_fullres", "all", classes.dataset_json, torch.device("cpu"))
+    pretraining = make_trainer(dataset_json=classes.dataset_json, epochs=1, iters_per_epoch=1)
     pretraining.run_training()
     wanted = checkpoint.encoder_hash(pretraining.plan_network.encoder)
     at_first_step = []
@@ -312,18 +307,13 @@ def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification
     os.remove(classes.folder / "splits_final.json")
     rows = "".join(f"case_{i},{i % 2},{i // 3}\n" for i in range(NUM_CASES - 2)) + "case_10,1,8\ncase_11,0,9\n"
     (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
-    plan = make_plan()
-    configuration = plan["configurations"]["3d_fullres"]
-    settings = pretrain_settings(plan, "3d_fullres", configuration, epochs=1, iters_per_epoch=1)
-    given = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
-    pretraining = PCRLPretrainTrainer(given, "3d_fullres", 0, classes.dataset_json, torch.device("cpu"))
+    pretraining = make_trainer(0, dataset_json=classes.dataset_json)
     train, validation = make(classes).do_split()
     assert {case.name for case in pretraining.cases} == set(train)
     patients = read_labels(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
     (classes.folder / "classes.csv").write_text("no table of ours")  # with a split at hand it is not read
-    given = {**copy.deepcopy(plan), "continue_training": False, "pcrl_settings": settings}
-    again = PCRLPretrainTrainer(given, "3d_fullres", 0, classes.dataset_json, torch.device("cpu"))
+    again = make_trainer(0, dataset_json=classes.dataset_json)
     assert {case.name for case in again.cases} == set(train)
 
 
