@@ -291,11 +291,12 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.is_ddp:
             self._agree_with_other_ranks()
         self.unpack()
-        self.prepared = prepared(self.method, self._preparation(), self.output_folder, self.print_to_log_file)
+        self.prepared = prepared(self.method, self.preparation(), self.output_folder, self.print_to_log_file)
         weights_and_biases.begin(self)
         self.dataloader_train = self.get_dataloaders()
 
-    def _preparation(self) -> Preparation:
+    def preparation(self) -> Preparation:
+        """Return the material of the method's stage before the training."""
         own, seed = self.settings.own, self.settings.seed
         return Preparation(self.cases, self.plan_network, self.num_input_channels, own, seed, self.device)
 

@@ -78,35 +78,11 @@ def plan_for(
     spacings = np.array(source.fingerprint["spacings"], float)[:, axes]  # (cases, 3), mm
     shapes = np.array(source.fingerprint["shapes_after_crop"], float)[:, axes]  # (cases, 3), voxels
     median_shape = np.median(shapes, 0)
-    schemes, masks = _own_normalization(source)
     intensities = source.fingerprint["foreground_intensity_properties_per_channel"]
     if normalization == "target":
         intensities = PlansManager(dict(target_plans)).foreground_intensity_properties_per_channel
 
-    configurations: dict[str, Any] = {}
-    identifiers: dict[str, str] = {}  # configurations that shared their data, as a cascade does, go on to do so
-    flat = []
-    for configuration in target_plans["configurations"]:
-        this = deepcopy(resolve(target_plans, configuration))
-        this.pop("inherits_from", None)
-        dim = len(this["spacing"])
-        if 1 in median_shape[-dim:]:
-            flat.append(configuration)
-            continue
-        sizes = [
-            compute_new_shape(shape, spacing, this["spacing"])
-            for shape, spacing in zip(shapes[:, -dim:], spacings[:, -dim:], strict=True)
-        ]
-        this["median_image_size_in_voxels"] = np.median(sizes, 0).tolist()
-        this["data_identifier"] = identifiers.setdefault(this["data_identifier"], f"{name}_{configuration}")
-        if normalization == "source":
-            this.update(normalization_schemes=schemes, use_mask_for_norm=masks)
-        elif len(this["normalization_schemes"]) != source.num_channels:
-            raise UserError(
-                f"the images of {source.dataset_name} have {source.num_channels} channels and the normalisation of "
-                f"{target['dataset_name']} is for {len(this['normalization_schemes'])}; leave -normalization target out"
-            )
-        configurations[configuration] = this
+    configurations, flat = _configurations(source, target_plans, normalization, spacings, shapes)
     what = f"{', '.join(flat)} of {target['plans_name']} of {target['dataset_name']}"
     if not configurations:
         raise UserError(
@@ -133,6 +109,49 @@ def plan_for(
         plan["pcrl"] = {"pretrain": settings}
         notes += of_views
     return json.loads(json.dumps(plan)), notes
+
+
+def _configurations(
+    source: Source,
+    target_plans: Mapping[str, Any],
+    normalization: Literal["source", "target"],
+    spacings: np.ndarray,
+    shapes: np.ndarray,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return TARGET's configurations for the images of SOURCE, and the names of those that the images are too flat for.
+
+    Args:
+        spacings, shapes: (cases, 3) of SOURCE's images, mm and voxels, axes as TARGET's plan has them.
+    """
+    name = plans_name_for(target_plans["dataset_name"], target_plans["plans_name"])
+    schemes, masks = _own_normalization(source)
+    median_shape = np.median(shapes, 0)
+    configurations: dict[str, Any] = {}
+    identifiers: dict[str, str] = {}  # configurations that shared their data, as a cascade does, go on to do so
+    flat = []
+    for configuration in target_plans["configurations"]:
+        this = deepcopy(resolve(target_plans, configuration))
+        this.pop("inherits_from", None)
+        dim = len(this["spacing"])
+        if 1 in median_shape[-dim:]:
+            flat.append(configuration)
+            continue
+        sizes = [
+            compute_new_shape(shape, spacing, this["spacing"])
+            for shape, spacing in zip(shapes[:, -dim:], spacings[:, -dim:], strict=True)
+        ]
+        this["median_image_size_in_voxels"] = np.median(sizes, 0).tolist()
+        this["data_identifier"] = identifiers.setdefault(this["data_identifier"], f"{name}_{configuration}")
+        if normalization == "source":
+            this.update(normalization_schemes=schemes, use_mask_for_norm=masks)
+        elif len(this["normalization_schemes"]) != source.num_channels:
+            raise UserError(
+                f"the images of {source.dataset_name} have {source.num_channels} channels and the normalisation of "
+                f"{target_plans['dataset_name']} is for {len(this['normalization_schemes'])}; leave -normalization "
+                f"target out"
+            )
+        configurations[configuration] = this
+    return configurations, flat
 
 
 def plans_name_for(dataset_name: str, plans_name: str) -> str:

@@ -36,6 +36,7 @@ class Measurement:
     batch_size: int  # of one process
     estimated_bytes: int | None  # peak of the network; None: it cannot be told from shapes alone
     peak_bytes: float  # on the GPU, or of the process
+    preparing: float  # seconds of the method's stage before the training; 0: it has none
     loading: float  # seconds a batch takes one worker
     seconds_a_step: float
 
@@ -58,6 +59,11 @@ def measured(
         os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
         trainer = make_trainer()
         trainer.initialize()
+        preparing = 0.0
+        if prepares(trainer.method):
+            start = time()
+            trainer.prepared = trainer.method.prepare(trainer.preparation())
+            preparing = time() - start
         settings, views = trainer.settings, trainer.views()
         number, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
         estimate = estimated_peak(trainer.network, views.arrays, number, settings.optimizer)
@@ -86,7 +92,7 @@ def measured(
     # the queues of the workers were full: in the long run a step takes no less than its batch
     # (without workers the batch was made within the step)
     a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
-    return Measurement(trainer, loader, number, estimate, peak, loading, a_step)
+    return Measurement(trainer, loader, number, estimate, peak, preparing, loading, a_step)
 
 
 def described(found: Measurement, device: torch.device, processes: int) -> Iterator[str]:
@@ -106,7 +112,7 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
         yield _line("", "samples, without the exchange of gradients")
     yield _line("length", f"{settings.epochs} epochs of {settings.iters_per_epoch} steps")
     if prepares(method):
-        yield _line("before the training", f"{method.title} prepares it, which is not measured here")
+        yield _line("before the training", f"{found.preparing / 60:.1f} minutes in which {method.title} prepares it")
     where = f"on {device}" if device.type == "cuda" else "for the process"
     if found.estimated_bytes is not None:
         yield _line("peak memory", f"{found.estimated_bytes / 2**30:.2f} GB estimated for the network in float32")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_dataset import make_plan
+from tiny_method import PLACE
 from tiny_pretraining import folder_of
 
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods import PlanFacts, method_class
+from pcrl_nnunet.methods import PlanFacts, method_class, registry
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.report.progress import PretrainLogger
@@ -51,6 +52,16 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     assert {p.name for p in tiny.folder.iterdir()} == {
         "dataset.json", "dataset_fingerprint.json", "nnUNetPlans.json", "nnUNetPlans_3d_fullres", "splits_final.json",
     }  # fmt: skip
+
+
+def test_a_dry_run_measures_what_a_method_prepares(command, tiny, capsys, monkeypatch):
+    monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
+    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-method", "mean") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"before the training +0\.\d minutes in which Means prepares it", out)
+    assert "  method                Means" in out
+    assert not tiny.results.exists()
 
 
 def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys, monkeypatch):
