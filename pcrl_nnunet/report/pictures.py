@@ -56,7 +56,8 @@ def views_of_a_case(
     names = [f"{name}\n" for name in channels] if len(channels) > 1 else [""]
     heights = (4.7 if len(channels) == 1 else 3.6 * len(channels)), 1.3 + 1.5 * len(rows) * len(channels)
     figure = Figure(figsize=(max(8.0, 2.1 * len(views)), sum(heights)), layout="constrained")
-    where = "".join(f", slice {index} of {volume.shape[1]}" for index in first)
+    # of views that do not say where they lie the image's middle slice is shown
+    where = "".join(f", {'' if shown.slice else 'middle '}slice {index} of {volume.shape[1]}" for index in first)
     title = f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel"
     figure.suptitle(title, parse_math=False)  # a case may be called $x$
     grid = figure.add_gridspec(2, 1, height_ratios=heights)
