@@ -52,7 +52,7 @@ def new_folder(path: str) -> Iterator[None]:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file of this name is what `whole` has not finished, or did not live to finish."""
+    """Tell if a file has the name of a draft, which `whole` has not finished."""
     return name.startswith(DRAFT) and re.match(rf"{DRAFT}\d+_", name) is not None  # the first is the faster one
 
 

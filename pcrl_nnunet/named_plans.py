@@ -18,7 +18,6 @@ from pcrl_nnunet.plans import PlannedConfiguration, read_json, resolve
 from pcrl_nnunet.settings import pcrl_block, without_settings
 
 COPY_KEY = "pcrl_copy_of"  # of a copy: the name of the plan that it was made from
-_NAMES = ("plans_name", COPY_KEY)
 _OF_DATA = ("data_identifier", "spacing", "normalization_schemes", "use_mask_for_norm")
 _OF_ALL_DATA = ("transpose_forward", "foreground_intensity_properties_per_channel")
 
@@ -90,7 +89,7 @@ def refuse_outdated(plans: Mapping[str, Any], configuration: str, folder: str) -
 
 
 def _values(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """What the preprocessed data depend on."""
+    """Return the parts of a plan that the preprocessed data depend on."""
     known = plans["configurations"]
     resolved = resolve(plans, configuration) if configuration in known else {}
     return {name: resolved.get(name) for name in _OF_DATA} | {name: plans.get(name) for name in _OF_ALL_DATA}

@@ -15,6 +15,7 @@ from pcrl_nnunet.lock import LOCK
 LOGS = "training_log_*.txt"
 
 
+METHOD = "[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*"  # names of methods; nnU-Net splits names of folders at two underscores
 PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
 
 

@@ -33,7 +33,7 @@ BRIDGE_FOLDERS = (join("training", "nnUNetTrainer"), join("experiment_planning",
 
 
 def is_registered() -> bool:
-    """Whether nnU-Net's training command finds our trainers: by bridges or by ``nnUNet_extTrainer``."""
+    """Tell if nnU-Net's training command finds our trainers, by bridges or by ``nnUNet_extTrainer``."""
     state = _state()
     return state == "registered" or (state == "not registered" and _is_ext_trainer_set())
 

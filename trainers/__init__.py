@@ -2,11 +2,11 @@
 
 import re
 
+from pcrl_nnunet.output_folder import METHOD
 from pcrl_nnunet.trainers.classify import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
-from pcrl_nnunet.transfer.find import METHOD
 
 __all__ = [
     "PCRLClassificationScratchTrainer",

@@ -40,7 +40,7 @@ CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset brings into the plan: its dataset.json, nnU-Net's fingerprint of it, the class that reads it."""
+    """The parts that a dataset brings into the plan: dataset.json, fingerprint, and the class that reads the images."""
 
     dataset_name: str
     dataset_json: dict[str, Any]
@@ -273,7 +273,7 @@ def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
 
 
 def _values(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan says of data and network, by name."""
+    """Return what a plan says of data and network, by name."""
     values = without_settings(plan)
     for name, configuration in values.pop("configurations", {}).items():
         values |= {f"configurations.{name}.{key}": value for key, value in configuration.items()}

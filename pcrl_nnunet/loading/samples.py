@@ -1,4 +1,4 @@
-"""What the loader takes from a method: the views that make a sample of a case. C image channels."""
+"""The views that make a sample of a case: the part of a method that the loader needs. C image channels."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ class PCRLv2(Method):
         return features
 
     def _features_of_local(self, x: Tensor, level: int) -> Tensor:
-        """Of the level alone.
+        """Return the local views' features of one level.
 
         At full resolution, where a step takes the most memory, the backward pass computes them again instead of keeping
         what is before them: as the first of the forward pass they are its last, when the global views' are freed.

@@ -12,11 +12,11 @@ from importlib.metadata import EntryPoint, entry_points
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.output_folder import METHOD
 
 GROUP = "pcrl_nnunet.methods"
 DEFAULT = "pcrlv2"  # also the method of the checkpoints of version 0.1.0, which knew no other
 BUILT_IN = {"pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2"}
-NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")  # nnU-Net splits the names of its folders at __
 
 
 def names() -> list[str]:
@@ -51,7 +51,7 @@ def _loaded(point: EntryPoint) -> type[Method]:
             f"method '{point.name}' of {package} is {found!r}; expected a subclass of pcrl_nnunet.methods.Method: "
             f"correct its entry point"
         )
-    if found.name != point.name or not NAME.fullmatch(point.name):
+    if found.name != point.name or not re.fullmatch(METHOD, point.name):
         raise UserError(
             f"method '{point.name}' of {package} calls itself '{found.name}'; expected the same name of letters, "
             f"digits and single underscores in its class and its entry point"

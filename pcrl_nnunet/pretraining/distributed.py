@@ -25,22 +25,22 @@ _T = TypeVar("_T")
 
 
 def launched() -> bool:
-    """Whether this is one of several processes, of torchrun or of `-num_gpus`, which set these variables."""
+    """Tell if torchrun or `-num_gpus` has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def cores() -> int:
-    """Those that this process may use: a cluster may allot it some of the machine's."""
+    """Return the number of cores that this process may use; a cluster may allot fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_distributed() -> bool:
-    """Whether there is a process group."""
+    """Tell if there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Of this process, 0 is the one that writes."""
+    """Return the number of this process; process 0 writes."""
     return dist.get_rank() if is_distributed() else 0
 
 
@@ -50,7 +50,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Of this process on its machine."""
+    """Return the number of this process on its machine."""
     return int(os.environ["LOCAL_RANK"]) if is_distributed() else 0
 
 
@@ -114,7 +114,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether it is so on one rank at least; one process alone does not wait for its device."""
+    """Tell if the flag is set on any rank; a single process does not wait for its device."""
     return bool(total(torch.tensor(float(flag), device=device))) if is_distributed() else flag
 
 

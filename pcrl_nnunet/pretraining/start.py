@@ -251,7 +251,7 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
 
 
 def _has_files(folder: str) -> bool:
-    """Whether a training has got further there than to its log."""
+    """Tell if a training has written more than its log there."""
     return any(os.path.exists(os.path.join(folder, name)) for name in OF_A_TRAINING)
 
 
@@ -261,7 +261,7 @@ def _free_folder(folder: str) -> str:
 
 
 def _is_kept(final: str) -> bool:
-    """Whether a training that was started in the place of this one's has put its result aside before."""
+    """Tell if an earlier --overwrite has kept a copy of this result."""
     kept = glob(os.path.join(escape(os.path.dirname(final)), "old_*", checkpoint.FINAL))
     return any(filecmp.cmp(final, path) for path in kept)
 

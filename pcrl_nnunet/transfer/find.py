@@ -12,9 +12,7 @@ import os
 import re
 
 from pcrl_nnunet import checkpoint as checkpoint_file
-from pcrl_nnunet.output_folder import PRETRAINER, name_of_pretrainer
-
-METHOD = "[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*"  # nnU-Net splits names of folders at two underscores
+from pcrl_nnunet.output_folder import METHOD, PRETRAINER, name_of_pretrainer
 
 
 def place(results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None = None) -> str:

@@ -100,16 +100,9 @@ def _iou(common: Any, sum_of_volumes: int) -> Any:
     return common / (sum_of_volumes - common)
 
 
-def _feasible(a: Size, b: Size, min_iou: float) -> bool:
+def feasible(a: Size, b: Size, min_iou: float) -> bool:
+    """Tell if some position brings two sizes to an IoU of `min_iou`; a size always is feasible with itself."""
     return bool(_iou(math.prod(map(min, a, b)), math.prod(a) + math.prod(b)) >= min_iou)
-
-
-def feasible_pairs(sizes: Sequence[Size], min_iou: float) -> list[tuple[Size, Size]]:
-    """The ordered pairs of sizes that some position brings to an IoU of `min_iou` or more.
-
-    A size is always feasible with itself. Of the paper's set, 64x64x32 is feasible with nothing else at 0.3.
-    """
-    return [(a, b) for a in sizes for b in sizes if _feasible(a, b, min_iou)]
 
 
 def sample_inside(box: Box, size: Size, rng: np.random.Generator) -> Box:
@@ -151,7 +144,7 @@ def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: 
     """
     fitting = [tuple(map(min, size, volume_shape)) for size in sizes]
     size_a = fitting[rng.integers(len(fitting))]
-    partners = [b for b in fitting if _feasible(size_a, b, min_iou)]
+    partners = [b for b in fitting if feasible(size_a, b, min_iou)]
     size_b = partners[rng.integers(len(partners))]
     box_a = sample_inside(Box.of_size([0] * len(volume_shape), volume_shape), size_a, rng)
 

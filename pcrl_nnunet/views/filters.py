@@ -30,7 +30,7 @@ def gaussian(image: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
 
 
 def _weights(sigma: float) -> np.ndarray:
-    """Of the centre and of the voxels on one side of it."""
+    """Return the weights of the centre and of the voxels on one side of the centre."""
     if radius(sigma) == 0:
         return np.ones(1)
     half = np.exp(-0.5 * (np.arange(radius(sigma) + 1) / sigma) ** 2)

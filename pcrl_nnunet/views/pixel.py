@@ -17,7 +17,7 @@ from pcrl_nnunet.views.settings import Augmentation
 
 @dataclass(frozen=True)
 class PixelParameters:
-    """What is done to one view; None is nothing.
+    """The augmentation of one view; None leaves a part out.
 
     Attributes:
         noise: (C, *size), added.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,17 +16,14 @@ import pytest
 import torch
 from method_setups import SETUPS, Setup, gradients
 from nnunetv2.run.run_training import find_free_network_port
+from tiny_pretraining import make_trainer
 from two_ranks import PAIR
 
 from pcrl_nnunet import checkpoint
 from pcrl_nnunet.methods import ShownSample, names
-from pcrl_nnunet.methods.registry import NAME
-from pcrl_nnunet.plans import load_plan
+from pcrl_nnunet.output_folder import METHOD
 from pcrl_nnunet.pretraining import distributed, result
-from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.memory import estimated_peak
-from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 
 BATCH = 4
 METHODS = pytest.mark.parametrize("name", names())
@@ -40,7 +38,7 @@ def batch_of(setup):
 def test_it_says_what_it_is(name):
     method = Setup(name, "3D").method
     assert method.name == name
-    assert NAME.fullmatch(name)
+    assert re.fullmatch(METHOD, name)
     assert method.title
     assert len({quantity.name for quantity in method.quantities} | set(method.terms)) == len(method.quantities) + len(
         method.terms
@@ -209,20 +207,9 @@ def test_two_processes_that_share_a_batch_have_the_gradients_of_one(name, of_two
         torch.testing.assert_close(of_two_ranks[name][key], gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
-def trainer_of(tiny, name):
-    """A pretraining of two epochs of two steps on the tiny dataset, as the command starts it."""
-    plan = load_plan(tiny.folder.name, "nnUNetPlans", "3d_fullres")
-    lengths = {"method": name, "epochs": 2, "iters_per_epoch": 2, "batch_size": BATCH}
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **lengths)
-    data = PretrainingData.find(plan.plans, plan.configuration, "all")
-    made = PCRLPretrainTrainer.of(settings, data)
-    plans = {**copy.deepcopy(plan.plans), "continue_training": False}
-    return made(plans, plan.configuration, "all", plan.dataset_json, torch.device("cpu"))
-
-
 @METHODS
 def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
-    trainer = trainer_of(tiny, name)
+    trainer = make_trainer(method=name)
     folder = Path(trainer.output_folder)
     assert f"PCRLPretrainTrainer_{name}__" in str(folder)
     trainer.run_training()
@@ -233,12 +220,12 @@ def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
     assert (folder / "progress.png").stat().st_size > 10_000
 
     (folder / checkpoint.FINAL).unlink()
-    stopped = trainer_of(tiny, name)
+    stopped = make_trainer(method=name)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # as a SIGTERM within an epoch
         with pytest.raises(SystemExit):
             stopped.run_training()
-    continued = trainer_of(tiny, name)
+    continued = make_trainer(method=name)
     continued.load_checkpoint(str(folder / checkpoint.LATEST))
     assert continued.step == 3
     continued.run_training()

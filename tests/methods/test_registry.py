@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -12,6 +13,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import Method, registry
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, method_class, names
+from pcrl_nnunet.output_folder import METHOD
 
 
 class Mine(Method):
@@ -53,7 +55,7 @@ def test_the_default_is_built_in() -> None:
 def test_every_built_in_method_calls_itself_by_its_name() -> None:
     for name in BUILT_IN:
         assert method_class(name).name == name
-        assert registry.NAME.fullmatch(name)
+        assert re.fullmatch(METHOD, name)
 
 
 def test_names_are_listed_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
