@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pcrl_nnunet.errors import UserError
 
-PARTS = ("pretrain", "finetune", "classify", "checkpoint")  # of a plan's block
+PARTS = ("pretrain", "finetune", "semi", "classify", "checkpoint")  # of a plan's block
 NOT_IN_BLOCK = {"in_block": False}  # metadata of a field that `replaced` does not take
 
 _Settings = TypeVar("_Settings")

@@ -12,7 +12,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"trainers", "planners"},
     {"experiments", "report"},
     {"pretraining"},
-    {"finetuning"},
+    {"finetuning", "semi_supervised"},
     {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},

@@ -7,6 +7,7 @@ from pcrl_nnunet.trainers.classify import PCRLClassificationScratchTrainer, PCRL
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
+from pcrl_nnunet.trainers.semi import PCRLSemiSupervisedScratchTrainer, PCRLSemiSupervisedTrainer
 
 __all__ = [
     "PCRLClassificationScratchTrainer",
@@ -14,6 +15,8 @@ __all__ = [
     "PCRLFinetuneTrainer",
     "PCRLPretrainTrainer",
     "PCRLScratchTrainer",
+    "PCRLSemiSupervisedScratchTrainer",
+    "PCRLSemiSupervisedTrainer",
 ]
 
 
@@ -22,7 +25,7 @@ def __getattr__(name: str) -> type[PCRLFinetuneTrainer]:
 
     nnU-Net names the folder of results by the class. The class stays here, so that it can be pickled.
     """
-    for trainer in (PCRLFinetuneTrainer, PCRLClassificationTrainer):
+    for trainer in (PCRLFinetuneTrainer, PCRLSemiSupervisedTrainer, PCRLClassificationTrainer):
         if match := re.fullmatch(f"{trainer.__name__}_({METHOD})", name):
             method = match[1]
             made = {"method": method, "for_classification": f"{trainer.for_classification}_{method}"}

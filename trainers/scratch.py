@@ -59,6 +59,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
             if fold != "all":
                 check_fold(type(self), plans, configuration, int(fold))
             self.settings = FinetuneSettings.from_plan(plans, self.defaults)
+            self.check(plans, configuration, fold, dataset_json)
         # nnU-Net takes an item out of the plan that it is given, and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
         with exit_on_user_error(), output_folder.creating(), weights_and_biases.held_back():
@@ -70,6 +71,12 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
         self.initial_lr = self.settings.initial_lr
         self.weight_decay = self.settings.weight_decay
+
+    @classmethod
+    def check(
+        cls, plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
+    ) -> None:
+        """Raise `UserError` where a subclass lacks what it needs; nothing has been written yet."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         """Return nnU-Net's optimiser, and its schedule with a warm-up."""

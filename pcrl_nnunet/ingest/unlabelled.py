@@ -404,6 +404,11 @@ def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
     return cases
 
 
+def refuse_other_settings(folder: str, target: Target) -> None:
+    """Raise `UserError` if the cases of a folder were made in another way than `target` would make them."""
+    _load_manifest(folder, target)
+
+
 def _write_manifest(folder: str, target: Target, cases: dict[str, Any]) -> None:
     manifest = {
         "plans_name": target.plans["plans_name"],

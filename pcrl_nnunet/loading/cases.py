@@ -52,11 +52,23 @@ def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
     return [found[name] for name in sorted(found)]
 
 
+class UnreadableCase(UserError):
+    """A case cannot be read, or has voxels that are not finite."""
+
+    def __init__(self, case: Case, message: str) -> None:
+        super().__init__(message)
+        self.case = case
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let the error come back from another process."""
+        return type(self), (self.case, str(self))
+
+
 class CaseVolume:
     """An opened case: `shape`, and slicing that reads only the slices asked for (a whole image from .npz).
 
     Raises:
-        UserError: on opening or slicing, where the file is missing, damaged or has voxels that are not finite.
+        UnreadableCase: on opening or slicing, where the file is missing, damaged or has voxels that are not finite.
     """
 
     def __init__(self, case: Case) -> None:
@@ -78,16 +90,18 @@ class CaseVolume:
             raise _unreadable(self.case, error) from error
         # the sum of an array with a NaN or an infinity is one; looking at each voxel takes longer
         if not np.isfinite(data.sum()) and not np.isfinite(data).all():
-            raise UserError(
+            raise UnreadableCase(
+                self.case,
                 f"case {self.case.name} has voxels that are not finite numbers (NaN or infinity) in {self.case.path}: "
-                f"repair or remove the image and preprocess it again"
+                f"repair or remove the image and preprocess it again",
             )
         return data
 
 
-def _unreadable(case: Case, error: Exception) -> UserError:
+def _unreadable(case: Case, error: Exception) -> UnreadableCase:
     reason = "the file is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-    return UserError(f"case {case.name} cannot be read from {case.path} ({reason}): preprocess the image again")
+    message = f"case {case.name} cannot be read from {case.path} ({reason}): preprocess the image again"
+    return UnreadableCase(case, message)
 
 
 def _open(path: str) -> Any:

@@ -1,0 +1,121 @@
+"""The cases of a semi-supervised training: which are labelled, and which may be used without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.scans import Target
+from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_folder
+from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.copies import find_copies
+from pcrl_nnunet.loading.splits import fold_of
+from pcrl_nnunet.plans import resolve
+from pcrl_nnunet.semi_supervised.settings import WHERE
+
+PREFIX = "unlabelled/"  # of the names of cases that pcrl_nnunet_preprocess -i made
+
+
+@dataclass(frozen=True)
+class SemiCases:
+    """The cases of a fold.
+
+    Attributes:
+        labelled: the fold's training cases, whose labels are used.
+        unlabelled: cases that are used without labels, by the names that log and checkpoint list.
+        copies: names of cases that are left out, with the name of the held-out case whose voxels they have.
+        unreadable: sentences about cases that cannot be opened and are set aside.
+    """
+
+    labelled: Sequence[Case]
+    unlabelled: Mapping[str, Case]
+    copies: Mapping[str, str]
+    unreadable: Sequence[str]
+
+    @classmethod
+    def find(
+        cls,
+        plans: Mapping[str, Any],
+        configuration: str,
+        dataset_json: Mapping[str, Any],
+        fold: int | str,
+        leave_out: Sequence[str],
+    ) -> SemiCases:
+        """Find the cases of a fold.
+
+        Unlabelled cases are the scans of ``pcrl_nnunet_preprocess -i``, and the dataset's cases that are in no part of
+        the fold. Validation cases, the cases of `leave_out`, and all cases with their voxels are never among them.
+
+        Args:
+            plans: of the dataset.
+            leave_out: names of further held-out cases of the dataset.
+
+        Raises:
+            UserError: there is no such fold, no training case or no unlabelled case; `leave_out` names an unknown case;
+                or scans were preprocessed by another plan.
+        """
+        folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
+        identifier = str(resolve(plans, configuration)["data_identifier"])
+        own = {case.name: case for case in find_cases(os.path.join(folder, identifier))}
+        if unknown := [name for name in leave_out if name not in own]:
+            raise UserError(
+                f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(own)} preprocessed cases; "
+                f"correct the name in {plans['plans_name']}.json"
+            )
+        train, validation = [*own], []
+        if fold != "all":
+            this = fold_of(folder, int(fold), own)
+            train, validation = this.train, this.val
+        if not train:
+            raise UserError(f"fold {fold} has no training case; put one or more into splits_final.json")
+        used = {*train, *validation, *leave_out}
+        candidates = {name: case for name, case in own.items() if name not in used}
+        scans = unlabelled_folder(folder, identifier)
+        if os.path.isdir(scans) and any(name.endswith(".b2nd") for name in os.listdir(scans)):
+            refuse_other_settings(scans, Target(dict(plans), dict(dataset_json), configuration))
+            candidates |= {f"{PREFIX}{case.name}": case for case in find_cases(scans)}
+        held_out = [own[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
+        candidates, unreadable = _readable(candidates)
+        name_of = {case: name for name, case in candidates.items()}
+        copies = {name_of[copy]: original.name for copy, original in find_copies([*name_of], held_out).items()}
+        unlabelled = {name: case for name, case in candidates.items() if name not in copies}
+        if not unlabelled:
+            raise UserError(
+                f"fold {fold} of {plans['dataset_name']} has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, "
+                f"and no case outside of its parts{_but(copies, unreadable)}; add scans with pcrl_nnunet_preprocess "
+                f"-d {plans['dataset_name']} -i FOLDER, or train without: -tr PCRLFinetuneTrainer"
+            )
+        return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Labelled cases: {', '.join(case.name for case in self.labelled)}",
+            f"Unlabelled cases, of which no label is read: {', '.join(self.unlabelled)}",
+            *(f"  left out: {copy}, which has the voxels of {name}" for copy, name in self.copies.items()),
+            *(f"  WARNING: set aside: {sentence}" for sentence in self.unreadable),
+        ]
+        return "\n".join(lines)
+
+
+def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
+    """Open every case. Returns the cases that can be opened, and a sentence about each other one."""
+    readable, sentences = {}, []
+    for name, case in cases.items():
+        try:
+            CaseVolume(case)
+        except UserError as error:
+            sentences.append(str(error))
+        else:
+            readable[name] = case
+    return readable, sentences
+
+
+def _but(copies: Mapping[str, str], unreadable: Sequence[str]) -> str:
+    left_out = [f"{len(copies)} copies of validation cases were left out"] if copies else []
+    set_aside = [f"{len(unreadable)} cases cannot be read"] if unreadable else []
+    return f" ({', '.join([*left_out, *set_aside])})" if left_out or set_aside else ""

@@ -1,0 +1,112 @@
+"""Patches of unlabelled cases, by nnU-Net's loader and with nnU-Net's augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from scipy.ndimage import binary_fill_holes
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase
+
+NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
+
+
+class Outside:
+    """Stands in for the segmentation of a case without one: -1 outside of the image's mask, else 0.
+
+    Some images are normalised inside a mask. nnU-Net's augmentation keeps zero what is outside of the mask, which it
+    finds by -1 in the segmentation. Read by box, as the image: shape (1, *spatial).
+    """
+
+    def __init__(self, volume: CaseVolume, masked: bool) -> None:
+        self._volume, self._masked = volume, masked
+        self.shape = (1, *volume.shape[1:])
+        self.ndim, self.dtype = len(self.shape), np.dtype(np.int16)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        if not self._masked:
+            sizes = [range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True)]
+            return np.zeros([len(size) for size in sizes], np.int16)
+        of_image = (slice(None), *index[1:])
+        image = self._volume[of_image]
+        inside = np.asarray(binary_fill_holes((np.abs(image) > NOTHING).any(0)))
+        return np.where(inside, 0, -1).astype(np.int16)[None]
+
+
+class UnlabelledDataset:
+    """Unlabelled cases as nnU-Net's loader asks for them. No file but the image is ever opened.
+
+    Args:
+        cases: by name.
+        masked: images were normalised inside a mask.
+    """
+
+    def __init__(self, cases: Mapping[str, Case], masked: bool) -> None:
+        self._cases, self._masked = dict(cases), masked
+        self.identifiers = sorted(cases)
+
+    def load_case(self, identifier: str) -> tuple[CaseVolume, Outside, None, dict[str, Any]]:
+        """Return the image, a stand-in for the segmentation, nothing of a cascade, and no places of classes."""
+        volume = CaseVolume(self._cases[identifier])
+        return volume, Outside(volume, self._masked), None, {"class_locations": None}
+
+    def name_of(self, case: Case) -> str:
+        """Return the name of a case."""
+        return next(name for name, own in self._cases.items() if own == case)
+
+
+class UnlabelledLoader(nnUNetDataLoader):
+    """nnU-Net's loader of random patches. A case that cannot be read is set aside, and the batch says so.
+
+    Batches have ``data`` (B, C, *patch), ``keys``, and ``set_aside``: sentences by case.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_ignore = False  # or nnU-Net would look for annotated voxels
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return a batch of cases that can be read.
+
+        Raises:
+            UserError: no case is left.
+        """
+        set_aside: dict[str, str] = {}
+        while True:
+            try:
+                batch = super().generate_train_batch()
+            except UnreadableCase as error:
+                name = self._data.name_of(error.case)
+                set_aside[name] = str(error)
+                self.indices: list[str] = [other for other in self.indices if other != name]
+                if not self.indices:
+                    raise UserError(f"no unlabelled case can be read any more; the last one: {error}") from error
+            else:
+                return {"data": batch["data"], "keys": batch["keys"], "set_aside": set_aside}
+
+
+def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:
+    """Return batches from as many processes as nnU-Net loads validation with; with none, from this process.
+
+    Args:
+        pin_memory: the batches go to a GPU.
+    """
+    processes = get_allowed_n_proc_DA()
+    if processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=max(1, processes // 2),
+        num_cached=max(3, processes // 4),
+        seeds=None,
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )

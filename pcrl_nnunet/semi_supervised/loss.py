@@ -1,0 +1,64 @@
+"""nnU-Net's loss of patches that are labelled in one part and pseudo-labelled in the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import Tensor, nn
+
+Targets = Tensor | Sequence[Tensor]  # one for each output of deep supervision
+
+
+def ignoring(loss: Any, ignored: int) -> Any:
+    """Let nnU-Net's loss leave out ignored voxels, also where the dataset has no ignore label.
+
+    Args:
+        loss: a `DC_and_CE_loss` or `DC_and_BCE_loss`, with deep supervision or without; changed in place.
+        ignored: value of ignored voxels in label maps; in regions the last channel marks them.
+    """
+    inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    if isinstance(inner, DC_and_BCE_loss):
+        inner.use_ignore_label = True
+        inner.ce = nn.BCEWithLogitsLoss(reduction="none")
+    else:
+        inner.ignore_label = inner.ce.ignore_index = ignored
+    return loss
+
+
+class PartsLoss(nn.Module):
+    """The loss of the labelled part plus the weighted loss of the pseudo-labelled part, over the sum of the weights.
+
+    Bai et al. 2023, Eq. 8 and 9, with nnU-Net's Dice and cross-entropy. The division keeps the loss as large as that of
+    a supervised step.
+
+    Args:
+        loss: nnU-Net's, which leaves out ignored voxels.
+        pseudo_weight: weight of the pseudo-labelled part.
+        watch: is called with the output and the pseudo-labels, both at full resolution.
+    """
+
+    def __init__(self, loss: Any, pseudo_weight: float, watch: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.loss, self.pseudo_weight, self.watch = loss, pseudo_weight, watch
+
+    def forward(self, output: Any, target: Targets) -> Tensor:
+        """Return the loss.
+
+        Args:
+            target: the targets of both parts, one behind the other in the channels.
+        """
+        labelled: Any
+        pseudo: Any
+        if isinstance(target, Tensor):
+            labelled, pseudo = target.chunk(2, dim=1)
+            self.watch(output.detach(), pseudo)
+        else:
+            halves = [level.chunk(2, dim=1) for level in target]
+            labelled, pseudo = (list(part) for part in zip(*halves, strict=True))
+            self.watch(output[0].detach(), pseudo[0])
+        total = self.loss(output, labelled) + self.pseudo_weight * self.loss(output, pseudo)
+        return torch.as_tensor(total / (1 + self.pseudo_weight))

@@ -1,0 +1,79 @@
+"""The teacher: a moving average of the student, and the labels that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class Teacher:
+    """A moving average of a network's weights, in evaluation mode and without gradients.
+
+    The momentum of update t is min(1 - 1 / (t + 1), momentum) (Tarvainen & Valpola 2017, with its ramp).
+
+    Args:
+        student: the plan's network, without wrappers.
+        momentum: the highest one.
+    """
+
+    def __init__(self, student: nn.Module, momentum: float) -> None:
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+            share = 1 - min(1 - 1 / (int(updates) + 1), momentum)
+            floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
+            torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], share)
+
+        self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
+        network: Any = self.average.module
+        network.decoder.deep_supervision = False
+
+    def update(self, student: nn.Module) -> None:
+        """Move towards the student."""
+        with torch.no_grad():
+            self.average.update_parameters(student)
+
+    @torch.no_grad()
+    def labels(self, images: Tensor, regions: bool) -> Tensor:
+        """Return the labels of patches: (B, 1, *patch) of int16, or (B, R, *patch) of bool for regions.
+
+        Args:
+            images: (B, C, *patch).
+        """
+        logits: Tensor = self.average(images)
+        return logits.sigmoid() > 0.5 if regions else logits.argmax(1, keepdim=True).to(torch.int16)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and the number of updates."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the weights and the number of updates of a checkpoint."""
+        self.average.load_state_dict(dict(state))
+
+
+def keep_largest_pieces(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return labels in which each of the classes has only its largest piece in each patch; the rest is background.
+
+    Pieces are connected by faces, edges or corners.
+
+    Args:
+        labels: (B, 1, *patch) label maps, or (B, R, *patch) regions of bool.
+        classes: values of a label map, or channels of regions.
+    """
+    if not classes:
+        return labels
+    kept = labels.cpu().numpy().copy()
+    for patch in kept:
+        for number in classes:
+            of_class = patch[number] if patch.dtype == bool else patch[0] == number
+            pieces = cc3d.connected_components(of_class, connectivity=8 if of_class.ndim == 2 else 26)
+            sizes = np.bincount(pieces.ravel())[1:]
+            if len(sizes) > 1:
+                surplus = of_class & (pieces != 1 + sizes.argmax())
+                patch[number if patch.dtype == bool else 0][surplus] = 0
+    return torch.from_numpy(kept).to(labels.device)

@@ -1,0 +1,151 @@
+"""Whether pseudo-labels can be trusted: their shares, and how far student and teacher agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
+
+RARE, FREQUENT = 0.05, 20.0  # share among pseudo-labels, as a multiple of the share in labelled scans
+NEARLY_ALL = 0.95  # of all voxels
+AGREE = 0.3  # Dice of student and teacher below which they do not agree
+PATIENCE = 3  # epochs in a row after which the log warns
+
+
+@dataclass(frozen=True)
+class Pseudo:
+    """Pseudo-labels of an epoch, by class.
+
+    Attributes:
+        shares: share of the voxels of unlabelled patches.
+        agreement: Dice of the student's prediction on pasted patches and the pseudo-labels; NaN where both lack the
+            class.
+    """
+
+    shares: list[float]
+    agreement: list[float]
+
+
+class Watch:
+    """Collects the pseudo-labels of an epoch.
+
+    Args:
+        num_classes: without background.
+        regions: labels are regions of bool instead of label maps.
+        ignored: value of voxels that do not count in label maps.
+    """
+
+    def __init__(self, num_classes: int, regions: bool, ignored: int, device: torch.device) -> None:
+        self.num_classes, self.regions, self.ignored, self.device = num_classes, regions, ignored, device
+        self._reset()
+
+    def _reset(self) -> None:
+        # whole numbers, exact in float64; a device such as mps has no float64
+        kind = torch.float64 if self.device.type != "mps" else torch.float32
+        self.counts = torch.zeros(self.num_classes, dtype=kind, device=self.device)
+        self.dice = torch.zeros(2, self.num_classes, dtype=kind, device=self.device)  # twice the overlap, sum of sizes
+        self.voxels = 0
+
+    def of_teacher(self, labels: Tensor) -> None:
+        """Count the labels that the teacher gives to unlabelled patches."""
+        self.counts += _sizes(self._one_hot(labels))
+        self.voxels += labels[:, :1].numel()
+
+    def of_student(self, output: Tensor, pseudo: Tensor) -> None:
+        """Compare the student's output with the pseudo-labels in the pseudo-labelled part.
+
+        Args:
+            output: logits (B, classes, *patch).
+            pseudo: label maps with `ignored`, or regions with a last channel for ignored voxels.
+        """
+        if self.regions:
+            part, wanted, given = ~pseudo[:, -1:], pseudo[:, : self.num_classes], output > 0
+        else:
+            part = torch.ne(pseudo, self.ignored)
+            wanted, given = self._one_hot(pseudo), self._one_hot(output.argmax(1, keepdim=True))
+        wanted, given = wanted & part, given & part
+        self.dice += torch.stack([2 * _sizes(wanted & given), _sizes(wanted) + _sizes(given)])
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        if self.regions:
+            return labels[:, : self.num_classes]
+        classes = torch.arange(1, self.num_classes + 1, device=labels.device)
+        return torch.eq(labels, classes.view(1, -1, *[1] * (labels.ndim - 2)))
+
+    def finish_epoch(self, is_ddp: bool) -> Pseudo | None:
+        """Return the epoch's pseudo-labels of all processes and begin a new one; None if there were none."""
+        total = torch.cat([self.counts, self.dice.flatten(), self.counts.new_tensor([self.voxels])])
+        if is_ddp:
+            distributed.all_reduce(total)
+        values, n = total.tolist(), self.num_classes
+        self._reset()
+        if not values[-1]:
+            return None
+        dice = [a / b if b else float("nan") for a, b in zip(values[n : 2 * n], values[2 * n : 3 * n], strict=True)]
+        return Pseudo([count / values[-1] for count in values[:n]], dice)
+
+
+def _sizes(masks: Tensor) -> Tensor:
+    """Count the voxels of each channel."""
+    return masks.sum([0, *range(2, masks.ndim)])
+
+
+def as_text(pseudo: Pseudo, facts: LabelFacts) -> str:
+    """Return a line for the log."""
+    parts = [
+        f"{name} {share:.2%} of the voxels (labels {usual:.2%}), Dice of student and teacher {dice:.2f}"
+        for name, share, usual, dice in zip(facts.names, pseudo.shares, facts.shares, pseudo.agreement, strict=True)
+    ]
+    return f"Pseudo-labels: {'; '.join(parts)}"
+
+
+def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> list[str]:
+    """Return sentences about what went wrong in each of the last epochs.
+
+    Args:
+        history: one element for each epoch of the second stage so far.
+    """
+    recent = history[-PATIENCE:]
+    if len(recent) < PATIENCE:
+        return []
+    numbers = [n for n, share in enumerate(facts.shares) if share > 0]
+    lost = [n for n in numbers if all(epoch.shares[n] < RARE * facts.shares[n] for epoch in recent)]
+    if lost == numbers:
+        return [
+            "ALARM: the teacher finds nothing but background in the unlabelled scans, and the student unlearns all "
+            "classes; train the first stage longer (pcrl.semi.supervised_share), or check that the scans show them"
+        ]
+    sentences = []
+    for n in numbers:
+        name, usual, now = facts.names[n], facts.shares[n], recent[-1].shares[n]
+        if all(epoch.shares[n] > NEARLY_ALL for epoch in recent) and usual < NEARLY_ALL:
+            sentences.append(
+                f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}; train the first stage longer "
+                f"(pcrl.semi.supervised_share), or check that the scans are of the same kind"
+            )
+        elif n in lost:
+            sentences.append(
+                f"WARNING: the teacher hardly finds {name} in the unlabelled scans: {now:.3%} of the voxels, "
+                f"{usual:.3%} in the labelled ones; do the scans show this class?"
+            )
+        elif all(epoch.shares[n] > FREQUENT * usual for epoch in recent):
+            sentences.append(
+                f"WARNING: the teacher finds much more of {name} in the unlabelled scans: {now:.2%} of the voxels, "
+                f"{usual:.2%} in the labelled ones; are the scans of the same kind and region?"
+            )
+        elif all(epoch.agreement[n] < AGREE for epoch in recent):
+            sentences.append(
+                f"WARNING: student and teacher do not agree about {name} in the unlabelled scans: their Dice is "
+                f"{recent[-1].agreement[n]:.2f}; are the scans of the same kind as the labelled ones?"
+            )
+    return sentences
+
+
+def as_plain(history: Sequence[Pseudo]) -> list[dict[str, Any]]:
+    """Return plain values for the checkpoint."""
+    return [asdict(epoch) for epoch in history]

@@ -1,0 +1,260 @@
+"""Semi-supervised training: nnU-Net's, with unlabelled scans beside the labelled ones."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from torch import Tensor, autocast
+
+from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
+from pcrl_nnunet.semi_supervised import mixing, watch
+from pcrl_nnunet.semi_supervised.cases import SemiCases
+from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
+from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
+from pcrl_nnunet.semi_supervised.loss import PartsLoss, ignoring
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
+from pcrl_nnunet.semi_supervised.teacher import Teacher, keep_largest_pieces
+from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
+from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
+from pcrl_nnunet.transfer.weights import unwrap
+
+NOT_COUNTED = -1  # value of ignored voxels where the dataset has no ignore label
+SHOWN = 4  # patches in the picture
+
+
+class _SemiSupervised(PCRLScratchTrainer):
+    """Two stages: nnU-Net's training on labelled cases, then mean teacher with bidirectional copy-paste.
+
+    In the second stage, each step sees as many patches as nnU-Net's. Every patch is labelled in one part and shows an
+    unlabelled case in the other, for which a teacher gives the labels. See `pcrl_nnunet.semi_supervised`.
+    Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
+    """
+
+    @classmethod
+    def check(
+        cls, plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
+    ) -> None:
+        """Raise `UserError` for a cascade, settings that cannot be, and a fold without labelled or unlabelled cases."""
+        super().check(plans, configuration, fold, dataset_json)
+        if "previous_stage" in plans["configurations"][configuration]:
+            raise UserError(
+                f"{configuration} is a cascade, whose input has labels that unlabelled scans lack; train another "
+                f"configuration, or {configuration} with -tr PCRLFinetuneTrainer"
+            )
+        semi = SemiSettings.from_plan(plans)
+        semi.supervised_epochs(FinetuneSettings.from_plan(plans, cls.defaults).epochs)
+        SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
+
+    def initialize(self) -> None:
+        """Add the loss of the second stage."""
+        super().initialize()
+        manager = self.label_manager
+        self.semi = SemiSettings.from_plan(self.plans_manager.plans)
+        self._supervised_epochs = self.semi.supervised_epochs(self.num_epochs)
+        self._regions = bool(manager.has_regions)
+        self._ignored: int = manager.ignore_label if manager.has_ignore_label else NOT_COUNTED
+        classes = manager.foreground_regions if self._regions else manager.foreground_labels
+        self._watch = watch.Watch(len(classes), self._regions, self._ignored, self.device)
+        loss = ignoring(self._build_loss(), self._ignored)
+        self._loss_of_parts = PartsLoss(loss, self.semi.pseudo_weight, self._watch.of_student)
+        self._teacher: Teacher | None = None
+        self._history: list[watch.Pseudo] = []
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return the loaders of labelled cases, and begin one of unlabelled cases beside them."""
+        loaders = super().get_dataloaders()
+        plans, this = self.plans_manager.plans, self.configuration_manager
+        with self._or_nothing_left_behind():
+            self._cases = SemiCases.find(
+                plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
+            )
+            self._facts = self._label_facts()
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        transforms = self.get_training_transforms(
+            this.patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=this.use_mask_for_norm
+        )
+        dataset = UnlabelledDataset(self._cases.unlabelled, any(this.use_mask_for_norm))
+        loader = UnlabelledLoader(
+            dataset, self.batch_size, initial_patch_size, this.patch_size, self.label_manager, transforms=transforms
+        )
+        self.dataloader_unlabelled = make_unlabelled_loader(loader, self.device.type == "cuda")
+        self.print_to_log_file(f"{self.semi}\n{self._cases}\nLabels: {self._facts}", add_timestamp=False)
+        return loaders
+
+    def _label_facts(self) -> LabelFacts:
+        """Read what the labels of the labelled cases say about the classes."""
+        manager = self.label_manager
+        classes = manager.foreground_regions if self._regions else manager.foreground_labels
+        labels = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
+        names = [case.name for case in self._cases.labelled]
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, names)
+        return LabelFacts.of_cases(
+            names,
+            lambda name: np.asarray(dataset.load_case(name)[1][:])[:1],
+            {labels[_as_tuple(value)]: value for value in classes},
+            len(self.configuration_manager.patch_size),
+        )
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
+        """Return nnU-Net's augmentation. In one process it is the same again, whichever way to blur is the faster."""
+        transforms = PCRLScratchTrainer.get_training_transforms(*args, **kwargs)
+        if get_allowed_n_proc_DA() == 0:
+            for transform in transforms.transforms:
+                inner = transform.transform if isinstance(transform, RandomTransform) else transform
+                if isinstance(inner, GaussianBlurTransform):
+                    inner.benchmark = False
+        return transforms
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the second stage when its time has come. Loading in this process draws from the epoch's own seed."""
+        super().on_train_epoch_start()
+        seed = np.random.SeedSequence((self.semi.seed, self.current_epoch, self.local_rank)).generate_state(1)[0]
+        random.seed(int(seed))
+        np.random.seed(seed)
+        torch.manual_seed(int(seed))
+        self._step = 0
+        if self.current_epoch >= self._supervised_epochs and self._teacher is None:
+            self.print_to_log_file("The second stage begins: a teacher labels the unlabelled patches.")
+            self._teacher = self._new_teacher()
+
+    def _new_teacher(self) -> Teacher:
+        student = unwrap(self.network)
+        teacher = Teacher(student, self.semi.teacher_momentum)
+        teacher.update(student)  # the first update copies
+        return teacher
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Train nnU-Net's step, on pasted patches in a share of the first stage and in all of the second stage."""
+        rng = np.random.default_rng((self.semi.seed, self.current_epoch, self._step, self.local_rank))
+        self._step += 1
+        if self._teacher is None:
+            if rng.random() < self.semi.pasted_share:
+                batch = self._pasted(batch, rng)
+            return super().train_step(batch)
+        mixed = self._mixed(batch, self._teacher, rng)
+        with self._with_loss_of_parts():
+            result = super().train_step(mixed)
+        self._teacher.update(unwrap(self.network))
+        return result
+
+    @contextmanager
+    def _with_loss_of_parts(self) -> Iterator[None]:
+        usual: Any = self.loss
+        self.loss: Any = self._loss_of_parts
+        try:
+            yield
+        finally:
+            self.loss = usual
+
+    def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Paste a box of each labelled patch into the patch before it."""
+        data, labels = self._on_device(batch)
+        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
+        pasted = mixing.paste(labels.roll(1, 0), labels, boxes)
+        target = self._at_scales(pasted, batch["target"])
+        return {**batch, "data": mixing.paste(data.roll(1, 0), data, boxes), "target": target}
+
+    def _mixed(self, batch: dict[str, Any], teacher: Teacher, rng: np.random.Generator) -> dict[str, Any]:
+        """Paste labelled and unlabelled patches into each other, with the teacher's labels for the latter."""
+        data, labels = self._on_device(batch)
+        unlabelled = next(self.dataloader_unlabelled)
+        for sentence in unlabelled["set_aside"].values():
+            self.print_to_log_file(f"WARNING: set aside: {sentence}")
+        images = unlabelled["data"].to(self.device, non_blocking=True)
+        with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
+            pseudo = teacher.labels(images, self._regions)
+        first = 0 if self._regions else 1  # label maps have a value for background before the classes
+        pseudo = keep_largest_pieces(pseudo, [first + number for number in self._facts.in_one_piece])
+        self._watch.of_teacher(pseudo)
+        self._shown = images[:SHOWN], pseudo[:SHOWN]
+        if self._regions:
+            nowhere = torch.zeros_like(pseudo[:, :1])
+            pseudo = torch.cat([pseudo, nowhere], 1)
+            labels = labels if self.label_manager.has_ignore_label else torch.cat([labels, nowhere], 1)
+        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
+        part = mixing.labelled_parts(boxes, rng)
+        halves = [mixing.with_ignored(labels, part, self._ignored), mixing.with_ignored(pseudo, ~part, self._ignored)]
+        target = self._at_scales(torch.cat(halves, 1), batch["target"])
+        keys = [*batch["keys"], *unlabelled["keys"]]
+        return {"data": mixing.paste(data, images, part), "target": target, "keys": keys}
+
+    def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return patches and their labels at full resolution."""
+        target = batch["target"]
+        labels = (target[0] if isinstance(target, list) else target).to(self.device, non_blocking=True)
+        return batch["data"].to(self.device, non_blocking=True), labels.bool() if self._regions else labels
+
+    def _at_scales(self, labels: Tensor, like: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return mixing.at_scales(labels, like) if isinstance(like, list) else labels
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log what the teacher's labels are like, warn where they cannot be trusted, and draw them."""
+        super().on_train_epoch_end(train_outputs)
+        pseudo = self._watch.finish_epoch(self.is_ddp)
+        if pseudo is None:
+            return
+        self._history.append(pseudo)
+        for sentence in (watch.as_text(pseudo, self._facts), *watch.alarms(self._history, self._facts)):
+            self.print_to_log_file(sentence)
+        if self.local_rank == 0:
+            path = os.path.join(self.output_folder, "pseudo_labels.png")
+            images, labels = (shown.cpu().numpy() for shown in self._shown)
+            draw_pseudo_labels(self._history, self._facts, self._supervised_epochs, images, labels, path)
+
+    def on_train_end(self) -> None:
+        """End the processes that load unlabelled cases, too."""
+        super().on_train_end()
+        getattr(self.dataloader_unlabelled, "_finish", lambda: None)()
+
+    def extra_content(self) -> dict[str, Any]:
+        """Return what a training needs to continue, and the cases that it uses."""
+        return {
+            **super().extra_content(),
+            "semi": {
+                "settings": vars(self.semi),
+                "teacher": None if self._teacher is None else self._teacher.state_dict(),
+                "history": watch.as_plain(self._history),
+                "labelled_cases": [case.name for case in self._cases.labelled],
+                "unlabelled_cases": list(self._cases.unlabelled),
+            },
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Take the teacher and the history of pseudo-labels, too."""
+        super().load_checkpoint(filename_or_checkpoint)
+        assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code takes nothing else
+        content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)["semi"]
+        self._history = [watch.Pseudo(**epoch) for epoch in content["history"]]
+        if content["teacher"] is not None:
+            self._teacher = self._new_teacher()
+            self._teacher.load_state_dict(content["teacher"])
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+class PCRLSemiSupervisedScratchTrainer(_SemiSupervised):
+    """Semi-supervised training from random weights: the control of pretraining."""
+
+
+class PCRLSemiSupervisedTrainer(_SemiSupervised, PCRLFinetuneTrainer):
+    """Semi-supervised training from a pretrained network, which is found and loaded as by `PCRLFinetuneTrainer`."""
+
+    of_any_method = "PCRLSemiSupervisedTrainer"
+    control = PCRLSemiSupervisedScratchTrainer
