@@ -16,6 +16,9 @@ from pcrl_nnunet.plans import PlanFacts
 
 CONTROL, STOCK = "scratch", "stock"
 PSEUDO_LABELS = "pseudo_labels"
+SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
+# A step of the second stage costs a third more, the teacher's forward pass; the second stage has 60 % of the steps.
+SEMI_COST = 1.2
 PRETRAINED = DEFAULT  # the arm whose verdict comes last
 DEFAULTS = (STOCK, PSEUDO_LABELS, *SHORTCUTS, PRETRAINED)  # those of them that a dataset has
 NAME = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*")  # nnU-Net splits names of folders at __
@@ -29,6 +32,8 @@ class Arm:
         pretrain: settings over the plan's ``pcrl.pretrain``; None: the arm does not pretrain.
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the arm whose pretraining is used; None: its own.
+        semi: settings over the plan's ``pcrl.semi``; None: the arm's training is not semi-supervised.
+        epochs_factor: the epochs of fine-tuning, as a multiple of the other arms' epochs.
         pseudo_labels: train also on the cases without labels, with labels that the control's network predicts.
         shortcut: the name of one of `SHORTCUTS`, which classifies without a network.
     """
@@ -36,6 +41,8 @@ class Arm:
     pretrain: Mapping[str, Any] | None = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
+    semi: Mapping[str, Any] | None = None
+    epochs_factor: float = 1.0
     pseudo_labels: bool = False
     shortcut: str | None = None
 
@@ -51,7 +58,12 @@ def built_in_arms(
         batch_size: samples of a step of that method. All ablations use it, also where more would fit.
         label_table: of a classification. It has shortcuts instead of pseudo-labels. None: a segmentation.
     """
-    for_task = {PSEUDO_LABELS: Arm(None, pseudo_labels=True)}
+    for_task = {
+        PSEUDO_LABELS: Arm(None, pseudo_labels=True),
+        LONGER: Arm(None, epochs_factor=SEMI_COST),  # as much compute as the semi-supervised arms
+        SEMI_SCRATCH: Arm(None, semi={}),
+        SEMI: Arm(pretraining=PRETRAINED, semi={}),
+    }
     if label_table is not None:
         shortcuts = [name for name in SHORTCUTS if name != "position" or label_table.point is not None]
         for_task = {name: Arm(None, shortcut=name) for name in shortcuts}
@@ -109,6 +121,7 @@ def _defined(name: str, given: Any, built_in: Mapping[str, Arm]) -> Arm:
             f"method {name} takes the pretraining of {arm.pretraining} and also has pretrain {short(arm.pretrain)}, "
             f"which has no effect; leave one of them out"
         )
-    if arm.shortcut is not None or (arm.pseudo_labels and PSEUDO_LABELS not in built_in):
+    for_masks = arm.pseudo_labels or arm.semi is not None
+    if arm.shortcut is not None or (for_masks and PSEUDO_LABELS not in built_in):
         raise UserError(f"method {name} has {given!r}, which this task cannot have; take it out")
     return arm

@@ -24,6 +24,7 @@ from pcrl_nnunet.ingest.maskless import is_without_masks
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.pretraining.settings import method_of, pretrain_settings
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.shapes import check_architecture
@@ -123,7 +124,7 @@ class Comparison:
         rest = set(self.cases.split.train) - set(self.labelled_cases(run))
         if rest or self.cases.unlabelled:
             return None
-        if self.arms[run.arm].pseudo_labels:
+        if self.arms[run.arm].pseudo_labels or self.arms[run.arm].semi is not None:
             return "no case is left whose labels could be predicted"
         if self.pretrains(run) and self.protocol == "semi":
             return "no case is left for pretraining without the labelled ones"
@@ -155,7 +156,10 @@ class Comparison:
 
     def plan_of(self, arm: str) -> dict[str, Any]:
         """Return the plan with the settings of an arm."""
-        return with_settings(self.plan.plans, self.settings, vars(self.arms[arm]))
+        plan = with_settings(self.plan.plans, self.settings, vars(self.arms[arm]))
+        if (factor := self.arms[arm].epochs_factor) != 1:
+            plan["pcrl"]["finetune"]["epochs"] = round(factor * FinetuneSettings.from_plan(plan).epochs)
+        return plan
 
     def finetune_settings(self, arm: str) -> FinetuneSettings:
         """Return the settings that an arm is fine-tuned with."""
@@ -190,12 +194,14 @@ def _check_settings(
     """Raise `UserError` for settings that no training takes."""
     refuse_other_parts("-settings", settings)
     for name, arm in arms.items():
-        refuse_other_parts(f"method {name}", {"pretrain": arm.pretrain or {}, "finetune": arm.finetune})
+        parts = {"pretrain": arm.pretrain or {}, "finetune": arm.finetune, "semi": arm.semi or {}}
+        refuse_other_parts(f"method {name}", parts)
     for arm in arms.values():
         plans = with_settings(plan.plans, settings, vars(arm))
         pretrain_settings(plans, plan.configuration, plan.resolved)
         FinetuneSettings.from_plan(plans)
         ClassifySettings.from_plan(plans)
+        SemiSettings.from_plan(plans)
         own = {name: value for name, value in (arm.pretrain or {}).items() if name != "method"}
         if checkpoint is not None and own:
             raise UserError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pcrl_nnunet.experiments.arms import CONTROL
+from pcrl_nnunet.experiments.arms import CONTROL, SEMI_COST
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.jobs import progress
 from pcrl_nnunet.experiments.layout import Layout
@@ -106,7 +106,8 @@ def _to_do(
         measure = partial(_seconds_an_iteration, plan, layout.fold(control), device, trainer)
         tuned = comparison.finetune_settings(run.arm)
         an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # these have no backward pass
-        yield Training(str(run), "training with labels", tuned.epochs * an_epoch, measure)
+        cost = 1.0 if comparison.arms[run.arm].semi is None else SEMI_COST
+        yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, measure)
 
 
 def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.device, trainer_class: Any) -> float:

@@ -130,6 +130,8 @@ class Layout:
         arm, of_masks = self.comparison.arms[run.arm], self.comparison.label_table is None
         if arm.shortcut is not None:
             return f"Shortcut_{arm.shortcut}"
+        if arm.semi is not None:
+            return "PCRLSemiSupervisedScratchTrainer" if arm.pretrain is None else "PCRLSemiSupervisedTrainer"
         if arm.pretrain is None:
             return "PCRLScratchTrainer" if of_masks else "PCRLClassificationScratchTrainer"
         return "PCRLFinetuneTrainer" if of_masks else "PCRLClassificationTrainer"

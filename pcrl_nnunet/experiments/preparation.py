@@ -18,7 +18,7 @@ from pcrl_nnunet.experiments.comparison import Comparison, Run
 from pcrl_nnunet.experiments.layout import DESCRIPTION, PREPROCESSED, Layout
 from pcrl_nnunet.experiments.settings import difference, short, with_settings
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import MANIFEST, unlabelled_folder
 
 
 def prepare(layout: Layout, runs: Sequence[Run]) -> None:
@@ -85,6 +85,9 @@ def _plan(layout: Layout, name: str, arm: str, run: Run) -> dict[str, Any]:
         del plan["pcrl"]["pretrain"]  # the same training, however the other arms are pretrained
     else:
         plan["pcrl"]["pretrain"]["seed"] = run.seed
+    of_semi = plan["pcrl"].pop("semi", {})
+    if comparison.arms[arm].semi is not None:
+        plan["pcrl"]["semi"] = {**of_semi, "leave_out": comparison.cases.held_out, "seed": run.seed}
     if comparison.label_table is not None:
         plan["pcrl"].setdefault("classify", {})["table"] = comparison.label_table.kind
     configuration = plan["configurations"][comparison.plan.configuration]
@@ -182,6 +185,7 @@ def _link_unlabelled(layout: Layout, folder: str) -> None:
     paths = {os.path.basename(case.path): case.path for case in layout.comparison.cases.unlabelled}
     if paths:
         os.makedirs(folder, exist_ok=True)
+        paths[MANIFEST] = os.path.join(os.path.dirname(next(iter(paths.values()))), MANIFEST)
     for name in set(os.listdir(folder) if os.path.isdir(folder) else ()) - paths.keys():
         os.remove(os.path.join(folder, name))
     for name, path in paths.items():

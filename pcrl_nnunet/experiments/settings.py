@@ -10,7 +10,7 @@ from typing import Any
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.settings import merged
 
-PARTS = ("pretrain", "finetune", "classify")  # parts of the plan's pcrl block that -settings may change
+PARTS = ("pretrain", "finetune", "semi", "classify")  # parts of the plan's pcrl block that -settings may change
 
 
 def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dic
         of_part: dict[str, Any] = block.get(part, {})
         for given in settings:
             of_part = _with(of_part, given.get(part) or {}, plan["configurations"])
-        if of_part or part != "classify":
+        if of_part or part in ("pretrain", "finetune"):
             block[part] = of_part
     block.pop("checkpoint", None)
     return plan
