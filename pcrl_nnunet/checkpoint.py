@@ -35,7 +35,7 @@ from pcrl_nnunet.settings import without_settings
 
 EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/4"  # of what --c takes
+STATE_FORMAT = "pcrl_nnunet/state/5"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -220,7 +220,7 @@ def nnssl_adaptation_plan(
     Args:
         plans: nnU-Net's plan.
         name, configuration: of the configuration, and what nnU-Net's `ConfigurationManager` holds for it.
-        patch_size: the pretraining's global input size, voxels.
+        patch_size: size of the pretraining's inputs, voxels.
         channels: input channels of the pretraining.
         network: the plan's own network.
     """

@@ -70,6 +70,9 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
         if is_dataclass(default):
             values[name] = replaced(default, f"{where}.{name}", part(given, name, f"{where}."))
             continue
+        if default is None:  # any value: it is for the settings themselves to check
+            values[name] = value
+            continue
         wanted = (int, float) if isinstance(default, float) else type(default)
         sequence = isinstance(default, tuple) and isinstance(value, (list, tuple))
         if not sequence and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):

@@ -34,7 +34,7 @@ from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.optimisation import optimiser
-from pcrl_nnunet.pretraining.preparation import PREPARED, prepared
+from pcrl_nnunet.pretraining.preparation import PREPARED, fingerprint_of, prepared, refuse_another_preparation
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.pretraining.state import agreement, refuse_another
@@ -117,6 +117,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
         self.init: dict[str, Any] | None = None  # what is known of the checkpoint, once it has been loaded
         self.prepared: dict[str, Any] = {}  # by the method, before the first step
+        self.prepared_before: str | None = None  # fingerprint in a state, which has to go on with the same
 
     @property
     def step(self) -> int:
@@ -158,7 +159,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def views(self) -> Views:
         """Return what makes the samples."""
-        return self.method.views(self.settings.own, self.plan_facts, self.num_input_channels, self.prepared)
+        made = self.method.views(self.settings.own, self.plan_facts, self.num_input_channels, self.prepared)
+        if result.INPUT not in made.arrays:
+            raise TypeError(f"the views of {self.method.name} lack the array '{result.INPUT}', which the network gets")
+        return made
 
     def loader(self) -> ViewLoader:
         """Return a loader of whole batches, in this process, from the first step on."""
@@ -166,7 +170,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> Batches:
         """Return batches from the step where the training stands; of each, this rank's part."""
-        first_sample, number = distributed.part_of(self.settings.batch_size)
+        first_sample, number = distributed.part_of(self.settings.batch_size, self.method.min_samples_of_rank)
         return make_loader(
             self.cases,
             self.views(),
@@ -281,7 +285,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Settings: {self.settings}")
         by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
         self.print_to_log_file(f"Views are computed by {by}")
-        if self.init_path and self.current_epoch == 0:  # else its weights are in the training state
+        if self.init_path and self.step == 0:  # else its weights are in the training state
             plans, folder = self.plans_manager.plans, self.preprocessed_dataset_folder_base
             self.init, lines = load_initial(
                 self.init_path, self.plan_network, self.network, plans, self.configuration_name, folder
@@ -291,17 +295,20 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.is_ddp:
             self._agree_with_other_ranks()
         self.unpack()
-        self.prepared = prepared(self.method, self.preparation(), self.output_folder, self.print_to_log_file)
+        folder, say = self.output_folder, self.print_to_log_file
+        self.prepared = prepared(self.method, self.preparation(), self._agreement(), folder, say)
+        refuse_another_preparation(self.prepared, self.prepared_before, folder)
         weights_and_biases.begin(self)
         self.dataloader_train = self.get_dataloaders()
 
     def preparation(self) -> Preparation:
         """Return the material of the method's stage before the training."""
         own, seed = self.settings.own, self.settings.seed
-        return Preparation(self.cases, self.plan_network, self.num_input_channels, own, seed, self.device)
+        network = copy.deepcopy(self.plan_network)
+        return Preparation(self.cases, network, self.num_input_channels, own, seed, self.device)
 
     def _agree_with_other_ranks(self) -> None:
-        _, number = distributed.part_of(self.settings.batch_size)
+        _, number = distributed.part_of(self.settings.batch_size, self.method.min_samples_of_rank)
         self.print_to_log_file(
             f"{distributed.world_size()} processes share each batch of {self.settings.batch_size} samples; the monitor "
             f"watches the {number} of the first one"
@@ -401,7 +408,6 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Write the training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
         if self.local_rank != 0:
             return
-        assert self.data is not None
         state = {
             "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
@@ -418,21 +424,24 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            **agreement(self.settings, self.plans_manager.plans, self.cases, self.data.other_plans),
+            **self._agreement(),
+            "prepared": fingerprint_of(self.prepared),
             "plans": self.plans_manager.plans,
         }
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
+    def _agreement(self) -> dict[str, Any]:
+        assert self.data is not None
+        return agreement(self.settings, self.plans_manager.plans, self.cases, self.data.other_plans)
+
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
-        assert self.data is not None
         self.initialize()
         given = filename_or_checkpoint
         state = checkpoint.read(given, checkpoint.STATE_FORMAT) if isinstance(given, str) else given
         path = given if isinstance(given, str) else "the training state"
-        refuse_another(
-            state, agreement(self.settings, self.plans_manager.plans, self.cases, self.data.other_plans), path
-        )
+        refuse_another(state, self._agreement(), path)
+        self.prepared_before = state["prepared"]
         self.plan_network.load_state_dict(state["plan_network"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

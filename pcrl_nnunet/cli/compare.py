@@ -27,9 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-methods",
         nargs="+",
-        help="beside scratch (default: stock pseudo_labels pcrlv2; of a classification stock, pcrlv2 and the shortcuts "
-        "thumbnail mean_intensity position); ablations: skip_connections cross_scale "
-        "restoration_only comparison_only one_level three_levels all_levels multi_crop",
+        help="beside scratch (default: stock, pseudo_labels and the default method of pretraining; of a "
+        "classification the shortcuts thumbnail mean_intensity position in the place of pseudo_labels); also every "
+        "method of pretraining, and the ablations of the plan's method: a wrong name lists all",
     )
     parser.add_argument(
         "-own_methods", metavar="JSON", help='file of further methods: {"NAME": {"pretrain": {...}, ...}}'

@@ -162,11 +162,13 @@ def _register() -> None:
 
 def _run(request: Any, device: Any) -> None:
     """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
+    from pcrl_nnunet.methods.registry import method_class
     from pcrl_nnunet.pretraining import distributed
     from pcrl_nnunet.pretraining.start import starting
     from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
-    distributed.part_of(request.settings.batch_size)  # or says that the processes are too many
+    least = method_class(request.settings.method).min_samples_of_rank
+    distributed.part_of(request.settings.batch_size, least)  # or says that the processes are too many
     with ExitStack() as held:
         start = distributed.of_first_rank(lambda: held.enter_context(starting(request)))
         if start.finished:

@@ -27,6 +27,7 @@ from pcrl_nnunet.commands import command
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.find import own_scans
+from pcrl_nnunet.methods.registry import method_class, names
 from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
 from pcrl_nnunet.settings import pcrl_block, without_settings
 
@@ -35,7 +36,6 @@ NEEDED_OF_FINGERPRINT = (
     *("foreground_intensity_properties_per_channel", "median_relative_size_after_cropping"),
     *("shapes_after_crop", "spacings"),
 )
-CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 
 @dataclass(frozen=True)
@@ -179,29 +179,24 @@ def _pretrain_part(
     """
     settings = {name: value for name, value in deepcopy(dict(given)).items() if name not in left_out}
     medians = {name: this["median_image_size_in_voxels"] for name, this in configurations.items()}
-    notes = _without_large_crops(settings, "pcrl.pretrain", list(medians.values()))
+    notes = _fitted(settings, "pcrl.pretrain", list(medians.values()))
     for name, median in medians.items():
         if isinstance(settings.get(name), dict):
-            notes += _without_large_crops(settings[name], f"pcrl.pretrain.{name}", [median])
+            notes += _fitted(settings[name], f"pcrl.pretrain.{name}", [median])
     return settings, notes
 
 
-def _without_large_crops(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
-    """Take the crop sizes beyond a median image out of the methods' views, in place; return a sentence for each."""
+def _fitted(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
+    """Take out of the methods' own blocks what exceeds a median image, in place; return a sentence for each."""
     notes = []
-    for method, own in block.items():
-        views = own.get("views") if isinstance(own, dict) else None
-        if not isinstance(views, dict):  # anything else is for pretraining to refuse
-            continue
-        crops = [size for key in CROP_SIZES for size in views.get(key, ())]
-        for median in medians:
-            if any(length > limit for size in crops for length, limit in zip(size, median, strict=False)):
-                own["views"] = {key: value for key, value in views.items() if key not in CROP_SIZES}
+    for method in names():
+        for median in medians if isinstance(block.get(method), dict) else ():
+            block[method], left_out = method_class(method).fitted(block[method], median)
+            if left_out:
                 notes.append(
-                    f"{' and '.join(CROP_SIZES)} of {where}.{method}.views exceed the median image of "
+                    f"{' and '.join(left_out)} of {where}.{method} exceed the median image of "
                     f"{' x '.join(f'{n:g}' for n in median)} voxels: the defaults are used"
                 )
-                break
     return notes
 
 

@@ -9,7 +9,7 @@ the encoder's last output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -37,7 +37,7 @@ from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
-from pcrl_nnunet.views.settings import Augmentation, ViewSettings
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
 from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
 WHERE = "pcrl.pretrain.pcrlv2"
@@ -173,6 +173,7 @@ class PCRLv2(Method):
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     # on 2 samples it maps every feature to +-1
     min_batch_size = (4, "the comparison heads' batch normalisation")
+    min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "restoration": "restoration",
         "comparison_global": "comparison, global",
@@ -240,6 +241,13 @@ class PCRLv2(Method):
         """Return what a planner writes into a plan for people to edit."""
         views = {name: value for name, value in asdict(settings.views).items() if name in EDITABLE}
         return {"restoration": settings.restoration, "levels": settings.levels, "views": views}
+
+    @classmethod
+    def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+        """Leave out the sizes of crops if one exceeds the median image."""
+        left_out = [f"views.{name}" for name in names_of_large_crops(given.get("views"), median)]
+        kept = {name: size for name, size in dict(given.get("views") or {}).items() if f"views.{name}" not in left_out}
+        return ({**given, "views": kept} if left_out else dict(given)), left_out
 
     @classmethod
     def facts(cls, settings: PCRLv2Settings) -> dict[str, str]:

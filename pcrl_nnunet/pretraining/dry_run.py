@@ -20,7 +20,7 @@ from pcrl_nnunet.loading.loader import ViewLoader, make_loader
 from pcrl_nnunet.plans import channel_labels
 from pcrl_nnunet.pretraining.distributed import largest_part
 from pcrl_nnunet.pretraining.memory import estimated_peak
-from pcrl_nnunet.pretraining.preparation import prepares
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.views import kernels
 
@@ -62,10 +62,11 @@ def measured(
         preparing = 0.0
         if prepares(trainer.method):
             start = time()
-            trainer.prepared = trainer.method.prepare(trainer.preparation())
+            trainer.prepared = make_anew(trainer.method, trainer.preparation())
             preparing = time() - start
         settings, views = trainer.settings, trainer.views()
-        number, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
+        number = largest_part(settings.batch_size, processes, trainer.method.min_samples_of_rank)
+        workers = get_allowed_n_proc_DA()
         estimate = estimated_peak(trainer.network, views.arrays, number, settings.optimizer)
         loader = ViewLoader(trainer.cases, views, number, settings.seed)
         kernels.compile_all()  # once a training, not once a batch

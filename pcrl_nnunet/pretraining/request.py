@@ -12,7 +12,7 @@ from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
-from pcrl_nnunet.methods.registry import DEFAULT
+from pcrl_nnunet.methods.registry import METHOD_OF_0_1_0
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
@@ -57,7 +57,7 @@ class Request:
     def finals(self) -> list[str]:
         """Paths where the result may lie. Version 0.1.0 had a folder without a method's name for its one method."""
         named = os.path.join(self.folder, checkpoint.FINAL)
-        return [named, self.unnamed_final] if self.settings.method == DEFAULT else [named]
+        return [named, self.unnamed_final] if self.settings.method == METHOD_OF_0_1_0 else [named]
 
     @property
     def unnamed_final(self) -> str:

@@ -20,15 +20,18 @@ from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.monitor import Summary, judge
 
+INPUT = "input"  # the array of a sample that the network gets
 PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
 
 
 def weights(plan_network: nn.Module, method: Method) -> dict[str, Any]:
     """Return the plan's network with what the method has trained of it, and the method's own weights.
 
-    A tensor of the plan's network is pretrained if the method holds it, too. All others are random.
+    A parameter of the plan's network is pretrained if the method trains it, and a buffer if the method holds it. All
+    others are random.
     """
-    trained = {_storage(tensor) for tensor in method.state_dict().values()}
+    held = {_storage(buffer) for buffer in method.buffers()}
+    trained = held | {_storage(p) for group in method.groups() for p in group.parameters}
     whole = plan_network.state_dict()
     random = [name for name, tensor in whole.items() if _storage(tensor) not in trained]
     of_plan = {_storage(tensor) for tensor in whole.values()}
@@ -57,7 +60,8 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
     """
     plans, network, settings = facts.plans, facts.network, facts.settings
     channels = facts.channels
-    input_size = facts.loader.views.arrays["input"].shape[-len(facts.resolved["patch_size"]) :]
+    dim = len(facts.resolved["patch_size"])
+    input_size = facts.loader.views.arrays[INPUT].shape[-dim:]
     verdict = judge(summary, facts.steps, network.quantities)
     return {
         "format": checkpoint.FORMAT,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
+from pcrl_nnunet.methods.registry import DEFAULT, METHOD_OF_0_1_0, method_class, names
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, part, pcrl_block, replaced
 
@@ -97,10 +97,13 @@ def pretrain_settings(
             f"{', '.join([*names(), *plan['configurations']])}"
         )
     own, batch_size = method.configure(facts, part(blocks, method.name, f"{WHERE}."))
-    wanted = {**given, **overrides}
-    if wanted.get("optimizer") == "adamw":
-        wanted.setdefault("initial_lr", ADAMW_LR)
-    settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**method.defaults, **wanted})
+    wanted, defaults = {**given, **overrides}, dict(method.defaults)
+    optimizer = wanted.get("optimizer", defaults.get("optimizer", "sgd"))
+    if optimizer != defaults.get("optimizer", "sgd"):
+        defaults.pop("initial_lr", None)  # the rate of another optimizer
+    if optimizer == "adamw":
+        defaults.setdefault("initial_lr", ADAMW_LR)
+    settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**defaults, **wanted})
     needed, why = method.min_batch_size
     if settings.batch_size < needed:
         raise UserError(
@@ -133,4 +136,4 @@ def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:
     shared = {name: value for name, value in settings.items() if name in names_of_shared}
     own = {name: value for name, value in settings.items() if name not in names_of_shared and name != "probe_every"}
     own["views"] = {name: value for name, value in own.get("views", {}).items() if name != "pairs_per_read"}
-    return {"method": DEFAULT, **shared, DEFAULT: own}
+    return {"method": METHOD_OF_0_1_0, **shared, METHOD_OF_0_1_0: own}

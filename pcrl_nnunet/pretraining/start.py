@@ -92,18 +92,18 @@ def _locked_start(request: Request) -> Iterator[Start]:
 
 
 def _how(request: Request) -> Start:
-    latest, previous, final = (
-        os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
-    )
+    latest, previous = (os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
     states = [path for path in (latest, previous) if os.path.isfile(path)]
     _refuse_fitted(request.unnamed_final, request.plan.plans["plans_name"])
     if request.overwrite:
         return Start()
     if not request.continues:
-        _refuse_to_start_over(request.folder, states, final)
+        _refuse_earlier_state(request)
+        _refuse_to_start_over(request.folder, states, request.finals)
         return Start()
     if states:
         return _from_state(request, latest, previous)
+    _refuse_earlier_state(request)
     finished = next(filter(os.path.isfile, request.finals), None)
     if finished is not None and not output_folder.is_overwriting(request.folder):
         _check_finished(checkpoint.read(finished), request, finished)
@@ -126,7 +126,19 @@ def _refuse_fitted(final: str, plans_name: str) -> None:
         )
 
 
-def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
+def _refuse_earlier_state(request: Request) -> None:
+    """Raise `UserError` where version 0.1.0 has left an unfinished pretraining, which it alone can go on with."""
+    if request.unnamed_final not in request.finals:
+        return
+    state = os.path.join(os.path.dirname(request.unnamed_final), checkpoint.LATEST)
+    if os.path.isfile(state):
+        raise UserError(
+            f"{state} is the unfinished pretraining of an older version; finish it with that version, or start anew "
+            f"with --overwrite in the place of --c"
+        )
+
+
+def _refuse_to_start_over(folder: str, states: list[str], finals: list[str]) -> None:
     """Raise `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
     others = (
         f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
@@ -134,7 +146,8 @@ def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
     )
     if states:
         raise UserError(f"{states[0]} is the state of an unfinished pretraining: go on with it by --c, {others}")
-    if not os.path.isfile(final):
+    final = next(filter(os.path.isfile, finals), None)
+    if final is None:
         return
     try:
         epochs = checkpoint.read(final).get("epochs")

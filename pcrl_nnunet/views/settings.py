@@ -6,12 +6,14 @@ Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the firs
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
 
 Size = tuple[int, ...]
+CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ViewSettings:
         if not all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.spacing):
             raise UserError(f"views.spacing is {self.spacing}; expected a number of mm above 0 for each axis")
         object.__setattr__(self, "spacing", tuple(self.spacing))
-        for name in ("global_crop_sizes", "local_crop_sizes"):
+        for name in CROP_SIZES:
             given = getattr(self, name)
             if not given or not all(_is_size(size, dim) for size in given):
                 raise UserError(f"views.{name} is {given}; expected sizes of {dim} positive numbers of voxels each")
@@ -53,6 +55,19 @@ class ViewSettings:
     def voxels_per_sample(self) -> int:
         """Voxels that the network sees for one sample: two global and all local views."""
         return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
+
+
+def names_of_large_crops(views: Any, median: Sequence[float]) -> list[str]:
+    """Return the names of the crops' sizes in a block of settings if one of these exceeds an image, else none.
+
+    Args:
+        views: the block; anything else has no such sizes.
+        median: size of the image, voxels.
+    """
+    given = [name for name in CROP_SIZES if isinstance(views, Mapping) and name in views]
+    sizes = [size for name in given for size in views[name]]
+    large = any(length > limit for size in sizes for length, limit in zip(size, median, strict=False))
+    return given if large else []
 
 
 def _is_size(given: Any, dim: int) -> bool:

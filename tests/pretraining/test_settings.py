@@ -131,6 +131,11 @@ def test_the_rate_follows_from_the_method_and_the_optimizer(given, rate):
     assert settings(**given).initial_lr == rate
 
 
+def test_a_methods_default_optimizer_has_its_rate(monkeypatch):
+    monkeypatch.setattr(PCRLv2, "defaults", {"optimizer": "adamw"})
+    assert settings().initial_lr == 1e-3
+
+
 def test_settings_are_plain_values_in_the_form_of_the_plans_block():
     found = settings(pcrlv2={"augmentation": {"p_flip": 0.0}, "levels": [[2, None]]}, epochs=3)
     written = json.loads(json.dumps(found.as_dict()))
