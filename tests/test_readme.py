@@ -106,7 +106,9 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
         command += " -device cpu"
     command += SHORTER.get(command, "")
     if command.startswith("nnUNetv2_plan_and_preprocess"):
-        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start
+        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start, and eight are its default
+    if command.startswith("nnUNetv2_extract_fingerprint"):
+        command += " -np 1"
     if "_plan_" in command or "preprocess" in command:
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])
