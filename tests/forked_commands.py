@@ -9,8 +9,9 @@ The server has imported packages of others alone. Every process imports nnU-Net 
 are installed, with the variables that it was given.
 
 Three things differ from a user's command: the interpreter's start and end; variables that torch and numba read when
-they are imported; and the processes share what numba has compiled. tests/test_after_training.py and
-tests/cli/test_compare.py run commands as users do.
+they are imported; and the processes share what numba has compiled. As users run them, planning is run by
+tests/scripts/test_convert_luna16.py, prediction by tests/test_after_training.py, a step of a comparison by
+tests/cli/test_compare.py.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ def run(job: dict, commands: str) -> None:
     sys.path[:0] = [path for path in job["environ"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.executable = os.path.join(commands, "python")
     multiprocessing.set_executable(sys.executable)
+    multiprocessing.process.ORIGINAL_DIR = job["cwd"]  # type: ignore[attr-defined]  # where spawned ones look for a script
     importlib.invalidate_caches()
     random.seed()
     np.random.seed()
@@ -227,7 +229,7 @@ def run(job: dict, commands: str) -> None:
         exec(compile(code, "<string>", "exec"), main.__dict__)
     else:
         sys.argv = words
-        runpy.run_path(how, run_name="__main__")
+        runpy.run_path(os.path.abspath(how), run_name="__main__")
 
 
 def _compile_once() -> None:
@@ -245,7 +247,8 @@ def _end(status: object) -> None:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if not stream.closed:  # multiprocessing's tracker of resources closes them
+            stream.flush()
     os._exit(status & 255 if isinstance(status, int) else int(status is not None))
 
 

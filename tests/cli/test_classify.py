@@ -284,7 +284,7 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
 
 @pytest.mark.long
 def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch, forked_commands):
-    """From RGB pictures without masks to predictions, by the commands, in processes of their own."""
+    """From RGB pictures without masks to predictions, by the commands."""
     name, names = "Dataset778_Photographs", [f"{i:03d}" for i in range(6)]
     raw = tmp_path / "raw" / name
     (raw / "imagesTr").mkdir(parents=True)
