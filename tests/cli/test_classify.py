@@ -283,8 +283,8 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
 
 
 @pytest.mark.long
-def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch):
-    """From RGB pictures without masks to predictions, by the commands, in processes of their own."""
+def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch, forked_commands):
+    """From RGB pictures without masks to predictions, by the commands."""
     name, names = "Dataset778_Photographs", [f"{i:03d}" for i in range(6)]
     raw = tmp_path / "raw" / name
     (raw / "imagesTr").mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypa
     for folder in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "778", "-np", "1", "-c", "2d"]
+    command = [forked_commands / "pcrl_nnunet_preprocess", "-d", "778", "-np", "1", "-c", "2d"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -177,7 +176,7 @@ def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, t
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory):
+def of_two_ranks(tmp_path_factory, forked_commands):
     """The gradients and the states of every method's steps in a pair of processes that share the batch, by process."""
     output = tmp_path_factory.mktemp("ranks") / "gradients.pth"
     tests = Path(__file__).parents[1]
@@ -191,7 +190,7 @@ def of_two_ranks(tmp_path_factory):
     code = f"import sys; sys.path.insert(0, {str(tests)!r}); import two_ranks; two_ranks.main()"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-P", "-c", code, str(output), *names(), "queue"],
+            [forked_commands / "python", "-P", "-c", code, str(output), *names(), "queue"],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
