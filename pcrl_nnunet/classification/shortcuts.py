@@ -40,8 +40,7 @@ def thumbnail(image: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 def mean_intensity(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Return the mean of every channel of the input (C, *size)."""
-    mean: np.ndarray = image.reshape(len(image), -1).mean(1)
-    return mean
+    return image.reshape(len(image), -1).mean(1)
 
 
 def position(image: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -60,8 +60,7 @@ def to_voxels(
     index[:, 3 - axes :] = np.linalg.solve(matrix, (np.asarray(point)[:, :axes] - origin).T).T[:, ::-1]
     index = index[:, list(transpose)] - np.array([lower for lower, _ in properties["bbox_used_for_cropping"]])
     old = np.asarray(properties["shape_after_cropping_and_before_resampling"], float)
-    voxels: np.ndarray = (index + 0.5) * np.asarray(shape) / old - 0.5
-    return voxels
+    return (index + 0.5) * np.asarray(shape) / old - 0.5
 
 
 def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,5 +78,4 @@ def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
 
 def outside(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Return (N,) which of the points (N, 3) lie more than a voxel beyond an image of this shape."""
-    beyond: np.ndarray = np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)
-    return beyond
+    return np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)

@@ -127,8 +127,7 @@ def _described(comparison: Comparison) -> dict[str, Any]:
     if table is not None:
         with open(table, "rb") as file:
             description["table"] = hashlib.sha256(file.read()).hexdigest()
-    content: dict[str, Any] = json.loads(json.dumps(description))
-    return content
+    return json.loads(json.dumps(description))
 
 
 def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,5 +131,4 @@ def class_locations(seg: np.ndarray, label_manager: Any) -> dict[Any, Any]:
     wanted = list(label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels)
     if label_manager.has_ignore_label:
         wanted.append([-1, *label_manager.all_labels])
-    locations: dict[Any, Any] = DefaultPreprocessor._sample_foreground_locations(seg, wanted)
-    return locations
+    return DefaultPreprocessor._sample_foreground_locations(seg, wanted)

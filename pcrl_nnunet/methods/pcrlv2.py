@@ -358,8 +358,7 @@ class PCRLv2(Method):
         return shown if levels else []
 
     def _features(self, x: Tensor, level: int) -> list[Tensor]:
-        features: list[Tensor] = self.decoder(self.encoder(x), level)
-        return features
+        return self.decoder(self.encoder(x), level)
 
     def _features_of_local(self, x: Tensor, level: int) -> Tensor:
         """Return the local views' features of one level.
@@ -369,8 +368,7 @@ class PCRLv2(Method):
         """
         if level < self.decoder.num_levels:
             return self._features(x, level)[-1]
-        feature: Tensor = checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
-        return feature
+        return checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
 
     def _compared_global(self, features: list[Tensor], first: int, second: int) -> tuple[Tensor, Tensor]:
         """v and p (B, 2, c) of the global views, the first one of one level, the second of another or the same."""

@@ -44,8 +44,7 @@ def prepared(method: type[Method], preparation: Preparation, folder: str, say: C
             made = _converted(method.prepare(preparation), np.ndarray, torch.from_numpy)
             checkpoint.write(path, {"format": FORMAT, "prepared": made})
         # checkpoints hold tensors, and views work with arrays
-        found: dict[str, Any] = _converted(checkpoint.read(path, FORMAT)["prepared"], torch.Tensor, torch.Tensor.numpy)
-        return found
+        return _converted(checkpoint.read(path, FORMAT)["prepared"], torch.Tensor, torch.Tensor.numpy)
 
     return distributed.of_first_rank(make)
 
