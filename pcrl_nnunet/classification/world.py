@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 
-from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.classification.label_table import LabelTable
+from pcrl_nnunet.loading.cases import Case, CaseVolume
 
 # notes of nnU-Net's readers in a case's .pkl
 GEOMETRY = (
@@ -26,6 +28,27 @@ def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequ
         transpose: the plan's transpose_forward.
     """
     return to_voxels(points, _geometry(case.path.rsplit(".", 1)[0] + ".pkl"), shape, transpose)
+
+
+def opened(
+    labels: LabelTable, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
+) -> Iterator[tuple[np.ndarray, CaseVolume, np.ndarray | None]]:
+    """Yield the images of samples, each opened once, with the samples' points.
+
+    Args:
+        samples: (N,) indices into the table.
+        cases: by name.
+        transpose: the plan's transpose_forward.
+
+    Yields:
+        (n,) which of the N samples are of the image, the image, and their points (n, 3) in voxels; None for cases.
+    """
+    for name, of_case in pd.Series(range(len(samples))).groupby(labels.case[samples], sort=False):
+        case, which = cases[str(name)], of_case.to_numpy(int)
+        volume, points = CaseVolume(case), None
+        if labels.point is not None:
+            points = places(labels.point[samples[which]], case, volume.shape[1:], transpose)
+        yield which, volume, points
 
 
 @cache
