@@ -248,7 +248,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 f"{distributed.world_size()} processes share each batch of {self.settings.batch_size} samples; the "
                 f"monitor watches the {number} of the first one"
             )
-            agree_with_other_ranks(self.request)
+            agree_with_other_ranks(self.request, self.cases)
             distributed.same_weights(self.network)
         self.cases = unpacked(self.cases, self.print_to_log_file)
         self.prepared = prepared(self.method, self.preparation(), self.output_folder, self.print_to_log_file)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.result import versions
@@ -44,9 +45,9 @@ def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) 
             )
 
 
-def agree_with_other_ranks(request: Request) -> None:
+def agree_with_other_ranks(request: Request, cases: Sequence[Case]) -> None:
     """Raise `UserError`, on all ranks, where another machine has other settings, plans, cases or versions."""
-    paths = {case.name: case.path for case in request.cases.used}
+    paths = {case.name: case.path for case in cases}
     for what, value in (
         ("settings", repr(request.settings)),
         ("plans", plans_hash(request.plan.plans)),
