@@ -39,8 +39,7 @@ def method_class(name: str) -> type[Method]:
     """
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
-        built_in: type[Method] = getattr(import_module(module), attribute)
-        return built_in
+        return getattr(import_module(module), attribute)
     found = [point for point in entry_points(group=GROUP) if point.name == name]
     if not found:
         raise UserError(f"there is no method '{name}'; expected one of {', '.join(names())}: give it with -method NAME")

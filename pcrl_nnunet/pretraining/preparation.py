@@ -56,8 +56,7 @@ def prepared(
             content = {"format": FORMAT, "of_training": of_training, "prepared": _converted(made, _as_tensor)}
             checkpoint.write(path, content)
         # checkpoints hold tensors, and views work with arrays
-        found: dict[str, Any] = _converted(content["prepared"], _as_array)
-        return found
+        return _converted(content["prepared"], _as_array)
 
     return distributed.of_first_rank(make)
 

@@ -58,10 +58,8 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
     Args:
         summary: of the last epoch, as the monitor gives it.
     """
-    plans, network, settings = facts.plans, facts.network, facts.settings
-    channels = facts.channels
-    dim = len(facts.resolved["patch_size"])
-    input_size = facts.loader.views.arrays[INPUT].shape[-dim:]
+    plan, network, settings = facts.request.plan, facts.network, facts.request.settings
+    input_size = facts.loader.views.arrays[INPUT].shape[-len(plan.resolved["patch_size"]) :]
     verdict = judge(summary, facts.steps, network.quantities)
     return {
         "format": checkpoint.FORMAT,
@@ -71,20 +69,18 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
             {"type": "Pretraining method", "name": network.title, "apa_citations": list(network.citations)},
         ],
         "settings": settings.as_dict(),
-        "plans": plans,
-        "plans_hash": checkpoint.plans_hash(plans),
-        "configuration": facts.configuration,
-        "architecture_kwargs": facts.resolved["architecture"]["arch_kwargs"],
-        "num_input_channels": channels,
-        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-            plans, facts.configuration, facts.resolved, tuple(input_size), channels, facts.plan_network
-        ),
-        "datasets": facts.data.found.datasets,
-        "other_plans": dict(facts.data.other_plans),
+        "plans": plan.plans,
+        "plans_hash": checkpoint.plans_hash(plan.plans),
+        "configuration": plan.configuration,
+        "architecture_kwargs": plan.resolved["architecture"]["arch_kwargs"],
+        "num_input_channels": facts.channels,
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(plan, input_size, facts.channels, facts.plan_network),
+        "datasets": facts.request.cases.datasets,
+        "other_plans": dict(facts.request.cases.other_plans),
         "init": facts.init,
         "all_cases_known": facts.init is None or facts.init["all_cases_known"],
         "cases": cases_seen(facts.cases, facts.init, facts.say),
-        "fold": facts.fold,
+        "fold": facts.request.fold,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "steps": facts.steps,

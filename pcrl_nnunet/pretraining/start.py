@@ -25,8 +25,8 @@ from pcrl_nnunet.pretraining.preparation import PREPARED
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.result import relative_path
 from pcrl_nnunet.pretraining.settings import in_present_form
-from pcrl_nnunet.pretraining.state import agreement, differences, refuse_another
-from pcrl_nnunet.settings import without_settings
+from pcrl_nnunet.pretraining.state import agreement, refuse_another
+from pcrl_nnunet.settings import differences, without_settings
 
 OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning takes
     *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
@@ -178,9 +178,7 @@ def _from_state(request: Request, latest: str, previous: str) -> Start:
             raise
         start.state_path, start.state = previous, checkpoint.read(previous, checkpoint.STATE_FORMAT)
         start.lines.append(f"WARNING: {error}. Going on from the state before, {previous}, instead")
-    data = request.data
-    now = agreement(request.settings, request.plan.plans, data.cases, data.other_plans)
-    refuse_another(start.state, now, start.state_path)
+    refuse_another(start.state, agreement(request), start.state_path)
     if start.lines and os.path.isfile(latest):  # else the next save would put it in the place of the good one
         os.replace(latest, os.path.join(request.folder, checkpoint.DAMAGED))
     return start
@@ -190,29 +188,21 @@ def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> 
     """Raises `UserError` where a finished pretraining is not the one that was asked for."""
     then, now = in_present_form(content["settings"]), request.settings.as_dict()
     differing = [
-        f"{name} {_value(then, name)}, now {_value(now, name)}"
-        for name in differences(then, now)
-        if _value(then, name) is not None  # a setting that an older version did not have
+        f"{name} {before}, now {after}"
+        for name, (before, after) in differences(then, now).items()
+        if before is not None  # a setting that an older version did not have
     ]
     _refuse_finished(path, "settings", "; ".join(differing))
     plans = [without_settings(plans) for plans in (content["plans"], request.plan.plans)]
     names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
     _refuse_finished(path, "plans", ", ".join(names))
     others = content.get("other_plans", {})  # a file from before has none
-    names = (name for name, plan in request.data.other_plans.items() if others.get(name, plan) != plan)
+    names = (name for name, plan in request.cases.other_plans.items() if others.get(name, plan) != plan)
     _refuse_finished(path, "plans of other datasets", ", ".join(names))
     num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
     seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
-    there = {os.path.splitext(relative_path(case))[0] for case in request.data.cases}
+    there = {os.path.splitext(relative_path(case))[0] for case in request.cases.used}
     _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
-
-
-def _value(settings: Mapping[str, Any], name: str) -> Any:
-    """Return a setting by a name such as pcrlv2.views.num_local; None: there is none of this name."""
-    found: Any = settings
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _refuse_finished(path: str, what: str, differing: str) -> None:
@@ -239,7 +229,7 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
     with output_folder.creating():
         os.mkdir(aside)
         if os.path.isfile(final) and not _is_kept(final):
-            _link_or_copy(final, kept)
+            shutil.copy2(final, kept)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(aside, name))
         if os.path.isfile(final):
@@ -277,10 +267,3 @@ def _is_kept(final: str) -> bool:
     """Tell if an earlier --overwrite has kept a copy of this result."""
     kept = glob(os.path.join(escape(os.path.dirname(final)), "old_*", checkpoint.FINAL))
     return any(filecmp.cmp(final, path) for path in kept)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,23 @@ from pcrl_nnunet.pretraining.optimisation import clip
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 
 
+@dataclass
 class Stepper:
     """Forward and backward pass, exchange among processes, clipping, optimiser, and the method's own update.
 
-    Args:
+    Attributes:
         method: on the device.
         groups: what is trained.
         grad_scaler: for mixed precision; None: float32.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        groups: Sequence[ParameterGroup],
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
-        grad_scaler: torch.amp.GradScaler | None,
-        settings: PretrainSettings,
-        device: torch.device,
-    ) -> None:
-        self.method, self.groups, self.settings, self.device = method, groups, settings, device
-        self.optimizer, self.scheduler, self.grad_scaler = optimizer, scheduler, grad_scaler
+    method: Method
+    groups: Sequence[ParameterGroup]
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    grad_scaler: torch.amp.GradScaler | None
+    settings: PretrainSettings
+    device: torch.device
 
     def __call__(self, batch: Mapping[str, Any], step: int, drawn: Any = None) -> tuple[StepOutput, dict[str, float]]:
         """Do one step, with the choices drawn for it unless others are given.

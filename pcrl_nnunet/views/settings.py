@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.settings import number
 
 Size = tuple[int, ...]
 CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
@@ -25,8 +26,8 @@ class ViewSettings:
     global_input_size: Size
     local_input_size: Size
     spacing: tuple[float, ...]
-    num_local: int = 6
-    min_iou: float = 0.3
+    num_local: int = number(6, at_least=0)
+    min_iou: float = number(0.3, at_least=0, below=1)
     crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's other way, in 2D and Table 3
 
     def __post_init__(self) -> None:
@@ -44,12 +45,6 @@ class ViewSettings:
             if not _is_size(given, dim):
                 raise UserError(f"views.{name} is {given}; expected {dim} positive numbers of voxels")
             object.__setattr__(self, name, tuple(given))
-        if self.num_local < 0:
-            raise UserError(f"views.num_local is {self.num_local}; expected 0 or more")
-        if not 0 <= self.min_iou < 1:
-            raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
-        if self.crops not in ("sub_crop", "multi_crop"):
-            raise UserError(f"views.crops is '{self.crops}'; expected 'sub_crop' or 'multi_crop'")
 
     @property
     def voxels_per_sample(self) -> int:

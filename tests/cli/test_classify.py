@@ -23,7 +23,7 @@ from in_this_process import InThisProcess
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from pcrl_nnunet.cli import classify, compare, preprocess, pretrain
-from pcrl_nnunet.ingest import maskless, unlabelled
+from pcrl_nnunet.ingest import maskless, workers
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
@@ -48,7 +48,7 @@ def one_process():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=ThreadPool))
-        patch.setattr(unlabelled, "worker_pool", worker_pool)
+        patch.setattr(workers, "worker_pool", worker_pool)
         patch.setattr(maskless, "subprocess", SimpleNamespace(run=nnunet))
         patch.setenv("nnUNet_def_n_proc", "1")
         patch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning takes it for a number of threads

@@ -442,7 +442,7 @@ def test_a_dry_run_replaces_its_pictures_and_nothing_that_is_not_its_own(command
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"case_9{suffix}")
     assert command(*SHORT, "--dry_run") == 0
     assert sorted(p.name for p in pictures.glob("*")) == [
-        ".pcrl_nnunet", "case_0.png", "case_2.png", "case_9.png", "mine.png", "notes",
+        "mine.png", "notes", "views_of_case_0.png", "views_of_case_2.png", "views_of_case_9.png",
     ]  # fmt: skip
     assert (pictures / "mine.png").read_text() == "mine"
 

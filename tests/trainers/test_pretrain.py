@@ -245,10 +245,10 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
     with pytest.raises(UserError, match=r"the plans \['configurations.3d_fullres.batch_size'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
     other = make(tiny)
-    other.data = replace(other.data, other_plans={"Dataset017_Other": "a hash"})
+    other.request = replace(other.request, cases=replace(other.request.cases, other_plans={"Dataset017_Other": "a"}))
     other.initialize()
     other.save_checkpoint(latest)
-    other.data = replace(other.data, other_plans={"Dataset017_Other": "another"})
+    other.request = replace(other.request, cases=replace(other.request.cases, other_plans={"Dataset017_Other": "b"}))
     with pytest.raises(UserError, match=r"the other plans \['Dataset017_Other'\] differ"):
         other.load_checkpoint(latest)
     trainer.save_checkpoint(latest)
@@ -559,8 +559,7 @@ def test_of_a_fitted_checkpoint_the_decoder_of_other_stages_does_not_go_on(tiny)
     trainer = make(tiny, fold=1, init=str(path))
     trainer.initialize()
     before = {name: tensor.clone() for name, tensor in trainer.network.decoder.state_dict().items()}
-    plans, dataset = trainer.plans_manager.plans, trainer.preprocessed_dataset_folder_base
-    load_initial(str(path), trainer.plan_network, trainer.network, plans, "3d_fullres", dataset)
+    load_initial(str(path), trainer.plan_network, trainer.network, trainer.request.plan)
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == content["encoder_hash"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.decoder.state_dict().items())
 
