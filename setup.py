@@ -22,7 +22,7 @@ BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 setup(
     name="pcrl_nnunet",
     version=VERSION,
-    description="PCRLv2 self-supervised pretraining of nnU-Net v2 networks, inside nnU-Net",
+    description="Self-supervised pretraining of nnU-Net v2 networks (PCRLv2 and others), inside nnU-Net",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

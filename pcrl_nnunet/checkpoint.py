@@ -21,7 +21,7 @@ import pickle
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.files import whole
+from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.settings import without_settings
 
 EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
 FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/4"  # of what --c takes
+STATE_FORMAT = "pcrl_nnunet/state/5"  # of what --c takes
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"
@@ -208,34 +209,28 @@ def architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nnssl_adaptation_plan(
-    plans: Mapping[str, Any],
-    name: str,
-    configuration: Mapping[str, Any],
-    patch_size: tuple[int, ...],
-    channels: int,
-    network: Any,
+    plan: PlannedConfiguration, patch_size: Sequence[int], channels: int, network: Any
 ) -> dict[str, Any]:
     """Return what nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find its weights.
 
     Args:
-        plans: nnU-Net's plan.
-        name, configuration: of the configuration, and what nnU-Net's `ConfigurationManager` holds for it.
-        patch_size: the pretraining's global input size, voxels.
+        plan: of the network.
+        patch_size: size of the pretraining's inputs, voxels.
         channels: input channels of the pretraining.
         network: the plan's own network.
     """
-    architecture = configuration["architecture"]
+    resolved, architecture = plan.resolved, plan.resolved["architecture"]
     return {
         # nnU-Net's dynamic loader looks for stages and kernels in here, or at the top of the file
         "architecture_kwargs": architecture["arch_kwargs"],
         "architecture_plans": architecture_plans(architecture),
         "pretrain_plan": {
-            "dataset_name": plans["dataset_name"],
-            "plans_name": plans["plans_name"],
-            "configurations": {name: {"spacing": configuration["spacing"], "patch_size": list(patch_size)}},
+            "dataset_name": plan.plans["dataset_name"],
+            "plans_name": plan.plans["plans_name"],
+            "configurations": {plan.configuration: {"spacing": resolved["spacing"], "patch_size": list(patch_size)}},
         },
         "pretrain_num_input_channels": channels,
-        "recommended_downstream_patchsize": list(configuration["patch_size"]),
+        "recommended_downstream_patchsize": list(resolved["patch_size"]),
         "key_to_encoder": network.key_to_encoder,
         "key_to_stem": network.key_to_stem,
         "keys_to_in_proj": list(network.keys_to_in_proj),

@@ -24,9 +24,10 @@ def command(name: str, /, *words: object, **options: object) -> str:
     return shlex.join(parts)
 
 
-def device_option(device: str) -> str | None:
-    """Return the value of nnU-Net's -device for a kind of device: None for cuda, which nnU-Net takes by default."""
-    return None if device == "cuda" else device
+def train_command(dataset: str, configuration: str, fold: int | str, device: str, **options: object) -> str:
+    """Write nnU-Net's command to train; its -device is left out for cuda, which nnU-Net takes by default."""
+    given = None if device == "cuda" else device
+    return command("nnUNetv2_train", dataset, configuration, fold, **options, device=given)
 
 
 def corrected(option: str, wrong: str | None, right: str) -> str:

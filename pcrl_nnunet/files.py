@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from glob import escape, glob
 from shutil import rmtree
 
+from pcrl_nnunet.errors import UserError
+
 DRAFT = "draft_"
-RECORD = ".pcrl_nnunet"  # in a folder of ours: the names of the files that we wrote there, a line each
 
 
 @contextmanager
@@ -51,6 +52,20 @@ def new_folder(path: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Make a `UserError` of what keeps a file or folder from being written.
+
+    Args:
+        what: begins the sentence.
+        remedy: ends it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written ({error.strerror}); {remedy}") from error
+
+
 def is_draft(name: str) -> bool:
     """Tell if a file has the name of a draft, which `whole` has not finished."""
     return name.startswith(DRAFT) and re.match(rf"{DRAFT}\d+_", name) is not None  # the first is the faster one
@@ -60,32 +75,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole, or not at all."""
     with whole(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
-
-
-@contextmanager
-def in_place_of_earlier(folder: str) -> Iterator[None]:
-    """Remove what was written into a folder within this context before, and remember what is written there now.
-
-    Files that others have put there stay. Where nothing is written, no folder is made.
-    """
-    record = os.path.join(folder, RECORD)
-    for name in _lines(record):
-        with suppress(OSError):
-            os.remove(os.path.join(folder, os.path.basename(name)))
-    of_others = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    try:
-        yield
-    finally:
-        if os.path.isdir(folder) and (written := set(os.listdir(folder)) - of_others):
-            with suppress(OSError):
-                write_text(record, "\n".join(sorted(written)))
-
-
-def _lines(path: str) -> list[str]:
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().splitlines()
 
 
 def remove_drafts(folder: str) -> None:

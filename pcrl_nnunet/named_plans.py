@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import write_text
+from pcrl_nnunet.files import write_text, writing
 from pcrl_nnunet.plans import PlannedConfiguration, read_json, resolve
 from pcrl_nnunet.settings import pcrl_block, without_settings
 
@@ -54,13 +54,8 @@ def write_copy(plan: PlannedConfiguration) -> str | None:
     path = _path(plan, plan.plans)
     if COPY_KEY not in plan.plans or os.path.isfile(path):
         return None
-    try:
+    with writing(f"-name writes the plan {path}, which", "make that folder writable, or leave -name out"):
         write_text(path, json.dumps(plan.plans, indent=4))
-    except OSError as error:
-        raise UserError(
-            f"-name writes the plan {path}, which cannot be written ({error.strerror}); make that folder writable, or "
-            f"leave -name out"
-        ) from error
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -78,11 +77,6 @@ class PlanFacts:
             tuple(configuration["median_image_size_in_voxels"]),
             tuple(float(s) for s in configuration["spacing"]),
         )
-
-    @property
-    def total_stride(self) -> tuple[int, ...]:
-        """The product of the strides, an axis each."""
-        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(len(self.patch_size)))
 
 
 def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -> PlannedConfiguration:
@@ -174,6 +168,13 @@ def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) ->
     return [f"{known.get(str(number), 'channel')} ({number:04d})" for number in range(channels)]
 
 
+def folder_of(variable: str) -> str:
+    """Return the folder that one of nnU-Net's variables names; `UserError` where it is not set."""
+    if not os.environ.get(variable):
+        raise UserError(f"the variable {variable} is not set; set it as for nnU-Net: export {variable}=FOLDER")
+    return os.environ[variable]
+
+
 def dataset_folder(dataset: str, step: str = PLAN) -> str:
     """Return the preprocessed folder of a dataset's name or ID.
 
@@ -183,10 +184,7 @@ def dataset_folder(dataset: str, step: str = PLAN) -> str:
     Raises:
         UserError: there is none; ends with the command to run.
     """
-    if not nnUNet_preprocessed.is_set():
-        raise UserError(
-            "the variable nnUNet_preprocessed is not set; set it as for nnU-Net: export nnUNet_preprocessed=FOLDER"
-        )
+    folder_of("nnUNet_preprocessed")
     name = dataset_name_of(dataset)
     folder = os.path.join(nnUNet_preprocessed, name)
     if os.path.isdir(folder):

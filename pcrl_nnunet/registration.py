@@ -18,14 +18,14 @@ import os
 import shutil
 import site
 import sys
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from glob import glob
 from os.path import abspath, dirname, isdir, isfile, join, realpath
 from pathlib import Path
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import whole
 
 EXT_TRAINER_FOLDER = join(dirname(abspath(__file__)), "ext_trainer")
 BRIDGE = join(EXT_TRAINER_FOLDER, "pcrl_nnunet_bridge.py")
@@ -49,21 +49,13 @@ def register() -> list[str]:
     """
     removed = _remove(_orphans())
     paths = [path for path in _bridge_paths() if not _is_current(path)]
-    temporary: list[str] = []
     try:
-        # All temporary files come first: where one folder cannot be written to, neither is.
-        for path in paths:
-            with tempfile.NamedTemporaryFile(dir=dirname(path), prefix=".pcrl_nnunet_", delete=False) as file:
-                temporary.append(file.name)
-                file.write(Path(BRIDGE).read_bytes())
-            # Temporary files are for their owner alone; the bridge is for whoever may read nnU-Net.
-            shutil.copymode(join(_nnunet_folder(), "__init__.py"), file.name)
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
+        with ExitStack() as drafts:  # all drafts come first: where one folder cannot be written to, neither is
+            for path in paths:
+                draft = drafts.enter_context(whole(path))
+                shutil.copyfile(BRIDGE, draft)
+                shutil.copymode(join(_nnunet_folder(), "__init__.py"), draft)  # for whoever may read nnU-Net
     except OSError as error:
-        for name in temporary:
-            with suppress(OSError):
-                os.remove(name)
         raise UserError(_read_only_message(error)) from error
     importlib.invalidate_caches()
     return [

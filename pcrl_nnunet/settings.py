@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import field, fields, is_dataclass, replace
+from operator import ge, gt, le, lt
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pcrl_nnunet.errors import UserError
 
@@ -13,6 +14,22 @@ PARTS = ("pretrain", "finetune", "semi", "classify", "checkpoint")  # of a plan'
 NOT_IN_BLOCK = {"in_block": False}  # metadata of a field that `replaced` does not take
 
 _Settings = TypeVar("_Settings")
+_BOUNDS = {
+    "at_least": (ge, "{} or more"),
+    "above": (gt, "a number above {}"),
+    "at_most": (le, "up to {}"),
+    "below": (lt, "below {}"),
+}
+
+
+def number(default: float, hint: str = "", **bounds: float) -> Any:
+    """Return a field of settings whose values `replaced` keeps within bounds.
+
+    Args:
+        hint: end of the message about a value beyond them.
+        bounds: ``at_least``, ``above``, ``at_most`` and ``below``.
+    """
+    return field(default=default, metadata={"bounds": bounds, "hint": hint})
 
 
 def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +65,18 @@ def merged(block: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return values that differ, also within blocks, by names such as pcrlv2.restoration; a missing one is None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys((*now, *then)):
+        one, other = then.get(name, ...), now.get(name, ...)  # None is a value
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= {f"{name}.{inner}": values for inner, values in differences(one, other).items()}
+        elif one != other:
+            found[name] = then.get(name), now.get(name)
+    return found
+
+
 def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Settings:
     """Return settings with some of their fields replaced.
 
@@ -59,9 +88,9 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
         given: values by the names of fields.
 
     Raises:
-        UserError: a name or a type that the settings do not have.
+        UserError: a name or a type that the settings do not have, or a value beyond its bounds.
     """
-    known = {f.name for f in fields(settings) if f.metadata.get("in_block", True)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(settings) if f.metadata.get("in_block", True)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -70,11 +99,21 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
         if is_dataclass(default):
             values[name] = replaced(default, f"{where}.{name}", part(given, name, f"{where}."))
             continue
+        if default is None:  # any value: it is for the settings themselves to check
+            values[name] = value
+            continue
         wanted = (int, float) if isinstance(default, float) else type(default)
         sequence = isinstance(default, tuple) and isinstance(value, (list, tuple))
         if not sequence and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
             raise UserError(f"{where}.{name} is {value!r}; expected a value like {default!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where}.{name} is {value}; expected a finite number")
+        kind = get_type_hints(type(settings))[name] if isinstance(value, str) else None
+        if get_origin(kind) is Literal and value not in (choices := get_args(kind)):
+            raise UserError(f"{where}.{name} is '{value}'; expected {' or '.join(map(repr, filter(None, choices)))}")
+        bounds, hint = known[name].metadata.get("bounds", {}), known[name].metadata.get("hint", "")
+        if not all(_BOUNDS[bound][0](value, limit) for bound, limit in bounds.items()):
+            expected = ", ".join(_BOUNDS[bound][1].format(limit) for bound, limit in bounds.items())
+            raise UserError(f"{where}.{name} is {value}; expected {expected}{hint}")
         values[name] = value
     return replace(settings, **values)  # type: ignore[type-var]

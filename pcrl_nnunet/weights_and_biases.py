@@ -7,7 +7,7 @@ another process that trains in the same folder. A trainer that is refused afterw
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,14 +40,8 @@ class _Later:
         self.output_folder, self.resume = output_folder, resume
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def update_config(self, config: dict[str, Any]) -> None:
-        self.calls.append(("update_config", (config,)))
-
-    def log(self, key: str, value: Any, step: int) -> None:
-        self.calls.append(("log", (key, value, step)))
-
-    def log_summary(self, key: str, value: Any) -> None:
-        self.calls.append(("log_summary", (key, value)))
+    def __getattr__(self, name: str) -> Callable[..., None]:  # update_config, log, log_summary
+        return lambda *given: self.calls.append((name, given))
 
     def begun(self) -> Any:
         """Begin the run, and log to it what there was so far."""

@@ -32,7 +32,7 @@ from pcrl_nnunet.methods import DEFAULT, method_class
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 # The few settings that a user may want to edit; every other one can be added by hand.
-PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "seed")  # shared by all methods
+PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "seed")  # that all methods share; rate and batch are a method's
 FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_share")
 
 # What preprocessed voxels depend on, beside the raw data.
@@ -116,8 +116,8 @@ class PCRLPlannerResEncXL(PCRLPlanner, nnUNetPlannerResEncXL):
 def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the ``pcrl`` block of a new plan: what pretraining and fine-tuning would do without one.
 
-    These are the default method, `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and the batch size and the
-    method's own settings of every configuration that can be pretrained, as they follow from the plan.
+    These are the default method, `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and the method's own settings
+    of every configuration that can be pretrained, as they follow from the plan.
     """
     finetune = {field.name: field.default for field in fields(FinetuneSettings) if field.name in FINETUNE_KEYS}
     pretrain: dict[str, Any] = {"method": DEFAULT}
@@ -127,8 +127,7 @@ def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         settings = pretrain_settings({"configurations": plans["configurations"]}, name, configuration)
         pretrain |= {key: getattr(settings, key) for key in PRETRAIN_KEYS}
-        own = method_class(DEFAULT).editable(settings.own)
-        pretrain[name] = {"batch_size": settings.batch_size, DEFAULT: own}
+        pretrain[name] = {DEFAULT: method_class(DEFAULT).editable(settings.own)}
     return json.loads(json.dumps({"pretrain": pretrain, "finetune": finetune}))  # lists for tuples, as in the file
 
 

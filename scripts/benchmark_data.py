@@ -19,9 +19,8 @@ from numpy.typing import NDArray  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 
 from pcrl_nnunet.plans import load_plan  # noqa: E402
-from pcrl_nnunet.pretraining.cases import PretrainingData  # noqa: E402
-from pcrl_nnunet.pretraining.settings import pretrain_settings  # noqa: E402
-from pcrl_nnunet.trainers.pretrain import PCRLPretrainTrainer  # noqa: E402
+from pcrl_nnunet.pretraining.request import Request  # noqa: E402
+from pcrl_nnunet.trainers.pretrain import pretrain_trainer  # noqa: E402
 
 Volume = NDArray[np.float32]
 
@@ -147,10 +146,7 @@ def trainer_of(home: Path, stages: int) -> tuple[Any, dict[str, Any]]:
     """Return a trainer that is ready for its first step, and a batch."""
     use_folders(home)
     plan = load_plan(DATASET, f"Stages{stages}")
-    settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved)
-    kind = PCRLPretrainTrainer.of(settings, PretrainingData.find(plan.plans, plan.configuration, "all"))
-    plans = {**plan.plans, "continue_training": False}
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
-        trainer = kind(plans, plan.configuration, "all", plan.dataset_json, device())
+        trainer = pretrain_trainer(Request.of_plan(plan, "all"), device())
         trainer.initialize()
     return trainer, next(trainer.get_dataloaders())

@@ -53,9 +53,11 @@ from benchmark_views import SETTINGS, replaced
 import numpy as np  # isort: skip
 import torch
 from authors_way import AuthorsWay
+from measures import forget_peak, resident, seconds, shared_once
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
+import pcrl_nnunet.pretraining.step as step_module
 import pcrl_nnunet.trainers.pretrain as trainer_module
 from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
@@ -72,11 +74,6 @@ WAITING_STEPS = 160
 PARTS = ("steps", "memory", "growth", "reading", "gpu")
 
 
-def seconds() -> float:
-    """Of the clock that steps are measured by. A step ends with its loss on the CPU: nothing is left to wait for."""
-    return perf_counter() if torch.cuda.is_available() else process_time()
-
-
 # ----------------------------------------------------------------------------------------------- steps, memory, growth
 
 
@@ -87,7 +84,7 @@ def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
     authors, by_depth = AuthorsWay(ours), ours.variants()
 
     def timed(network: nn.Module, levels: Levels) -> float:
-        trainer.network = network
+        trainer.stepper.method = network
         start = seconds()
         trainer.train_step(batch, 0, levels)
         return seconds() - start
@@ -117,7 +114,7 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
     trainer, batch = trainer_of(Path(home), stages)
     levels_of_steps = [levels for levels in trainer.network.variants() if levels.deepest in drawn]
     if way == "authors":
-        trainer.network = AuthorsWay(trainer.network)
+        trainer.stepper.method = AuthorsWay(trainer.network)
     before = resident("VmRSS")
     for levels in levels_of_steps:
         trainer.train_step(batch, 0, levels)
@@ -130,22 +127,6 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
         found["faults"].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         found["peak"].append(resident("VmHWM") - before)
     return found
-
-
-def resident(which: str) -> int:
-    """Bytes that are held (VmRSS), or were at most (VmHWM). `ru_maxrss` would begin at what the parent process held."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
-
-
-def forget_peak() -> None:
-    """Let the peak begin anew."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def start(home: Path, stages: int, started: float) -> dict[str, float]:
@@ -173,12 +154,6 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
         sys.argv = ["pcrl_nnunet_pretrain", "-d", DATASET, "-p", f"Stages{stages}", "-device", "cpu"]
         pretrain.main()
     return found
-
-
-def shared_once(pid: int) -> int:
-    """Bytes of a process in memory, of what n processes share the n-th part (PSS)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def seconds_of_fingerprints(home: Path, number: int) -> float:
@@ -233,8 +208,8 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
         for part in (network.encoder, network.decoder):
             part.compile(dynamic=False)
     if not amp:
-        trainer.grad_scaler = None
-    with nullcontext() if amp else replaced(trainer_module, "autocast", lambda kind: nullcontext()):
+        trainer.stepper.grad_scaler = None
+    with nullcontext() if amp else replaced(step_module, "autocast", lambda kind: nullcontext()):
         by_depth = network.variants()
         for levels in 2 * by_depth:  # warms up
             trainer.train_step(batch, 0, levels)

@@ -32,7 +32,8 @@ from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.checks import check_intensities, short_reason
 from pcrl_nnunet.ingest.read import read_image
 from pcrl_nnunet.ingest.scans import SetAside, Unusable
-from pcrl_nnunet.ingest.unlabelled import BAD_LIST, worker_pool
+from pcrl_nnunet.ingest.unlabelled import BAD_LIST
+from pcrl_nnunet.ingest.workers import worker_pool
 from pcrl_nnunet.lock import locked
 
 ENDING = ".nii.gz"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forked_commands import serving
 from nnunetv2.training.logging import nnunet_logger
 from tiny_dataset import DATASET, DATASET_JSON, SPLITS, write_preprocessed
 
@@ -124,6 +125,13 @@ def real_data():
     if not folder or not Path(folder).is_dir():
         pytest.skip("PCRL_TEST_DATA names no folder of raw nnU-Net datasets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forked_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with nnU-Net's commands, ours and python: forked, so that they start in a second or two."""
+    with serving(tmp_path_factory.mktemp("forked")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import Sample, Views
-from pcrl_nnunet.methods import Method, PlanFacts, method_class
+from pcrl_nnunet.methods import Method, PlanFacts, Preparation, method_class
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 
 CASE = Case("case", "nowhere.b2nd")
 SETUPS: dict[str, dict[str, Any]] = {
@@ -78,7 +81,17 @@ class Setup:
 
     def views(self) -> Views:
         """Return what makes the samples."""
-        return self.method.views(self.settings, self.plan, self.channels, {})
+        return self.method.views(self.settings, self.plan, self.channels, self.prepared())
+
+    def prepared(self) -> dict[str, Any]:
+        """Return what the method prepares of the case that samples are made of."""
+        if not prepares(self.method):
+            return {}
+        with TemporaryDirectory() as folder:
+            case = Case(CASE.name, os.path.join(folder, "case.npy"))
+            np.save(case.path, self.volume())
+            given = Preparation([case], self.network(), self.channels, self.settings, 0, torch.device("cpu"))
+            return make_anew(self.method, given)
 
     def volume(self, constant: bool = False) -> np.ndarray:
         """Return an image with structures, or a constant one; in 2D a volume of slices."""

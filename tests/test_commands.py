@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from pcrl_nnunet.commands import command, device_option
+from pcrl_nnunet.commands import command, train_command
 
 
 def test_a_shell_reads_the_words_that_were_given() -> None:
@@ -18,4 +18,6 @@ def test_what_needs_no_quotes_has_none() -> None:
 
 @pytest.mark.parametrize(("device", "value"), [("cuda", None), ("cpu", "cpu"), ("mps", "mps")])
 def test_nnunets_default_device_is_left_out(device: str, value: str | None) -> None:
-    assert device_option(device) == value
+    words = train_command("Dataset004_A", "2d", 0, device, tr="T").split()
+    assert words[:6] == ["nnUNetv2_train", "Dataset004_A", "2d", "0", "-tr", "T"]
+    assert words[6:] == ([] if value is None else ["-device", value])

@@ -14,7 +14,7 @@ def test_finetuning_takes_the_plans_part_and_names_a_wrong_key():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"encoder_lr_factor": -1}, r"encoder_lr_factor -1; expected .* \(a factor of 0 freezes the encoder\)"),
+        ({"encoder_lr_factor": -1}, r"encoder_lr_factor is -1; expected .* \(a factor of 0 freezes the encoder\)"),
         ({"frozen_epochs": -1}, r"frozen_epochs is -1; expected 0 or more, and fewer than the 9 epochs"),
         (
             {"frozen_epochs": 9},

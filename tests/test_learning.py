@@ -1,8 +1,10 @@
 """It learns: a short pretraining on real images, judged on cases that it has not seen.
 
-Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), half the plan's
-width, 600 steps of 24 samples; about three minutes on two cores. Measured by level: error 0.46 to 0.47 of the variance
-within a view, margin 0.82 to 0.93, effective rank of the features 26, 6.6 and 2.5.
+Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), a quarter of the
+plan's width, 300 steps of 24 samples; about two minutes on two cores. Measured by level: error 0.57, 0.58 and 0.64 of
+the variance within a view, margin 0.79, 0.83 and 0.82, effective rank of the features 14.8, 4.7 and 2.1. A network that
+has learned nothing has an error of 1 and a margin of 0, and so has one whose features have collapsed. (Half the width,
+600 steps: error 0.46 to 0.47, margin 0.82 to 0.93.)
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,14 @@ from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
-EPOCHS, STEPS, SAMPLES = 6, 100, 24
+EPOCHS, STEPS, SAMPLES = 3, 100, 24
+ERROR = 0.7  # of the variance within a view; 1 is chance
 MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 
 @pytest.fixture
-def hippocampus(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """60 real cases, planned and preprocessed with nnU-Net's commands; the network's width is halved."""
+def hippocampus(real_data: Path, tmp_path: Path, forked_commands: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """60 real cases, planned and preprocessed with nnU-Net's commands; a quarter of the network's width."""
     for folder in ("raw", "preprocessed", "results"):
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
@@ -45,25 +47,26 @@ def hippocampus(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for path in sorted((source / folder).iterdir())[:NUM_CASES]:
             (target / folder / path.name).symlink_to(path)
     (target / "dataset.json").write_text(json.dumps({**description, "numTraining": NUM_CASES}))
-    run("nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "2d", "-np", "2", "-npfp", "2")
+    run(forked_commands / "nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "2d", "-np", "2", "-npfp", "2")
     plan_file = tmp_path / "preprocessed" / NAME / "nnUNetPlans.json"
     plan = json.loads(plan_file.read_text())
     network = plan["configurations"]["2d"]["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [width // 2 for width in network["features_per_stage"]]
+    network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
     plan_file.write_text(json.dumps(plan))
     return tmp_path
 
 
-def run(*command: str) -> None:
-    program = Path(sys.executable).with_name(command[0])
-    subprocess.run([str(program), *command[1:]], check=True, timeout=600, stdout=subprocess.DEVNULL)
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hippocampus: Path) -> None:
+def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(
+    hippocampus: Path, forked_commands: Path
+) -> None:
     lengths = ("-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", str(SAMPLES))
-    run("pcrl_nnunet_pretrain", "-d", "4", "-c", "2d", "-f", "0", "-device", "cpu", *lengths)
+    run(forked_commands / "pcrl_nnunet_pretrain", "-d", "4", "-c", "2d", "-f", "0", "-device", "cpu", *lengths)
     folder = hippocampus / "results" / NAME / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__2d" / "fold_0"
     (log,) = folder.glob("training_log_*.txt")
     assert "ALARM" not in log.read_text()
@@ -95,11 +98,11 @@ def test_a_short_pretraining_restores_and_recognises_images_of_unseen_cases(hipp
     levels = method.variants()
     monitor = Monitor(method.quantities)
     with torch.no_grad():
-        for _ in range(8):
+        for _ in range(4):
             batch = {k: torch.as_tensor(v) for k, v in next(loader).items() if k != "cases"}
             for drawn in levels:
                 monitor.update(method(batch, drawn))
     summary = monitor.summary()
     assert judge(summary, EPOCHS * STEPS, method.quantities).alarms == ()
-    assert summary["restoration_ratio"][f"level {levels[-1].restoration}"] < 0.5
+    assert summary["restoration_ratio"][f"level {levels[-1].restoration}"] < ERROR
     assert sum(summary["matched_minus_shuffled"].values()) / len(levels) > MARGIN

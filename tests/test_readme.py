@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from time import time
 from typing import Any
@@ -23,7 +22,6 @@ from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = Path(sys.executable).parent
 
 # Commands that install, or that are whole runs of their own: where they are run instead.
 RUN_ELSEWHERE = {
@@ -52,12 +50,12 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, forked_commands: Path) -> Path:
     """A user's home folder with what the README takes for granted.
 
     Datasets 4 and 16, new and unlabelled scans; dataset 60 without masks and images to classify.
     """
-    phantom = [sys.executable, str(ROOT / "scripts" / "phantom.py"), "-o", str(tmp_path / "nnUNet_raw"), "-np", "1"]
+    phantom = [forked_commands / "python", ROOT / "scripts" / "phantom.py", "-o", tmp_path / "nnUNet_raw", "-np", "1"]
     for number, cases in (("4", "6"), ("16", "3")):
         counts = ["-d", number, "-cases", cases, "-test", "1", "-unlabelled", "2"]
         subprocess.run([*phantom, *counts, "-size", "20", "20", "16"], check=True, capture_output=True)
@@ -82,18 +80,18 @@ def write_photographs(raw: Path, new: Path) -> None:
 
 
 @pytest.fixture
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, forked_commands: Path) -> dict[str, str]:
     """That of a user with this home folder."""
-    return environment_in(home)
+    return environment_in(home, forked_commands)
 
 
-def environment_in(home: Path) -> dict[str, str]:
-    """A user's environment on a small machine."""
+def environment_in(home: Path, commands: Path) -> dict[str, str]:
+    """A user's environment on a small machine, with a folder of commands first on PATH."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     return {
         **kept,
         "HOME": str(home),
-        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
         "OMP_WAIT_POLICY": "PASSIVE",
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
@@ -108,7 +106,9 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
         command += " -device cpu"
     command += SHORTER.get(command, "")
     if command.startswith("nnUNetv2_plan_and_preprocess"):
-        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start
+        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start, and eight are its default
+    if command.startswith("nnUNetv2_extract_fingerprint"):
+        command += " -np 1"
     if "_plan_" in command or "preprocess" in command:
         environment = {**environment, "nnUNet_n_proc_DA": "1"}  # nnU-Net's planning takes it for a number of threads
     script = "\n".join(["set -euo pipefail", *exports, command])
@@ -134,7 +134,7 @@ def shorten(preprocessed: Path, features: int | None = None) -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str]) -> None:
-    check = subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--check"], env=environment, check=False)
+    check = subprocess.run(["pcrl_nnunet_register", "--check"], env=environment, check=False)
     exports: list[str] = []
     unlabelled_done = False
     try:
@@ -149,7 +149,7 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
                 shorten(home / "nnUNet_preprocessed")
     finally:
         if check.returncode != 0:  # leave the environment as it was
-            subprocess.run([SCRIPTS / "pcrl_nnunet_register", "--undo"], env=environment, check=True)
+            subprocess.run(["pcrl_nnunet_register", "--undo"], env=environment, check=True)
 
     assert unlabelled_done
     assert len(list((home / "predictions").glob("case_ts_*.nii.gz"))) == 1

@@ -64,8 +64,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_every_line_of_the_recipes_runs(home: Path) -> None:
-    environment = environment_in(home)
+def test_every_line_of_the_recipes_runs(home: Path, forked_commands: Path) -> None:
+    environment = environment_in(home, forked_commands)
     blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     exports = re.findall(r'^export nnUNet_\w+="\$HOME/.*"$', readme, re.MULTILINE)

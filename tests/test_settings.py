@@ -1,17 +1,19 @@
 """Blocks of settings in a plan, and the frozen dataclasses that take them."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, part, pcrl_block, replaced, without_settings
+from pcrl_nnunet.settings import NOT_IN_BLOCK, differences, merged, number, part, pcrl_block, replaced, without_settings
 
 
 @dataclass(frozen=True)
 class Inner:
     size: tuple[int, ...] = (1, 2)
-    rate: float = 0.5
+    rate: float = number(0.5, " (0.5 is usual)", above=0, at_most=1)
+    way: Literal["", "up", "down"] = ""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,12 @@ def test_of_a_block_within_a_block_only_what_is_given_is_replaced():
     [
         ({"step": 4}, r"^here.step is not a setting; expected one of inner, on, other, steps$"),
         ({"elsewhere": 4}, r"^here.elsewhere is not a setting"),
-        ({"inner": {"rates": 4}}, r"^here.inner.rates is not a setting; expected one of rate, size$"),
+        ({"inner": {"rates": 4}}, r"^here.inner.rates is not a setting; expected one of rate, size, way$"),
         ({"inner": {"rate": "1"}}, r"^here.inner.rate is '1'; expected a value like 0.5$"),
         ({"inner": {"rate": float("inf")}}, r"^here.inner.rate is inf; expected a finite number$"),
+        ({"inner": {"rate": 0}}, r"^here.inner.rate is 0; expected a number above 0, up to 1 \(0.5 is usual\)$"),
+        ({"inner": {"rate": 1.5}}, r"^here.inner.rate is 1.5; expected a number above 0, up to 1 "),
+        ({"inner": {"way": "left"}}, r"^here.inner.way is 'left'; expected 'up' or 'down'$"),
         ({"inner": {"size": 1}}, r"^here.inner.size is 1; expected a value like \(1, 2\)$"),
         ({"inner": 1}, r"^here.inner is 1; expected a block of settings"),
         ({"steps": 4.0}, r"^here.steps is 4.0; expected a value like 3$"),
@@ -55,6 +60,18 @@ def test_blocks_that_both_have_are_merged_in_turn():
     before = repr((block, over))
     assert merged(block, over) == {"a": 1, "b": {"c": {"d": 2, "i": 6}, "e": {"j": 7}}, "f": 8, "h": {"k": 9}}
     assert repr((block, over)) == before
+
+
+def test_values_that_differ_are_named_also_those_within_blocks():
+    then = {"same": 1, "a": 1, "gone": 2, "block": {"same": 1, "x": 1, "deep": {"y": 1, "z": 2}}, "became": {"x": 1}}
+    now = {"same": 1, "a": 2, "new": 3, "block": {"same": 1, "x": 2, "deep": {"y": 2, "z": 2}}, "became": 1}
+    assert list(differences(then, now)) == ["a", "new", "block.x", "block.deep.y", "became", "gone"]
+    assert differences(then, now)["block.x"] == (1, 2)
+    assert differences(then, then) == {}
+
+
+def test_a_value_that_is_none_differs_from_one_that_is_missing():
+    assert differences({"a": None}, {}) == {"a": (None, None)}
 
 
 def test_a_plan_without_a_block_has_an_empty_one():

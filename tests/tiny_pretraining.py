@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.paths import nnUNet_preprocessed
 from tiny_dataset import DATASET_JSON, make_plan
 
-from pcrl_nnunet.pretraining.cases import PretrainingData
-from pcrl_nnunet.pretraining.settings import pretrain_settings
-from pcrl_nnunet.trainers import PCRLPretrainTrainer
+from pcrl_nnunet.plans import PlannedConfiguration, resolve
+from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
 SHORT = {"epochs": 2, "iters_per_epoch": 2, "batch_size": 4}
 
@@ -28,11 +30,10 @@ def make_trainer(
 ) -> Any:
     """Return a trainer of the tiny dataset's cases; `overrides` are settings."""
     plan = plan or make_plan()
-    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
-    settings = pretrain_settings(plan, "3d_fullres", configuration, **{**SHORT, **overrides})
-    trainer = PCRLPretrainTrainer.of(settings, PretrainingData.find(plan, "3d_fullres", fold), init)
-    plans = {**copy.deepcopy(plan), "continue_training": continues}
-    return trainer(plans, "3d_fullres", fold, dataset_json or copy.deepcopy(DATASET_JSON), torch.device(device))
+    folder, resolved = os.path.join(nnUNet_preprocessed, plan["dataset_name"]), resolve(plan, "3d_fullres")
+    planned = PlannedConfiguration(folder, plan, "3d_fullres", resolved, dataset_json or copy.deepcopy(DATASET_JSON))
+    request = Request.of_plan(planned, fold, **{**SHORT, **overrides})
+    return pretrain_trainer(replace(request, init=init, continues=continues), torch.device(device))
 
 
 def folder_of(tiny: Any, fold: int | str = "all", plans: str = "nnUNetPlans", method: str = "pcrlv2") -> Path:

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast, nn
@@ -37,19 +35,13 @@ from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.splits import SPLITS
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.networks import Classifier
+from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.report.progress import ClassificationLogger
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import NNUNET_DEFAULT_DEVICE, PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
 
 NUM_MAPS = 4  # activation maps that a validation draws
-
-
-class ClassificationLogger(LocalLogger):
-    """nnU-Net's logger, which holds the AUROC in the place of Dice."""
-
-    def plot_progress_png(self, output_folder: str) -> None:
-        """Write progress.png."""
-        figures.classification_progress(self.my_fantastic_logging, os.path.join(output_folder, "progress.png"))
 
 
 class _Classification(PCRLScratchTrainer):
@@ -166,8 +158,7 @@ class _Classification(PCRLScratchTrainer):
         batch = self.classify.batch_size or fitting_batch(
             self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
         )
-        if self.is_ddp:  # of all ranks together
-            batch = math.ceil(batch / dist.get_world_size())
+        batch = math.ceil(batch / distributed.world_size())  # of all ranks together
         self.print_to_log_file(f"Batches of {batch} inputs of {'x'.join(map(str, self.size))} voxels, {self.classify}")
         loaders = []
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
@@ -198,20 +189,14 @@ class _Classification(PCRLScratchTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the loss, logits and labels of a batch."""
         data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
-        if self.device.type == "cuda":
-            with autocast("cuda"):
-                logits = self.network(data)
-        else:
+        with autocast(self.device.type, enabled=self.device.type == "cuda"):
             logits = self.network(data)
         loss = self.loss(logits, target)
         return {"loss": loss.cpu().numpy(), "logits": logits.float().cpu().numpy(), "target": target.cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the AUROC of every output, and their mean, in the places of nnU-Net's Dice."""
-        if self.is_ddp:
-            of_ranks: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(of_ranks, val_outputs)
-            val_outputs = [output for outputs in of_ranks for output in outputs]
+        val_outputs = [output for of_rank in distributed.of_all_ranks(val_outputs) for output in of_rank]
         logits, target = (np.concatenate([output[name] for output in val_outputs]) for name in ("logits", "target"))
         areas = [auroc(target[:, i], logits[:, i]) for i in range(logits.shape[1])]
         known = [value for value in areas if not np.isnan(value)]

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
-from multiprocessing.pool import ThreadPool
 from time import time
 from typing import Any
 
@@ -20,24 +19,22 @@ from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
 from pcrl_nnunet.commands import command
-from pcrl_nnunet.loading.cases import unpack
 from pcrl_nnunet.loading.loader import Batches, ViewLoader, make_loader
 from pcrl_nnunet.loading.samples import Views
 from pcrl_nnunet.methods.base import Method, Preparation
 from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.pretraining import distributed, result
-from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.cases import unpacked
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.following import next_command
 from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.optimisation import optimiser
-from pcrl_nnunet.pretraining.preparation import PREPARED, prepared
+from pcrl_nnunet.pretraining.preparation import PREPARED, fingerprint_of, prepared, refuse_another_preparation
 from pcrl_nnunet.pretraining.request import Request
-from pcrl_nnunet.pretraining.settings import PretrainSettings
-from pcrl_nnunet.pretraining.state import agreement, refuse_another
+from pcrl_nnunet.pretraining.state import agree_with_other_ranks, agreement, refuse_another
 from pcrl_nnunet.pretraining.step import Stepper
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
@@ -49,44 +46,28 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _size(path: str) -> int | None:
-    """None: it is not there, which is said where it is read."""
-    return os.path.getsize(path) if os.path.exists(path) else None
-
-
 class PCRLPretrainTrainer(nnUNetTrainer):
     """Pretrains a plan's network without labels, by any method; `pcrl_nnunet_pretrain` runs it.
 
     A training is an instance of a class that `of` makes, as nnU-Net fixes the arguments of a trainer. The class is
     named by the method, so that nnU-Net gives each method's results a folder of their own.
 
-    Replaced of nnUNetTrainer: __init__, initialize, configure_optimizers, get_dataloaders, run_training,
+    Replaced of nnUNetTrainer: __init__, initialize, get_dataloaders, run_training,
     on_train_start, train_step, on_train_epoch_end, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
     perform_actual_validation. There is no validation: the monitor says whether it learns. On SIGTERM, which schedulers
     send before they end a job, it saves after the step at hand and exits with 0.
     """
 
-    settings: PretrainSettings
-    data: PretrainingData | None = None
-    init_path: str | None = None  # checkpoint to start from
+    request: Request
 
     was_initialized: bool
     current_epoch: int
     grad_scaler: torch.amp.GradScaler | None
 
     @classmethod
-    def of(
-        cls, settings: PretrainSettings, data: PretrainingData, init_path: str | None = None
-    ) -> type[PCRLPretrainTrainer]:
-        """Return the trainer class of one pretraining.
-
-        Args:
-            settings: in effect.
-            data: the cases to train on.
-            init_path: checkpoint whose encoder it starts from (see `transfer.foreign.read_encoder`).
-        """
-        name = output_folder.name_of_pretrainer(settings.method)
-        return type(name, (cls,), {"settings": settings, "data": data, "init_path": init_path})
+    def of(cls, request: Request) -> type[PCRLPretrainTrainer]:
+        """Return the trainer class of one pretraining."""
+        return type(output_folder.name_of_pretrainer(request.settings.method), (cls,), {"request": request})
 
     def __init__(
         self,
@@ -96,7 +77,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own default)
     ) -> None:
-        if self.data is None:  # nnUNetv2_train -tr PCRLPretrainTrainer
+        if not hasattr(self, "request"):  # nnUNetv2_train -tr PCRLPretrainTrainer
             own = command("pcrl_nnunet_pretrain", d=plans["dataset_name"], c=configuration, p=plans["plans_name"])
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run {own}"
@@ -106,8 +87,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
-        self.cases = self.data.cases
-        self.print_to_log_file(self.data.found)
+        self.settings, self.cases = self.request.settings, self.request.cases.used
+        self.print_to_log_file(self.request.cases)
         self.num_epochs, self.num_iterations_per_epoch = self.settings.epochs, self.settings.iters_per_epoch
         self.method: type[Method] = method_class(self.settings.method)
         self.plan_facts = PlanFacts.of(configuration, self.configuration_manager.configuration)
@@ -117,6 +98,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
         self.init: dict[str, Any] | None = None  # what is known of the checkpoint, once it has been loaded
         self.prepared: dict[str, Any] = {}  # by the method, before the first step
+        self.prepared_before: str | None = None  # fingerprint in a state, which has to go on with the same
 
     @property
     def step(self) -> int:
@@ -147,18 +129,17 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.is_ddp:
             distributed.synchronise_batch_norms(self.network)
         self.groups = self.network.groups()
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.optimizer, self.lr_scheduler = optimiser(self.groups, self.settings)
         optimisation = self.optimizer, self.lr_scheduler, self.grad_scaler
         self.stepper = Stepper(self.network, self.groups, *optimisation, self.settings, self.device)
         self.was_initialized = True
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Return the optimiser of what the method trains, and a cosine decay to 0 over all steps."""
-        return optimiser(self.groups, self.settings)
-
     def views(self) -> Views:
         """Return what makes the samples."""
-        return self.method.views(self.settings.own, self.plan_facts, self.num_input_channels, self.prepared)
+        made = self.method.views(self.settings.own, self.plan_facts, self.num_input_channels, self.prepared)
+        if result.INPUT not in made.arrays:
+            raise TypeError(f"the views of {self.method.name} lack the array '{result.INPUT}', which the network gets")
+        return made
 
     def loader(self) -> ViewLoader:
         """Return a loader of whole batches, in this process, from the first step on."""
@@ -166,7 +147,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> Batches:
         """Return batches from the step where the training stands; of each, this rank's part."""
-        first_sample, number = distributed.part_of(self.settings.batch_size)
+        first_sample, number = distributed.part_of(self.settings.batch_size, self.method.min_samples_of_rank)
         return make_loader(
             self.cases,
             self.views(),
@@ -177,19 +158,6 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             num_workers=get_allowed_n_proc_DA(),
             pin_memory=self.device.type == "cuda",
         )
-
-    def unpack(self) -> None:
-        """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
-        if any(case.path.endswith(".npz") for case in self.cases):
-            self.print_to_log_file(f"Unpacking the .npz files in {self.preprocessed_dataset_folder}")
-            if distributed.local_rank() == 0:
-                self._unpack()
-            distributed.wait_for_all()
-            self._unpack()
-
-    def _unpack(self) -> None:
-        with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
-            self.cases = pool.map(unpack, self.cases)
 
     def run_training(self) -> None:
         """All epochs; the bar is for terminals, the lines are for the log."""
@@ -252,20 +220,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 
     def facts(self) -> Facts:
         """Return how far the training has come, for checkpoint and report."""
-        assert self.data is not None
         return Facts(
+            request=self.request,
             folder=self.output_folder,
-            plans=self.plans_manager.plans,
-            configuration=self.configuration_name,
-            resolved=self.configuration_manager.configuration,
-            fold=self.fold,
-            dataset_json=self.dataset_json,
-            data=self.data,
             cases=self.cases,
             plan_network=self.plan_network,
             network=self.network,
             channels=self.num_input_channels,
-            settings=self.settings,
             loader=self.loader(),
             init=self.init,
             device=self.device,
@@ -281,39 +242,30 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Settings: {self.settings}")
         by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
         self.print_to_log_file(f"Views are computed by {by}")
-        if self.init_path and self.current_epoch == 0:  # else its weights are in the training state
-            plans, folder = self.plans_manager.plans, self.preprocessed_dataset_folder_base
-            self.init, lines = load_initial(
-                self.init_path, self.plan_network, self.network, plans, self.configuration_name, folder
-            )
+        if self.request.init and self.step == 0:  # else its weights are in the training state
+            self.init, lines = load_initial(self.request.init, self.plan_network, self.network, self.request.plan)
             for line in lines:
                 self.print_to_log_file(line)
         if self.is_ddp:
-            self._agree_with_other_ranks()
-        self.unpack()
-        self.prepared = prepared(self.method, self.preparation(), self.output_folder, self.print_to_log_file)
+            number = distributed.part_of(self.settings.batch_size, self.method.min_samples_of_rank)[1]
+            self.print_to_log_file(
+                f"{distributed.world_size()} processes share each batch of {self.settings.batch_size} samples; the "
+                f"monitor watches the {number} of the first one"
+            )
+            agree_with_other_ranks(self.request, self.cases)
+            distributed.same_weights(self.network)
+        self.cases = unpacked(self.cases, self.print_to_log_file)
+        folder, say = self.output_folder, self.print_to_log_file
+        self.prepared = prepared(self.method, self.preparation(), agreement(self.request), folder, say)
+        refuse_another_preparation(self.prepared, self.prepared_before, folder)
         weights_and_biases.begin(self)
         self.dataloader_train = self.get_dataloaders()
 
     def preparation(self) -> Preparation:
         """Return the material of the method's stage before the training."""
         own, seed = self.settings.own, self.settings.seed
-        return Preparation(self.cases, self.plan_network, self.num_input_channels, own, seed, self.device)
-
-    def _agree_with_other_ranks(self) -> None:
-        _, number = distributed.part_of(self.settings.batch_size)
-        self.print_to_log_file(
-            f"{distributed.world_size()} processes share each batch of {self.settings.batch_size} samples; the monitor "
-            f"watches the {number} of the first one"
-        )
-        for what, value in (
-            ("settings", repr(self.settings)),
-            ("plans", checkpoint.plans_hash(self.plans_manager.plans)),
-            ("cases", repr([(case.name, _size(case.path)) for case in self.cases])),
-            ("versions", repr(result.versions())),
-        ):
-            distributed.require_same(what, value)
-        distributed.same_weights(self.network)
+        network = copy.deepcopy(self.plan_network)
+        return Preparation(self.cases, network, self.num_input_channels, own, seed, self.device)
 
     def train_step(self, batch: dict[str, Any], step: int, drawn: Any = None) -> dict[str, float]:
         """Do one step, with the choices drawn for it unless others are given; return the losses by name."""
@@ -383,15 +335,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Pretraining done: {final}\n{self._next_command(final)}")
 
     def _next_command(self, final: str) -> str:
-        return next_command(
-            final,
-            self.plans_manager.plans,
-            self.configuration_name,
-            self.fold,
-            self.dataset_json,
-            self.device.type,
-            self.method.name,
-        )
+        return next_command(self.request, final, self.device.type)
 
     def final_content(self) -> dict[str, Any]:
         """Return what ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
@@ -401,7 +345,6 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Write the training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
         if self.local_rank != 0:
             return
-        assert self.data is not None
         state = {
             "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
@@ -413,26 +356,25 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "saved_at": time(),
             "current_epoch": self.current_epoch,
             "outputs": self.outputs,
-            "monitor": self.monitor.state(),
+            "monitor": self.monitor.collected,
             "report": self.report.epochs,
             "init": self.init,
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            **agreement(self.settings, self.plans_manager.plans, self.cases, self.data.other_plans),
-            "plans": self.plans_manager.plans,
+            **agreement(self.request),
+            "prepared": fingerprint_of(self.prepared),
+            "plans": self.request.plan.plans,
         }
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue from a training state; what it was started with has to be what it continues with."""
-        assert self.data is not None
         self.initialize()
         given = filename_or_checkpoint
         state = checkpoint.read(given, checkpoint.STATE_FORMAT) if isinstance(given, str) else given
         path = given if isinstance(given, str) else "the training state"
-        refuse_another(
-            state, agreement(self.settings, self.plans_manager.plans, self.cases, self.data.other_plans), path
-        )
+        refuse_another(state, agreement(self.request), path)
+        self.prepared_before = state["prepared"]
         self.plan_network.load_state_dict(state["plan_network"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -444,7 +386,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.load_checkpoint(state["logging"])
         self.current_epoch, self.outputs = state["current_epoch"], state["outputs"]
         self.init, self.report.epochs = state["init"], state["report"]
-        self.monitor.load_state(state["monitor"])
+        self.monitor.collected = state["monitor"]
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["device_rng"] is not None:
             torch.cuda.set_rng_state(state["device_rng"], self.device)
@@ -458,5 +400,4 @@ def pretrain_trainer(request: Request, device: torch.device) -> PCRLPretrainTrai
     """Build the trainer of a pretraining that was asked for; this creates the output folder."""
     plan = request.plan
     plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net hands it over
-    made = PCRLPretrainTrainer.of(request.settings, request.data, request.init)
-    return made(plans, plan.configuration, request.fold, plan.dataset_json, device)
+    return PCRLPretrainTrainer.of(request)(plans, plan.configuration, request.fold, plan.dataset_json, device)

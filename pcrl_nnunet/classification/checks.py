@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 from pcrl_nnunet.classification.label_table import FILES, LabelTable
-from pcrl_nnunet.classification.world import outside, places
+from pcrl_nnunet.classification.world import opened, outside
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.loading.cases import Case
 
 MAX_OUTSIDE = 0.1  # share of the points that may lie outside of their image
 
@@ -36,11 +35,9 @@ def check_cases(labels: LabelTable, cases: Mapping[str, Case], transpose: Sequen
         return warnings
     beyond: list[str] = []
     known = np.flatnonzero(np.isin(labels.case, list(cases)))
-    for name, of_case in pd.Series(known).groupby(labels.case[known]):
-        case = cases[str(name)]
-        shape = CaseVolume(case).shape[1:]
-        voxels = places(labels.point[of_case.to_numpy()], case, shape, transpose)
-        beyond += [str(name)] * int(outside(voxels, shape).sum())
+    for of_case, volume, points in opened(labels, known, cases, transpose):
+        assert points is not None
+        beyond += labels.case[known[of_case[outside(points, volume.shape[1:])]]].tolist()
     if beyond:
         told = (
             f"{len(beyond)} of {len(known)} points of {file} lie outside of their image, such as one of {beyond[0]}; "

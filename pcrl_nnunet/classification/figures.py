@@ -9,27 +9,6 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 
-def classification_progress(log: Mapping[str, Sequence[float]], path: str) -> None:
-    """Draw losses, AUROC and rate of a classification over epochs, as a PNG."""
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    panels = (
-        ("loss", (("train_losses", "training"), ("val_losses", "validation"))),
-        (
-            "AUROC on batches of validation samples (0.5: chance)",
-            (("mean_fg_dice", "epoch"), ("ema_fg_dice", "moving mean")),
-        ),
-        ("learning rate", (("lrs", "rate"),)),
-    )
-    for axis, (title, curves) in zip(figure.subplots(len(panels), 1), panels, strict=True):
-        for key, label in curves:
-            axis.plot(range(len(log[key])), log[key], marker="." if len(log[key]) < 50 else None, label=label)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="best")
-    axis.set_xlabel("epoch")
-    figure.savefig(path, dpi=100)
-
-
 def roc(
     truth: np.ndarray, score: np.ndarray, names: Sequence[str], found: Mapping[str, Mapping[str, float]], path: str
 ) -> None:

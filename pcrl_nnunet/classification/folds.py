@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import whole
-from pcrl_nnunet.loading.splits import NUM_FOLDS, SPLIT_SEED, SPLITS, unwritable
+from pcrl_nnunet.loading.splits import NUM_FOLDS, SPLIT_SEED, SPLITS, writing_split
 
 
 def write_split_by_patient(names: Sequence[str], table: LabelTable, folder: str) -> str | None:
@@ -34,11 +34,8 @@ def write_split_by_patient(names: Sequence[str], table: LabelTable, folder: str)
     if not table.patient or os.path.isfile(file):
         return None
     folds = split_by_patient(names, table)
-    try:
-        with whole(file) as draft:
-            save_json(folds, draft, sort_keys=False)
-    except OSError as error:
-        raise unwritable(file, error) from error
+    with writing_split(file), whole(file) as draft:
+        save_json(folds, draft, sort_keys=False)
     return file
 
 

@@ -26,7 +26,7 @@ from pandas.errors import ParserWarning
 
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import whole
+from pcrl_nnunet.files import whole, writing
 
 Kind = Literal["classes", "candidates"]
 FILES: dict[Kind, str] = {"classes": "classes.csv", "candidates": "candidates.csv"}
@@ -80,14 +80,10 @@ def bring_tables(raw_folder: str, folder: str) -> list[str]:
     for name in FILES.values():
         source, copy = os.path.join(raw_folder, name), os.path.join(folder, name)
         if os.path.isfile(source) and not (os.path.isfile(copy) and filecmp.cmp(source, copy, shallow=False)):
-            try:
-                with whole(copy) as draft:  # folds may start at the same time
-                    shutil.copyfile(source, draft)
-            except OSError as error:
-                raise UserError(
-                    f"{source} is new and has to be copied to {copy}, which cannot be written ({error.strerror}); make "
-                    f"that folder writable for the first training, or copy the table there"
-                ) from error
+            what = f"{source} is new and has to be copied to {copy}, which"
+            remedy = "make that folder writable for the first training, or copy the table there"
+            with writing(what, remedy), whole(copy) as draft:  # folds may start at the same time
+                shutil.copyfile(source, draft)
             changed.append(name)
     return changed
 
@@ -171,7 +167,9 @@ def _read(path: str, needed: Sequence[str]) -> pd.DataFrame:
 
 def _coordinates(path: str, table: pd.DataFrame) -> np.ndarray:
     numbers: np.ndarray = table[list(COORDINATES)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    _all_or_line(path, np.isfinite(numbers).all(1), "coordinates that are no numbers")
+    fine = np.isfinite(numbers).all(1)
+    if not fine.all():
+        raise UserError(f"{path} has coordinates that are no numbers in line {int(np.argmin(fine)) + 2}; correct it")
     return numbers
 
 
@@ -259,8 +257,3 @@ def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np
 
 def _is_number(value: str) -> bool:
     return bool(np.isfinite(pd.to_numeric(value, errors="coerce")))
-
-
-def _all_or_line(path: str, fine: np.ndarray, what: str) -> None:
-    if not fine.all():
-        raise UserError(f"{path} has {what} in line {int(np.argmin(fine)) + 2}; correct it")

@@ -75,8 +75,7 @@ class ClassificationLoader(SlimDataLoaderBase):
             centre = [*place[:flat], *(place[flat:] + rng.uniform(-1, 1, len(self.size)) * self.jitter)]
         image = torch.from_numpy(cut(volume, centre, self.read_size))
         nothing = torch.zeros((1, *self.read_size), dtype=torch.int16)
-        turned: torch.Tensor = self.transform(image=image, segmentation=nothing)["image"]
-        return turned
+        return self.transform(image=image, segmentation=nothing)["image"]
 
     def _anywhere(self, shape: Sequence[int], rng: np.random.Generator) -> list[float]:
         """Return the centre of a patch within the image, or around it along axes where the patch is larger."""

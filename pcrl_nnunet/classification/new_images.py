@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from pcrl_nnunet.ingest.find import left_over, misnumbered
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Target
 from pcrl_nnunet.ingest.unlabelled import preprocessed
 from pcrl_nnunet.networks import Classifier
+from pcrl_nnunet.networks.of_plan import network_of_plan
 
 Points = tuple[np.ndarray, np.ndarray]  # (N,) names of images, (N, 3) world mm
 
@@ -78,24 +77,12 @@ def load_folds(
                 f"or give fewer of them with -f"
             )
         described = content["pcrl_classification"]
-        classifier = _classifier(plan, dataset_json, len(described["names"]))
+        network, _ = network_of_plan(plan.plans, plan.configuration, dataset_json)
+        classifier = Classifier(network, len(described["names"]))
         classifier.load_state_dict(content["network_weights"])
         networks.append(classifier.to(device).eval())
     names, exclusive, size = described["names"], described["exclusive"], described["size"]
     return Predictor(networks, names, exclusive, size, device), described["kind"]
-
-
-def _classifier(plan: Target, dataset_json: dict[str, Any], num_outputs: int) -> Classifier:
-    manager, configuration = plan.plans_manager, plan.configuration_manager
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(manager, configuration, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        deep_supervision=False,
-    )
-    return Classifier(network, num_outputs)
 
 
 def classify(

@@ -15,9 +15,9 @@ from pcrl_nnunet.classification import figures
 from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc_interval
 from pcrl_nnunet.classification.label_table import CASE, COORDINATES, LabelTable
 from pcrl_nnunet.classification.patches import patches_of, tiles
-from pcrl_nnunet.classification.world import places
+from pcrl_nnunet.classification.world import opened
 from pcrl_nnunet.files import write_text
-from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.views.sub_crop import Volume
 
 BATCH = 8
@@ -64,12 +64,7 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return the table of `table_of` for samples of the labelled ones."""
         found = np.full((len(samples), len(self.columns)), np.nan, np.float32)
-        for name in dict.fromkeys(labels.case[samples]):  # points are grouped, so that a scan is opened once
-            of_case = np.flatnonzero(labels.case[samples] == name)
-            case = cases[str(name)]
-            volume, centres = CaseVolume(case), None
-            if labels.point is not None:
-                centres = places(labels.point[samples[of_case]], case, volume.shape[1:], transpose)
+        for of_case, volume, centres in opened(labels, samples, cases, transpose):
             found[of_case] = self.of_volume(volume, centres)
         return table_of(labels, samples, found)
 
@@ -81,12 +76,8 @@ class Predictor:
 
         The input of a case is its patch with the highest logit.
         """
-        case = cases[str(labels.case[index])]
-        volume = CaseVolume(case)
-        if labels.point is None:
-            around = tiles(volume.shape[1:], self.size)
-        else:
-            around = [tuple(c) for c in places(labels.point[[index]], case, volume.shape[1:], transpose)]
+        ((_, volume, centres),) = opened(labels, np.array([index]), cases, transpose)
+        around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
         network = self.networks[0]
         highest, image = -np.inf, torch.empty(0)
         for batch in patches_of(volume, around, self.size, BATCH):

@@ -21,9 +21,9 @@ from pcrl_nnunet.classification.drawing import Drawing
 from pcrl_nnunet.classification.label_table import LabelTable, read_labels
 from pcrl_nnunet.classification.patches import cut, input_size
 from pcrl_nnunet.classification.prediction import table_of, write_evaluation
-from pcrl_nnunet.classification.world import places
+from pcrl_nnunet.classification.world import opened
 from pcrl_nnunet.config import ClassifySettings
-from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import PlannedConfiguration
 
@@ -40,8 +40,7 @@ def thumbnail(image: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 def mean_intensity(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Return the mean of every channel of the input (C, *size)."""
-    mean: np.ndarray = image.reshape(len(image), -1).mean(1)
-    return mean
+    return image.reshape(len(image), -1).mean(1)
 
 
 def position(image: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -70,19 +69,16 @@ def features(
     """
     of_name = SHORTCUTS[name]
     rows: list[np.ndarray] = [np.empty(0)] * len(samples)
-    for case_name in dict.fromkeys(labels.case[samples]):  # a scan is opened once
-        case = cases[str(case_name)]
-        volume = CaseVolume(case)
+    for of_case, volume, centres in opened(labels, samples, cases, axes):
         shape = volume.shape[1:]
-        for i in np.flatnonzero(labels.case[samples] == case_name):
-            if labels.point is None:
-                image = np.asarray(volume[tuple([slice(None)] * (1 + len(shape)))], np.float32)
-                image = image[:, 0] if len(size) == 2 and shape[0] == 1 else image
-                rows[i] = of_name(image, np.zeros(len(shape)))
-            else:
-                (place,) = places(labels.point[samples[[i]]], case, shape, axes)
-                patch = np.empty(0) if of_name is position else cut(volume, place, size)
-                rows[i] = of_name(patch, place / shape)
+        if centres is None:
+            image = np.asarray(volume[tuple([slice(None)] * (1 + len(shape)))], np.float32)
+            image = image[:, 0] if len(size) == 2 and shape[0] == 1 else image
+            rows[of_case[0]] = of_name(image, np.zeros(len(shape)))
+            continue
+        for i, place in zip(of_case, centres, strict=True):
+            patch = np.empty(0) if of_name is position else cut(volume, place, size)
+            rows[i] = of_name(patch, place / shape)
     return np.stack(rows)
 
 

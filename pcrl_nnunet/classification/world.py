@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 
-from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.classification.label_table import LabelTable
+from pcrl_nnunet.loading.cases import Case, CaseVolume
 
 # notes of nnU-Net's readers in a case's .pkl
 GEOMETRY = (
@@ -26,6 +28,27 @@ def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequ
         transpose: the plan's transpose_forward.
     """
     return to_voxels(points, _geometry(case.path.rsplit(".", 1)[0] + ".pkl"), shape, transpose)
+
+
+def opened(
+    labels: LabelTable, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
+) -> Iterator[tuple[np.ndarray, CaseVolume, np.ndarray | None]]:
+    """Yield the images of samples, each opened once, with the samples' points.
+
+    Args:
+        samples: (N,) indices into the table.
+        cases: by name.
+        transpose: the plan's transpose_forward.
+
+    Yields:
+        (n,) which of the N samples are of the image, the image, and their points (n, 3) in voxels; None for cases.
+    """
+    for name, of_case in pd.Series(range(len(samples))).groupby(labels.case[samples], sort=False):
+        case, which = cases[str(name)], of_case.to_numpy(int)
+        volume, points = CaseVolume(case), None
+        if labels.point is not None:
+            points = places(labels.point[samples[which]], case, volume.shape[1:], transpose)
+        yield which, volume, points
 
 
 @cache
@@ -60,8 +83,7 @@ def to_voxels(
     index[:, 3 - axes :] = np.linalg.solve(matrix, (np.asarray(point)[:, :axes] - origin).T).T[:, ::-1]
     index = index[:, list(transpose)] - np.array([lower for lower, _ in properties["bbox_used_for_cropping"]])
     old = np.asarray(properties["shape_after_cropping_and_before_resampling"], float)
-    voxels: np.ndarray = (index + 0.5) * np.asarray(shape) / old - 0.5
-    return voxels
+    return (index + 0.5) * np.asarray(shape) / old - 0.5
 
 
 def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,5 +101,4 @@ def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
 
 def outside(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Return (N,) which of the points (N, 3) lie more than a voxel beyond an image of this shape."""
-    beyond: np.ndarray = np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)
-    return beyond
+    return np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)

@@ -37,20 +37,16 @@ def main() -> None:
     import pandas as pd
 
     from pcrl_nnunet.classification.new_images import classify, find_images, load_folds
-    from pcrl_nnunet.commands import command, device_option
+    from pcrl_nnunet.commands import train_command
     from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.files import whole, writing
     from pcrl_nnunet.ingest.scans import Target
-    from pcrl_nnunet.plans import dataset_name_of, read_json
+    from pcrl_nnunet.plans import dataset_name_of, folder_of, read_json
 
-    results = os.environ.get("nnUNet_results")
-    if not results:
-        raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are kept")
-    folder = os.path.join(results, dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
+    folder = os.path.join(folder_of("nnUNet_results"), dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
     device = device_named(args.device)
-    train = command(
-        "nnUNetv2_train", args.d, args.c, args.f[0], tr=args.tr, p=args.p, device=device_option(device.type)
-    )
+    train = train_command(args.d, args.c, args.f[0], device.type, tr=args.tr, p=args.p)
     plans, dataset_json = (
         read_json(os.path.join(folder, name), f"train first: {train}") for name in ("plans.json", "dataset.json")
     )
@@ -65,7 +61,8 @@ def main() -> None:
     if not tables:
         raise UserError(f"none of the {len(bad)} images could be classified; {_listed(bad)}")
     found = pd.concat(tables, ignore_index=True)
-    _write(found, args.o)
+    with writing(args.o, "give another -o"), whole(args.o) as draft:
+        found.to_csv(draft, index=False)
     if num_outside:
         print(f"WARNING: {num_outside} points lie outside of their image: they have to be mm of the world in LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
@@ -102,17 +99,6 @@ def _check_output(path: str) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.access(folder, os.W_OK) or os.path.isdir(path):
         raise UserError(f"-o is {path}, which cannot be written; give the name of a file in a folder that is there")
-
-
-def _write(table: Any, path: str) -> None:
-    from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.files import whole
-
-    try:
-        with whole(path) as draft:
-            table.to_csv(draft, index=False)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another -o") from error
 
 
 def _listed(bad: list[Any]) -> str:

@@ -27,9 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-methods",
         nargs="+",
-        help="beside scratch (default: stock pseudo_labels pcrlv2; of a classification stock, pcrlv2 and the shortcuts "
-        "thumbnail mean_intensity position); ablations: skip_connections cross_scale "
-        "restoration_only comparison_only one_level three_levels all_levels multi_crop",
+        help="beside scratch (default: stock, pseudo_labels and the default method of pretraining; of a "
+        "classification the shortcuts thumbnail mean_intensity position in the place of pseudo_labels); also every "
+        "method of pretraining, and the ablations of the plan's method: a wrong name lists all",
     )
     parser.add_argument(
         "-own_methods", metavar="JSON", help='file of further methods: {"NAME": {"pretrain": {...}, ...}}'
@@ -112,14 +112,10 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 
 
 def _default_folder(plan: Any, classifies: bool) -> str:
-    from nnunetv2.paths import nnUNet_results
+    from pcrl_nnunet.plans import folder_of
 
-    from pcrl_nnunet.errors import UserError
-
-    if not nnUNet_results.is_set():
-        raise UserError("the variable nnUNet_results is not set; set it as for nnU-Net, or give a folder with -o")
     name = f"{plan.plans['dataset_name']}__{plan.plans['plans_name']}__{plan.configuration}"
-    return os.path.join(nnUNet_results, "pcrl_compare", f"{name}{'__classification' * classifies}")
+    return os.path.join(folder_of("nnUNet_results"), "pcrl_compare", f"{name}{'__classification' * classifies}")
 
 
 def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
@@ -153,12 +149,11 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
     from pcrl_nnunet.experiments.report import report
     from pcrl_nnunet.experiments.results import collect
     from pcrl_nnunet.experiments.shares import environments
+    from pcrl_nnunet.files import writing
     from pcrl_nnunet.lock import locked
 
-    try:
+    with writing(layout.folder, "give another folder with -o"):
         os.makedirs(layout.folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{layout.folder} cannot be made ({error.strerror}); give another folder with -o") from error
     with locked(layout.folder, "pcrl_nnunet_compare"):
         prepare(layout, runs)
         jobs = jobs_of(layout, runs, device, at_a_time)

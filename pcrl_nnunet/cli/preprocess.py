@@ -91,10 +91,10 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
     import torch
     from tqdm import tqdm
 
-    from pcrl_nnunet.commands import command, device_option
+    from pcrl_nnunet.commands import command, train_command
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.maskless import plan_and_preprocess, trainer_for
-    from pcrl_nnunet.ingest.unlabelled import worker_pool
+    from pcrl_nnunet.ingest.workers import worker_pool
     from pcrl_nnunet.plans import dataset_name_of, has_masks, load_plan, planning_command, read_json
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
@@ -127,8 +127,8 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
     print(f"Next: {command('pcrl_nnunet_pretrain', d=dataset, p=_unless_default(plan))}")
     planned = load_plan(dataset, plan, configurations[0] if configurations else None)
     if trainer := trainer_for(planned.plans, planned.dataset_json):
-        device = device_option("cuda" if torch.cuda.is_available() else "cpu")
-        train = command("nnUNetv2_train", dataset, planned.configuration, 0, tr=trainer, p=plan, device=device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        train = train_command(dataset, planned.configuration, 0, device, tr=trainer, p=plan)
         print(f"then, and the other folds alike: {train}")
     else:
         print(f"To classify, put a classes.csv or candidates.csv into {raw}; the README says what is in them.")
@@ -140,6 +140,7 @@ def _plan(dataset: str, planner_name: str) -> str:
 
     import pcrl_nnunet.planners as planners
     from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.files import writing
     from pcrl_nnunet.ingest.maskless import planned_again
     from pcrl_nnunet.plans import dataset_folder, has_masks, planning_command, read_json
 
@@ -158,11 +159,9 @@ def _plan(dataset: str, planner_name: str) -> str:
     if not os.path.isfile(os.path.join(folder, "dataset_fingerprint.json")):
         before = planning_command(os.path.basename(folder), "nnUNetv2_extract_fingerprint")
         raise UserError(f"{folder} has no dataset_fingerprint.json; run {before} first")
-    try:
-        with nullcontext() if with_masks else planned_again(raw, folder):
-            _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error
+    planning = nullcontext() if with_masks else planned_again(raw, folder)
+    with writing(folder, "make that folder writable"), planning:
+        _, name = plan_experiment_dataset(os.path.basename(folder), getattr(planners, planner_name))
     print(f"Wrote the plan {os.path.join(folder, name)}.json; use it with -p {name}")
     return str(name)
 
@@ -218,7 +217,8 @@ def _preprocess(
 
     from pcrl_nnunet.ingest.find import find_scans, make_target, own_scans
     from pcrl_nnunet.ingest.scans import Found
-    from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder, worker_pool
+    from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder
+    from pcrl_nnunet.ingest.workers import worker_pool
     from pcrl_nnunet.plans import load_plan
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]

@@ -96,7 +96,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
     from pcrl_nnunet.named_plans import named_plan, refuse_outdated
-    from pcrl_nnunet.plans import load_plan, refuse_cascade
+    from pcrl_nnunet.plans import folder_of, load_plan, refuse_cascade
     from pcrl_nnunet.pretraining import distributed, processes, request
     from pcrl_nnunet.pretraining.memory import keep_freed_memory
 
@@ -109,8 +109,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     others = request.other_datasets(args.d, args.target, args.p, plan)
     if args.name is not None:
         plan = named_plan(plan, args.name)
-    if not os.environ.get("nnUNet_results") and not args.dry_run:
-        raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
+    if not args.dry_run:
+        folder_of("nnUNet_results")
     fold = request.fold_named(args.f)
     device = device_named(args.device)
     if device.type == "cpu":
@@ -130,7 +130,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     with distributed.process_group(device) as of_rank:
         asked = _request(args, plan, fold, others)
         if asked.init is not None:
-            request.refuse_initial_that_has_seen(asked.init, asked.data, fold)
+            request.refuse_initial_that_has_seen(asked.init, asked.cases)
         _run(asked, of_rank)
 
 
@@ -162,11 +162,13 @@ def _register() -> None:
 
 def _run(request: Any, device: Any) -> None:
     """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
+    from pcrl_nnunet.methods.registry import method_class
     from pcrl_nnunet.pretraining import distributed
     from pcrl_nnunet.pretraining.start import starting
     from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
-    distributed.part_of(request.settings.batch_size)  # or says that the processes are too many
+    least = method_class(request.settings.method).min_samples_of_rank
+    distributed.part_of(request.settings.batch_size, least)  # or says that the processes are too many
     with ExitStack() as held:
         start = distributed.of_first_rank(lambda: held.enter_context(starting(request)))
         if start.finished:
@@ -177,18 +179,14 @@ def _run(request: Any, device: Any) -> None:
         for line in start.lines:
             trainer.print_to_log_file(line)
         if start.state is not None:
-            state, start.state = start.state, None  # it need not stay in memory
-            _load(trainer, state)
-            del state
+            trainer.load_checkpoint(start.state)
+            start.state = None  # it need not stay in memory
+            trainer.print_to_log_file(f"Continuing after step {trainer.step}")
+            if request.init:
+                trainer.print_to_log_file(
+                    f"-init is left out: this training goes on from its own state, {trainer.init}"
+                )
         trainer.run_training()
-
-
-def _load(trainer: Any, state: dict[str, Any]) -> None:
-    """Go on from a training state."""
-    trainer.load_checkpoint(state)
-    trainer.print_to_log_file(f"Continuing after step {trainer.step}")
-    if trainer.init_path:
-        trainer.print_to_log_file(f"-init is left out: this training goes on from its own state, {trainer.init}")
 
 
 def _dry_run(request: Any, device: Any, number: int) -> None:

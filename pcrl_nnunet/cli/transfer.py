@@ -34,14 +34,12 @@ def main() -> None:
     args = _parser().parse_args()
     from pcrl_nnunet.config import FinetuneSettings
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.plans import load_plan, refuse_cascade
+    from pcrl_nnunet.plans import folder_of, load_plan, refuse_cascade
     from pcrl_nnunet.transfer.fit import TABLE, fit, write
 
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
         raise UserError(f"-name is '{args.name}'; expected letters, digits, - and _: it becomes part of folders' names")
-    results = os.environ.get("nnUNet_results")
-    if not results:
-        raise UserError("the variable nnUNet_results is not set; set it to the folder where trainings are to be kept")
+    results = folder_of("nnUNet_results")
     plan = load_plan(args.d, args.p, args.c)
     refuse_cascade(plan)
     input_channels = args.input_channels or FinetuneSettings.from_plan(plan.plans).input_channels
@@ -62,17 +60,15 @@ def _print_commands(plan: Any, plans_name: str, checkpoint: str) -> None:
     """Print the lines that train fold 0 with our trainer and with nnU-Net's, to be pasted into a shell."""
     import torch
 
-    from pcrl_nnunet.commands import command, device_option
+    from pcrl_nnunet.commands import train_command
     from pcrl_nnunet.ingest.maskless import trainer_for
 
     trainer = trainer_for(plan.plans, plan.dataset_json)
-    train = ("nnUNetv2_train", plan.plans["dataset_name"], plan.configuration, 0)
-    device = device_option("cuda" if torch.cuda.is_available() else "cpu")
-    ours = command(*train, p=plans_name, tr=trainer or "PCRLClassificationTrainer", device=device)
+    train = plan.plans["dataset_name"], plan.configuration, 0, "cuda" if torch.cuda.is_available() else "cpu"
+    ours = train_command(*train, p=plans_name, tr=trainer or "PCRLClassificationTrainer")
     print(f"Fine-tune it, here fold 0 (other folds alike), with: {ours}")
     if trainer == "PCRLFinetuneTrainer":
-        stock = command(*train, p=plans_name, pretrained_weights=checkpoint, device=device)
-        print(f"or with nnU-Net alone: {stock}")
+        print(f"or with nnU-Net alone: {train_command(*train, p=plans_name, pretrained_weights=checkpoint)}")
 
 
 def main_entry() -> None:

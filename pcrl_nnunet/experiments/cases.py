@@ -11,7 +11,7 @@ import pandas as pd
 from pcrl_nnunet.classification.label_table import FILES, LabelTable
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.split import Split, draw_by_patient, split_cases
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import unlabelled_cases
 from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.plans import PlannedConfiguration
@@ -48,9 +48,7 @@ class Cases:
         """
         identifier = plan.resolved["data_identifier"]
         by_name = {case.name: case for case in find_cases(os.path.join(plan.folder, identifier))}
-        folder = unlabelled_folder(plan.folder, identifier)
-        there = os.path.isdir(folder) and any(file.endswith(".b2nd") for file in os.listdir(folder))
-        scans = find_cases(folder) if there else []
+        scans = unlabelled_cases(plan.folder, identifier)
         if patients:
             _check_patients(patients, by_name, scans)
         elif label_table is not None:

@@ -45,8 +45,7 @@ def interval(found: Replicates) -> tuple[float, float]:
 
 def draw(num: int, rng: np.random.Generator) -> np.ndarray:
     """Return (BOOTSTRAPS, num): how often each of `num` things is drawn with replacement."""
-    counts: np.ndarray = rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)
-    return counts
+    return rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)
 
 
 def replicates_of_means(

@@ -6,8 +6,8 @@ own, results. Every training in it is one of nnU-Net's, of a fold of that split.
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from glob import escape as glob_escape
@@ -15,9 +15,11 @@ from glob import glob
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.classification.prediction import EVALUATION
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.comparison import Comparison, Run
 from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
 from pcrl_nnunet.output_folder import name_of_pretrainer
+from pcrl_nnunet.plans import read_json
 
 DESCRIPTION = "comparison.json"
 PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
@@ -174,9 +176,7 @@ class Layout:
 
 def _is_whole_json(path: str) -> bool:
     """Tell if a file is there and complete: nnU-Net writes its summary in place."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            json.load(file)
-    except (OSError, ValueError):
-        return False
-    return True
+    with suppress(UserError):
+        read_json(path, "train again")
+        return True
+    return False

@@ -16,9 +16,11 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import Arm
 from pcrl_nnunet.experiments.comparison import Comparison, Run
 from pcrl_nnunet.experiments.layout import DESCRIPTION, PREPROCESSED, Layout
-from pcrl_nnunet.experiments.settings import difference, short, with_settings
+from pcrl_nnunet.experiments.settings import short, with_settings
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.unlabelled import MANIFEST, unlabelled_folder
+from pcrl_nnunet.plans import read_json
+from pcrl_nnunet.settings import differences
 
 
 def prepare(layout: Layout, runs: Sequence[Run]) -> None:
@@ -130,8 +132,7 @@ def _described(comparison: Comparison) -> dict[str, Any]:
     if table is not None:
         with open(table, "rb") as file:
             description["table"] = hashlib.sha256(file.read()).hexdigest()
-    content: dict[str, Any] = json.loads(json.dumps(description))
-    return content
+    return json.loads(json.dumps(description))
 
 
 def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +141,7 @@ def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[
     Raises:
         UserError: the folder was begun with another description, or an arm was defined otherwise.
     """
-    with open(os.path.join(layout.folder, DESCRIPTION), encoding="utf-8") as file:
-        there = json.load(file)
+    there = read_json(os.path.join(layout.folder, DESCRIPTION), "give another folder with -o")
     layout.folds, earlier = there.pop("folds"), there.pop("methods", {})
     _refuse_other(layout, there, description, "the same settings to go on")
     again = {name: given for name, given in json.loads(json.dumps(arms)).items() if name in earlier}
@@ -153,9 +153,8 @@ def _refuse_other(
     layout: Layout, there: Mapping[str, Any], now: Mapping[str, Any], remedy: str, kind: str = ""
 ) -> None:
     """Raise `UserError` if the folder was begun with something else."""
-    for name in {**there, **now}:
-        if there.get(name) != now.get(name):
-            where, before, after = difference(there.get(name), now.get(name), name)
+    for where, (before, after) in differences(there, now).items():
+        if before != after:  # what an earlier version did not write is None
             raise UserError(
                 f"{layout.named} holds a comparison with another {kind}{where} ({short(before)}, now "
                 f"{short(after)}); give another folder with -o, or {remedy}"

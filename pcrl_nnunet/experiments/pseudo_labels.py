@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -21,7 +21,9 @@ from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import write_text
 from pcrl_nnunet.loading.cases import Case, CaseVolume
+from pcrl_nnunet.plans import read_json
 
 NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
 
@@ -48,23 +50,13 @@ class PseudoLabels:
     @classmethod
     def load(cls, path: str) -> PseudoLabels:
         """Read a file that `describe` wrote."""
-        with open(path, encoding="utf-8") as file:
-            given = json.load(file)
-        true = [Case(*case) for case in given["true"]]
-        return cls(given["folder"], true, {name: Case(*case) for name, case in given["predicted"].items()})
+        given = read_json(path, "run the same command again")
+        true = [Case(**case) for case in given["true"]]
+        return cls(given["folder"], true, {name: Case(**case) for name, case in given["predicted"].items()})
 
     def describe(self, path: str) -> None:
         """Write a JSON file that tells another process what to do."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(
-                {
-                    "folder": self.folder,
-                    "true": [(case.name, case.path) for case in self.true],
-                    "predicted": {name: (case.name, case.path) for name, case in self.predicted.items()},
-                },
-                file,
-                indent=1,
-            )
+        write_text(path, json.dumps(asdict(self), indent=1))
 
     def write(self, model: str, fold: int, device: torch.device) -> None:
         """Predict the labels, and go on where an earlier call was stopped.
@@ -95,11 +87,9 @@ class PseudoLabels:
             nnUNetDatasetBlosc2.save_seg(seg, draft)
             os.replace(f"{draft}.b2nd", self._path(f"{name}_seg.b2nd"))
             self._link(case.path, f"{name}.b2nd")
-            with open(f"{draft}.pkl", "wb") as file:
-                pickle.dump({"class_locations": class_locations(seg, predictor.label_manager)}, file)
+            write_pickle({"class_locations": class_locations(seg, predictor.label_manager)}, f"{draft}.pkl")
             os.replace(f"{draft}.pkl", self._path(f"{name}.pkl"))
-        with open(self.finished, "w", encoding="utf-8") as file:
-            file.write("".join(f"{name}\n" for name in self.predicted))
+        write_text(self.finished, "".join(f"{name}\n" for name in self.predicted))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -131,5 +121,4 @@ def class_locations(seg: np.ndarray, label_manager: Any) -> dict[Any, Any]:
     wanted = list(label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels)
     if label_manager.has_ignore_label:
         wanted.append([-1, *label_manager.all_labels])
-    locations: dict[Any, Any] = DefaultPreprocessor._sample_foreground_locations(seg, wanted)
-    return locations
+    return DefaultPreprocessor._sample_foreground_locations(seg, wanted)

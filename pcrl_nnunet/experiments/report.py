@@ -16,7 +16,7 @@ from pcrl_nnunet.experiments.verdict import verdict
 
 
 def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield the table, the pictures' paths and the verdicts; PCRLv2's verdict, if it is there, comes last.
+    """Yield the table, the pictures' paths and the verdicts; the default method's verdict, if it is there, comes last.
 
     If no network learned anything, the last line says so instead.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from pcrl_nnunet.experiments.arms import CONTROL
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.scores import COLUMNS, PREDICTION_COLUMNS, AurocScores, DiceScores, Scores
+from pcrl_nnunet.plans import read_json
 
 RESULTS, SCORES_OF_SAMPLES = "results.csv", "predictions.csv"
 Rows = list[tuple[Any, ...]]
@@ -114,8 +114,7 @@ def _evaluated(layout: Layout, run: Run) -> list[tuple[str, str, dict[str, float
     # nnU-Net spells a region as a tuple
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in dataset_json["labels"].items()}
     names = {str(value): name for name, value in values.items()}
-    with open(layout.evaluation(run), encoding="utf-8") as file:
-        summary = json.load(file)
+    summary = read_json(layout.evaluation(run), "run the same command again")
     rows = []
     for of_case in summary["metric_per_case"]:
         case = os.path.basename(of_case["prediction_file"]).removesuffix(dataset_json["file_ending"])

@@ -126,8 +126,7 @@ def blind_dice(shares: Mapping[tuple[str, str], float]) -> pd.Series[float]:
     share = pd.Series(dict(shares)).unstack()
     nowhere, everywhere = (share == 0).astype(float), 2 * share / (1 + share)
     best = {label: max(nowhere[label], everywhere[label], key=lambda dice: dice.mean()) for label in share}
-    points: pd.Series[float] = 100 * pd.DataFrame(best).mean(axis=1)
-    return points
+    return 100 * pd.DataFrame(best).mean(axis=1)
 
 
 class AurocScores(Scores):

@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import read_json
 from pcrl_nnunet.settings import merged
 
 PARTS = ("pretrain", "finetune", "semi", "classify")  # parts of the plan's pcrl block that -settings may change
@@ -56,25 +57,10 @@ def refuse_other_parts(where: str, block: Mapping[str, Any]) -> None:
 
 def read_blocks(path: str | None) -> dict[str, Any]:
     """Read a JSON file of the form ``{NAME: {...}, ...}``; without a path there are no blocks."""
-    if path is None:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected a JSON file") from error
-    if not isinstance(content, dict) or not all(isinstance(block, dict) for block in content.values()):
+    content = {} if path is None else read_json(path, "expected a JSON file of the form {NAME: {...}, ...}")
+    if not all(isinstance(block, dict) for block in content.values()):
         raise UserError(f"{path} holds no blocks of names and values; expected {{NAME: {{...}}, ...}}")
     return content
-
-
-def difference(there: Any, now: Any, where: str) -> tuple[str, Any, Any]:
-    """Find the first difference of two blocks. Returns its path of names and both values."""
-    if isinstance(there, Mapping) and isinstance(now, Mapping):
-        for name in {**there, **now}:
-            if there.get(name) != now.get(name):
-                return difference(there.get(name), now.get(name), f"{where}.{name}")
-    return where, there, now
 
 
 def short(value: Any) -> str:

@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import sys
-from importlib import import_module
 from types import FrameType
 
 SECONDS_TO_END = 5  # before SIGTERM is repeated
@@ -37,9 +36,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def pretrain(arguments: list[str]) -> None:
-    """Run pcrl_nnunet_pretrain."""
-    sys.argv = ["pcrl_nnunet_pretrain", *arguments]
-    import_module("pcrl_nnunet.cli.pretrain").main_entry()  # a command of its own: the package below cli imports none
+    """Become pcrl_nnunet_pretrain, which answers SIGTERM itself."""
+    os.execv(sys.executable, [sys.executable, "-m", "pcrl_nnunet.cli.pretrain", *arguments])
 
 
 def train(args: argparse.Namespace) -> None:

@@ -7,26 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder, weights_and_biases
 from pcrl_nnunet.classification.label_table import FILES
-from pcrl_nnunet.commands import command, device_option
+from pcrl_nnunet.commands import train_command
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.splits import fold_of, refuse_unwritable
 from pcrl_nnunet.named_plans import refuse_outdated
-from pcrl_nnunet.plans import check_configuration
+from pcrl_nnunet.plans import check_configuration, folder_of
 
 
 def check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:
     """Raise `UserError` if folders, configuration, device or preprocessed cases are not there."""
-    if not nnUNet_results.is_set():
-        raise UserError("nnUNet_results is not set; set it to the folder that trainings are written to")
+    folder_of("nnUNet_results")
     check_configuration(plan, configuration)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU was found, and nnU-Net trains on one by default; add -device cpu to train without")
@@ -60,12 +59,8 @@ def refuse_without_masks(
         f"pretraining into a dataset with masks by pcrl_nnunet_transfer"
     )
     if trainer_for(plan, dataset_json) is not None:
-        remedy = "to classify: " + command(
-            *("nnUNetv2_train", name, configuration, fold),
-            tr=classifies,
-            p=plan["plans_name"],
-            device=device_option(device.type),
-        )
+        train = train_command(name, configuration, fold, device.type, tr=classifies, p=plan["plans_name"])
+        remedy = f"to classify: {train}"
     raise UserError(f"{name} has no masks, so that a segmentation has nothing to learn; {remedy}")
 
 

@@ -17,7 +17,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.settings import pcrl_block
 from pcrl_nnunet.transfer import find
-from pcrl_nnunet.transfer.differences import architecture_differences, data_differences
+from pcrl_nnunet.transfer.differences import differences, notes_on
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.report import TransferReport
 from pcrl_nnunet.transfer.shapes import check_architecture
@@ -156,19 +156,9 @@ def load(network: nn.Module, path: str, wanted: Pretraining, settings: FinetuneS
         **{key: checkpoint[key] for key in ORIGIN},
         "trained_by_method": ["encoder", *(["decoder"] if trained_decoder(checkpoint) else [])],
         "adapted": checkpoint.get("adapted"),  # by pcrl_nnunet_transfer
-        **_differences(checkpoint, wanted),
+        **differences(checkpoint, wanted.plan, wanted.configuration),
     }
     return Loaded(checkpoint, report, content, _text(content, report))
-
-
-def _differences(checkpoint: Mapping[str, Any], wanted: Pretraining) -> dict[str, list[str]]:
-    architecture = resolve(wanted.plan, wanted.configuration)["architecture"]
-    return {
-        "architecture_differences": architecture_differences(
-            checkpoint, architecture["network_class_name"], architecture["arch_kwargs"]
-        ),
-        "data_differences": data_differences(checkpoint, wanted.plan, wanted.configuration),
-    }
 
 
 def _text(content: Mapping[str, Any], report: TransferReport) -> str:
@@ -180,6 +170,4 @@ def _text(content: Mapping[str, Any], report: TransferReport) -> str:
     ]
     if content["adapted"]:
         lines.append(f"Adapted by pcrl_nnunet_transfer from {content['adapted']['checkpoint']}")
-    lines += [f"Note, pretrained on another network: {note}" for note in content["architecture_differences"]]
-    lines += [f"Note, pretrained on other data: {note}" for note in content["data_differences"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes_on(content)])

@@ -320,6 +320,8 @@ def short_reason(error: Exception, shouted: str = "") -> str:
     text = str(error)
     if isinstance(error, Unusable):
         return text
+    if isinstance(error, MemoryError):
+        return "not enough memory for it"
     if isinstance(error, (EOFError, gzip.BadGzipFile, zlib.error)):
         return "the compressed data is damaged or ends too early"
     if isinstance(error, OSError) and error.strerror:

@@ -1,14 +1,12 @@
 """DICOM files become volumes as their headers say, or are refused.
 
 A frame is one image of a file: a series of single-frame files and one multi-frame file go through the same checks.
-Headers are read with pydicom, voxels with GDCM (in SimpleITK), which decodes every compression. Positions are mm in the
+Headers are read with pydicom, voxels by `dicom_voxels`. Positions are mm in the
 patient's coordinates (LPS).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,12 @@ from typing import Any
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, MultiFrameGrayscaleByteSecondaryCaptureImageStorage
+from pydicom.uid import UID
 from scipy.ndimage import shift
 
+from pcrl_nnunet.ingest.dicom_voxels import stored_values
 from pcrl_nnunet.ingest.scans import SetAside, Unusable
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -38,12 +37,6 @@ STRAIGHT = 0.1  # pixels that slices may drift sideways: what positions are roun
 TILT = 1.0  # degrees
 SKEW = 0.01  # cosine between rows and columns
 ONE_SLICE = 999.0  # times the pixel size: the thickness that nnU-Net gives to a single slice
-PIXELS = (  # all that GDCM needs to decode stored values
-    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("NumberOfFrames", "PixelData"),
-)
-
-
 NEEDED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 
 
@@ -225,7 +218,7 @@ def same_image(one: Sequence[Frame], other: Sequence[Frame]) -> bool:
     if list(map(_place, one)) != list(map(_place, other)):
         return False
     try:
-        return np.array_equal(_stored(one[0].file)[0], _stored(other[0].file)[0])
+        return np.array_equal(stored_values(one[0].file)[0], stored_values(other[0].file)[0])
     except Unusable:  # a damaged copy is named where it is read
         return False
 
@@ -348,10 +341,10 @@ def read_volume(files: Sequence[str], min_slices: int) -> tuple[sitk.Image, list
 
 def _decoded(frames: Sequence[Frame]) -> np.ndarray:
     """(Z, Y, X) float32: the frames' values in the units of their own slopes."""
-    in_one_file = {frames[0].file: _stored(frames[0].file)} if frames[0].multi else {}  # decoded once
+    in_one_file = {frames[0].file: stored_values(frames[0].file)} if frames[0].multi else {}  # decoded once
     slices = []
     for frame in frames:
-        values, limit = in_one_file.get(frame.file) or _stored(frame.file)
+        values, limit = in_one_file.get(frame.file) or stored_values(frame.file)
         stored = values[frame.number].astype(np.float32)
         slices.append(frame.slope * (limit - stored if frame.inverted else stored) + frame.intercept)
     return np.stack(slices)
@@ -374,44 +367,3 @@ def _straightened(volume: np.ndarray, drift: np.ndarray) -> tuple[np.ndarray, np
         to[: slice_.shape[0], : slice_.shape[1]] = slice_
         to[...] = shift(to, moved, order=1, mode="constant", cval=air)
     return straight, low
-
-
-def _stored(file: str) -> tuple[np.ndarray, float]:
-    """Decode the stored values (frames, rows, columns) of a file, and the sum of the smallest and largest possible one.
-
-    GDCM applies one slope to all frames and inverts MONOCHROME1 in a way of its own, so it is given a file without
-    these.
-
-    Raises:
-        Unusable: the voxels end too early or cannot be decoded.
-    """
-    header = pydicom.dcmread(file, force=True)
-    if "PixelData" not in header:
-        raise Unusable(f"{os.path.basename(file)} has no voxels: it is damaged or ends too early")
-    syntax, frames = header.file_meta.get("TransferSyntaxUID"), int(header.get("NumberOfFrames") or 1)
-    needed = frames * header.Rows * header.Columns * header.BitsAllocated // 8
-    if (syntax is None or not syntax.is_compressed) and len(header.PixelData) < needed:
-        got = len(header.PixelData)
-        raise Unusable(f"the voxels of {os.path.basename(file)} end too early, after {got} of {needed} bytes")
-    plain = Dataset()
-    for name in PIXELS:
-        if name in header:
-            plain.add(header[name])
-    plain.PhotometricInterpretation = "MONOCHROME2"
-    plain.SOPClassUID = MultiFrameGrayscaleByteSecondaryCaptureImageStorage
-    plain.SOPInstanceUID = header.get("SOPInstanceUID") or pydicom.uid.generate_uid()
-    plain.file_meta = FileMetaDataset()
-    plain.file_meta.TransferSyntaxUID = syntax or pydicom.uid.ImplicitVRLittleEndian
-    with tempfile.TemporaryDirectory() as folder:
-        draft = os.path.join(folder, "plain.dcm")
-        plain.save_as(draft, enforce_file_format=True)
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(draft)
-        try:
-            values = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
-            how = plain.file_meta.TransferSyntaxUID.name
-            raise Unusable(f"the voxels of {os.path.basename(file)} cannot be decoded ({how})") from error
-    limit = 2**header.BitsStored - 1 if header.PixelRepresentation == 0 else -1
-    return values.reshape(-1, *values.shape[-2:]), float(limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -15,10 +16,13 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest import dicom
+from pcrl_nnunet.ingest.checks import header_of
 from pcrl_nnunet.ingest.scans import VOLUME_ENDINGS, Found, ImageFormat, Scan, SetAside, Target, Unusable
 from pcrl_nnunet.plans import PlannedConfiguration
 
@@ -47,6 +51,17 @@ def own_scans(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> list[Sca
             if match := re.fullmatch(rf"(.+)_\d{{4}}{re.escape(dataset_json['file_ending'])}", name):
                 files[match[1]].append(os.path.join(folder, name))
     return [Scan(case, tuple(of_case), "plan", own=True) for case, of_case in files.items()]
+
+
+def reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> type[BaseReaderWriter]:
+    """Return the reader that nnU-Net chooses for the first image that any reader can read; `UserError` for none."""
+    for scan in scans:
+        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints tracebacks
+            return determine_reader_writer_from_dataset_json(dataset_json, scan.files[0], verbose=False)
+    raise UserError(
+        f"none of the {len(scans)} images can be read, the first is {scans[0].files[0]}; expected images of the "
+        f"file_ending in dataset.json, {dataset_json['file_ending']}, for one of nnU-Net's readers"
+    )
 
 
 def left_over(folder: str, file_ending: str) -> list[SetAside]:
@@ -80,11 +95,9 @@ def _common_orientation(files: Iterable[str], reader: type[BaseReaderWriter]) ->
     if issubclass(reader, (NibabelIOWithReorient, SimpleITKIOWithReorient)):
         return "RAS"
     seen: Counter[str] = Counter()
-    header = sitk.ImageFileReader()
     for file in files:
-        header.SetFileName(file)
-        with contextlib.suppress(RuntimeError):  # a damaged image of the dataset is for nnU-Net to report
-            header.ReadImageInformation()
+        with contextlib.suppress(Unusable):  # a damaged image of the dataset is for nnU-Net to report
+            header = header_of(file)
             if len(header.GetDirection()) >= 9:
                 matrix = np.reshape(header.GetDirection(), (header.GetDimension(),) * 2)[:3, :3]
                 seen[sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel().tolist())] += 1

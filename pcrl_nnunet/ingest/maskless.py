@@ -16,12 +16,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, suppress
-from io import StringIO
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
@@ -31,7 +29,7 @@ from pcrl_nnunet.classification.label_table import FILES
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.ingest.checks import header_of, short_reason
-from pcrl_nnunet.ingest.find import left_over, misnumbered, own_scans
+from pcrl_nnunet.ingest.find import left_over, misnumbered, own_scans, reader_of
 from pcrl_nnunet.ingest.label_maps import looks_like_labels
 from pcrl_nnunet.ingest.read import read_scan, spacing_file
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
@@ -77,10 +75,6 @@ def write_mask(scan: Scan, images: ImageFormat, path: str) -> SetAside | list[st
         voxels = read_scan(scan, images)
         mask = foreground(voxels.data).astype(np.uint8)
         _write_seg(mask, voxels.properties, images, path)
-    except Unusable as error:
-        return SetAside(scan.sources[0], str(error))
-    except MemoryError:
-        return SetAside(scan.sources[0], "not enough memory for it")
     except Exception as error:  # whatever a file makes the writer do, the others go on
         return SetAside(scan.sources[0], short_reason(error))
     why = next(filter(None, map(looks_like_labels, voxels.data)), "")
@@ -153,7 +147,7 @@ def plan_and_preprocess(
         raise UserError(
             f"no image in {os.path.join(raw_folder, 'imagesTr')}; put them there, named CASE_0000 and so on"
         )
-    images = ImageFormat.of(_reader_of(scans, dataset_json), dataset_json)
+    images = ImageFormat.of(reader_of(scans, dataset_json), dataset_json)
     raw = os.path.join(preprocessed, MASKS, name)
     masks = os.path.join(raw, "labelsTr")
     os.makedirs(masks, exist_ok=True)
@@ -239,17 +233,6 @@ def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
             yield
         finally:
             os.environ["nnUNet_raw"] = before
-
-
-def _reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> Any:
-    """Return the reader that nnU-Net chooses for the first image that any reader can read."""
-    for scan in scans:
-        with suppress(RuntimeError), redirect_stderr(StringIO()):  # it prints a traceback for every reader that cannot
-            return determine_reader_writer_from_dataset_json(dataset_json, scan.files[0], verbose=False)
-    raise UserError(
-        f"none of the {len(scans)} images can be read, the first is {scans[0].files[0]}; expected images of the "
-        f"file_ending in dataset.json, {dataset_json['file_ending']}, for one of nnU-Net's readers"
-    )
 
 
 def _make_masks(

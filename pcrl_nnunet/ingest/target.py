@@ -7,8 +7,6 @@ take CT for MR. The plan lies beside SOURCE's own ones, under a name of its own 
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -19,23 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet.commands import command
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import write_text
-from pcrl_nnunet.ingest.find import own_scans
+from pcrl_nnunet.files import write_text, writing
+from pcrl_nnunet.ingest.find import own_scans, reader_of
+from pcrl_nnunet.methods.registry import method_class, names
 from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
-from pcrl_nnunet.settings import pcrl_block, without_settings
+from pcrl_nnunet.settings import differences, pcrl_block, without_settings
 
 TARGET_KEY = "pcrl_target"  # of such a plan: which plan of which dataset it is for; nnU-Net does not look at it
 NEEDED_OF_FINGERPRINT = (
     *("foreground_intensity_properties_per_channel", "median_relative_size_after_cropping"),
     *("shapes_after_crop", "spacings"),
 )
-CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 
 @dataclass(frozen=True)
@@ -179,29 +176,24 @@ def _pretrain_part(
     """
     settings = {name: value for name, value in deepcopy(dict(given)).items() if name not in left_out}
     medians = {name: this["median_image_size_in_voxels"] for name, this in configurations.items()}
-    notes = _without_large_crops(settings, "pcrl.pretrain", list(medians.values()))
+    notes = _fitted(settings, "pcrl.pretrain", list(medians.values()))
     for name, median in medians.items():
         if isinstance(settings.get(name), dict):
-            notes += _without_large_crops(settings[name], f"pcrl.pretrain.{name}", [median])
+            notes += _fitted(settings[name], f"pcrl.pretrain.{name}", [median])
     return settings, notes
 
 
-def _without_large_crops(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
-    """Take the crop sizes beyond a median image out of the methods' views, in place; return a sentence for each."""
+def _fitted(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
+    """Take out of the methods' own blocks what exceeds a median image, in place; return a sentence for each."""
     notes = []
-    for method, own in block.items():
-        views = own.get("views") if isinstance(own, dict) else None
-        if not isinstance(views, dict):  # anything else is for pretraining to refuse
-            continue
-        crops = [size for key in CROP_SIZES for size in views.get(key, ())]
-        for median in medians:
-            if any(length > limit for size in crops for length, limit in zip(size, median, strict=False)):
-                own["views"] = {key: value for key, value in views.items() if key not in CROP_SIZES}
+    for method in names():
+        for median in medians if isinstance(block.get(method), dict) else ():
+            block[method], left_out = method_class(method).fitted(block[method], median)
+            if left_out:
                 notes.append(
-                    f"{' and '.join(CROP_SIZES)} of {where}.{method}.views exceed the median image of "
+                    f"{' and '.join(left_out)} of {where}.{method} exceed the median image of "
                     f"{' x '.join(f'{n:g}' for n in median)} voxels: the defaults are used"
                 )
-                break
     return notes
 
 
@@ -231,15 +223,7 @@ def read_source(folder: str, raw_folder: str) -> Source:
     scans = own_scans(raw_folder, dataset_json)
     if not scans:
         raise UserError(f"no image of {name} was found in {raw_folder}; {where}")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for each reader that fails
-            reader = determine_reader_writer_from_dataset_json(dataset_json, scans[0].files[0], verbose=False)
-    except RuntimeError:
-        raise UserError(
-            f"{scans[0].files[0]} cannot be read by any of nnU-Net's readers of {dataset_json['file_ending']} files; "
-            f"mend it, or take the case out of the dataset"
-        ) from None
-    return Source(name, dataset_json, fingerprint, reader.__name__)
+    return Source(name, dataset_json, fingerprint, reader_of(scans, dataset_json).__name__)
 
 
 def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
@@ -254,30 +238,18 @@ def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
     path = os.path.join(folder, f"{plan['plans_name']}.json")
     if os.path.exists(path):
         there = read_json(path, "delete it and run this again")
-        old, new = _values(there), _values(plan)
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if changed:
+        if changed := list(differences(without_settings(there), without_settings(plan))):
             raise UserError(
                 f"{path} is there already, with other values than it would have now of {', '.join(changed[:5])} (was "
                 f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to have the new "
                 f"one, delete or rename that file, whose pcrl block you may want to keep, and run this again"
             )
         return False
-    try:
+    with writing(folder, "check permissions and free space"):
         if not os.path.isfile(os.path.join(folder, "dataset.json")):
             write_text(os.path.join(folder, "dataset.json"), json.dumps(source.dataset_json, indent=4))
         write_text(path, json.dumps(plan, indent=4))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): check permissions and free space") from error
     return True
-
-
-def _values(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a plan says of data and network, by name."""
-    values = without_settings(plan)
-    for name, configuration in values.pop("configurations", {}).items():
-        values |= {f"configurations.{name}.{key}": value for key, value in configuration.items()}
-    return values
 
 
 def existing_plan(dataset: str, target: str, plans_name: str) -> str:

@@ -12,34 +12,31 @@ import contextlib
 import filecmp
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
-import torch
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import write_text
+from pcrl_nnunet.files import write_text, writing
 from pcrl_nnunet.ingest.checks import short_reason
 from pcrl_nnunet.ingest.find import hashed
 from pcrl_nnunet.ingest.label_maps import label_word, looks_like_labels
 from pcrl_nnunet.ingest.read import read_scan
 from pcrl_nnunet.ingest.scans import Found, Scan, SetAside, Target, Unusable, Voxels
 from pcrl_nnunet.ingest.sizes import below_stride, check_size
+from pcrl_nnunet.ingest.workers import stop
+from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.lock import locked
 
 MANIFEST = "cases.json"
@@ -53,6 +50,13 @@ _FLUSH_SECONDS = 5.0
 def unlabelled_folder(preprocessed_dataset_folder: str, data_identifier: str) -> str:
     """Where the unlabelled cases of a plan's configuration lie: beside nnU-Net's own data folder, never in it."""
     return os.path.join(preprocessed_dataset_folder, f"{data_identifier}_unlabelled")
+
+
+def unlabelled_cases(preprocessed_dataset_folder: str, data_identifier: str) -> list[Case]:
+    """Return the unlabelled cases of a plan's configuration."""
+    folder = unlabelled_folder(preprocessed_dataset_folder, data_identifier)
+    there = os.path.isdir(folder) and any(name.endswith(".b2nd") for name in os.listdir(folder))
+    return find_cases(folder) if there else []
 
 
 # ------------------------------------------------------------------------------------------------------ preprocessing
@@ -78,12 +82,8 @@ def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> di
         if twin is not None:
             raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
         voxels = preprocessed(scan, target)
-    except Unusable as error:
-        return SetAside(scan.sources[0], str(error), error.bad)
-    except MemoryError:
-        return SetAside(scan.sources[0], "not enough memory for it")
     except Exception as error:  # whatever a file makes nnU-Net do, the other scans go on
-        return SetAside(scan.sources[0], short_reason(error))
+        return SetAside(scan.sources[0], short_reason(error), getattr(error, "bad", True))
     else:
         size = _save(voxels.data, target.configuration_manager.patch_size, scan.name, folder, unfinished)
         entry["spacing"] = [float(s) for s in voxels.properties["spacing"]]
@@ -193,49 +193,6 @@ class Summary:
         return self.made + self.already + len(self.bad)
 
 
-@contextlib.contextmanager
-def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that stop with their parent, leave Ctrl-C to it and do not write on its terminal."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker)
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes started here
-    try:
-        for _ in range(num_processes):
-            pool.submit(os.getpid)
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield pool
-    except BaseException:
-        _stop(pool)
-        raise
-    pool.shutdown()
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    silence = os.open(os.devnull, os.O_WRONLY)  # image libraries write warnings past Python; reasons come as results
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a parent that was killed cannot end its processes
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _stop(pool: Executor) -> None:
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in multiprocessing.active_children():
-        process.terminate()
-        process.join()
-
-
 def preprocess(
     found: Found,
     target: Target,
@@ -259,7 +216,7 @@ def preprocess(
         raise UserError(f"The plan's preprocessor {target.configuration_manager.preprocessor_name} is not installed.")
     summary = Summary(set_aside=list(found.set_aside))
     total = len(found.scans) + len(summary.bad)
-    try:
+    with writing(folder, "check permissions and free space"):
         os.makedirs(folder, exist_ok=True)
         with locked(folder, "pcrl_nnunet_preprocess"):
             cases = _load_manifest(folder, target)
@@ -273,8 +230,6 @@ def preprocess(
             finally:
                 _write_manifest(folder, target, cases)
                 _write_bad_list(folder, summary.set_aside)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): check permissions and free space") from error
     if not summary.made + summary.already:
         reasons = Counter(s.reason for s in summary.set_aside).most_common(3)
         raise UserError(f"none of the scans can be used: {', '.join(f'{reason} ({n})' for reason, n in reasons)}")
@@ -326,7 +281,7 @@ def _preprocess_all(
                 f"smaller -np, finished scans are kept. In work were: {at_work}."
             ) from None
         except BaseException:
-            _stop(pool)  # before the scratch folder goes
+            stop(pool)  # before the scratch folder goes
             raise
 
 

@@ -115,25 +115,21 @@ def _open(path: str) -> Any:
         return archive["data"]
 
 
-def unpack(case: Case, segmentation: bool = False) -> Case:
+def unpack(case: Case) -> Case:
     """The case as an .npy, which is made beside its .npz where it is one: of that, boxes can be read.
 
     As nnU-Net's `unpack_dataset`, but a file is there whole or not at all, whatever ends the process.
-
-    Args:
-        segmentation: make that of the labels, too.
     """
     if not case.path.endswith(".npz"):
         return case
-    name = case.path.removesuffix(".npz")
-    for key, path in [("data", f"{name}.npy"), *([("seg", f"{name}_seg.npy")] if segmentation else [])]:
-        if not os.path.isfile(path):
-            try:
-                with np.load(case.path) as archive, whole(path) as draft:
-                    np.save(draft, archive[key])
-            except Exception as error:
-                raise _unreadable(case, error) from error
-    return replace(case, path=f"{name}.npy")
+    path = f"{case.path.removesuffix('.npz')}.npy"
+    if not os.path.isfile(path):
+        try:
+            with np.load(case.path) as archive, whole(path) as draft:
+                np.save(draft, archive["data"])
+        except Exception as error:
+            raise _unreadable(case, error) from error
+    return replace(case, path=path)
 
 
 def fingerprint(case: Case) -> str:

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import heap, util
 from tempfile import TemporaryFile
 from time import sleep
@@ -279,7 +280,8 @@ class Batches:
         """End the workers, if there are any, and give no more batches."""
         if self._worker and isinstance(self._source, MultiThreadedAugmenter):
             self._worker.release(2**32)  # one that waits for a slot would not hear that it is over
-            self._source._finish()
+            with suppress(AssertionError):  # a worker that could not start; its own error has been raised
+                self._source._finish()
         self._source = iter(())
 
 

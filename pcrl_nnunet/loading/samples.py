@@ -61,7 +61,7 @@ class Views(ABC):
     """Makes a sample from a case. Works in loading processes: it pickles, uses numpy, and draws from `rng` alone.
 
     Attributes:
-        arrays: of one sample. ``input``, by convention, is what the network gets.
+        arrays: of one sample. ``input``, which is needed, is what the network gets: (..., C, *size).
         spacing: of the preprocessed images, mm.
     """
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import writing
 
 SPLITS = "splits_final.json"
 NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
@@ -65,18 +67,15 @@ def refuse_unwritable(folder: str) -> None:
     file = os.path.join(folder, SPLITS)
     if os.path.isfile(file):
         return
-    try:
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise unwritable(file, error) from error
+    with writing_split(file), TemporaryFile(dir=folder):
+        pass
 
 
-def unwritable(file: str, error: OSError) -> UserError:
-    """The sentence for a split file that is not there and cannot be written."""
-    return UserError(
-        f"there is no {file}, which the first training of a fold writes, and its folder cannot be written to "
-        f"({error.strerror}); make the folder writable for that training, or put a {SPLITS} there"
+def writing_split(file: str) -> AbstractContextManager[None]:
+    """Make a `UserError` of what keeps a split file, which is not there, from being written."""
+    return writing(
+        f"there is no {file}, which the first training of a fold writes, and its folder",
+        f"make the folder writable for that training, or put a {SPLITS} there",
     )
 
 

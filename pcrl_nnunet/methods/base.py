@@ -34,19 +34,20 @@ class StepOutput:
         terms: named parts of the loss, detached.
         values: by `Quantity` and group (such as a level of the decoder), detached.
         vectors: (K, c) by group, detached: features whose spread and rank the monitor looks at.
-        kept: anything that `Method.after_step` takes, such as new keys of a queue.
+        kept: (B, ...) by name, detached: what `Method.after_step` takes, such as new keys of a queue. The engine
+            gathers the tensors of all processes, in the order of the samples.
     """
 
     loss: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
-    kept: Any = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Images of K examples for the report.
+    """Images of K examples for the report. All have the grey scale of the second one, by custom the target.
 
     Attributes:
         title: such as "input", "target" or "level 1".
@@ -76,13 +77,16 @@ class ParameterGroup:
     decays: bool = True
     clip: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))  # what `Module.parameters` gives is used up once
+
 
 @dataclass(frozen=True)
 class Preparation:
     """The material of a stage before the training; see `Method.prepare`."""
 
     cases: Sequence[Case]
-    network: nn.Module  # the plan's, with random weights
+    network: nn.Module  # a copy of the plan's, with random weights, or with those of -init; it may be trained
     channels: int
     settings: Any  # the method's own
     seed: int
@@ -97,17 +101,19 @@ class NoSettings:
 class Method(nn.Module, ABC):
     """A method of pretraining: the network that is trained, and one step of its training.
 
-    It holds the encoder of the plan's network, or more of that network, under any name. What it shares with the plan's
-    network is what fine-tuning loads. State that is no parameter (a queue, a momentum copy) is a buffer or a submodule
-    without gradient: the engine saves it, and gives it to all processes at the start.
+    It holds the encoder of the plan's network, or more of that network, under any name. What its `groups` train of the
+    plan's network is what fine-tuning loads. State that is no parameter (a queue, a momentum copy) is a buffer or a
+    submodule without gradient: the engine saves it, and gives it to all processes at the start. `after_step` has to do
+    the same on all processes.
 
     Attributes of the class:
         name: for ``-method`` and for folders; letters, digits and single underscores.
         title: for people.
         citations: of the papers.
-        Settings: a frozen dataclass with a default for every field; the plan's ``pcrl.pretrain.<name>``.
+        Settings: a frozen dataclass, the plan's ``pcrl.pretrain.<name>``. `configure` gives fields without a default.
         defaults: of the shared settings, where they differ from `SharedSettings`.
         min_batch_size: samples that a step needs, and why.
+        min_samples_of_rank: samples that each of several processes needs.
         terms: labels of the loss's terms in log and pictures, by the name in `StepOutput.terms`.
         terms_caption: what a good training shows in the chart of the terms.
         quantities: that are watched.
@@ -120,10 +126,19 @@ class Method(nn.Module, ABC):
     Settings: ClassVar[type] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     min_batch_size: ClassVar[tuple[int, str]] = (1, "")
+    min_samples_of_rank: ClassVar[int] = 1
     terms: ClassVar[Mapping[str, str]] = {}
     terms_caption: ClassVar[str] = "The loss should fall."
     quantities: ClassVar[tuple[Quantity, ...]] = ()
     pictures_caption: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a method of which the engine could not make the steps that need the most memory."""
+        super().__init_subclass__()
+        if cls.draw is not Method.draw and cls.variants is Method.variants:
+            raise TypeError(f"{cls.__name__} overrides draw and not variants; say what draw may give in variants, too")
+        if "loss" in cls.terms:
+            raise TypeError(f"{cls.__name__} has a term called loss, which is the name of the whole; rename the term")
 
     def __init__(self, network: Any, channels: int, settings: Any) -> None:  # noqa: ARG002, RUF100
         """Take what is trained of the plan's network.
@@ -160,6 +175,19 @@ class Method(nn.Module, ABC):
     def editable(cls, settings: Any) -> dict[str, Any]:
         """Return the settings, as plain values, that a planner writes into a plan for people to edit."""
         return asdict(settings)
+
+    @classmethod
+    def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+        """Take over the plan's ``pcrl.pretrain.<name>`` for another dataset.
+
+        Args:
+            given: the block; it may have wrong settings.
+            median: size of that dataset's median image, voxels.
+
+        Returns:
+            The block without the sizes that exceed the image, and the names of these.
+        """
+        return dict(given), []
 
     @classmethod
     def ablations(cls, plan: PlanFacts, batch_size: int) -> Mapping[str, Mapping[str, Any]]:
@@ -205,6 +233,9 @@ class Method(nn.Module, ABC):
 
     def after_step(self, output: StepOutput, stepped: bool) -> None:
         """Update what no gradient updates. `stepped` is False where mixed precision has left the step out."""
+
+    def after_loading(self) -> None:
+        """Follow weights that ``-init`` has loaded: a momentum copy that `__init__` made is of the random ones."""
 
     def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
         """Return what the report shows of a batch; called without gradient and in evaluation mode."""

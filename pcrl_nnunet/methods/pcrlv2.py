@@ -9,7 +9,7 @@ the encoder's last output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,13 +34,14 @@ from pcrl_nnunet.methods.quantities import (
 )
 from pcrl_nnunet.networks import ComparisonHead, Decoder, RestorationHead, accept_any_size, encoder_of
 from pcrl_nnunet.plans import PlanFacts
-from pcrl_nnunet.settings import replaced
+from pcrl_nnunet.settings import number, replaced
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
-from pcrl_nnunet.views.settings import Augmentation, ViewSettings
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
 from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
 WHERE = "pcrl.pretrain.pcrlv2"
+NO_COMPARISON = "to leave the comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0"
 AFTER = "after pixel\naugmentation"
 EDITABLE = ("global_crop_sizes", "local_crop_sizes", "global_input_size", "local_input_size", "num_local")
 
@@ -66,19 +67,11 @@ class PCRLv2Settings:
     restoration: Literal["single", "full"] = "single"
     levels: tuple[tuple[int | None, int | None], ...] = ()
     comparison: Literal["pairwise", "cross_scale"] = "pairwise"
-    comparison_weight: float = 1.0
+    comparison_weight: float = number(1.0, f" ({NO_COMPARISON})", above=0)
     skip_connections: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        if self.comparison_weight <= 0:
-            raise UserError(
-                f"{WHERE}.comparison_weight is {self.comparison_weight}; expected a number above 0 (to leave the "
-                f"comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0)"
-            )
-        for name, known in (("restoration", ("single", "full")), ("comparison", ("pairwise", "cross_scale"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{WHERE}.{name} is '{getattr(self, name)}'; expected '{known[0]}' or '{known[1]}'")
         for drawn in self.levels:
             if not _are_levels(drawn):
                 raise UserError(
@@ -173,6 +166,7 @@ class PCRLv2(Method):
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     # on 2 samples it maps every feature to +-1
     min_batch_size = (4, "the comparison heads' batch normalisation")
+    min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "restoration": "restoration",
         "comparison_global": "comparison, global",
@@ -201,11 +195,7 @@ class PCRLv2(Method):
         self.levels = [tuple(drawn) for drawn in settings.levels] or [(i, i) for i in range(1, n + 1)]
         for drawn in self.levels:
             restored, compared = drawn
-            if (
-                restored not in (None, *range(1, n + 1))
-                or compared not in (None, *range(n + 1))
-                or drawn == (None, None)
-            ):
+            if restored not in (None, *range(1, n + 1)) or compared not in (None, *range(n + 1)):
                 raise UserError(
                     f"{WHERE}.levels has {list(drawn)}; expected the level to restore from, 1 to {n} or null, and the "
                     f"level to compare, 0 to {n} or null"
@@ -240,6 +230,13 @@ class PCRLv2(Method):
         """Return what a planner writes into a plan for people to edit."""
         views = {name: value for name, value in asdict(settings.views).items() if name in EDITABLE}
         return {"restoration": settings.restoration, "levels": settings.levels, "views": views}
+
+    @classmethod
+    def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+        """Leave out the sizes of crops if one exceeds the median image."""
+        left_out = [f"views.{name}" for name in names_of_large_crops(given.get("views"), median)]
+        kept = {name: size for name, size in dict(given.get("views") or {}).items() if f"views.{name}" not in left_out}
+        return ({**given, "views": kept} if left_out else dict(given)), left_out
 
     @classmethod
     def facts(cls, settings: PCRLv2Settings) -> dict[str, str]:
@@ -358,8 +355,7 @@ class PCRLv2(Method):
         return shown if levels else []
 
     def _features(self, x: Tensor, level: int) -> list[Tensor]:
-        features: list[Tensor] = self.decoder(self.encoder(x), level)
-        return features
+        return self.decoder(self.encoder(x), level)
 
     def _features_of_local(self, x: Tensor, level: int) -> Tensor:
         """Return the local views' features of one level.
@@ -369,8 +365,7 @@ class PCRLv2(Method):
         """
         if level < self.decoder.num_levels:
             return self._features(x, level)[-1]
-        feature: Tensor = checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
-        return feature
+        return checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
 
     def _compared_global(self, features: list[Tensor], first: int, second: int) -> tuple[Tensor, Tensor]:
         """v and p (B, 2, c) of the global views, the first one of one level, the second of another or the same."""

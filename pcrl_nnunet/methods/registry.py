@@ -15,7 +15,14 @@ from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.output_folder import METHOD
 
 GROUP = "pcrl_nnunet.methods"
-DEFAULT = "pcrlv2"  # also the method of the checkpoints of version 0.1.0, which knew no other
+DEFAULT = "pcrlv2"
+METHOD_OF_0_1_0 = "pcrlv2"  # of the checkpoints of that version, which knew no other
+# Names that mean something else: shared settings, nnU-Net's configurations, arms of a comparison.
+RESERVED = (
+    *("method", "own", "batch_size", "epochs", "iters_per_epoch", "seed", "optimizer", "initial_lr", "momentum"),
+    *("weight_decay", "2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "all", "scratch", "stock"),
+    *("scratch_longer", "pseudo_labels", "semi", "semi_scratch", "thumbnail", "mean_intensity", "position"),
+)
 BUILT_IN = {"pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2"}
 
 
@@ -32,14 +39,18 @@ def method_class(name: str) -> type[Method]:
     """
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
-        built_in: type[Method] = getattr(import_module(module), attribute)
-        return built_in
+        return getattr(import_module(module), attribute)
     found = [point for point in entry_points(group=GROUP) if point.name == name]
     if not found:
         raise UserError(f"there is no method '{name}'; expected one of {', '.join(names())}: give it with -method NAME")
     if len({point.value for point in found}) > 1:
         packages = ", ".join(_package(point) for point in found)
         raise UserError(f"several packages offer a method '{name}' ({packages}); uninstall all but one of them")
+    if name in RESERVED:
+        raise UserError(
+            f"a method of {_package(found[0])} is called '{name}', which is a setting's, a configuration's or an arm's "
+            f"name here; give it another name"
+        )
     return _loaded(found[0])
 
 

@@ -2,6 +2,7 @@
 
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of
+from pcrl_nnunet.networks.gather import gathered
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
 
-__all__ = ["Classifier", "ComparisonHead", "Decoder", "RestorationHead", "accept_any_size", "encoder_of"]
+__all__ = ["Classifier", "ComparisonHead", "Decoder", "RestorationHead", "accept_any_size", "encoder_of", "gathered"]

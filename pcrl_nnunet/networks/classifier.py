@@ -34,8 +34,7 @@ class Classifier(nn.Module):
         """Return logits (B, L) of images (B, C, *)."""
         stages = [feature.flatten(2) for feature in self.encoder(image)]
         pooled = [part for stage in stages for part in (stage.mean(2), stage.amax(2))]
-        logits: Tensor = self.head(torch.cat(pooled, 1))
-        return logits
+        return self.head(torch.cat(pooled, 1))
 
     def activation_maps(self, image: Tensor) -> Tensor:
         """Return class-activation maps (Zhou et al., CVPR 2016) of images (B, C, *), summed over stages: (B, L, *).

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from types import MappingProxyType
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from pcrl_nnunet.classification.folds import write_split_by_patient
 from pcrl_nnunet.classification.label_table import FILES, planned_labels
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
-from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
-from pcrl_nnunet.loading.cases import Case, find_cases
+from pcrl_nnunet.ingest.unlabelled import unlabelled_cases, unlabelled_folder
+from pcrl_nnunet.loading.cases import Case, find_cases, unpack
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.loading.splits import SPLITS, fold_of
 from pcrl_nnunet.plans import read_json, resolve
+from pcrl_nnunet.pretraining import distributed
 
 Place = tuple[str, str]  # nnUNet_preprocessed/DatasetXXX_NAME, and the identifier of the data in it
+Others = Mapping[str, tuple[Place, str]]  # of further datasets by name: where the cases are, `checkpoint.plans_hash`
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class PretrainingCases:
         held_out_cases: the fold's validation cases.
         copies: the original's name for the name of each case that is left out as a copy of a validation case.
         target: dataset whose network is pretrained and whose folds count, where it is another one.
+        other_plans: `checkpoint.plans_hash` of the further datasets' plans, by the dataset's name.
     """
 
     dataset: str
@@ -45,6 +50,7 @@ class PretrainingCases:
     held_out_cases: list[Case]
     copies: Mapping[str, str]
     target: str | None = None
+    other_plans: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def used(self) -> list[Case]:
@@ -90,7 +96,7 @@ class PretrainingCases:
 
     @classmethod
     def find(
-        cls, plans: Mapping[str, Any], configuration: str, fold: int | str, others: Mapping[str, Place] | None = None
+        cls, plans: Mapping[str, Any], configuration: str, fold: int | str, others: Others = MappingProxyType({})
     ) -> PretrainingCases:
         """Look for the preprocessed cases, and leave out the fold's validation cases with all copies of them.
 
@@ -99,20 +105,20 @@ class PretrainingCases:
         Args:
             plans: of the first dataset. If it has a table of patients, its folds are made by patient, as a
                 classification does.
-            others: where the cases of further datasets are, by the dataset's name.
+            others: where the cases of further datasets are, and by which plan.
 
         Raises:
             UserError: there are no cases, or no such fold; or the fold names cases that are not there.
         """
         place = os.path.join(nnUNet_preprocessed, plans["dataset_name"]), _identifier(plans, configuration)
         target = plans.get(TARGET_KEY)
-        if target and not _has_unlabelled(place):
+        if target and not unlabelled_cases(*place):
             raise UserError(
                 f"no preprocessed images in {unlabelled_folder(*place)}; run "
                 f"{preprocess_command(plans['dataset_name'], **target, configuration=configuration)} first"
             )
         labelled, unlabelled = _cases_in(place)
-        further = {name: [case for part in _cases_in(other) for case in part] for name, other in (others or {}).items()}
+        further = {name: [case for part in _cases_in(place) for case in part] for name, (place, _) in others.items()}
         held_out: set[Case] = set()
         if fold != "all" and target:
             held_out = _validation_cases_of_target(target, configuration, int(fold))
@@ -131,44 +137,11 @@ class PretrainingCases:
             sorted(held_out, key=lambda case: case.name),
             {name_of[case]: original.name for case, original in copies.items()},
             target["dataset_name"] if target else None,
+            {name: plans_hash for name, (_, plans_hash) in others.items()},
         )
         if not found.used:
             raise UserError(f"fold {fold} leaves out all cases, and there are no unlabelled ones; give another -f")
         return found
-
-
-@dataclass(frozen=True)
-class PretrainingData:
-    """The cases of a pretraining, and the plans that further datasets were preprocessed by.
-
-    Attributes:
-        other_plans: `checkpoint.plans_hash` of the further datasets' plans, by the dataset's name.
-    """
-
-    found: PretrainingCases
-    other_plans: Mapping[str, str]
-
-    @property
-    def cases(self) -> list[Case]:
-        """The cases that the pretraining sees."""
-        return self.found.used
-
-    @classmethod
-    def find(
-        cls,
-        plans: Mapping[str, Any],
-        configuration: str,
-        fold: int | str,
-        others: Mapping[str, tuple[str, str, str]] = MappingProxyType({}),
-    ) -> PretrainingData:
-        """Find the cases; raises `UserError` as `PretrainingCases.find`.
-
-        Args:
-            others: folder, data identifier and `checkpoint.plans_hash` of further datasets, by name.
-        """
-        places = {name: (folder, identifier) for name, (folder, identifier, _) in others.items()}
-        hashes = {name: of_plans for name, (_, _, of_plans) in others.items()}
-        return cls(PretrainingCases.find(plans, configuration, fold, places), hashes)
 
 
 def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
@@ -188,18 +161,25 @@ def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
     ]
 
 
+def unpacked(cases: Sequence[Case], say: Callable[[str], None]) -> list[Case]:
+    """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
+    if not any(case.path.endswith(".npz") for case in cases):
+        return list(cases)
+    say("Unpacking the .npz files of an older preprocessing")
+    with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
+        if distributed.local_rank() == 0:
+            pool.map(unpack, cases)
+        distributed.wait_for_all()
+        return pool.map(unpack, cases)
+
+
 def _identifier(plans: Mapping[str, Any], configuration: str) -> str:
     return str(resolve(plans, configuration)["data_identifier"])
 
 
-def _has_unlabelled(place: Place) -> bool:
-    folder = unlabelled_folder(*place)
-    return os.path.isdir(folder) and any(name.endswith(".b2nd") for name in os.listdir(folder))
-
-
 def _cases_in(place: Place) -> tuple[list[Case], list[Case]]:
     """Find the labelled and the unlabelled cases; either may be missing, not both."""
-    unlabelled = find_cases(unlabelled_folder(*place)) if _has_unlabelled(place) else []
+    unlabelled = unlabelled_cases(*place)
     own = os.path.join(*place)
     return [] if unlabelled and not os.path.isdir(own) else find_cases(own), unlabelled
 

@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcrl_nnunet.errors import UserError
 
-MIN_SAMPLES_OF_A_RANK = 2  # the monitor tells samples apart, those of the first rank
 _T = TypeVar("_T")
 
 
@@ -84,23 +83,26 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.destroy_process_group()
 
 
-def part_of(batch_size: int) -> tuple[int, int]:
-    """First sample and number of samples of this rank's part of a batch; `UserError` as of `largest_part`."""
-    largest_part(batch_size, world_size())
+def part_of(batch_size: int, least: int = 1) -> tuple[int, int]:
+    """Return the first sample and the number of samples of this rank's part; raises `UserError` as `largest_part`."""
+    largest_part(batch_size, world_size(), least)
     first, last = (batch_size * number // world_size() for number in (rank(), rank() + 1))
     return first, last - first
 
 
-def largest_part(batch_size: int, ranks: int) -> int:
-    """Number of samples of the rank with the most.
+def largest_part(batch_size: int, ranks: int, least: int = 1) -> int:
+    """Return the number of samples of the rank with the most.
+
+    Args:
+        least: number of samples that each rank needs.
 
     Raises:
         UserError: there are too few for this number of ranks.
     """
-    if batch_size < MIN_SAMPLES_OF_A_RANK * ranks:
+    if batch_size < least * ranks:
         raise UserError(
-            f"{ranks} processes share a batch of {batch_size} samples, and each needs {MIN_SAMPLES_OF_A_RANK}: "
-            f"give -batch_size {MIN_SAMPLES_OF_A_RANK * ranks} or more, or fewer processes"
+            f"{ranks} processes share a batch of {batch_size} samples, and each needs {least}: give -batch_size "
+            f"{least * ranks} or more, or fewer processes"
         )
     return -(-batch_size // ranks)
 
@@ -119,7 +121,7 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum over ranks, in place. Which parameters have gradients depends on the level alone, which all ranks share."""
+    """Sum over ranks, in place. Which parameters have gradients follows from what is drawn, the same on all ranks."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not is_distributed() or not gradients:
         return

@@ -7,24 +7,24 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape, glob
 from time import time
 from typing import Any
 
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.files import in_place_of_earlier
+from pcrl_nnunet.files import writing
 from pcrl_nnunet.loading.cases import CaseVolume
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
 from pcrl_nnunet.plans import channel_labels
 from pcrl_nnunet.pretraining.distributed import largest_part
 from pcrl_nnunet.pretraining.memory import estimated_peak
-from pcrl_nnunet.pretraining.preparation import prepares
-from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 from pcrl_nnunet.views import kernels
 
 NUM_PICTURES = 3
+PICTURE = "views_of_"  # begins the names of pictures
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,11 @@ def measured(
         preparing = 0.0
         if prepares(trainer.method):
             start = time()
-            trainer.prepared = trainer.method.prepare(trainer.preparation())
+            trainer.prepared = make_anew(trainer.method, trainer.preparation())
             preparing = time() - start
         settings, views = trainer.settings, trainer.views()
-        number, workers = largest_part(settings.batch_size, processes), get_allowed_n_proc_DA()
+        number = largest_part(settings.batch_size, processes, trainer.method.min_samples_of_rank)
+        workers = get_allowed_n_proc_DA()
         estimate = estimated_peak(trainer.network, views.arrays, number, settings.optimizer)
         loader = ViewLoader(trainer.cases, views, number, settings.seed)
         kernels.compile_all()  # once a training, not once a batch
@@ -118,13 +119,9 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
         yield _line("peak memory", f"{found.estimated_bytes / 2**30:.2f} GB estimated for the network in float32")
     name = "peak memory" if found.estimated_bytes is None else ""
     yield _line(name, f"{found.peak_bytes / 2**30:.2f} GB measured {where}")
-    yield from _time(found, settings, device)
-
-
-def _time(found: Measurement, settings: PretrainSettings, device: torch.device) -> Iterator[str]:
-    loading = f"{found.loading:.2f} s, with {get_allowed_n_proc_DA()} loading processes)"
     yield _line("time", f"{found.seconds_a_step:.2f} s a step on {device} (mean of one step of each variant;")
-    yield _line("", f"one batch of samples takes {loading}")
+    workers = get_allowed_n_proc_DA()
+    yield _line("", f"one batch of samples takes {found.loading:.2f} s, with {workers} loading processes)")
     yield _line("", f"{found.seconds_a_step * settings.steps / 3600:.1f} hours in all")
 
 
@@ -145,20 +142,15 @@ def draw_views(loader: ViewLoader, dataset_json: Mapping[str, Any], folder: str,
     """Draw one picture a case, for a few cases, evenly from first to last.
 
     Args:
-        folder: for the pictures; an earlier one of this name is replaced.
+        folder: for the pictures; those of an earlier dry run are replaced.
         draw: `report.pictures.views_of_a_case`.
     """
-    with in_place_of_earlier(folder):
+    with writing(f"the pictures in {folder}", "run this in a folder that you may write to"):
+        os.makedirs(folder, exist_ok=True)
+        for earlier in glob(os.path.join(escape(folder), f"{PICTURE}*.png")):
+            os.remove(earlier)
         for case, rng in loader.examples(NUM_PICTURES):
-            path = os.path.join(folder, f"{case.name.replace('/', '_')}.png")
+            path = os.path.join(folder, f"{PICTURE}{case.name.replace('/', '_')}.png")
             volume = CaseVolume(case)
-            try:
-                os.makedirs(folder, exist_ok=True)
-                channels = channel_labels(case.name, dataset_json, volume.shape[0])
-                shown = loader.views.show(case, volume, rng)
-                draw(case.name, volume, shown, loader.views.spacing, channels, path)
-            except OSError as error:
-                raise UserError(
-                    f"the picture {path} cannot be written ({error.strerror}); run this in a folder that you may write "
-                    f"to"
-                ) from error
+            channels = channel_labels(case.name, dataset_json, volume.shape[0])
+            draw(case.name, volume, loader.views.show(case, volume, rng), loader.views.spacing, channels, path)

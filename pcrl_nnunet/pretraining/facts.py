@@ -12,8 +12,7 @@ from torch import nn
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import ViewLoader
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.pretraining.cases import PretrainingData
-from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.pretraining.request import Request
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,6 @@ class Facts:
 
     Attributes:
         folder: of the output.
-        resolved: the configuration with what it inherits.
-        data: the cases, and what was left out.
         cases: as they are read.
         plan_network: the plan's own network, which shares what is trained with the method.
         network: the method with its weights.
@@ -35,18 +32,12 @@ class Facts:
         say: writes a line to the training's log.
     """
 
+    request: Request
     folder: str
-    plans: Mapping[str, Any]
-    configuration: str
-    resolved: Mapping[str, Any]
-    fold: int | str
-    dataset_json: Mapping[str, Any]
-    data: PretrainingData
     cases: Sequence[Case]
     plan_network: nn.Module
     network: Method
     channels: int
-    settings: PretrainSettings
     loader: ViewLoader
     init: Mapping[str, Any] | None
     device: torch.device
@@ -57,4 +48,4 @@ class Facts:
     @property
     def epochs_done(self) -> int:
         """Epochs that are complete."""
-        return self.steps // self.settings.iters_per_epoch
+        return self.steps // self.request.settings.iters_per_epoch

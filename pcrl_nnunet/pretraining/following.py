@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 
-from pcrl_nnunet.commands import command, device_option
+from pcrl_nnunet.commands import command, train_command
 from pcrl_nnunet.ingest.maskless import trainer_for
 from pcrl_nnunet.ingest.target import TARGET_KEY
 from pcrl_nnunet.named_plans import name_of
+from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.transfer.find import methods_in
 
 
-def next_command(
-    final: str,
-    plans: Mapping[str, Any],
-    configuration: str,
-    fold: int | str,
-    dataset_json: Mapping[str, Any],
-    device: str,
-    method: str,
-) -> str:
+def next_command(request: Request, final: str, device: str) -> str:
     """Return a line that says what to do with a finished pretraining.
 
     Args:
         final: path of its checkpoint.
-        plans, configuration, fold, dataset_json: of the pretraining.
         device: its type.
-        method: its name.
     """
+    plans, configuration, fold = request.plan.plans, request.plan.configuration, request.fold
     if TARGET_KEY in plans:
         target, plans_name = (plans[TARGET_KEY][key] for key in ("dataset_name", "plans_name"))
         name = "_".join(part for part in (plans["dataset_name"], name_of(plans)) if part)
         bring = command("pcrl_nnunet_transfer", i=final, d=target, c=configuration, p=plans_name, name=name)
         return f"Bring it into {target} with: {bring}"
-    trainer = trainer_for(plans, dataset_json)
+    trainer = trainer_for(plans, request.plan.dataset_json)
     if trainer is None:
         bring = command("pcrl_nnunet_transfer", i=final, d="DATASET", name=plans["dataset_name"])
         return (
@@ -45,13 +35,8 @@ def next_command(
             f"has, with: {bring}"
         )
     results = os.path.join(nnUNet_results.get(), plans["dataset_name"])
-    if {*methods_in(results, plans["plans_name"], configuration)} - {method}:
-        trainer = f"{trainer}_{method}"
+    if {*methods_in(results, plans["plans_name"], configuration)} - {request.settings.method}:
+        trainer = f"{trainer}_{request.settings.method}"
     number, others = (0, ", and the other folds alike,") if fold == "all" else (fold, "")
-    train = command(
-        *("nnUNetv2_train", plans["dataset_name"], configuration, number),
-        tr=trainer,
-        p=plans["plans_name"],
-        device=device_option(device),
-    )
+    train = train_command(plans["dataset_name"], configuration, number, device, tr=trainer, p=plans["plans_name"])
     return f"Fine-tune fold {number}{others} with: {train}"

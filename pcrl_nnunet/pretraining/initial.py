@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.seen import UNKNOWN_CASES
 from pcrl_nnunet.transfer.shapes import check_architecture
-from pcrl_nnunet.transfer.weights import decoder_levels, load_encoder
+from pcrl_nnunet.transfer.weights import decoder_levels, load_encoder, load_trained_decoder
 
 KNOWN = ("method", "datasets", "configuration", "fold", "epochs", "cases")
 
 
 def load_initial(
-    path: str, plan_network: nn.Module, method: Method, plans: Mapping[str, Any], configuration: str, folder: str
+    path: str, plan_network: nn.Module, method: Method, plan: PlannedConfiguration
 ) -> tuple[dict[str, Any], list[str]]:
-    """Load the encoder of a checkpoint and, where the same method trained it, what fits of the method's own weights.
+    """Load what a checkpoint's method trained of the plan's network, and of the same method its own weights.
 
     Args:
         path: of the checkpoint.
         plan_network: whose encoder the method trains.
         method: on the plan's network.
-        plans, configuration, folder: of the pretraining; the preprocessed dataset's folder.
+        plan: of the pretraining.
 
     Returns:
         What is known of the checkpoint, and lines for the log.
@@ -36,7 +36,7 @@ def load_initial(
     """
     content = read_encoder(path)
     try:
-        check_architecture(content, plans, configuration, folder)
+        check_architecture(content, plan.plans, plan.configuration, plan.folder)
         report = load_encoder(plan_network, content, allow_partial=True)
     except UserError as error:
         raise UserError(f"-init {path}: {error}") from error
@@ -45,6 +45,8 @@ def load_initial(
     # modules are counted from the coarsest level: with other stages, or of another method, their names mean others
     if content["method"] != method.name or decoder_levels(given) != decoder_levels(own):
         fitting = {}
+    load_trained_decoder(plan_network, content, report)
+    method.after_loading()
     method.load_state_dict(fitting, strict=False)
     init = {
         "checkpoint": path,

@@ -7,6 +7,7 @@ import ctypes
 import platform
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from pcrl_nnunet.loading.samples import ArraySpec
@@ -32,7 +33,7 @@ def estimated_peak(method: Method, arrays: Mapping[str, ArraySpec], batch_size: 
     """
     method = copy.deepcopy(method).to("meta")
     batch = {
-        name: torch.empty((batch_size, *spec.shape), dtype=getattr(torch, spec.dtype), device="meta")
+        name: torch.empty((batch_size, *spec.shape), dtype=getattr(torch, np.dtype(spec.dtype).name), device="meta")
         for name, spec in arrays.items()
     }
     storages: dict[int, torch.UntypedStorage] = {}  # of tensors, kept alive so that no address is used twice
@@ -44,7 +45,7 @@ def estimated_peak(method: Method, arrays: Mapping[str, ArraySpec], batch_size: 
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             method(batch, method.variants()[-1])
-    except (NotImplementedError, RuntimeError):  # such as .item(), of which the meta device knows no value
+    except (NotImplementedError, RuntimeError, TypeError):  # such as .item(), of which the meta device knows no value
         return None
     weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in method.state_dict().values()}
     kept = sum(storage.nbytes() for address, storage in storages.items() if address not in weights)

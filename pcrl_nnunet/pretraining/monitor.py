@@ -5,13 +5,11 @@ K vectors, c channels of a feature.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from pcrl_nnunet.methods.base import StepOutput
 from pcrl_nnunet.methods.quantities import EARLY_STEPS, Alarm, Quantity
@@ -73,7 +71,11 @@ def _failures(summary: Summary, quantities: Sequence[Quantity]) -> list[Alarm]:
 
 
 class Monitor:
-    """Collects one epoch's steps by group; `summary` gives their means, which `judge` judges."""
+    """Collects one epoch's steps by group; `summary` gives their means, which `judge` judges.
+
+    Attributes:
+        collected: plain values and tensors, which a training that goes on takes over.
+    """
 
     def __init__(self, quantities: Sequence[Quantity]) -> None:
         self.quantities = quantities
@@ -81,41 +83,27 @@ class Monitor:
 
     def clear(self) -> None:
         """Start the next epoch."""
-        self._vectors: dict[str, list[Tensor]] = defaultdict(list)
-        self._values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-
-    def state(self) -> dict[str, Any]:
-        """Return what has been collected, as plain values and tensors."""
-        return {
-            "vectors": dict(self._vectors),
-            "values": {name: dict(of_groups) for name, of_groups in self._values.items()},
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.clear()
-        self._vectors.update(state["vectors"])
-        for name, of_groups in state["values"].items():
-            self._values[name].update(of_groups)
+        self.collected: dict[str, dict[str, Any]] = {"vectors": {}, "values": {}}
 
     def update(self, output: StepOutput) -> None:
         """Take one step."""
         for name, of_groups in output.values.items():
             for group, value in of_groups.items():
-                self._values[name][group].append(float(value))
+                self.collected["values"].setdefault(name, {}).setdefault(group, []).append(float(value))
         for group, vectors in output.vectors.items():
-            if sum(len(v) for v in self._vectors[group]) < KEPT_VECTORS:
-                self._vectors[group].append(vectors.float().cpu())
+            kept = self.collected["vectors"].setdefault(group, [])
+            if sum(map(len, kept)) < KEPT_VECTORS:
+                kept.append(vectors.float().cpu())
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Return the means by quantity and group; groups that no step of the epoch had are absent."""
-        vectors = {group: torch.cat(v) for group, v in sorted(self._vectors.items(), key=_natural)}
+        vectors = {group: torch.cat(v) for group, v in sorted(self.collected["vectors"].items(), key=_natural)}
         means: dict[str, dict[str, float]] = {}
         for quantity in self.quantities:
             if quantity.of_vectors is not None:
                 means[quantity.name] = {group: float(quantity.of_vectors(v)) for group, v in vectors.items()}
             else:
-                of_groups = sorted(self._values[quantity.name].items(), key=_natural)
+                of_groups = sorted(self.collected["values"].get(quantity.name, {}).items(), key=_natural)
                 means[quantity.name] = {group: sum(values) / len(values) for group, values in of_groups}
         return means
 

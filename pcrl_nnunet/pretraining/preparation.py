@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from pcrl_nnunet import checkpoint
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method, Preparation
 from pcrl_nnunet.pretraining import distributed
 
 PREPARED = "prepared.pth"  # in the output folder, until the training is finished
-FORMAT = "pcrl_nnunet/prepared/1"
+FORMAT = "pcrl_nnunet/prepared/2"
 
 
 def prepares(method: type[Method]) -> bool:
@@ -22,10 +24,17 @@ def prepares(method: type[Method]) -> bool:
     return method.prepare.__func__ is not Method.prepare.__func__  # type: ignore[attr-defined]
 
 
-def prepared(method: type[Method], preparation: Preparation, folder: str, say: Callable[[str], None]) -> dict[str, Any]:
+def prepared(
+    method: type[Method],
+    preparation: Preparation,
+    agreement: Mapping[str, Any],
+    folder: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Return what the method has prepared. The first process prepares; a training that goes on reads the file.
 
     Args:
+        agreement: settings, plan and cases of the training. The file of a training with others is made anew.
         folder: of the training's output.
         say: writes a line to the log.
 
@@ -37,25 +46,97 @@ def prepared(method: type[Method], preparation: Preparation, folder: str, say: C
     path = os.path.join(folder, PREPARED)
 
     def make() -> dict[str, Any]:
-        if os.path.isfile(path):
+        of_training = fingerprint_of(agreement)
+        content = checkpoint.read(path, FORMAT) if os.path.isfile(path) else {}
+        if content.get("of_training") == of_training:
             say(f"Prepared before: {path}")
         else:
             say(f"{method.title} prepares the training")
-            made = _converted(method.prepare(preparation), np.ndarray, torch.from_numpy)
-            checkpoint.write(path, {"format": FORMAT, "prepared": made})
+            made = make_anew(method, preparation)
+            content = {"format": FORMAT, "of_training": of_training, "prepared": _converted(made, _as_tensor)}
+            checkpoint.write(path, content)
         # checkpoints hold tensors, and views work with arrays
-        found: dict[str, Any] = _converted(checkpoint.read(path, FORMAT)["prepared"], torch.Tensor, torch.Tensor.numpy)
-        return found
+        return _converted(content["prepared"], _as_array)
 
     return distributed.of_first_rank(make)
 
 
-def _converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """Return a value with all values of a kind converted, also those within dicts, lists and tuples."""
-    if isinstance(value, kind):
-        return convert(value)
+def refuse_another_preparation(now: Mapping[str, Any], before: str | None, folder: str) -> None:
+    """Raise `UserError` where a training would go on with something else than it began with.
+
+    Args:
+        now: what the method has prepared.
+        before: `fingerprint_of` what the training began with; None: it begins.
+    """
+    if before not in (None, fingerprint_of(now)):
+        raise UserError(
+            f"the method has prepared something else than the training in {folder} began with; bring back its "
+            f"{PREPARED} and the cases as they were, or start anew with --overwrite in the place of --c"
+        )
+
+
+def fingerprint_of(value: Any) -> str:
+    """Return the sha256 of a value of dicts, lists, plain values and arrays."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name in sorted(value, key=str):
+                digest.update(f"{name}:".encode())
+                add(value[name])
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)} values".encode())
+            for inner in value:
+                add(inner)
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(repr(value).encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def make_anew(method: type[Method], preparation: Preparation) -> dict[str, Any]:
+    """Call `Method.prepare`. What it draws and trains changes nothing of the training that follows.
+
+    Raises:
+        TypeError: it returns something else than plain values and arrays of numbers.
+    """
+    devices = [preparation.device] if preparation.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        made = method.prepare(preparation)
+    _refuse_other_types(made, method.name)
+    return made
+
+
+def _refuse_other_types(value: Any, where: str) -> None:
     if isinstance(value, dict):
-        return {name: _converted(inner, kind, convert) for name, inner in value.items()}
+        for name, inner in value.items():
+            _refuse_other_types(inner, f"{where}[{name!r}]")
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            _refuse_other_types(inner, f"{where}[{number}]")
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"prepare returned an array of {value.dtype} as {where}; expected numbers")
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise TypeError(f"prepare returned {value!r} as {where}; expected plain values and arrays of numbers")
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+
+
+def _as_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _converted(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return a value with its innermost values converted."""
+    if isinstance(value, dict):
+        return {name: _converted(inner, convert) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_converted(inner, kind, convert) for inner in value)
-    return value
+        return type(value)(_converted(inner, convert) for inner in value)
+    return convert(value)

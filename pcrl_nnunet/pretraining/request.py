@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,15 +12,13 @@ from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
-from pcrl_nnunet.methods.registry import DEFAULT
+from pcrl_nnunet.methods.registry import METHOD_OF_0_1_0
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
-from pcrl_nnunet.pretraining.cases import PretrainingData
+from pcrl_nnunet.pretraining.cases import Others, Place, PretrainingCases
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.shapes import check_architecture
-
-Others = Mapping[str, tuple[str, str, str]]  # folder, data identifier and plan's hash of further datasets, by name
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Request:
     plan: PlannedConfiguration
     fold: int | str
     settings: PretrainSettings
-    data: PretrainingData
+    cases: PretrainingCases
     init: str | None = None  # checkpoint to start from
     continues: bool = False  # --c
     overwrite: bool = False
@@ -46,7 +44,7 @@ class Request:
             overrides: settings over those of the plan; None means not given.
         """
         settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-        return cls(plan, fold, settings, PretrainingData.find(plan.plans, plan.configuration, fold, others))
+        return cls(plan, fold, settings, PretrainingCases.find(plan.plans, plan.configuration, fold, others))
 
     @property
     def folder(self) -> str:
@@ -57,7 +55,7 @@ class Request:
     def finals(self) -> list[str]:
         """Paths where the result may lie. Version 0.1.0 had a folder without a method's name for its one method."""
         named = os.path.join(self.folder, checkpoint.FINAL)
-        return [named, self.unnamed_final] if self.settings.method == DEFAULT else [named]
+        return [named, self.unnamed_final] if self.settings.method == METHOD_OF_0_1_0 else [named]
 
     @property
     def unnamed_final(self) -> str:
@@ -84,7 +82,7 @@ def fold_named(text: str) -> int | str:
 
 def other_datasets(
     datasets: Sequence[str], target: str | None, plans_name: str, plan: PlannedConfiguration
-) -> dict[str, tuple[str, str, str]]:
+) -> dict[str, tuple[Place, str]]:
     """Find the preprocessed data of the datasets after the first.
 
     Args:
@@ -93,13 +91,10 @@ def other_datasets(
         plans_name: as ``-p`` has it.
         plan: of the first dataset.
 
-    Returns:
-        Folder, data identifier and hash of the plan, by the dataset's name.
-
     Raises:
         UserError: one of them is not prepared for the first's (or -target's) plan, or has other channels.
     """
-    found: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, tuple[Place, str]] = {}
     for dataset in datasets[1:]:
         other = load_plan(dataset, existing_plan(dataset, target or datasets[0], plans_name), plan.configuration)
         name = other.plans["dataset_name"]
@@ -119,7 +114,7 @@ def other_datasets(
             )
         if name in (plan.plans["dataset_name"], *found):
             raise UserError(f"-d has {name} more than once; give every dataset once")
-        found[name] = (other.folder, other.resolved["data_identifier"], plans_hash(other.plans))
+        found[name] = (other.folder, other.resolved["data_identifier"]), plans_hash(other.plans)
     return found
 
 
@@ -131,12 +126,11 @@ def check_initial(plan: PlannedConfiguration, path: str) -> None:
         raise UserError(f"-init {path}: {error}") from error
 
 
-def refuse_initial_that_has_seen(path: str, data: PretrainingData, fold: int | str) -> None:
+def refuse_initial_that_has_seen(path: str, cases: PretrainingCases) -> None:
     """Raise `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
-    dataset = data.found.target or data.found.dataset
-    seen = cases_seen(read_encoder(path), dataset, data.found.held_out_cases)
+    seen = cases_seen(read_encoder(path), cases.target or cases.dataset, cases.held_out_cases)
     if seen:
         raise UserError(
-            f"-init {path} has seen validation cases of fold {fold}, which -f leaves out: {', '.join(seen[:5])}; "
-            f"take a checkpoint that was pretrained with -f {fold}, or leave -f out"
+            f"-init {path} has seen validation cases of fold {cases.fold}, which -f leaves out: "
+            f"{', '.join(seen[:5])}; take a checkpoint that was pretrained with -f {cases.fold}, or leave -f out"
         )

@@ -20,15 +20,18 @@ from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.monitor import Summary, judge
 
+INPUT = "input"  # the array of a sample that the network gets
 PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_network_architectures", "numpy")
 
 
 def weights(plan_network: nn.Module, method: Method) -> dict[str, Any]:
     """Return the plan's network with what the method has trained of it, and the method's own weights.
 
-    A tensor of the plan's network is pretrained if the method holds it, too. All others are random.
+    A parameter of the plan's network is pretrained if the method trains it, and a buffer if the method holds it. All
+    others are random.
     """
-    trained = {_storage(tensor) for tensor in method.state_dict().values()}
+    held = {_storage(buffer) for buffer in method.buffers()}
+    trained = held | {_storage(p) for group in method.groups() for p in group.parameters}
     whole = plan_network.state_dict()
     random = [name for name, tensor in whole.items() if _storage(tensor) not in trained]
     of_plan = {_storage(tensor) for tensor in whole.values()}
@@ -55,9 +58,8 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
     Args:
         summary: of the last epoch, as the monitor gives it.
     """
-    plans, network, settings = facts.plans, facts.network, facts.settings
-    channels = facts.channels
-    input_size = facts.loader.views.arrays["input"].shape[-len(facts.resolved["patch_size"]) :]
+    plan, network, settings = facts.request.plan, facts.network, facts.request.settings
+    input_size = facts.loader.views.arrays[INPUT].shape[-len(plan.resolved["patch_size"]) :]
     verdict = judge(summary, facts.steps, network.quantities)
     return {
         "format": checkpoint.FORMAT,
@@ -67,20 +69,18 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
             {"type": "Pretraining method", "name": network.title, "apa_citations": list(network.citations)},
         ],
         "settings": settings.as_dict(),
-        "plans": plans,
-        "plans_hash": checkpoint.plans_hash(plans),
-        "configuration": facts.configuration,
-        "architecture_kwargs": facts.resolved["architecture"]["arch_kwargs"],
-        "num_input_channels": channels,
-        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-            plans, facts.configuration, facts.resolved, tuple(input_size), channels, facts.plan_network
-        ),
-        "datasets": facts.data.found.datasets,
-        "other_plans": dict(facts.data.other_plans),
+        "plans": plan.plans,
+        "plans_hash": checkpoint.plans_hash(plan.plans),
+        "configuration": plan.configuration,
+        "architecture_kwargs": plan.resolved["architecture"]["arch_kwargs"],
+        "num_input_channels": facts.channels,
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(plan, input_size, facts.channels, facts.plan_network),
+        "datasets": facts.request.cases.datasets,
+        "other_plans": dict(facts.request.cases.other_plans),
         "init": facts.init,
         "all_cases_known": facts.init is None or facts.init["all_cases_known"],
         "cases": cases_seen(facts.cases, facts.init, facts.say),
-        "fold": facts.fold,
+        "fold": facts.request.fold,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "steps": facts.steps,

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
+from pcrl_nnunet.methods.registry import DEFAULT, METHOD_OF_0_1_0, method_class, names
 from pcrl_nnunet.plans import PlanFacts
-from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, part, pcrl_block, replaced
+from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, number, part, pcrl_block, replaced
 
 ADAMW_LR = 1e-3
 WHERE = "pcrl.pretrain"
@@ -30,26 +30,14 @@ class PretrainSettings:
 
     method: str
     own: Any = field(metadata=NOT_IN_BLOCK)  # the method's: an instance of its `Settings`
-    batch_size: int
-    epochs: int = 240
-    iters_per_epoch: int = 250
-    seed: int = 0
+    batch_size: int = number(1, at_least=1)
+    epochs: int = number(240, at_least=1)
+    iters_per_epoch: int = number(250, at_least=1)
+    seed: int = number(0, at_least=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    initial_lr: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "iters_per_epoch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.initial_lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.seed < 0:
-            raise UserError(
-                f"initial_lr {self.initial_lr}, momentum {self.momentum}, weight_decay {self.weight_decay}, seed "
-                f"{self.seed}: expected a rate above 0, a momentum from 0 to below 1, and no negative number"
-            )
-        if self.optimizer not in ("sgd", "adamw"):
-            raise UserError(f"{WHERE}.optimizer is '{self.optimizer}'; expected 'sgd' or 'adamw'")
+    initial_lr: float = number(1e-2, above=0)
+    momentum: float = number(0.9, at_least=0, below=1)
+    weight_decay: float = number(1e-4, at_least=0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the log and the checkpoint, in the form of the plan's block."""
@@ -97,10 +85,13 @@ def pretrain_settings(
             f"{', '.join([*names(), *plan['configurations']])}"
         )
     own, batch_size = method.configure(facts, part(blocks, method.name, f"{WHERE}."))
-    wanted = {**given, **overrides}
-    if wanted.get("optimizer") == "adamw":
-        wanted.setdefault("initial_lr", ADAMW_LR)
-    settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**method.defaults, **wanted})
+    wanted, defaults = {**given, **overrides}, dict(method.defaults)
+    optimizer = wanted.get("optimizer", defaults.get("optimizer", "sgd"))
+    if optimizer != defaults.get("optimizer", "sgd"):
+        defaults.pop("initial_lr", None)  # the rate of another optimizer
+    if optimizer == "adamw":
+        defaults.setdefault("initial_lr", ADAMW_LR)
+    settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**defaults, **wanted})
     needed, why = method.min_batch_size
     if settings.batch_size < needed:
         raise UserError(
@@ -133,4 +124,4 @@ def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:
     shared = {name: value for name, value in settings.items() if name in names_of_shared}
     own = {name: value for name, value in settings.items() if name not in names_of_shared and name != "probe_every"}
     own["views"] = {name: value for name, value in own.get("views", {}).items() if name != "pairs_per_read"}
-    return {"method": DEFAULT, **shared, DEFAULT: own}
+    return {"method": METHOD_OF_0_1_0, **shared, METHOD_OF_0_1_0: own}

@@ -25,8 +25,8 @@ from pcrl_nnunet.pretraining.preparation import PREPARED
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.result import relative_path
 from pcrl_nnunet.pretraining.settings import in_present_form
-from pcrl_nnunet.pretraining.state import agreement, differences, refuse_another
-from pcrl_nnunet.settings import without_settings
+from pcrl_nnunet.pretraining.state import agreement, refuse_another
+from pcrl_nnunet.settings import differences, without_settings
 
 OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning takes
     *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
@@ -92,18 +92,18 @@ def _locked_start(request: Request) -> Iterator[Start]:
 
 
 def _how(request: Request) -> Start:
-    latest, previous, final = (
-        os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.FINAL)
-    )
+    latest, previous = (os.path.join(request.folder, name) for name in (checkpoint.LATEST, checkpoint.PREVIOUS))
     states = [path for path in (latest, previous) if os.path.isfile(path)]
     _refuse_fitted(request.unnamed_final, request.plan.plans["plans_name"])
     if request.overwrite:
         return Start()
     if not request.continues:
-        _refuse_to_start_over(request.folder, states, final)
+        _refuse_earlier_state(request)
+        _refuse_to_start_over(request.folder, states, request.finals)
         return Start()
     if states:
         return _from_state(request, latest, previous)
+    _refuse_earlier_state(request)
     finished = next(filter(os.path.isfile, request.finals), None)
     if finished is not None and not output_folder.is_overwriting(request.folder):
         _check_finished(checkpoint.read(finished), request, finished)
@@ -126,7 +126,19 @@ def _refuse_fitted(final: str, plans_name: str) -> None:
         )
 
 
-def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
+def _refuse_earlier_state(request: Request) -> None:
+    """Raise `UserError` where version 0.1.0 has left an unfinished pretraining, which it alone can go on with."""
+    if request.unnamed_final not in request.finals:
+        return
+    state = os.path.join(os.path.dirname(request.unnamed_final), checkpoint.LATEST)
+    if os.path.isfile(state):
+        raise UserError(
+            f"{state} is the unfinished pretraining of an older version; finish it with that version, or start anew "
+            f"with --overwrite in the place of --c"
+        )
+
+
+def _refuse_to_start_over(folder: str, states: list[str], finals: list[str]) -> None:
     """Raise `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
     others = (
         f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
@@ -134,7 +146,8 @@ def _refuse_to_start_over(folder: str, states: list[str], final: str) -> None:
     )
     if states:
         raise UserError(f"{states[0]} is the state of an unfinished pretraining: go on with it by --c, {others}")
-    if not os.path.isfile(final):
+    final = next(filter(os.path.isfile, finals), None)
+    if final is None:
         return
     try:
         epochs = checkpoint.read(final).get("epochs")
@@ -165,9 +178,7 @@ def _from_state(request: Request, latest: str, previous: str) -> Start:
             raise
         start.state_path, start.state = previous, checkpoint.read(previous, checkpoint.STATE_FORMAT)
         start.lines.append(f"WARNING: {error}. Going on from the state before, {previous}, instead")
-    data = request.data
-    now = agreement(request.settings, request.plan.plans, data.cases, data.other_plans)
-    refuse_another(start.state, now, start.state_path)
+    refuse_another(start.state, agreement(request), start.state_path)
     if start.lines and os.path.isfile(latest):  # else the next save would put it in the place of the good one
         os.replace(latest, os.path.join(request.folder, checkpoint.DAMAGED))
     return start
@@ -177,29 +188,21 @@ def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> 
     """Raises `UserError` where a finished pretraining is not the one that was asked for."""
     then, now = in_present_form(content["settings"]), request.settings.as_dict()
     differing = [
-        f"{name} {_value(then, name)}, now {_value(now, name)}"
-        for name in differences(then, now)
-        if _value(then, name) is not None  # a setting that an older version did not have
+        f"{name} {before}, now {after}"
+        for name, (before, after) in differences(then, now).items()
+        if before is not None  # a setting that an older version did not have
     ]
     _refuse_finished(path, "settings", "; ".join(differing))
     plans = [without_settings(plans) for plans in (content["plans"], request.plan.plans)]
     names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
     _refuse_finished(path, "plans", ", ".join(names))
     others = content.get("other_plans", {})  # a file from before has none
-    names = (name for name, plan in request.data.other_plans.items() if others.get(name, plan) != plan)
+    names = (name for name, plan in request.cases.other_plans.items() if others.get(name, plan) != plan)
     _refuse_finished(path, "plans of other datasets", ", ".join(names))
     num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
     seen = {os.path.splitext(case["path"])[0] for case in content["cases"][:num_own]}
-    there = {os.path.splitext(relative_path(case))[0] for case in request.data.cases}
+    there = {os.path.splitext(relative_path(case))[0] for case in request.cases.used}
     _refuse_finished(path, "cases", ", ".join(sorted(seen ^ there)[:5]))
-
-
-def _value(settings: Mapping[str, Any], name: str) -> Any:
-    """Return a setting by a name such as pcrlv2.views.num_local; None: there is none of this name."""
-    found: Any = settings
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _refuse_finished(path: str, what: str, differing: str) -> None:
@@ -226,7 +229,7 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
     with output_folder.creating():
         os.mkdir(aside)
         if os.path.isfile(final) and not _is_kept(final):
-            _link_or_copy(final, kept)
+            shutil.copy2(final, kept)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(aside, name))
         if os.path.isfile(final):
@@ -264,10 +267,3 @@ def _is_kept(final: str) -> bool:
     """Tell if an earlier --overwrite has kept a copy of this result."""
     kept = glob(os.path.join(escape(os.path.dirname(final)), "old_*", checkpoint.FINAL))
     return any(filecmp.cmp(final, path) for path in kept)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

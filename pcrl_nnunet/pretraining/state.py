@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.pretraining.settings import PretrainSettings
-from pcrl_nnunet.settings import without_settings
+from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.pretraining.result import versions
+from pcrl_nnunet.settings import differences, without_settings
 
 
-def agreement(
-    settings: PretrainSettings, plans: Mapping[str, Any], cases: Sequence[Case], other_plans: Mapping[str, str]
-) -> dict[str, Any]:
+def agreement(request: Request) -> dict[str, Any]:
     """Return what a training state and the training that goes on from it have to agree in."""
     return {
-        "settings": settings.as_dict(),
-        "plans": without_settings(plans),
-        "cases": [case.name for case in cases],
-        "other_plans": dict(other_plans),
+        "settings": request.settings.as_dict(),
+        "plans": without_settings(request.plan.plans),
+        "cases": [case.name for case in request.cases.used],
+        "other_plans": dict(request.cases.other_plans),
     }
 
 
@@ -34,7 +36,7 @@ def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) 
         then = of_state[what]
         if then != value:
             if isinstance(value, dict):
-                differing = differences(then, value)
+                differing = list(differences(then, value))
             else:
                 differing = sorted(set(value) ^ set(then))[:5] or ["their order"]
             raise UserError(
@@ -43,13 +45,14 @@ def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) 
             )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the values that differ, also those within blocks, such as pcrlv2.restoration."""
-    found = []
-    for name in dict.fromkeys((*now, *then)):
-        one, other = then.get(name, ...), now.get(name, ...)  # None is a value
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += [f"{name}.{inner}" for inner in differences(one, other)]
-        elif one != other:
-            found.append(name)
-    return found
+def agree_with_other_ranks(request: Request, cases: Sequence[Case]) -> None:
+    """Raise `UserError`, on all ranks, where another machine has other settings, plans, cases or versions."""
+    paths = {case.name: case.path for case in cases}
+    for what, value in (
+        ("settings", repr(request.settings)),
+        ("plans", plans_hash(request.plan.plans)),
+        # None: it is not there, which is said where it is read
+        ("cases", repr({name: os.path.getsize(p) if os.path.exists(p) else None for name, p in paths.items()})),
+        ("versions", repr(versions())),
+    ):
+        distributed.require_same(what, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,32 +15,29 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
+from pcrl_nnunet.networks import gathered
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.pretraining.optimisation import clip
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 
 
+@dataclass
 class Stepper:
     """Forward and backward pass, exchange among processes, clipping, optimiser, and the method's own update.
 
-    Args:
+    Attributes:
         method: on the device.
         groups: what is trained.
         grad_scaler: for mixed precision; None: float32.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        groups: Sequence[ParameterGroup],
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
-        grad_scaler: torch.amp.GradScaler | None,
-        settings: PretrainSettings,
-        device: torch.device,
-    ) -> None:
-        self.method, self.groups, self.settings, self.device = method, groups, settings, device
-        self.optimizer, self.scheduler, self.grad_scaler = optimizer, scheduler, grad_scaler
+    method: Method
+    groups: Sequence[ParameterGroup]
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    grad_scaler: torch.amp.GradScaler | None
+    settings: PretrainSettings
+    device: torch.device
 
     def __call__(self, batch: Mapping[str, Any], step: int, drawn: Any = None) -> tuple[StepOutput, dict[str, float]]:
         """Do one step, with the choices drawn for it unless others are given.
@@ -79,12 +77,22 @@ class Stepper:
         values = distributed.total(losses * share).tolist()
         return output, dict(zip(("loss", *output.terms), values, strict=True))
 
+    def _check(self, output: StepOutput) -> None:
+        """Raise `TypeError` for an output that log and report would not show as the method's author expects."""
+        method, quantities = self.method, {quantity.name for quantity in self.method.quantities}
+        if output.loss.ndim:
+            raise TypeError(f"the loss of {method.name} has the shape {tuple(output.loss.shape)}; expected one number")
+        for what, given, known in (("terms", output.terms, {*method.terms}), ("values", output.values, quantities)):
+            if surplus := sorted(given.keys() - known):
+                raise TypeError(f"a step of {method.name} gives {what} that the method does not declare: {surplus}")
+
     def _step(
         self, data: Mapping[str, Tensor], drawn: Any, cases: Sequence[str], step: int, share: float
     ) -> StepOutput:
         # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
             output: StepOutput = self.method(data, drawn, step / self.settings.steps)
+        self._check(output)
         loss = output.loss * share
         _stop_unless_finite("loss", distributed.total(loss), cases, step)
         stepped = True
@@ -104,7 +112,8 @@ class Stepper:
             _stop_unless_finite("gradient", norm, cases, step)  # clipping makes NaN of an infinite one
             self.optimizer.step()
         with torch.no_grad():
-            self.method.after_step(output, stepped)
+            kept = {name: gathered(value) for name, value in output.kept.items()}
+            self.method.after_step(replace(output, kept=kept), stepped)
         return output
 
 

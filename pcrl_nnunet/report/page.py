@@ -70,7 +70,7 @@ class Report:
             ("What it sees", lambda: self._views(facts)),
             ("Cases", lambda: sections.cases(facts)),
             ("What comes next", lambda: sections.following(following)),
-            ("Settings", lambda: sections.settings(facts.settings.as_dict())),
+            ("Settings", lambda: sections.settings(facts.request.settings.as_dict())),
         )
         body = [sections.heading(facts, finished)]
         for title, make in parts:
@@ -81,13 +81,13 @@ class Report:
                 content = f'<p class="alarm">This section could not be made ({text(_said(error))}).</p>'
             if content:
                 body.append(f"<section>\n<h2>{text(title)}</h2>\n{content}\n</section>")
-        return page(f"{' + '.join(facts.data.found.datasets)}: pretraining", "\n".join(body))
+        return page(f"{' + '.join(facts.request.cases.datasets)}: pretraining", "\n".join(body))
 
     def _learning(self, facts: Facts) -> str:
         if not self.epochs:
             return "<p>The first epoch has not ended yet.</p>"
         last, quantities = self.epochs[-1], facts.network.quantities
-        verdict = judge(last["monitor"], last["epoch"] * facts.settings.iters_per_epoch, quantities)
+        verdict = judge(last["monitor"], last["epoch"] * facts.request.settings.iters_per_epoch, quantities)
         alarms = "".join(f'<p class="alarm"><b>Alarm:</b> {text(said)}</p>' for said in verdict.alarms)
         groups = list(dict.fromkeys(group for values in last["monitor"].values() for group in values))
         groups.sort(key=lambda group: (len(group), group))
@@ -117,7 +117,7 @@ class Report:
 
     def _earlier(self, facts: Facts) -> str:
         """List the alarms of the epochs before the last."""
-        steps, quantities = facts.settings.iters_per_epoch, facts.network.quantities
+        steps, quantities = facts.request.settings.iters_per_epoch, facts.network.quantities
         epochs = [(e["epoch"], judge(e["monitor"], e["epoch"] * steps, quantities)) for e in self.epochs[:-1]]
         found = [(epoch, alarm) for epoch, verdict in epochs for alarm in verdict.alarms]
         if not found:
@@ -169,7 +169,7 @@ class Report:
         )
 
     def _examples_of(self, facts: Facts) -> list[Example]:
-        self._examples = self._examples or examples_of(facts.loader, facts.dataset_json)
+        self._examples = self._examples or examples_of(facts.loader, facts.request.plan.dataset_json)
         return self._examples
 
 

@@ -140,8 +140,7 @@ def _boxes_on_a_slice(
 
 def _middle(image: np.ndarray, channel: int = 0) -> np.ndarray:
     """The middle slice of a channel of (C, *size)."""
-    plane: np.ndarray = image[channel, image.shape[1] // 2] if image.ndim == 4 else image[channel]
-    return plane
+    return image[channel, image.shape[1] // 2] if image.ndim == 4 else image[channel]
 
 
 def _slices(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""progress.png of a pretraining, and the logger that draws it."""
+"""progress.png of a pretraining and of a classification, and the loggers that draw it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.methods.base import Method
+
+Panel = tuple[str, float | None, float | None, Mapping[str, str]]  # title, lower end, dotted line, labels of curves
 
 
 class PretrainLogger(LocalLogger):
@@ -27,21 +29,31 @@ class PretrainLogger(LocalLogger):
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
-        path = os.path.join(output_folder, "progress.png")
-        with whole(path) as draft:
-            pretraining_progress(self.my_fantastic_logging, self.method, draft)
+        method = self.method
+        panels: list[Panel] = [
+            ("losses", None, None, {"train_losses": "loss", **(method.terms if len(method.terms) > 1 else {})}),
+            *((f"{q.heading} ({q.good})", q.lower, q.line, {q.name: "mean"}) for q in method.quantities),
+            ("learning rate", 0, None, {"lrs": "rate"}),
+        ]
+        draw_progress(self.my_fantastic_logging, panels, output_folder)
 
 
-def pretraining_progress(log: Mapping[str, Sequence[float]], method: type[Method], path: str) -> None:
-    """Draw the curves of a pretraining as a PNG, an epoch a point: losses, quantities, learning rate."""
-    panels: list[tuple[str, float | None, float | None, dict[str, str]]] = [
-        ("losses", None, None, {"train_losses": "loss", **(method.terms if len(method.terms) > 1 else {})}),
-        *(
-            (f"{quantity.heading} ({quantity.good})", quantity.lower, quantity.line, {quantity.name: "mean"})
-            for quantity in method.quantities
-        ),
-        ("learning rate", 0, None, {"lrs": "rate"}),
-    ]
+class ClassificationLogger(LocalLogger):
+    """nnU-Net's logger, which holds the AUROC in the place of Dice."""
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        """Write progress.png, whole or not at all."""
+        of_auroc = {"mean_fg_dice": "epoch", "ema_fg_dice": "moving mean"}
+        panels: list[Panel] = [
+            ("loss", None, None, {"train_losses": "training", "val_losses": "validation"}),
+            ("AUROC on batches of validation samples (0.5: chance)", None, 0.5, of_auroc),
+            ("learning rate", 0, None, {"lrs": "rate"}),
+        ]
+        draw_progress(self.my_fantastic_logging, panels, output_folder)
+
+
+def draw_progress(log: Mapping[str, Sequence[float]], panels: Sequence[Panel], output_folder: str) -> None:
+    """Draw the curves of a training into progress.png, an epoch a point."""
     figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True)
     for axis, (title, lower, line, curves) in zip(axes, panels, strict=True):
@@ -56,4 +68,5 @@ def pretraining_progress(log: Mapping[str, Sequence[float]], method: type[Method
         axis.grid(alpha=0.3)
         axis.legend(loc="best")
     axes[-1].set_xlabel("epoch")
-    figure.savefig(path, dpi=100)
+    with whole(os.path.join(output_folder, "progress.png")) as draft:
+        figure.savefig(draft, dpi=100)

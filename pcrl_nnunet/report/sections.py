@@ -20,9 +20,9 @@ CASES_LISTED = 200  # a folder of cases
 
 def heading(facts: Facts, finished: bool) -> str:
     """Return what was trained, on what, and how far."""
-    s, log = facts.settings, facts.log
+    request, s, log = facts.request, facts.request.settings, facts.log
     badge = "finished" if finished else "not finished"
-    fold = "all cases" if facts.fold == "all" else f"fold {facts.fold}"
+    fold = "all cases" if request.fold == "all" else f"fold {request.fold}"
     times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
     a_step = [(end - start) / s.iters_per_epoch for start, end in times]
     short = {
@@ -43,10 +43,10 @@ def heading(facts: Facts, finished: bool) -> str:
     )
     return (
         f'<header><p class="kind">Pretraining by {text(facts.network.title)}, without labels</p>'
-        f"<h1>{text(' + '.join(facts.data.found.datasets))} "
+        f"<h1>{text(' + '.join(request.cases.datasets))} "
         f'<span class="badge {"done" if finished else "open"}">{badge}</span></h1>'
-        f'<p class="of"><span>plan <b>{text(facts.plans["plans_name"])}</b></span> '
-        f"<span>configuration <b>{text(facts.configuration)}</b></span> <span><b>{text(fold)}</b></span></p>"
+        f'<p class="of"><span>plan <b>{text(request.plan.plans["plans_name"])}</b></span> '
+        f"<span>configuration <b>{text(request.plan.configuration)}</b></span> <span><b>{text(fold)}</b></span></p>"
         f"<dl>{listed}</dl></header>"
     )
 
@@ -83,13 +83,13 @@ def cases(facts: Facts) -> str:
         lists.append(_names("seen before, by the checkpoint that it started from", [case["name"] for case in started]))
     if facts.init and not facts.init["all_cases_known"]:
         lists.append("<p>The checkpoint that it started from does not list all cases that it has seen.</p>")
-    if facts.data.found.copies:
-        copies = [f"{copy}, which has the voxels of {case}" for copy, case in facts.data.found.copies.items()]
+    if copies_of := facts.request.cases.copies:
+        copies = [f"{copy}, which has the voxels of {case}" for copy, case in copies_of.items()]
         lists.append(_names("left out as copies of validation cases", copies))
-    drawn = facts.steps * facts.settings.batch_size
+    drawn = facts.steps * facts.request.settings.batch_size
     return (
         f"<p>Samples are drawn from {len(facts.cases):,} cases; {drawn:,} samples so far, "
-        f"{drawn / len(facts.cases):.3g} of a case on average. {text(facts.data.found.note_on_fold())}</p>"
+        f"{drawn / len(facts.cases):.3g} of a case on average. {text(facts.request.cases.note_on_fold())}</p>"
         f"{table([['Dataset', ''], ['Folder', ''], ['Cases', ''], ['Share of the samples', '']], rows)}{''.join(lists)}"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.settings import part, pcrl_block, replaced
+from pcrl_nnunet.settings import number, part, pcrl_block, replaced
 
 WHERE = "pcrl.semi"
 
@@ -19,28 +19,17 @@ class SemiSettings:
     Lengths are shares of the epochs of ``pcrl.finetune``.
     """
 
-    supervised_share: float = 0.4  # share of the epochs in the first stage
-    pasted_share: float = 0.5  # share of the first stage's steps in which labelled patches are pasted into each other
-    teacher_momentum: float = 0.99  # of the moving average of the student's weights
-    pseudo_weight: float = 0.5  # of the pseudo-labelled part in the loss; the labelled part has weight 1
-    box_share: float = 2 / 3  # edge of the pasted box, as a share of the patch
+    # share of the epochs in the first stage
+    supervised_share: float = number(
+        0.4, ": the teacher starts from what the first stage has learned", above=0, below=1
+    )
+    # share of the first stage's steps in which labelled patches are pasted into each other
+    pasted_share: float = number(0.5, at_least=0, at_most=1)
+    teacher_momentum: float = number(0.99, at_least=0, below=1)  # of the moving average of the student's weights
+    pseudo_weight: float = number(0.5, above=0)  # of the pseudo-labelled part; the labelled part has weight 1
+    box_share: float = number(2 / 3, above=0, below=1)  # edge of the pasted box, as a share of the patch
     leave_out: tuple[str, ...] = ()  # cases that are not to be used as unlabelled ones: test cases
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.supervised_share < 1:
-            raise UserError(
-                f"{WHERE}.supervised_share is {self.supervised_share}; expected a share between 0 and 1: the teacher "
-                f"starts from what the first stage has learned"
-            )
-        for name in ("pasted_share", "teacher_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{WHERE}.{name} is {getattr(self, name)}; expected a number from 0 to 1")
-        if not 0 < self.box_share < 1 or self.pseudo_weight <= 0 or self.seed < 0:
-            raise UserError(
-                f"{WHERE} has box_share {self.box_share}, pseudo_weight {self.pseudo_weight} and seed {self.seed}; "
-                f"expected a share between 0 and 1, a weight above 0 and no negative seed"
-            )
+    seed: int = number(0, at_least=0)
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any]) -> SemiSettings:

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pydoc import locate
 from typing import Any
 
 import numpy as np
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
+
+from pcrl_nnunet.plans import resolve
 
 DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 LONG = "foreground_intensity_properties_per_channel"
 DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+
+
+def differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> dict[str, list[str]]:
+    """List all differences between a checkpoint and a plan, of the network and of the data."""
+    architecture = resolve(plans, configuration)["architecture"]
+    of_network = architecture_differences(checkpoint, architecture["network_class_name"], architecture["arch_kwargs"])
+    return {
+        "architecture_differences": of_network,
+        "data_differences": data_differences(checkpoint, plans, configuration),
+    }
+
+
+def notes_on(found: Mapping[str, list[str]]) -> list[str]:
+    """Return a note for each of the `differences`."""
+    return [
+        *(f"Note, pretrained on another network: {note}" for note in found["architecture_differences"]),
+        *(f"Note, pretrained on other data: {note}" for note in found["data_differences"]),
+    ]
 
 
 def architecture_differences(
@@ -85,15 +105,6 @@ def _spelled(value: Any) -> Any:
         return {str(key): item for key, item in value.items()} or None
     if isinstance(value, (list, tuple)):
         return list(value)
-    if isinstance(value, str) and (found := _class_of_torch(value)) is not None:
-        return found
+    if isinstance(value, str) and value.startswith("torch."):  # no other package is imported
+        return locate(value) or value
     return value
-
-
-def _class_of_torch(name: str) -> Any:
-    """Return the object of torch with a dotted name; None for another name. No other package is imported."""
-    root, *parts = name.split(".")
-    found: Any = torch if root == "torch" and parts else None
-    for part in parts:
-        found = getattr(found, part, None)
-    return found

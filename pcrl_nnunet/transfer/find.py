@@ -49,12 +49,17 @@ def pretrained(
         UserError: a file without a method in its folder's name cannot be read.
     """
     names = methods_in(results_folder, plans_name, configuration) if method is None else [method]
-    found = {name: path for name in names if (path := _first(results_folder, plans_name, configuration, fold, name))}
-    unnamed = _first(results_folder, plans_name, configuration, fold, None)
-    if unnamed is not None and method not in found:
-        name = str(checkpoint_file.read(unnamed)["method"])
-        if method in (None, name):
-            found.setdefault(name, unnamed)
+    found: dict[str, str] = {}
+    for of_fold in dict.fromkeys((str(fold), "all")):  # a method's own fold comes before `all`, in whichever folder
+        for name in names:
+            path = place(results_folder, plans_name, configuration, of_fold, name)
+            if os.path.isfile(path):
+                found.setdefault(name, path)
+        unnamed = place(results_folder, plans_name, configuration, of_fold)
+        if os.path.isfile(unnamed) and method not in found:  # read only where it may count
+            name = str(checkpoint_file.read(unnamed)["method"])
+            if method in (None, name):
+                found.setdefault(name, unnamed)
     return found
 
 
@@ -66,10 +71,6 @@ def unfinished(
     paths = [p for name in methods for p in candidates(results_folder, plans_name, configuration, fold, name)]
     states = [os.path.join(os.path.dirname(path), checkpoint_file.LATEST) for path in paths]
     return [state for state in states if os.path.isfile(state)]
-
-
-def _first(results_folder: str, plans_name: str, configuration: str, fold: int | str, method: str | None) -> str | None:
-    return next(filter(os.path.isfile, candidates(results_folder, plans_name, configuration, fold, method)), None)
 
 
 def methods_in(results_folder: str, plans_name: str, configuration: str) -> list[str]:

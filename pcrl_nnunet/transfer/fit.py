@@ -7,20 +7,18 @@ import json
 import os
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import new_folder, whole
+from pcrl_nnunet.networks.of_plan import network_of_plan
 from pcrl_nnunet.plans import PlannedConfiguration, read_json
 from pcrl_nnunet.settings import without_settings
-from pcrl_nnunet.transfer.differences import architecture_differences, data_differences
+from pcrl_nnunet.transfer.differences import differences, notes_on
 from pcrl_nnunet.transfer.find import place
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.report import TransferReport
@@ -63,7 +61,8 @@ def fit(source: str, plan: PlannedConfiguration, name: str, input_channels: str,
         UserError: the checkpoint does not fit, or files of the same names hold anything else.
     """
     checkpoint = read_encoder(source)
-    network, channels = _network(plan)
+    torch.manual_seed(0)  # what is not pretrained is always the same
+    network, channels = network_of_plan(plan.plans, plan.configuration, plan.dataset_json)
     try:
         check_architecture(checkpoint, plan.plans, plan.configuration, plan.folder)
         report = load_encoder(network, checkpoint, allow_partial=True, input_channels=input_channels)
@@ -77,9 +76,9 @@ def fit(source: str, plan: PlannedConfiguration, name: str, input_channels: str,
         new,
         os.path.join(plan.folder, f"{plans_name}.json"),
         place(folder, plans_name, plan.configuration, "all"),
-        _content(checkpoint, source, network, channels, plan, new, report),
+        _content(checkpoint, source, network, channels, replace(plan, plans=new), report),
         report,
-        _notes(checkpoint, plan),
+        notes_on(differences(checkpoint, plan.plans, plan.configuration)),
     )
     _refuse_others(fitted)
     return fitted
@@ -103,23 +102,6 @@ def write(fitted: Fitted) -> None:
         ) from error
 
 
-def _network(plan: PlannedConfiguration) -> tuple[Any, int]:
-    """Return the plan's network with random weights, always the same ones, and its number of input channels."""
-    manager = PlansManager(deepcopy(plan.plans))
-    configuration = manager.get_configuration(plan.configuration)
-    channels = determine_num_input_channels(manager, configuration, plan.dataset_json)
-    torch.manual_seed(0)
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        channels,
-        manager.get_label_manager(plan.dataset_json).num_segmentation_heads,
-        deep_supervision=True,
-    )
-    return network, channels
-
-
 def _settings(plans: Mapping[str, Any], partial: bool) -> dict[str, Any]:
     """Return the new plan's settings; if the encoder is not covered in full, fine-tuning is told to accept it."""
     block = {key: value for key, value in deepcopy(plans.get("pcrl", {})).items() if key != "checkpoint"}
@@ -132,14 +114,11 @@ def _content(
     network: Any,
     channels: int,
     plan: PlannedConfiguration,
-    new_plan: Mapping[str, Any],
     report: TransferReport,
 ) -> dict[str, Any]:
     """Return the checkpoint with the network of the plan in it; its origin and the cases that it saw stay."""
     state = network.state_dict()
-    adaptation_plan = checkpoint_file.nnssl_adaptation_plan(
-        new_plan, plan.configuration, plan.resolved, tuple(plan.resolved["patch_size"]), channels, network
-    )
+    adaptation_plan = checkpoint_file.nnssl_adaptation_plan(plan, plan.resolved["patch_size"], channels, network)
     if stated := checkpoint["nnssl_adaptation_plan"].get("pretrain_plan"):
         adaptation_plan["pretrain_plan"] = stated  # of the data that it has seen
     pretrained = {state[name].untyped_storage()._cdata for name in (*report.loaded, *report.adapted)}
@@ -154,16 +133,6 @@ def _content(
         "nnssl_adaptation_plan": adaptation_plan,
         "adapted": {"checkpoint": source, "encoder_share": report.encoder_share, "notes": report.notes},
     }
-
-
-def _notes(checkpoint: Mapping[str, Any], plan: PlannedConfiguration) -> list[str]:
-    architecture = plan.resolved["architecture"]
-    network = architecture_differences(checkpoint, architecture["network_class_name"], architecture["arch_kwargs"])
-    data = data_differences(checkpoint, plan.plans, plan.configuration)
-    return [
-        *(f"Note, pretrained on another network: {difference}" for difference in network),
-        *(f"Note, pretrained on other data: {difference}" for difference in data),
-    ]
 
 
 def _refuse_others(fitted: Fitted) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.named_plans import COPY_KEY
+from pcrl_nnunet.plans import read_json
 
 FITTED_KEY = "pcrl_fitted"  # in a plan that pcrl_nnunet_transfer wrote: the checkpoint that the plan is for
 NOT_TO_CHOOSE = {FITTED_KEY, COPY_KEY, "pcrl_target"}
@@ -108,9 +108,8 @@ def check_architecture(
 def _shapes_in(folder: str) -> Iterator[tuple[str, str, EncoderShape | None]]:
     """Yield plan, configuration and encoder of a dataset's plans, without plans of transfers and without cascades."""
     for file in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            with open(file, encoding="utf-8") as content:
-                plans = json.load(content)
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # the first is a `UserError`, too
+            plans = read_json(file, "plan again")
             for name, configuration in plans["configurations"].items():
                 if not (plans.keys() & NOT_TO_CHOOSE or configuration.get("previous_stage")):
                     yield plans["plans_name"], name, EncoderShape.of_plan(plans, name)

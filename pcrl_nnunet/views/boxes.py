@@ -56,23 +56,9 @@ class Box:
     def volume(self) -> int:
         return math.prod(self.shape)
 
-    def intersection(self, other: Box) -> Box | None:
-        """The voxels in both, None where there are none."""
-        lower = tuple(map(max, self.lower, other.lower))
-        upper = tuple(map(min, self.upper, other.upper))
-        return Box(lower, upper) if all(low < high for low, high in zip(lower, upper, strict=True)) else None
-
-    def iou(self, other: Box) -> float:
-        """Intersection over union of the two sets of voxels."""
-        common = self.intersection(other)
-        return _iou(common.volume if common else 0, self.volume + other.volume)
-
     def union_bounds(self, other: Box) -> Box:
         """The smallest box around both."""
         return Box(tuple(map(min, self.lower, other.lower)), tuple(map(max, self.upper, other.upper)))
-
-    def contains(self, other: Box) -> bool:
-        return self.union_bounds(other) == self
 
     def clamp(self, outer: Box) -> Box:
         """The part of this box within `outer`; the nearest voxels of `outer` where the two do not meet."""

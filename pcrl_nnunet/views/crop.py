@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcrl_nnunet.views.background import Background
 from pcrl_nnunet.views.boxes import Box, sample_inside
 from pcrl_nnunet.views.settings import Augmentation
 from pcrl_nnunet.views.spatial import AffineMap, resample, sample_map
-from pcrl_nnunet.views.sub_crop import MAX_TRIES, Volume, background, least_background
+from pcrl_nnunet.views.sub_crop import MAX_TRIES, Volume, least_background, read_region
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def draw_crop(
             missing = [(length - there) // 2 for length, there in zip(size, inside.shape, strict=True)]
             box = Box.of_size([low - m for low, m in zip(inside.lower, missing, strict=True)], size)
             view = _evaluated(volume, plane, sample_map(box, tuple(size), spacing, augmentation, rng), whole)
-            yield background(view), Crop(view, box.clamp(whole), plane)
+            yield Background.of(view).share(view), Crop(view, box.clamp(whole), plane)
 
     return least_background(draws())
 
@@ -65,6 +66,4 @@ def draw_crop(
 def _evaluated(volume: Volume, plane: tuple[int, ...], affine: AffineMap, whole: Box) -> np.ndarray:
     """Read the footprint of a map, and evaluate the view."""
     region = affine.footprint().clamp(whole)
-    in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
-    image = np.asarray(volume[in_volume.index()], dtype=np.float32)
-    return resample(image.reshape(len(image), *region.shape), affine.shifted(region.lower))
+    return resample(read_region(volume, plane, region), affine.shifted(region.lower))

@@ -123,8 +123,7 @@ def _grey(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
     axes = tuple(range(1, image.ndim))
     image = (image - image.min(axes, keepdims=True)) * np.float32(brightness) + image.min(axes, keepdims=True)
     mean = image.mean(axes, keepdims=True)
-    grey: np.ndarray = (image - mean) * np.float32(contrast) + mean
-    return grey
+    return (image - mean) * np.float32(contrast) + mean
 
 
 def _gamma(image: torch.Tensor, exponent: float) -> torch.Tensor:

@@ -6,12 +6,15 @@ Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the firs
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.settings import number
 
 Size = tuple[int, ...]
+CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class ViewSettings:
     global_input_size: Size
     local_input_size: Size
     spacing: tuple[float, ...]
-    num_local: int = 6
-    min_iou: float = 0.3
+    num_local: int = number(6, at_least=0)
+    min_iou: float = number(0.3, at_least=0, below=1)
     crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's other way, in 2D and Table 3
 
     def __post_init__(self) -> None:
@@ -32,7 +35,7 @@ class ViewSettings:
         if not all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.spacing):
             raise UserError(f"views.spacing is {self.spacing}; expected a number of mm above 0 for each axis")
         object.__setattr__(self, "spacing", tuple(self.spacing))
-        for name in ("global_crop_sizes", "local_crop_sizes"):
+        for name in CROP_SIZES:
             given = getattr(self, name)
             if not given or not all(_is_size(size, dim) for size in given):
                 raise UserError(f"views.{name} is {given}; expected sizes of {dim} positive numbers of voxels each")
@@ -42,17 +45,24 @@ class ViewSettings:
             if not _is_size(given, dim):
                 raise UserError(f"views.{name} is {given}; expected {dim} positive numbers of voxels")
             object.__setattr__(self, name, tuple(given))
-        if self.num_local < 0:
-            raise UserError(f"views.num_local is {self.num_local}; expected 0 or more")
-        if not 0 <= self.min_iou < 1:
-            raise UserError(f"views.min_iou is {self.min_iou}; expected a number from 0 to below 1")
-        if self.crops not in ("sub_crop", "multi_crop"):
-            raise UserError(f"views.crops is '{self.crops}'; expected 'sub_crop' or 'multi_crop'")
 
     @property
     def voxels_per_sample(self) -> int:
         """Voxels that the network sees for one sample: two global and all local views."""
         return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
+
+
+def names_of_large_crops(views: Any, median: Sequence[float]) -> list[str]:
+    """Return the names of the crops' sizes in a block of settings if one of these exceeds an image, else none.
+
+    Args:
+        views: the block; anything else has no such sizes.
+        median: size of the image, voxels.
+    """
+    given = [name for name in CROP_SIZES if isinstance(views, Mapping) and name in views]
+    sizes = [size for name in given for size in views[name]]
+    large = any(length > limit for size in sizes for length, limit in zip(size, median, strict=False))
+    return given if large else []
 
 
 def _is_size(given: Any, dim: int) -> bool:

@@ -78,11 +78,6 @@ class SubCropTransform(AbstractTransform):
         """
         views = self.views
         extra = len(shape) - len(views.spacing)
-        if extra not in (0, 1) or (extra == 1 and len(views.spacing) != 2):
-            raise ValueError(
-                f"data has {len(shape)} spatial axes and the views have {len(views.spacing)}; expected one "
-                f"sample (C, *spatial), 3D for 3D views, 2D or 3D for 2D ones"
-            )
         plane = tuple(int(rng.integers(length)) for length in shape[:extra])
         boxes = sample_view_boxes(tuple(shape[extra:]), views, rng)
         maps = {
@@ -96,6 +91,12 @@ class SubCropTransform(AbstractTransform):
         return plane, boxes, maps
 
 
+def read_region(volume: Volume, plane: tuple[int, ...], region: Box) -> np.ndarray:
+    """Read the voxels of a box, (C, *region), in the slice `plane` of a volume with one axis more, if it is given."""
+    in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
+    return volume[in_volume.index()].reshape(volume.shape[0], *region.shape)
+
+
 def read_views(
     volume: Volume, plane: tuple[int, ...], boxes: ViewBoxes, maps: dict[str, list[AffineMap]]
 ) -> dict[str, Any]:
@@ -105,9 +106,7 @@ def read_views(
     for affine in (affine for group in maps.values() for affine in group):
         region = region.union_bounds(affine.footprint())
     region = region.clamp(whole)
-    in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
-    data = _owned(volume[in_volume.index()])
-    data = data.reshape(data.shape[0], *region.shape)
+    data = _owned(read_region(volume, plane, region))
     origin = region.lower
     return {
         "data": data,
@@ -185,8 +184,3 @@ def _owned(part: np.ndarray) -> np.ndarray:
     """The part as float32 with memory of its own: whatever comes after may write into it."""
     array = np.ascontiguousarray(part, dtype=np.float32)
     return array if array.base is None else array.copy()
-
-
-def background(data: np.ndarray) -> float:
-    """Return the share of voxels of (C, *spatial) that are background by their own values, see `Background`."""
-    return Background.of(data).share(data)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from pcrl_nnunet.classification import figures
+from pcrl_nnunet.report import progress
 
 
 @pytest.fixture
@@ -17,11 +20,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
-def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(drawn: list[Figure]) -> None:
+def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(
+    drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "whole", nullcontext)
     keys = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
     log = {key: [i + 0.1, i + 0.2, i + 0.3] for i, key in enumerate(keys)}
-    figures.classification_progress(log, "x.png")
-    shown = [[list(line.get_ydata()) for line in axis.lines] for axis in drawn[0].axes]
+    logger = progress.ClassificationLogger()
+    logger.my_fantastic_logging |= log
+    logger.plot_progress_png("folder")
+    shown = [[list(line.get_ydata()) for line in axis.lines if len(line.get_ydata()) == 3] for axis in drawn[0].axes]
     assert shown == [[log[keys[0]], log[keys[1]]], [log[keys[2]], log[keys[3]]], [log[keys[4]]]]
     assert "AUROC" in drawn[0].axes[1].get_title()
 

@@ -23,7 +23,7 @@ from in_this_process import InThisProcess
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from pcrl_nnunet.cli import classify, compare, preprocess, pretrain
-from pcrl_nnunet.ingest import maskless, unlabelled
+from pcrl_nnunet.ingest import maskless, workers
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.trainers import PCRLClassificationScratchTrainer, PCRLClassificationTrainer
 
@@ -48,7 +48,7 @@ def one_process():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=ThreadPool))
-        patch.setattr(unlabelled, "worker_pool", worker_pool)
+        patch.setattr(workers, "worker_pool", worker_pool)
         patch.setattr(maskless, "subprocess", SimpleNamespace(run=nnunet))
         patch.setenv("nnUNet_def_n_proc", "1")
         patch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning takes it for a number of threads
@@ -283,8 +283,8 @@ def test_a_dataset_without_masks_is_preprocessed_by_an_edited_plan(folder, monke
 
 
 @pytest.mark.long
-def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch):
-    """From RGB pictures without masks to predictions, by the commands, in processes of their own."""
+def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypatch, forked_commands):
+    """From RGB pictures without masks to predictions, by the commands."""
     name, names = "Dataset778_Photographs", [f"{i:03d}" for i in range(6)]
     raw = tmp_path / "raw" / name
     (raw / "imagesTr").mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_colours_of_one_file_are_the_channels_of_a_photograph(tmp_path, monkeypa
     for folder in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "778", "-np", "1", "-c", "2d"]
+    command = [forked_commands / "pcrl_nnunet_preprocess", "-d", "778", "-np", "1", "-c", "2d"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

@@ -126,10 +126,12 @@ def test_scans_of_any_type_and_name_become_what_nnunet_would_train_on(
     assert "0 made, 12 there already, 1 skipped, 1 bad" in capsys.readouterr().out
 
 
-def test_too_many_bad_scans_end_with_status_1_and_one_sentence(nnunet: Path, tmp_path: Path) -> None:
+def test_too_many_bad_scans_end_with_status_1_and_one_sentence(
+    nnunet: Path, tmp_path: Path, forked_commands: Path
+) -> None:
     for k in range(3):
         (tmp_path / f"{k}.mha").write_text("nothing")
-    command = [sys.executable, "-m", "pcrl_nnunet.cli.preprocess", "-d", "321", "-i", str(tmp_path), "-np", "1"]
+    command = [forked_commands / "pcrl_nnunet_preprocess", "-d", "321", "-i", str(tmp_path), "-np", "1"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: 3 of 3 scans are bad, over 10%")

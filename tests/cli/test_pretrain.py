@@ -46,7 +46,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     assert re.search(r"\n  background            global views \d+ %, local views \d+ % \(.*\)\n", out)
     assert not tiny.results.exists()
     pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_nnUNetPlans_3d_fullres"
-    assert {p.name for p in pictures.glob("*.png")} == {"case_0.png", "case_2.png", "case_3.png"}
+    assert {p.name for p in pictures.glob("*.png")} == {f"views_of_case_{i}.png" for i in (0, 2, 3)}
     assert str(pictures) in out
     assert list(tiny.cwd.iterdir()) == [pictures]
     assert {p.name for p in tiny.folder.iterdir()} == {

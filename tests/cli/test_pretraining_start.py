@@ -173,12 +173,23 @@ def test_a_checkpoint_of_version_0_1_0_is_finished_for_c_and_starts_another_one(
     (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(make_plan()))
 
     before = checkpoint.read(str(place))
-    assert command(*SHORT, "-init", str(place)) == 0
+    assert "is a finished pretraining" in command(*SHORT)
+    assert command(*SHORT, "--overwrite", "-init", str(place)) == 0
     own = len(before["method_weights"])
     assert f"{own} of {own} tensors of the method's own weights go on" in capsys.readouterr().out
     after = checkpoint.read(str(folder_of(tiny) / checkpoint.FINAL))
     assert after["init"]["checkpoint"] == str(place)
     assert after["init"]["encoder_share"] == 1
+
+
+def test_an_unfinished_pretraining_of_version_0_1_0_is_not_started_over_by_c(command, tiny):
+    state = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / checkpoint.LATEST
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"of another version")
+    for flags in ([], ["--c"]):
+        assert f"{state} is the unfinished pretraining of an older version; finish it with" in command(*SHORT, *flags)
+    assert state.read_bytes() == b"of another version"
+    assert command(*SHORT, "--overwrite") == 0
 
 
 def test_overwrite_keeps_all_of_the_earlier_pretraining_and_its_result_until_there_is_a_new_one(
@@ -431,7 +442,7 @@ def test_a_dry_run_replaces_its_pictures_and_nothing_that_is_not_its_own(command
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"case_9{suffix}")
     assert command(*SHORT, "--dry_run") == 0
     assert sorted(p.name for p in pictures.glob("*")) == [
-        ".pcrl_nnunet", "case_0.png", "case_2.png", "case_9.png", "mine.png", "notes",
+        "mine.png", "notes", "views_of_case_0.png", "views_of_case_2.png", "views_of_case_9.png",
     ]  # fmt: skip
     assert (pictures / "mine.png").read_text() == "mine"
 

@@ -45,8 +45,7 @@ def pretrained(tiny, tmp_path, plan=None, seed=0, init=None):
     trainer = make_trainer(plan=plan, dataset_json=tiny.dataset_json, **given)
     trainer.initialize()
     if init is not None:
-        networks = trainer.plan_network, trainer.network
-        trainer.init, _ = load_initial(init, *networks, plan, "3d_fullres", str(tiny.folder))
+        trainer.init, _ = load_initial(init, trainer.plan_network, trainer.network, trainer.request.plan)
     path = str(tmp_path / f"pretrained_{seed}.pth")
     checkpoint.write(path, trainer.final_content())
     return path

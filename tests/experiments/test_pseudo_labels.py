@@ -87,7 +87,7 @@ def test_voxels_outside_the_mask_of_normalisation_are_marked_as_by_nnunet(work, 
 def test_it_goes_on_where_it_was_stopped(work, monkeypatch):
     Predictor.calls = 0
     with monkeypatch.context() as patch:
-        patch.setattr(pseudo_labels.pickle, "dump", lambda *_: 1 / 0)
+        patch.setattr(pseudo_labels, "write_pickle", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write(work.labels)
     write(work.labels)

@@ -24,7 +24,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.find import find_scans
 from pcrl_nnunet.ingest.scans import SetAside, Target
-from pcrl_nnunet.ingest.unlabelled import BAD_LIST, MANIFEST, Summary, preprocess, unlabelled_folder, worker_pool
+from pcrl_nnunet.ingest.unlabelled import BAD_LIST, MANIFEST, Summary, preprocess, unlabelled_folder
+from pcrl_nnunet.ingest.workers import worker_pool
 from pcrl_nnunet.loading.cases import find_cases
 
 RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}

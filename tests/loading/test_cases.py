@@ -59,8 +59,8 @@ def test_an_unpacked_array_is_preferred_to_its_archive(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image, labels = np.random.default_rng(0).standard_normal((1, 4, 5, 6)), np.ones((1, 4, 5, 6), np.int8)
-    np.savez(tmp_path / "x.npz", data=image, seg=labels)
+    image = np.random.default_rng(0).standard_normal((1, 4, 5, 6))
+    np.savez(tmp_path / "x.npz", data=image, seg=np.ones((1, 4, 5, 6), np.int8))
     (case,) = find_cases(str(tmp_path))
 
     def killed(path: str, array: np.ndarray) -> None:
@@ -71,13 +71,12 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(cases_module.np, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            cases_module.unpack(case, segmentation=True)
+            cases_module.unpack(case)
     assert len(list(tmp_path.glob("*.npy"))) == 1
     assert find_cases(str(tmp_path)) == [case]
-    unpacked = cases_module.unpack(case, segmentation=True)
+    unpacked = cases_module.unpack(case)
     assert unpacked == Case("x", str(tmp_path / "x.npy")) == cases_module.unpack(unpacked)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), image)
-    np.testing.assert_array_equal(np.load(tmp_path / "x_seg.npy"), labels)
     (tmp_path / "y.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"case y cannot be read from .*y\.npz .*: preprocess the image again"):
         cases_module.unpack(Case("y", str(tmp_path / "y.npz")))

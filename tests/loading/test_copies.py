@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import DATASET_JSON, write_target
 
 from pcrl_nnunet.cli import preprocess
-from pcrl_nnunet.ingest import unlabelled
+from pcrl_nnunet.ingest import workers
 from pcrl_nnunet.loading import copies
 from pcrl_nnunet.loading.cases import Case, fingerprint
 from pcrl_nnunet.loading.copies import find_copies, with_known_voxels
@@ -110,7 +110,7 @@ def test_a_validation_cases_image_in_any_format_and_number_type_is_left_out(
     """From files to cases: nnU-Net preprocesses the dataset's image, our command preprocesses the copies."""
     for folder in ("raw", "preprocessed"):
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
-    monkeypatch.setattr(unlabelled, "worker_pool", lambda num: nullcontext(InThisProcess()))
+    monkeypatch.setattr(workers, "worker_pool", lambda num: nullcontext(InThisProcess()))
     statistics = {"mean": 300.0, "std": 150.0, "percentile_00_5": 10.0, "percentile_99_5": 700.0}
     name, spacing = "Dataset042_Liver", [2.0, 1.0, 1.1]
     plan = write_target(tmp_path, name, scheme, statistics, use_mask_for_norm=[mask], spacing=spacing)

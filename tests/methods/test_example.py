@@ -44,10 +44,10 @@ def test_the_example_is_short():
     assert len([line for line in lines if line.strip()]) < 100
 
 
-def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment):
+def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment, forked_commands):
     folders = {name: os.environ[name] for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     run = subprocess.run(
-        [sys.executable, "-P", "-c", COMMANDS],
+        [forked_commands / "python", "-P", "-c", COMMANDS],
         env={**environment, **folders, "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"},
         capture_output=True,
         text=True,
@@ -64,10 +64,10 @@ def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment):
     assert '"method": "denoising"' in (tuned / "transfer.json").read_text(encoding="utf-8")
 
 
-def test_it_keeps_the_contract(environment):
+def test_it_keeps_the_contract(environment, forked_commands):
     run = subprocess.run(
         [
-            sys.executable,
+            forked_commands / "python",
             "-P",
             "-m",
             "pytest",

@@ -12,8 +12,9 @@ import pytest
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import Method, registry
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
-from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, method_class, names
+from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, RESERVED, method_class, names
 from pcrl_nnunet.output_folder import METHOD
+from pcrl_nnunet.pretraining.settings import PretrainSettings
 
 
 class Mine(Method):
@@ -56,6 +57,17 @@ def test_every_built_in_method_calls_itself_by_its_name() -> None:
     for name in BUILT_IN:
         assert method_class(name).name == name
         assert re.fullmatch(METHOD, name)
+
+
+@pytest.mark.parametrize("name", ["scratch", "seed", "3d_fullres", "method"])
+def test_a_name_that_means_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    offered(monkeypatch, (name, f"{HERE}:Mine", "my_package"))
+    with pytest.raises(UserError, match=f"a method of my_package is called '{name}', which is"):
+        method_class(name)
+
+
+def test_names_of_settings_are_reserved() -> None:
+    assert {*PretrainSettings.__dataclass_fields__} <= {*RESERVED}
 
 
 def test_names_are_listed_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,9 +150,9 @@ def test_block_of_a_new_plan_says_what_happens_without_one_and_changes_no_settin
     pretrain = dict(plan["pcrl"]["pretrain"])
     names = [name for name in plan["configurations"] if name != "3d_cascade_fullres"]
     of_configurations = {name: pretrain.pop(name) for name in names}
-    assert pretrain == {"method": "pcrlv2", "epochs": 240, "iters_per_epoch": 250, "initial_lr": 0.03, "seed": 0}
+    assert pretrain == {"method": "pcrlv2", "epochs": 240, "iters_per_epoch": 250, "seed": 0}
     for block in of_configurations.values():
-        assert set(block) == {"batch_size", "pcrlv2"}
+        assert set(block) == {"pcrlv2"}
         assert (block["pcrlv2"]["restoration"], block["pcrlv2"]["levels"]) == ("single", [])
         assert {"global_input_size", "num_local"} < set(block["pcrlv2"]["views"])
     finetune = {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_share": 0.05}

@@ -32,7 +32,8 @@ def unlabelled(tiny):
 
 
 def find(fold="all", plan=None, **others):
-    return PretrainingCases.find(plan or make_plan(), "3d_fullres", fold, others)
+    places = {name: (place, "hash of its plan") for name, place in others.items()}
+    return PretrainingCases.find(plan or make_plan(), "3d_fullres", fold, places)
 
 
 def names(cases):

@@ -113,10 +113,10 @@ def test_batch_norms_with_two_names_stay_one() -> None:
     assert type(network["c"]) is nn.InstanceNorm3d
 
 
-def run(script: Path, results: Path, *command: str, wait_at: int = -1) -> subprocess.Popen[str]:
+def run(python: Path, script: Path, results: Path, *command: str, wait_at: int = -1) -> subprocess.Popen[str]:
     environ = {"nnUNet_results": str(results), "STEPS": str(results) + ".steps", "WAIT_AT": str(wait_at)}
     return subprocess.Popen(
-        [sys.executable, *command],
+        [python, *command],
         env={**os.environ, **environ, "OMP_NUM_THREADS": "1"},
         cwd=script.parent,
         stdout=subprocess.PIPE,
@@ -127,12 +127,14 @@ def run(script: Path, results: Path, *command: str, wait_at: int = -1) -> subpro
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_processes_that_torch_spawns_and_torchrun_starts_do_the_same(tiny, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+def test_processes_that_torch_spawns_and_torchrun_starts_do_the_same(
+    tiny, tmp_path: Path, forked_commands: Path
+) -> None:
+    python, script = forked_commands / "python", tmp_path / "script.py"
     script.write_text(SCRIPT)
     first, second = tmp_path / "first", tmp_path / "second"
 
-    stopped = run(script, first, str(script), *COMMAND, "-num_gpus", "2", wait_at=0)
+    stopped = run(python, script, first, str(script), *COMMAND, "-num_gpus", "2", wait_at=0)
     for _ in range(1200):
         if (tmp_path / "first.steps").exists() and (tmp_path / "first.steps").read_text() == "0\n0\n":
             break
@@ -146,9 +148,10 @@ def test_processes_that_torch_spawns_and_torchrun_starts_do_the_same(tiny, tmp_p
 
     # Two machines, as far as torchrun can tell, with results in different folders: the second has no state.
     port = str(find_free_network_port())
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--master_port", port]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun += ["--master_addr", "127.0.0.1", "--master_port", port]
     machines = [
-        run(script, results, *torchrun, "--master_addr", "127.0.0.1", "--node_rank", rank, str(script), *COMMAND, "--c")
+        run(python, script, results, *torchrun, "--node_rank", rank, str(script), *COMMAND, "--c")
         for rank, results in (("0", first), ("1", second))
     ]
     outputs = [machine.communicate(timeout=200)[0] for machine in machines]

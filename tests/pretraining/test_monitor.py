@@ -6,17 +6,15 @@ import blosc2
 import numpy as np
 import pytest
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 from tiny_dataset import make_plan
+from tiny_pretraining import make_trainer
 
 from pcrl_nnunet.methods import Quantity, StepOutput, quantities
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.methods.quantities import MATCHING, RESTORATION, matched_minus_shuffled, restoration_ratio
-from pcrl_nnunet.pretraining.cases import PretrainingData
 from pcrl_nnunet.pretraining.monitor import KEPT_VECTORS, Monitor
 from pcrl_nnunet.pretraining.monitor import judge as judge_by
-from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 
 def watched():
@@ -140,7 +138,7 @@ def test_a_monitor_goes_on_from_its_state():
     steps, monitor, other = [healthy(1 + number % 2) for number in range(6)], watched(), watched()
     for step in steps[:3]:
         monitor.update(step)
-    other.load_state(copy.deepcopy(monitor.state()))
+    other.collected = copy.deepcopy(monitor.collected)
     for step in steps[3:]:
         monitor.update(step)
         other.update(step)
@@ -151,7 +149,7 @@ def test_no_more_vectors_are_kept_than_spread_and_rank_need():
     monitor = watched()
     for _ in range(50):
         monitor.update(healthy(size=64))
-    assert sum(len(v) for v in monitor.state()["vectors"]["level 1"]) == KEPT_VECTORS
+    assert sum(len(v) for v in monitor.collected["vectors"]["level 1"]) == KEPT_VECTORS
 
 
 def test_any_methods_quantities_are_watched():
@@ -182,8 +180,6 @@ DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell
 )
 def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind, weight_decay, deserved, not_deserved):
     """Real trainings of 303 steps; alarms that come after 500 and 2000 are let off after 200."""
-    from pcrl_nnunet.trainers import PCRLPretrainTrainer
-
     torch.set_num_threads(1)
     for grace in ("GRACE_STEPS", "COMPARISON_GRACE_STEPS"):
         monkeypatch.setattr(quantities, grace, 200)
@@ -195,13 +191,7 @@ def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind
         image = (image - image.mean()) / image.std()
         blosc2.asarray(image.astype(np.float32), urlpath=str(path), mode="w")
     plan = make_plan(pretrain={"pcrlv2": {"views": {"num_local": 0}}, "weight_decay": weight_decay})
-    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
-    given = {"epochs": 3, "iters_per_epoch": 101, "batch_size": 8, "initial_lr": 0.1}
-    settings = pretrain_settings(plan, "3d_fullres", configuration, **given)
-    kind_of_trainer = PCRLPretrainTrainer.of(settings, PretrainingData.find(plan, "3d_fullres", "all", {}))
-    plans = {**copy.deepcopy(plan), "continue_training": False}
-    trainer = kind_of_trainer(plans, "3d_fullres", "all", tiny.dataset_json, torch.device("cpu"))
-    trainer.run_training()
+    make_trainer(plan=plan, epochs=3, iters_per_epoch=101, batch_size=8, initial_lr=0.1).run_training()
     (log,) = tiny.results.rglob("training_log_*.txt")
     first, *later = re.split(r"epoch \d/3: ", log.read_text())[1:]
     assert "ALARM" not in first  # too early to tell

@@ -64,9 +64,9 @@ def test_changed_views_change_the_batch_that_fits():
         ({"epochs": "3"}, r"pcrl.pretrain.epochs is '3'; expected a value like 240"),
         ({"epochs": True}, r"pcrl.pretrain.epochs is True; expected a value like 240"),
         ({"epochs": 0}, r"epochs is 0; expected 1 or more"),
-        ({"initial_lr": -1.0}, r"initial_lr -1.0, .*: expected a rate above 0"),
+        ({"initial_lr": -1.0}, r"pcrl.pretrain.initial_lr is -1.0; expected a number above 0"),
         ({"initial_lr": float("nan")}, r"pcrl.pretrain.initial_lr is nan; expected a finite number"),
-        ({"seed": -1}, r"seed -1: expected a rate above 0, .* and no negative number"),
+        ({"seed": -1}, r"pcrl.pretrain.seed is -1; expected 0 or more"),
         ({"optimizer": "adam"}, r"pcrl.pretrain.optimizer is 'adam'; expected 'sgd' or 'adamw'"),
         ({"batch_size": 3}, r"batch_size is 3; the comparison heads' .* needs at least 4 samples: raise -batch_size"),
         ({"pcrlv2": [1]}, r"pcrl.pretrain.pcrlv2 is \[1\]; expected a block of settings"),
@@ -129,6 +129,11 @@ def test_the_plan_is_not_changed():
 @pytest.mark.parametrize(("given", "rate"), [({}, 0.03), ({"optimizer": "adamw"}, 1e-3), ({"initial_lr": 0.5}, 0.5)])
 def test_the_rate_follows_from_the_method_and_the_optimizer(given, rate):
     assert settings(**given).initial_lr == rate
+
+
+def test_a_methods_default_optimizer_has_its_rate(monkeypatch):
+    monkeypatch.setattr(PCRLv2, "defaults", {"optimizer": "adamw"})
+    assert settings().initial_lr == 1e-3
 
 
 def test_settings_are_plain_values_in_the_form_of_the_plans_block():

@@ -3,24 +3,13 @@
 import pytest
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.pretraining.state import differences, refuse_another
+from pcrl_nnunet.pretraining.state import refuse_another
 
 NOW = {
     "settings": {"epochs": 3, "pcrlv2": {"restoration": "single", "views": {"num_local": 6, "min_iou": 0.3}}},
     "plans": {"plans_name": "p"},
     "cases": ["a", "b"],
 }
-
-
-def test_values_that_differ_are_named_also_those_within_blocks():
-    then = {"same": 1, "a": 1, "gone": 2, "block": {"same": 1, "x": 1, "deep": {"y": 1, "z": 2}}, "became": {"x": 1}}
-    now = {"same": 1, "a": 2, "new": 3, "block": {"same": 1, "x": 2, "deep": {"y": 2, "z": 2}}, "became": 1}
-    assert differences(then, now) == ["a", "new", "block.x", "block.deep.y", "became", "gone"]
-    assert differences(then, then) == []
-
-
-def test_a_value_that_is_none_differs_from_one_that_is_missing():
-    assert differences({"a": None}, {}) == ["a"]
 
 
 @pytest.mark.parametrize(

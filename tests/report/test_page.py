@@ -30,7 +30,7 @@ from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.methods import Picture, method_class
 from pcrl_nnunet.plans import channel_labels
-from pcrl_nnunet.pretraining.cases import PretrainingCases, PretrainingData
+from pcrl_nnunet.pretraining.cases import PretrainingCases
 from pcrl_nnunet.report import examples, html, sections
 from pcrl_nnunet.report import page as report
 from pcrl_nnunet.report.page import Report
@@ -355,8 +355,8 @@ def test_a_hundred_thousand_cases_are_counted_and_the_first_of_them_listed() -> 
     own = [Case(f"a_{i}", "/pre/Dataset001_A/plan/x.b2nd") for i in range(100_000)]
     others = {"Dataset002_B": [Case(f"b_{i}", "/pre/Dataset002_B/plan/y.b2nd") for i in range(1000)]}
     data = PretrainingCases("Dataset001_A", own, [], others, 0, [Case("case_0", "x.b2nd")], {"<scan>": "case_0"})
-    settings, pretraining = SimpleNamespace(batch_size=10), PretrainingData(data, {})
-    facts = SimpleNamespace(data=pretraining, cases=data.used, init=None, steps=1010, settings=settings)
+    request = SimpleNamespace(settings=SimpleNamespace(batch_size=10), cases=data)
+    facts = SimpleNamespace(request=request, cases=data.used, init=None, steps=1010)
     text = sections.cases(facts)
     assert "The validation cases of fold 0 are left out, and 1 copy of them." in text
     assert "1 cases: left out as copies of validation cases" in text
@@ -374,7 +374,8 @@ def test_a_hundred_thousand_cases_are_counted_and_the_first_of_them_listed() -> 
 
 def of_pcrlv2(steps: int) -> SimpleNamespace:
     """As far as the section on learning needs them: facts of a pretraining with so many steps an epoch."""
-    return SimpleNamespace(network=method_class("pcrlv2"), settings=SimpleNamespace(iters_per_epoch=steps))
+    request = SimpleNamespace(settings=SimpleNamespace(iters_per_epoch=steps))
+    return SimpleNamespace(network=method_class("pcrlv2"), request=request)
 
 
 def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None:

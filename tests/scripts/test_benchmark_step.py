@@ -55,11 +55,19 @@ def test_a_quick_run_writes_finite_numbers_that_agree_with_what_it_prints(
         ctypes.CDLL(None).malloc_trim(0)  # else steps that small take what was freed before
         return measure(*arguments)
 
+    forward, steps_of_authors = benchmark.AuthorsWay.forward, []
+
+    def counted(*given: Any) -> Any:
+        steps_of_authors.append(given)
+        return forward(*given)
+
+    monkeypatch.setattr(benchmark.AuthorsWay, "forward", counted)
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)  # this process goes on with other tests
     monkeypatch.setattr(benchmark, "fresh", in_this_process)  # imports would take most of the time
     file = tmp_path / "numbers.json"
     sys.argv = ["benchmark_step.py", "--quick", "--json", str(file)]
     benchmark.main()
+    assert len(steps_of_authors) > 3  # what is compared with ours is really theirs
     printed, numbers = capsys.readouterr().out, json.loads(file.read_text())
     needed = {"early_exit_speedup", "peak_memory_ratio", "startup_seconds_100000", "rss_100000_vs_10"}
     assert needed <= set(numbers)

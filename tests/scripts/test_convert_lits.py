@@ -99,7 +99,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_dataset_that_nnunet_verifies(tree: Tree, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_dataset_that_nnunet_verifies(
+    tree: Tree, capfd: pytest.CaptureFixture[str], forked_commands: Path
+) -> None:
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     tree.pair(0), tree.pair(10, SECOND, ".nii.gz")
@@ -108,7 +110,7 @@ def test_the_command_writes_a_dataset_that_nnunet_verifies(tree: Tree, capfd: py
     broken.write_bytes(broken.read_bytes()[:-100])
     write(tree.lits / TEST / "test-volume-0.nii", voxels())
     environ = {**os.environ, "nnUNet_raw": str(tree.raw)}
-    script = [sys.executable, str(SCRIPTS / "convert_lits.py"), "-i", str(tree.lits), "-d", "17", "-np", "2"]
+    script = [forked_commands / "python", SCRIPTS / "convert_lits.py", "-i", tree.lits, "-d", "17", "-np", "2"]
     done = subprocess.run(script, env=environ, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert f"bad: {broken}: the file ends too early, after 1340 of 1440 bytes of voxels" in done.stdout

@@ -100,7 +100,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_dataset_that_nnunet_verifies_and_plans(tree: Tree, tmp_path: Path) -> None:
+def test_the_command_writes_a_dataset_that_nnunet_verifies_and_plans(
+    tree: Tree, tmp_path: Path, forked_commands: Path
+) -> None:
     tree.scan(A, 0)  # the first case in nnU-Net's order has no nodule
     tree.scan(B, 1, direction=FLIPPED, packed=True)
     tree.scan(C, 2)
@@ -110,13 +112,13 @@ def test_the_command_writes_a_dataset_that_nnunet_verifies_and_plans(tree: Tree,
     environ = {**os.environ, "nnUNet_raw": str(tree.raw), "nnUNet_preprocessed": str(preprocessed)}
     environ["nnUNet_results"] = str(tmp_path / "results")
 
-    def run(*command: str) -> str:
-        done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8")
+    def run(command: Path, *words: str) -> str:
+        done = subprocess.run([command, *words], env=environ, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     script = str(SCRIPTS / "convert_luna16.py")
-    said = run(sys.executable, script, "-i", str(tree.luna), "-d", "16", "-np", "2")
+    said = run(forked_commands / "python", script, "-i", str(tree.luna), "-d", "16", "-np", "2")
     assert "3 training cases" in said
     assert "2 nodules in 2 of 3 scans" in said
     assert "1 nodules and 1 others" in said
@@ -129,8 +131,8 @@ def test_the_command_writes_a_dataset_that_nnunet_verifies_and_plans(tree: Tree,
         (A, "14.123456789012", "0"),
         (B, "9.3", "1"),
     ]
-    command = str(Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess")
-    run(command, "-d", "16", "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
+    as_users_have_it = Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess"
+    run(as_users_have_it, "-d", "16", "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
     fingerprint = json.loads((preprocessed / tree.dataset.name / "dataset_fingerprint.json").read_text())
     assert len(fingerprint["spacings"]) == 3
     used = json.loads((preprocessed / tree.dataset.name / "splits_final.json").read_text())

@@ -20,6 +20,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.methods import registry
+from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.preparation import PREPARED
 from pcrl_nnunet.report import examples
@@ -244,10 +245,10 @@ def test_resuming_with_other_settings_another_plan_or_other_cases_is_refused(tin
     with pytest.raises(UserError, match=r"the plans \['configurations.3d_fullres.batch_size'\] differ"):
         make(tiny, plan=plan).load_checkpoint(latest)
     other = make(tiny)
-    other.data = replace(other.data, other_plans={"Dataset017_Other": "a hash"})
+    other.request = replace(other.request, cases=replace(other.request.cases, other_plans={"Dataset017_Other": "a"}))
     other.initialize()
     other.save_checkpoint(latest)
-    other.data = replace(other.data, other_plans={"Dataset017_Other": "another"})
+    other.request = replace(other.request, cases=replace(other.request.cases, other_plans={"Dataset017_Other": "b"}))
     with pytest.raises(UserError, match=r"the other plans \['Dataset017_Other'\] differ"):
         other.load_checkpoint(latest)
     trainer.save_checkpoint(latest)
@@ -334,6 +335,57 @@ def test_what_a_method_prepares_is_made_once_written_whole_and_read_by_c(tiny, m
     (folder / PREPARED).write_bytes(b"damaged")
     with pytest.raises(UserError, match=PREPARED):
         run(make(tiny, method="mean", continues=True))
+
+
+def test_what_another_training_has_prepared_is_made_anew(tiny, mean, monkeypatch):
+    """As after a training that was killed before it had saved anything."""
+    killed = make(tiny, method="mean", seed=1)
+    monkeypatch.setattr(killed, "get_dataloaders", None)
+    with pytest.raises(TypeError):
+        run(killed)
+    assert (folder_of(tiny, method="mean") / PREPARED).exists()
+    run(make(tiny, method="mean"))
+    assert len(mean.prepared_for) == 2
+
+
+def test_c_refuses_what_is_prepared_otherwise_than_the_training_began_with(tiny, mean, monkeypatch):
+    folder = folder_of(tiny, method="mean")
+    trainer = make(tiny, method="mean")
+    monkeypatch.setattr(trainer, "on_train_end", lambda: None)
+    run(trainer)
+    (folder / PREPARED).unlink()
+    monkeypatch.setattr(Mean, "prepare", classmethod(lambda cls, preparation: {"means": {}}))
+    resumed = make(tiny, method="mean", continues=True)
+    resumed.load_checkpoint(str(folder / checkpoint.LATEST))
+    with pytest.raises(UserError, match=r"has prepared something else than the training in .* began with"):
+        run(resumed)
+
+
+def test_what_torch_draws_goes_on_where_it_stopped(tiny, mean, monkeypatch):
+    """The method's dropout draws from torch's generator, which the state keeps."""
+    whole = run(make(tiny, method="mean", epochs=3))
+    shutil.rmtree(folder_of(tiny, method="mean"))
+    stopped = make(tiny, method="mean", epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)
+        with pytest.raises(SystemExit):
+            run(stopped)
+    resumed = make(tiny, method="mean", epochs=3, continues=True)
+    resumed.load_checkpoint(str(folder_of(tiny, method="mean") / checkpoint.LATEST))
+    assert run(resumed) == whole
+
+
+def test_views_without_an_input_are_refused_before_the_training(tiny, mean, monkeypatch):
+    views = Mean.views.__func__
+
+    def without(cls, *given):
+        made = views(cls, *given)
+        del made.arrays["input"]
+        return made
+
+    monkeypatch.setattr(Mean, "views", classmethod(without))
+    with pytest.raises(TypeError, match="the views of mean lack the array 'input'"):
+        run(make(tiny, method="mean"))
 
 
 def test_beside_another_methods_pretraining_the_next_command_names_the_method(tiny, mean):
@@ -476,15 +528,17 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind):
         assert trainer.final_content()["all_cases_known"] is False  # which fine-tuning will say
 
 
-def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuing(tiny):
+def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuing(tiny, monkeypatch):
     run(make(tiny, fold=0))
     path = str(folder_of(tiny, 0) / checkpoint.FINAL)
     trainer = make(tiny, fold=1, init=path)
-    trainer.num_epochs = 1  # stopped after the first of two
-    trainer.on_train_end = lambda: None
-    run(trainer)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "on_any_rank", lambda *_: trainer.step == 1)  # within the first epoch
+        with pytest.raises(SystemExit):
+            run(trainer)
     resumed = make(tiny, fold=1, continues=True, init=path)  # not loaded again: its weights are in the state
     resumed.load_checkpoint(str(folder_of(tiny, 1) / checkpoint.LATEST))
+    monkeypatch.setattr(pretrain, "load_initial", None)  # calling it would fail
     run(resumed)
     content = final(tiny, 1)
     assert {case["name"] for case in content["cases"]} == {f"case_{i}" for i in range(4)}
@@ -505,8 +559,7 @@ def test_of_a_fitted_checkpoint_the_decoder_of_other_stages_does_not_go_on(tiny)
     trainer = make(tiny, fold=1, init=str(path))
     trainer.initialize()
     before = {name: tensor.clone() for name, tensor in trainer.network.decoder.state_dict().items()}
-    plans, dataset = trainer.plans_manager.plans, trainer.preprocessed_dataset_folder_base
-    load_initial(str(path), trainer.plan_network, trainer.network, plans, "3d_fullres", dataset)
+    load_initial(str(path), trainer.plan_network, trainer.network, trainer.request.plan)
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == content["encoder_hash"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.decoder.state_dict().items())
 

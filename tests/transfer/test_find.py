@@ -53,6 +53,13 @@ def test_a_folder_of_version_0_1_0_has_the_method_that_its_file_names(tmp_path, 
     assert found(tmp_path, method=method) == {"pcrlv2": new}
 
 
+def test_the_folds_own_file_of_version_0_1_0_comes_before_a_newer_one_of_all_cases(tmp_path):
+    own = write(tmp_path, 0, None, said="pcrlv2")
+    write(tmp_path, "all", "pcrlv2")
+    assert found(tmp_path) == {"pcrlv2": own}
+    assert found(tmp_path, method="pcrlv2") == {"pcrlv2": own}
+
+
 def test_unfinished_pretrainings_are_found_for_all_methods(tmp_path):
     states = [write(tmp_path, fold, m, name=checkpoint.LATEST) for fold, m in ((0, None), ("all", "mae"), (1, "mae"))]
     assert find.unfinished(str(tmp_path), *PLAN, 0) == states[:2]

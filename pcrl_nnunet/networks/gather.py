@@ -1,0 +1,25 @@
+"""Features of the samples of all processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor
+
+
+def gathered(part: Tensor) -> Tensor:
+    """Put the parts of all processes one behind the other, in the order of the batch's samples.
+
+    Gradients flow back to each process's own part, summed over the processes. One process gets its own part.
+
+    Args:
+        part: (B, ...) of this process; B may differ between processes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return part
+    numbers: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(numbers, len(part))
+    padding = part.new_zeros(max(numbers) - len(part), *part.shape[1:])
+    parts = AllGatherGrad.apply(torch.cat([part, padding]))
+    return torch.cat([of_rank[:number] for of_rank, number in zip(parts, numbers, strict=True)])
