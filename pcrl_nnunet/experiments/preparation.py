@@ -142,7 +142,8 @@ def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[
     """
     with open(os.path.join(layout.folder, DESCRIPTION), encoding="utf-8") as file:
         there = json.load(file)
-    layout.folds, earlier = there.pop("folds"), there.pop("methods", {})
+    layout.folds = there.pop("folds")
+    earlier = json.loads(json.dumps({name: vars(Arm(**arm)) for name, arm in there.pop("methods", {}).items()}))
     _refuse_other(layout, there, description, "the same settings to go on")
     again = {name: given for name, given in json.loads(json.dumps(arms)).items() if name in earlier}
     _refuse_other(layout, {name: earlier[name] for name in again}, again, "the method another name", "method ")
