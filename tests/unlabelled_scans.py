@@ -8,10 +8,24 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from tiny_dataset import DATASET_JSON
+from tiny_dataset import DATASET_JSON, intensities, make_plan
 
 from pcrl_nnunet.ingest.scans import Target
 from pcrl_nnunet.ingest.unlabelled import _write_manifest, unlabelled_folder
+
+
+def make_full_plan(num_channels: int = 1, **pcrl: Any) -> dict[str, Any]:
+    """The tiny dataset's plan with all that preprocessing needs."""
+    plan, resampling = make_plan(**pcrl), {"order": 1, "order_z": 0, "force_separate_z": None}
+    statistics = intensities(np.arange(5))
+    plan["foreground_intensity_properties_per_channel"] = {str(c): statistics for c in range(num_channels)}
+    plan["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": ["ZScoreNormalization"] * num_channels,
+        "use_mask_for_norm": [False] * num_channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {"is_seg": False, **resampling},
+    }
+    return plan
 
 
 def write_scans(

@@ -10,8 +10,8 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
-from tiny_dataset import DATASET_JSON, make_plan
-from unlabelled_scans import write_scans
+from tiny_dataset import DATASET_JSON
+from unlabelled_scans import make_full_plan, write_scans
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.semi_supervised.cases import SemiCases
@@ -30,7 +30,7 @@ def write_split(tiny: SimpleNamespace, split: list[dict[str, list[str]]]) -> Non
 
 
 def find(fold: int | str = 0, leave_out: tuple[str, ...] = (), plan: dict[str, Any] | None = None) -> SemiCases:
-    return SemiCases.find(plan or make_plan(), "3d_fullres", DATASET_JSON, fold, leave_out)
+    return SemiCases.find(plan or make_full_plan(), "3d_fullres", DATASET_JSON, fold, leave_out)
 
 
 def rewrite(source: Path, target: Path, change: float = 0.0) -> None:
@@ -52,7 +52,7 @@ def test_the_rest_of_the_split_is_used_without_labels() -> None:
 
 
 def test_scans_are_used_beside_the_rest_by_a_name_of_their_own(tiny: SimpleNamespace) -> None:
-    write_scans(tiny.folder, make_plan(), {"case_2": 2, "scan": 3})
+    write_scans(tiny.folder, make_full_plan(), {"case_2": 2, "scan": 3})
     cases = find()
     assert list(cases.unlabelled) == ["case_2", "unlabelled/case_2", "unlabelled/scan"]
     assert len({case.path for case in cases.unlabelled.values()}) == 3
@@ -69,7 +69,7 @@ def test_a_case_that_the_split_names_twice_is_labelled_once(tiny: SimpleNamespac
 
 
 def test_copies_of_held_out_cases_are_left_out_by_their_voxels(tiny: SimpleNamespace) -> None:
-    scans = write_scans(tiny.folder, make_plan(), {"scan": 0})
+    scans = write_scans(tiny.folder, make_full_plan(), {"scan": 0})
     write_split(tiny, [{"train": ["case_0"], "val": ["case_3"]}])
     rewrite(tiny.data / "case_3.b2nd", scans / "of_validation.b2nd")
     rewrite(tiny.data / "case_1.b2nd", scans / "of_test.b2nd")
@@ -91,7 +91,7 @@ def test_copies_of_held_out_cases_are_left_out_by_their_voxels(tiny: SimpleNames
 
 
 def test_cases_that_cannot_be_opened_are_named_and_set_aside(tiny: SimpleNamespace) -> None:
-    scans = write_scans(tiny.folder, make_plan(), {"good": 0, "empty": 1, "short": 2})
+    scans = write_scans(tiny.folder, make_full_plan(), {"good": 0, "empty": 1, "short": 2})
     (scans / "empty.b2nd").write_bytes(b"")
     (scans / "short.b2nd").write_bytes((scans / "good.b2nd").read_bytes()[:400])
     cases = find()
@@ -102,7 +102,7 @@ def test_cases_that_cannot_be_opened_are_named_and_set_aside(tiny: SimpleNamespa
 
 
 def test_cases_with_nan_that_are_compared_with_held_out_ones_are_named_and_set_aside(tiny: SimpleNamespace) -> None:
-    scans = write_scans(tiny.folder, make_plan(), {"good": 0})
+    scans = write_scans(tiny.folder, make_full_plan(), {"good": 0})
     for name in ("one", "other"):
         rewrite(tiny.data / "case_0.b2nd", scans / f"{name}.b2nd", change=np.nan)  # of a held-out case's shape
     cases = find()
@@ -133,7 +133,7 @@ def test_no_unlabelled_case_is_one_sentence(tiny: SimpleNamespace) -> None:
 
 
 def test_no_unlabelled_case_left_says_what_became_of_them(tiny: SimpleNamespace) -> None:
-    scans = write_scans(tiny.folder, make_plan(), {"broken": 0})
+    scans = write_scans(tiny.folder, make_full_plan(), {"broken": 0})
     (scans / "broken.b2nd").write_bytes(b"")
     rewrite(tiny.data / "case_3.b2nd", tiny.data / "case_2.b2nd")
     reasons = r" \(1 copies of validation cases were left out, 1 cases cannot be read\)"
@@ -157,15 +157,15 @@ def test_an_unknown_name_to_leave_out_is_one_sentence() -> None:
 
 
 def test_scans_of_another_plans_settings_are_refused(tiny: SimpleNamespace) -> None:
-    write_scans(tiny.folder, make_plan(), {"scan": 0})
-    other = make_plan()
+    write_scans(tiny.folder, make_full_plan(), {"scan": 0})
+    other = make_full_plan()
     other["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 1.0]
     with pytest.raises(UserError, match=r"made with another spacing than the plan nnUNetPlans has now, and must not"):
         find(plan=other)
 
 
 def test_scans_of_unknown_origin_are_refused(tiny: SimpleNamespace) -> None:
-    scans = write_scans(tiny.folder, make_plan(), {"scan": 0})
+    scans = write_scans(tiny.folder, make_full_plan(), {"scan": 0})
     os.remove(scans / "cases.json")
     with pytest.raises(UserError, match=r"has cases but no cases.json that says how they were made"):
         find()
