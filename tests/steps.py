@@ -172,7 +172,8 @@ def _semi_on_one(rank: int, folder: Path, plan: dict[str, Any]) -> None:
     vars(module)["DDP"] = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's is of a GPU
     torch.manual_seed(rank)  # DDP takes rank 0's weights
     trainer.initialize()
-    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    trainer._not_finite = set()
     found: dict[str, Any] = {"counts": [], "voxels": [], "data": []}
     for epoch in range(trainer.num_epochs):
         trainer.current_epoch = epoch

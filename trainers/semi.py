@@ -170,7 +170,7 @@ class _SemiSupervised(PCRLScratchTrainer):
             self.loss = usual
 
     def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Paste a box of each labelled patch into the patch before it."""
+        """Paste a box of each labelled patch into the patch after it."""
         data, labels = self._on_device(batch)
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
         pasted = mixing.paste(labels.roll(1, 0), labels, boxes)

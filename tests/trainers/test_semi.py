@@ -6,7 +6,6 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from torch import Tensor
 from unlabelled_scans import make_full_plan, write_scans
 
 from pcrl_nnunet import checkpoint, trainers
-from pcrl_nnunet.report import pseudo_labels as picture
 from pcrl_nnunet.trainers import (
     PCRLScratchTrainer,
     PCRLSemiSupervisedScratchTrainer,
@@ -34,7 +32,10 @@ from pcrl_nnunet.trainers import (
 from pcrl_nnunet.trainers import semi as semi_module
 
 DATA = "nnUNetPlans_3d_fullres"
-SPLITS = [{"train": ["case_0", "case_1"], "val": ["case_3"]}, {"train": ["case_1", "case_2", "case_0"], "val": []}]
+SPLITS = [
+    {"train": ["case_0", "case_1"], "val": ["case_3"]},
+    {"train": ["case_1", "case_2", "case_0"], "val": ["case_3"]},
+]
 REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
 SHORT = {"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1}
 
@@ -116,7 +117,7 @@ def weights_of(trainer: Any) -> dict[str, Tensor]:
 
 
 def test_no_label_of_an_unlabelled_case_is_ever_opened(own_data: Path, without_picture: None) -> None:
-    steps = {"iters_per_epoch": 3}
+    steps = {"iters_per_epoch": 2}
     with_labels = run_training(make(**steps))
     assert list(with_labels._cases.unlabelled) == ["case_2", "unlabelled/scan"]
     shutil.rmtree(with_labels.output_folder)
@@ -124,7 +125,7 @@ def test_no_label_of_an_unlabelled_case_is_ever_opened(own_data: Path, without_p
         (own_data / DATA / f"case_2{ending}").unlink()
     without = run_training(make(**steps))
     assert equal(weights_of(with_labels), weights_of(without))
-    assert [vars(epoch) for epoch in with_labels._history] == [vars(epoch) for epoch in without._history]
+    assert repr(with_labels._history) == repr(without._history)  # Dice may be NaN
 
 
 def test_labels_of_labelled_cases_are_needed(own_data: Path, without_picture: None, folders: Path) -> None:
@@ -151,12 +152,12 @@ def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_pictur
     assert content["labelled_cases"] == ["case_0", "case_1"]
     assert content["unlabelled_cases"] == ["case_2", "unlabelled/scan"]
     assert content["settings"] == vars(trainer.semi)
-    assert content["history"] == [vars(epoch) for epoch in trainer._history]
+    assert repr(content["history"]) == repr([vars(epoch) for epoch in trainer._history])
     assert equal(content["teacher"], trainer._teacher.state_dict())
 
 
 def test_a_case_that_becomes_unreadable_is_named_once_and_set_aside(own_data: Path, without_picture: None) -> None:
-    trainer = make(iters_per_epoch=6)
+    trainer = make(iters_per_epoch=4)
     begins = trainer.on_train_epoch_start
 
     def damage_in_the_second_stage() -> None:
@@ -229,7 +230,7 @@ def test_scans_of_another_plan_are_refused(own_data: Path, folders: Path) -> Non
 
 def test_a_finished_training_is_validated_without_the_scans(own_data: Path, without_picture: None) -> None:
     trained = run_training(make())
-    (own_data / "splits_final.json").write_text(json.dumps([{"train": ["case_0", "case_1", "case_2"], "val": []}]))
+    (own_data / "splits_final.json").write_text(json.dumps(SPLITS[1:]))
     shutil.rmtree(own_data / f"{DATA}_unlabelled")
     validating = make()
     maybe_load_checkpoint(validating, False, True)
@@ -259,8 +260,8 @@ def test_pasted_patches_have_the_labels_of_what_they_show() -> None:
     own, other = batch["data"], batch["data"].roll(1, 0)
     shows = [(pasted["data"] == image).float().mean().item() for image in (own, other)]
     box = (8 / 12) ** 3
-    assert shows == pytest.approx([box + (1 - box) / 3, 1 - box + box / 3], abs=0.05)
-    assert [len(set(t.shape)) > 0 and t.shape for t in pasted["target"]] == [t.shape for t in batch["target"]]
+    assert shows == pytest.approx([1 - box + box / 3, box + (1 - box) / 3], abs=0.05)  # three labels
+    assert [target.shape for target in pasted["target"]] == [target.shape for target in batch["target"]]
 
 
 class FakeTeacher:
@@ -305,15 +306,17 @@ def test_the_first_stage_without_pasting_is_nnunets_training() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_share_of_the_first_stages_steps_is_pasted(share: float) -> None:
+def test_a_share_of_the_first_stages_steps_is_pasted(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PCRLScratchTrainer, "train_step", lambda self, batch: batch)
     trainer = make(plan=make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": share}))
     trainer.initialize()
-    trainer.on_train_epoch_start()
-    pasted = []
-    trainer._pasted = lambda batch, rng: pasted.append(1) or batch
-    for step in range(30):
-        trainer.train_step(random_batch(trainer, step))
-    assert len(pasted) == 30 if share == 1 else 8 < len(pasted) < 22
+    trainer._pasted = lambda batch, rng: {"is_pasted": True}
+    pasted = 0
+    for epoch in (0, 1):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        pasted += sum("is_pasted" in trainer.train_step({}) for _ in range(200))
+    assert pasted == pytest.approx(400 * share, abs=0 if share == 1 else 40)
 
 
 # --------------------------------------------------------------------------------------------------- kinds of datasets
@@ -329,7 +332,7 @@ def change_to_2d(plan: dict[str, Any]) -> None:
 
 def change_to_anisotropic(plan: dict[str, Any]) -> None:
     configuration = plan["configurations"]["3d_fullres"]
-    configuration |= {"patch_size": [3, 12, 12]}
+    configuration |= {"patch_size": [4, 16, 16]}  # nnU-Net rotates and scales it in 2D
     kwargs = configuration["architecture"]["arch_kwargs"]
     kwargs |= {"kernel_sizes": [[1, 3, 3]] * 2 + [[3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]]}
 
@@ -388,7 +391,7 @@ def test_both_stages_train_each_kind_of_dataset(
     change(plan)
     write_kind(tmp_path / "own", plan, dataset_json, channels)
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "own"))
-    if kind not in ("2d", "regions"):
+    if kind != "regions in 2d":
         request.getfixturevalue("without_picture")
     trainer = make(plan=plan, dataset_json=dataset_json)
     begins, epochs = trainer.on_train_epoch_start, []
@@ -410,13 +413,13 @@ def test_both_stages_train_each_kind_of_dataset(
     names = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     line = next(line for line in log_of(trainer).splitlines() if "Pseudo-labels: " in line)
     assert [name in line for name in names] == [True, True]
-    assert os.path.isfile(os.path.join(trainer.output_folder, "pseudo_labels.png")) == (kind in ("2d", "regions"))
+    assert os.path.isfile(os.path.join(trainer.output_folder, "pseudo_labels.png")) == (kind == "regions in 2d")
 
 
 # -------------------------------------------------------------------------------------- going on, and what comes after
 
 
-LONG = {"epochs": 5, "iters_per_epoch": 2}
+LONG = {"epochs": 4, "iters_per_epoch": 2}
 
 
 class StoppedError(Exception):
@@ -431,8 +434,7 @@ def uninterrupted() -> dict[str, Any]:
 
 def outcome(trainer: Any) -> dict[str, Any]:
     optimizer = [value.clone() for state in trainer.optimizer.state.values() for value in state.values()]
-    history = [vars(epoch) for epoch in trainer._history]
-    return {"weights": weights_of(trainer), "momentum": optimizer, "history": history}
+    return {"weights": weights_of(trainer), "momentum": optimizer, "history": list(map(repr, trainer._history))}
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
@@ -460,11 +462,11 @@ def test_a_training_goes_on_bit_for_bit_in_either_stage(
     np.random.seed(7)
     resumed = make(continue_training=True, **LONG)
     run_training(resumed, c=True)
-    assert resumed.current_epoch == 5
+    assert resumed.current_epoch == 4
     found = outcome(resumed)
     assert equal(found["weights"], uninterrupted["weights"])
     assert found["history"] == uninterrupted["history"]
-    assert len(found["history"]) == 3
+    assert len(found["history"]) == 2
     assert all(torch.equal(*pair) for pair in zip(found["momentum"], uninterrupted["momentum"], strict=True))
 
 
@@ -511,24 +513,6 @@ def test_cases_are_loaded_in_processes_that_end_with_the_training(
     loader = trainer.dataloader_unlabelled
     assert type(loader).__name__ == "NonDetMultiThreadedAugmenter"
     assert not any(process.is_alive() for process in loader._processes)
-
-
-def test_pictures_are_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = run_training(make())
-    path = Path(trainer.output_folder) / "pseudo_labels.png"
-    before = path.read_bytes()
-    assert before.startswith(b"\x89PNG")
-
-    def fails(figure: Any, draft: Any, **how: Any) -> None:
-        Path(draft).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(picture.Figure, "savefig", fails)
-    images, labels = (shown.numpy() for shown in trainer._shown)
-    with pytest.raises(OSError, match="No space left"):
-        picture.draw_pseudo_labels(trainer._history, trainer._facts, 1, images, labels, str(path))
-    assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir() if "pseudo_labels" in file.name] == [path.name]
 
 
 # -------------------------------------------------------------------------------------------------------- pretraining
@@ -582,7 +566,7 @@ def test_two_ranks_keep_one_student_and_one_teacher_and_report_the_same_shares(
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert equal(one["student"], other["student"])
     assert equal(one["teacher"], other["teacher"])
-    assert one["history"] == other["history"]
+    assert repr(one["history"]) == repr(other["history"])  # Dice may be NaN
     assert not any(torch.equal(*pair) for pair in zip(one["data"], other["data"], strict=True))
     assert [rank["picture"] for rank in (one, other)] == [True, False]
     for number, epoch in enumerate(one["history"], start=1):
