@@ -104,6 +104,7 @@ def test_nothing_is_said_where_all_is_well(given: dict[str, Any]) -> None:
 def test_a_class_that_the_labelled_cases_do_not_show_is_not_missed() -> None:
     facts = LabelFacts(["liver", "tumour"], [0.1, 0.0], [1.0, 0.0])
     assert alarms(epochs(tumour=0.0, agreement=(0.9, float("nan"))), facts) == []
+    assert alarms(epochs(liver=0.0, tumour=0.0), LabelFacts(["liver", "tumour"], [0.0, 0.0], [0.0, 0.0])) == []
 
 
 def test_two_classes_that_go_wrong_have_a_sentence_each() -> None:

@@ -292,6 +292,18 @@ def test_each_voxel_of_a_mixed_patch_has_the_label_of_what_it_shows_in_one_of_tw
         assert full.shape == (2, 2, *like.shape[2:]), level
 
 
+def test_a_case_that_several_processes_set_aside_is_named_once() -> None:
+    trainer = make()
+    trainer.initialize()
+    trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 0.5])
+    batch = with_labels_as_image(trainer, 0)
+    found = {"data": batch["data"], "keys": ["u", "v"], "set_aside": {"unlabelled/bad": "case bad is damaged"}}
+    trainer.dataloader_unlabelled = iter([found, {**found, "set_aside": {}}, found])
+    for _ in range(3):
+        trainer._mixed(batch, FakeTeacher(), np.random.default_rng(0))
+    assert log_of(trainer).count("WARNING: set aside: case bad is damaged") == 1
+
+
 def test_the_first_stage_without_pasting_is_nnunets_training() -> None:
     ends = []
     for trainer_class in (PCRLScratchTrainer, PCRLSemiSupervisedScratchTrainer):
