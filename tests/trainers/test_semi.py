@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from finished_pretraining import encoder_of, pretrain
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import maybe_load_checkpoint
@@ -154,6 +155,14 @@ def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_pictur
     assert content["settings"] == vars(trainer.semi)
     assert repr(content["history"]) == repr([vars(epoch) for epoch in trainer._history])
     assert equal(content["teacher"], trainer._teacher.state_dict())
+
+
+def test_all_cases_are_labelled_with_scans_beside_them(without_picture: None) -> None:
+    trainer = run_training(make(fold="all"))
+    content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
+    assert content["labelled_cases"] == [f"case_{i}" for i in range(4)]
+    assert content["unlabelled_cases"] == ["unlabelled/scan"]
+    assert len(trainer._history) == 1
 
 
 def test_a_case_that_becomes_unreadable_is_named_once_and_set_aside(own_data: Path, without_picture: None) -> None:
@@ -432,6 +441,17 @@ def test_both_stages_train_each_kind_of_dataset(
 
 
 LONG = {"epochs": 4, "iters_per_epoch": 2}
+
+
+@pytest.mark.parametrize(("processes", "benchmark"), [("0", False), ("2", True)])
+def test_only_a_training_in_one_process_does_without_the_fastest_blur(
+    processes: str, benchmark: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest way to blur differs from run to run, and so do its last digits."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+    transforms = PCRLSemiSupervisedScratchTrainer.get_training_transforms((12, 12), (0, 1), None, (0, 1), False)
+    inner = [getattr(step, "transform", step) for step in transforms.transforms]
+    assert [step.benchmark for step in inner if isinstance(step, GaussianBlurTransform)] == [benchmark]
 
 
 class StoppedError(Exception):
