@@ -151,3 +151,46 @@ def _pretrain_on_one(rank: int, size: int, folder: Path, steps: int) -> None:
     torch.save(found, folder / f"{name}.pt")
     if size > 1:
         dist.destroy_process_group()
+
+
+def semi_on_two_ranks(folder: Path, plan: dict[str, Any]) -> None:
+    """A semi-supervised training without validation in two processes of DDP; each writes FOLDER/RANK.pt."""
+    torch.set_num_threads(1)
+    torch.multiprocessing.start_processes(_semi_on_one, (folder, plan), nprocs=2, start_method="fork")
+
+
+def _semi_on_one(rank: int, folder: Path, plan: dict[str, Any]) -> None:
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    from pcrl_nnunet.trainers.semi import PCRLSemiSupervisedScratchTrainer
+
+    os.environ |= {"nnUNet_results": str(folder / f"results_{rank}"), "nnUNet_n_proc_DA": "0"}
+    plans = {**plan, "continue_training": False}
+    trainer: Any = PCRLSemiSupervisedScratchTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer.is_ddp, trainer.local_rank = True, rank
+    vars(module)["DDP"] = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's is of a GPU
+    torch.manual_seed(rank)  # DDP takes rank 0's weights
+    trainer.initialize()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    trainer._not_finite = set()
+    found: dict[str, Any] = {"counts": [], "voxels": [], "data": []}
+    for epoch in range(trainer.num_epochs):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        outputs = []
+        for _ in range(trainer.num_iterations_per_epoch):
+            batch = next(trainer.dataloader_train)
+            found["data"].append(batch["data"].clone())
+            outputs.append(trainer.train_step(batch))
+        found["counts"].append(trainer._watch.counts.clone())
+        found["voxels"].append(trainer._watch.voxels)
+        trainer.on_train_epoch_end(outputs)
+    found |= {
+        "student": parameters_of(trainer.network),
+        "teacher": trainer._teacher.state_dict(),
+        "history": [vars(epoch) for epoch in trainer._history],
+        "picture": os.path.isfile(os.path.join(trainer.output_folder, "pseudo_labels.png")),
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()

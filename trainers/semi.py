@@ -16,8 +16,11 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast
 
+from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet import output_folder
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
 from pcrl_nnunet.semi_supervised import mixing, watch
 from pcrl_nnunet.semi_supervised.cases import SemiCases
@@ -48,14 +51,16 @@ class _SemiSupervised(PCRLScratchTrainer):
     ) -> None:
         """Raise `UserError` for a cascade, settings that cannot be, and a fold without labelled or unlabelled cases."""
         super().check(plans, configuration, fold, dataset_json)
-        if "previous_stage" in plans["configurations"][configuration]:
+        if resolve(plans, configuration).get("previous_stage") is not None:
             raise UserError(
                 f"{configuration} is a cascade, whose input has labels that unlabelled scans lack; train another "
                 f"configuration, or {configuration} with -tr PCRLFinetuneTrainer"
             )
         semi = SemiSettings.from_plan(plans)
         semi.supervised_epochs(FinetuneSettings.from_plan(plans, cls.defaults).epochs)
-        SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
+        output = output_folder.path_of(cls.__name__, plans["dataset_name"], plans["plans_name"], configuration, fold)
+        if not os.path.isfile(os.path.join(output, checkpoint_file.FINAL)):  # it is validated without the scans, too
+            SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
 
     def initialize(self) -> None:
         """Add the loss of the second stage."""
@@ -71,15 +76,17 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._loss_of_parts = PartsLoss(loss, self.semi.pseudo_weight, self._watch.of_student)
         self._teacher: Teacher | None = None
         self._history: list[watch.Pseudo] = []
+        self._set_aside: set[str] = set()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the loaders of labelled cases, and begin one of unlabelled cases beside them."""
-        loaders = super().get_dataloaders()
         plans, this = self.plans_manager.plans, self.configuration_manager
-        with self._or_nothing_left_behind():
+        with self._or_nothing_left_behind():  # before nnU-Net's loaders have begun their processes
             self._cases = SemiCases.find(
                 plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
             )
+        loaders = super().get_dataloaders()
+        with self._or_nothing_left_behind():
             self._facts = self._label_facts()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -87,7 +94,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         transforms = self.get_training_transforms(
             this.patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=this.use_mask_for_norm
         )
-        dataset = UnlabelledDataset(self._cases.unlabelled, any(this.use_mask_for_norm))
+        dataset = UnlabelledDataset(self._cases.unlabelled, this.use_mask_for_norm)
         loader = UnlabelledLoader(
             dataset, self.batch_size, initial_patch_size, this.patch_size, self.label_manager, transforms=transforms
         )
@@ -107,6 +114,7 @@ class _SemiSupervised(PCRLScratchTrainer):
             lambda name: np.asarray(dataset.load_case(name)[1][:])[:1],
             {labels[_as_tuple(value)]: value for value in classes},
             len(self.configuration_manager.patch_size),
+            manager.ignore_label,
         )
 
     @staticmethod
@@ -162,7 +170,7 @@ class _SemiSupervised(PCRLScratchTrainer):
             self.loss = usual
 
     def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Paste a box of each labelled patch into the patch before it."""
+        """Paste a box of each labelled patch into the patch after it."""
         data, labels = self._on_device(batch)
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
         pasted = mixing.paste(labels.roll(1, 0), labels, boxes)
@@ -172,9 +180,12 @@ class _SemiSupervised(PCRLScratchTrainer):
     def _mixed(self, batch: dict[str, Any], teacher: Teacher, rng: np.random.Generator) -> dict[str, Any]:
         """Paste labelled and unlabelled patches into each other, with the teacher's labels for the latter."""
         data, labels = self._on_device(batch)
-        unlabelled = next(self.dataloader_unlabelled)
-        for sentence in unlabelled["set_aside"].values():
-            self.print_to_log_file(f"WARNING: set aside: {sentence}")
+        with self._or_nothing_left_behind():
+            unlabelled = next(self.dataloader_unlabelled)
+        for name, sentence in unlabelled["set_aside"].items():
+            if name not in self._set_aside:  # each process that loads finds it out by itself
+                self.print_to_log_file(f"WARNING: set aside: {sentence}")
+                self._set_aside.add(name)
         images = unlabelled["data"].to(self.device, non_blocking=True)
         with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
             pseudo = teacher.labels(images, self._regions)

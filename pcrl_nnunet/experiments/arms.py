@@ -116,6 +116,12 @@ def _defined(name: str, given: Any, built_in: Mapping[str, Arm]) -> Arm:
         raise UserError(
             f'method {name} has pseudo_labels and pretrains; it can do only one of them: add "pretrain": null'
         )
+    if arm.pseudo_labels and arm.semi is not None:
+        raise UserError(f"method {name} has pseudo_labels and semi; it can do only one of them: take one out")
+    if not isinstance(arm.epochs_factor, (int, float)) or not arm.epochs_factor > 0:
+        raise UserError(
+            f"method {name} has epochs_factor {arm.epochs_factor!r}; expected a number above 0, such as 1.2"
+        )
     if arm.pretraining is not None and (arm.pretrain is None or arm.pretrain):
         raise UserError(
             f"method {name} takes the pretraining of {arm.pretraining} and also has pretrain {short(arm.pretrain)}, "

@@ -199,9 +199,11 @@ def _check_settings(
     for arm in arms.values():
         plans = with_settings(plan.plans, settings, vars(arm))
         pretrain_settings(plans, plan.configuration, plan.resolved)
-        FinetuneSettings.from_plan(plans)
+        epochs = FinetuneSettings.from_plan(plans).epochs
         ClassifySettings.from_plan(plans)
-        SemiSettings.from_plan(plans)
+        semi = SemiSettings.from_plan(plans)
+        if arm.semi is not None:
+            semi.supervised_epochs(epochs)  # or says that there are too few
         own = {name: value for name, value in (arm.pretrain or {}).items() if name != "method"}
         if checkpoint is not None and own:
             raise UserError(

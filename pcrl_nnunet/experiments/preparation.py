@@ -142,7 +142,9 @@ def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[
         UserError: the folder was begun with another description, or an arm was defined otherwise.
     """
     there = read_json(os.path.join(layout.folder, DESCRIPTION), "give another folder with -o")
-    layout.folds, earlier = there.pop("folds"), there.pop("methods", {})
+    layout.folds = there.pop("folds")
+    # a folder that was begun before an arm had as many fields: these have their defaults
+    earlier = json.loads(json.dumps({name: vars(Arm(**arm)) for name, arm in there.pop("methods", {}).items()}))
     _refuse_other(layout, there, description, "the same settings to go on")
     again = {name: given for name, given in json.loads(json.dumps(arms)).items() if name in earlier}
     _refuse_other(layout, {name: earlier[name] for name in again}, again, "the method another name", "method ")

@@ -12,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.scans import Target
 from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_folder
-from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
+from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import resolve
@@ -81,8 +81,8 @@ class SemiCases:
             candidates |= {f"{PREFIX}{case.name}": case for case in find_cases(scans)}
         held_out = [own[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
         candidates, unreadable = _readable(candidates)
-        name_of = {case: name for name, case in candidates.items()}
-        copies = {name_of[copy]: original.name for copy, original in find_copies([*name_of], held_out).items()}
+        candidates, copies, not_finite = _without_copies(candidates, held_out)
+        unreadable += not_finite
         unlabelled = {name: case for name, case in candidates.items() if name not in copies}
         if not unlabelled:
             raise UserError(
@@ -113,6 +113,30 @@ def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
         else:
             readable[name] = case
     return readable, sentences
+
+
+def _without_copies(
+    cases: Mapping[str, Case], held_out: Sequence[Case]
+) -> tuple[dict[str, Case], dict[str, str], list[str]]:
+    """Compare voxels with held-out cases.
+
+    Returns:
+        The cases whose voxels could be compared; names of copies, with the name of the held-out case; and sentences
+        about cases whose voxels cannot be read.
+    """
+    name_of = {case: name for name, case in cases.items()}
+    sentences: list[str] = []
+    while True:
+        try:
+            found = find_copies([*name_of], held_out)
+        except UnreadableCase as error:
+            if error.case not in name_of:  # a held-out one: the training needs it
+                raise
+            del name_of[error.case]
+            sentences.append(str(error))
+        else:
+            copies = {name_of[copy]: original.name for copy, original in found.items()}
+            return {name: case for case, name in name_of.items()}, copies, sentences
 
 
 def _but(copies: Mapping[str, str], unreadable: Sequence[str]) -> str:

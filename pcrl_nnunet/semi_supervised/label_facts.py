@@ -19,7 +19,7 @@ class LabelFacts:
 
     Attributes:
         names: of the classes.
-        shares: share of all voxels that are of the class.
+        shares: share of the voxels that are of the class; voxels with the ignore label do not count.
         in_largest_piece: share of the class's voxels that lie in its largest piece, the mean over volumes, or over
             slices for a 2D network.
     """
@@ -41,7 +41,12 @@ class LabelFacts:
 
     @classmethod
     def of_cases(
-        cls, names: Sequence[str], read: Callable[[str], np.ndarray], classes: Mapping[str, Any], dim: int
+        cls,
+        names: Sequence[str],
+        read: Callable[[str], np.ndarray],
+        classes: Mapping[str, Any],
+        dim: int,
+        ignored: int | None = None,
     ) -> LabelFacts:
         """Read the labels of some of the cases.
 
@@ -50,12 +55,13 @@ class LabelFacts:
             read: returns the labels of a case: (1, *spatial).
             classes: label, or labels of a region, by name.
             dim: 2 for a network of slices along the first axis, else 3.
+            ignored: the ignore label, if there is one.
         """
         chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int)
         counts, voxels = np.zeros(len(classes)), 0
         largest: list[list[float]] = [[] for _ in classes]
         for labels in (read(names[index])[0] for index in chosen):
-            voxels += labels.size
+            voxels += labels.size if ignored is None else int(np.sum(labels != ignored))
             for number, values in enumerate(classes.values()):
                 mask = np.isin(labels, values)
                 counts[number] += mask.sum()
@@ -63,7 +69,7 @@ class LabelFacts:
                     if part.any():
                         largest[number].append(share_of_largest_piece(part))
         means = [float(np.mean(shares)) if shares else 0.0 for shares in largest]
-        return cls(list(classes), [float(share) for share in counts / voxels], means)
+        return cls(list(classes), [float(share) for share in counts / max(1, voxels)], means)
 
 
 def share_of_largest_piece(mask: np.ndarray) -> float:

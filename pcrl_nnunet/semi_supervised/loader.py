@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,23 +21,27 @@ NOTHING = 1e-3  # intensities below it are the zeros around an image that was no
 class Outside:
     """Stands in for the segmentation of a case without one: -1 outside of the image's mask, else 0.
 
-    Some images are normalised inside a mask. nnU-Net's augmentation keeps zero what is outside of the mask, which it
+    Some channels are normalised inside a mask. nnU-Net's augmentation keeps zero what is outside of the mask, which it
     finds by -1 in the segmentation. Read by box, as the image: shape (1, *spatial).
+
+    Args:
+        masked: for each channel, whether it was normalised inside the mask.
     """
 
-    def __init__(self, volume: CaseVolume, masked: bool) -> None:
-        self._volume, self._masked = volume, masked
+    def __init__(self, volume: CaseVolume, masked: Sequence[bool]) -> None:
+        self._volume, self._masked = volume, list(masked)
         self.shape = (1, *volume.shape[1:])
         self.ndim, self.dtype = len(self.shape), np.dtype(np.int16)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        if not self._masked:
+        if not any(self._masked):
             sizes = [range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True)]
             return np.zeros([len(size) for size in sizes], np.int16)
         of_image = (slice(None), *index[1:])
-        image = self._volume[of_image]
-        inside = np.asarray(binary_fill_holes((np.abs(image) > NOTHING).any(0)))
-        return np.where(inside, 0, -1).astype(np.int16)[None]
+        image = self._volume[of_image][self._masked]  # other channels are not zero outside
+        found = (np.abs(image) > NOTHING).any(0)
+        filled = binary_fill_holes(np.atleast_1d(found.squeeze()))  # in a single slice, every hole would be open
+        return np.where(np.reshape(filled, found.shape), 0, -1).astype(np.int16)[None]
 
 
 class UnlabelledDataset:
@@ -45,10 +49,10 @@ class UnlabelledDataset:
 
     Args:
         cases: by name.
-        masked: images were normalised inside a mask.
+        masked: for each channel, whether it was normalised inside a mask.
     """
 
-    def __init__(self, cases: Mapping[str, Case], masked: bool) -> None:
+    def __init__(self, cases: Mapping[str, Case], masked: Sequence[bool]) -> None:
         self._cases, self._masked = dict(cases), masked
         self.identifiers = sorted(cases)
 

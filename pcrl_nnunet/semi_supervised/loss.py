@@ -21,12 +21,22 @@ def ignoring(loss: Any, ignored: int) -> Any:
         ignored: value of ignored voxels in label maps; in regions the last channel marks them.
     """
     inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-    if isinstance(inner, DC_and_BCE_loss):
-        inner.use_ignore_label = True
-        inner.ce = nn.BCEWithLogitsLoss(reduction="none")
-    else:
+    if not isinstance(inner, DC_and_BCE_loss):
         inner.ignore_label = inner.ce.ignore_index = ignored
+    elif not inner.use_ignore_label:
+        inner.use_ignore_label, inner.ce = True, _MeanOfRegions(reduction="none")
     return loss
+
+
+class _MeanOfRegions(nn.BCEWithLogitsLoss):
+    """Divides by the number of regions, which nnU-Net's loss sums over where there is an ignore label.
+
+    Without the division, the cross-entropy of a dataset without that label would count more in the second stage.
+    """
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each voxel and region."""
+        return super().forward(output, target) / output.shape[1]
 
 
 class PartsLoss(nn.Module):

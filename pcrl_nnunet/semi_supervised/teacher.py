@@ -26,7 +26,8 @@ class Teacher:
         def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
             share = 1 - min(1 - 1 / (int(updates) + 1), momentum)
             floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
-            torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], share)
+            if floats:  # counters of batch norms come as a group of their own
+                torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], share)
 
         self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
         network: Any = self.average.module

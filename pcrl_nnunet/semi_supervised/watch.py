@@ -115,7 +115,7 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> list[str]:
         return []
     numbers = [n for n, share in enumerate(facts.shares) if share > 0]
     lost = [n for n in numbers if all(epoch.shares[n] < RARE * facts.shares[n] for epoch in recent)]
-    if lost == numbers:
+    if numbers and lost == numbers:
         return [
             "ALARM: the teacher finds nothing but background in the unlabelled scans, and the student unlearns all "
             "classes; train the first stage longer (pcrl.semi.supervised_share), or check that the scans show them"

@@ -1,5 +1,7 @@
 """Arms, their settings and ablations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -32,6 +34,35 @@ def test_unknown_arms_and_settings_are_named():
         ):
             choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2", "pretrain": both}}, known)
     assert list(choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
+
+
+SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}
+
+
+def test_segmentations_have_semi_supervised_arms_and_classifications_have_not():
+    plan = facts(make_plan())
+    known = built_in_arms(plan, "pcrlv2", 8)
+    assert known.keys() >= SEMI_ARMS
+    semi, from_scratch, longer = known["semi"], known["semi_scratch"], known["scratch_longer"]
+    assert (semi.semi, semi.pretraining, semi.pretrain) == ({}, "pcrlv2", {})
+    assert (from_scratch.semi, from_scratch.pretrain) == ({}, None)
+    assert longer == Arm(None, epochs_factor=1.2)
+    assert list(choose_arms(["semi"], {}, known)) == ["scratch", "semi", "pcrlv2"]
+    classifying = built_in_arms(plan, "pcrlv2", 8, SimpleNamespace(point=None))
+    assert not classifying.keys() & SEMI_ARMS
+    with pytest.raises(UserError, match=r"^method mine has .*semi.*, which this task cannot have; take it out$"):
+        choose_arms(["mine"], {"mine": {"semi": {}}}, classifying)
+
+
+def test_semi_supervised_arms_that_cannot_be_are_one_sentence():
+    known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
+    for own, sentence in (
+        ({"pretrain": None, "pseudo_labels": True, "semi": {}}, r"has pseudo_labels and semi; it can do only one"),
+        ({"pretrain": None, "epochs_factor": 0}, r"has epochs_factor 0; expected a number above 0"),
+        ({"pretrain": None, "epochs_factor": "2"}, r"has epochs_factor '2'; expected a number above 0"),
+    ):
+        with pytest.raises(UserError, match=rf"^method mine {sentence}"):
+            choose_arms(["mine"], {"mine": own}, known)
 
 
 # PCRLv2, TPAMI 2023, Tables 1 to 3: levels that are restored from and compared in a decoder of 5, and local views.

@@ -101,6 +101,9 @@ def test_runs_without_the_cases_they_need_are_found_before(layout):
         this.comparison.why_not(Run("pseudo_labels", everything, 0))
         == "no case is left whose labels could be predicted"
     )
+    semi = layout(methods=["semi_scratch"], settings={"finetune": {"epochs": 2}}).comparison
+    assert semi.why_not(Run("semi_scratch", everything, 0)) == "no case is left whose labels could be predicted"
+    assert semi.why_not(Run("semi_scratch", everything - 1, 0)) is None
     assert this.comparison.why_not(Run("scratch", everything, 0)) is None
     assert this.comparison.why_not(Run("pcrlv2", everything - 1, 0)) is None
     assert layout("all").comparison.why_not(Run("pcrlv2", everything, 0)) is None
@@ -111,6 +114,10 @@ def test_runs_without_the_cases_they_need_are_found_before(layout):
     [
         ({"settings": {"pretrian": {}}}, r"-settings has pretrian: {}; expected the blocks"),
         ({"settings": {"finetune": {"epoch": 3}}}, r"pcrl.finetune.epoch is not a setting"),
+        ({"settings": {"semi": {"box_share": 2}}}, r"pcrl.semi has box_share 2"),
+        ({"own": {"mine": {"semi": {"box": 2}}}, "methods": ["mine"]}, r"pcrl.semi.box is not a setting"),
+        ({"own": {"mine": {"semi": 5}}, "methods": ["mine"]}, r"method mine has semi: 5; expected the blocks"),
+        ({"methods": ["semi"]}, r"pcrl.finetune.epochs is 1; a semi-supervised training has two stages"),
         ({"own": {"mine": {"pretrain": 5}}, "methods": ["mine"]}, r"method mine has pretrain: 5; expected the blocks"),
         (
             {"own": {"mine": {"pretrain": {"pcrlv2": {"levels": 3}}}}, "methods": ["mine"]},

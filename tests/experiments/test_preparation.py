@@ -5,11 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_dataset import DATASET_JSON
+from unlabelled_scans import make_full_plan, write_scans
 
+from pcrl_nnunet import trainers
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.preparation import plans_of, prepare, preview_in
+from pcrl_nnunet.semi_supervised.cases import SemiCases
 
 RUNS = [Run(arm, labelled, seed) for arm in ("scratch", "pcrlv2") for labelled in (2, 3) for seed in (0, 1)]
 
@@ -134,3 +139,85 @@ def test_a_network_trained_with_the_other_part_scored_is_found(layout, first, th
     own["mine"]["finetune"]["initial_lr"] = 0.25
     with pytest.raises(UserError, match=r"another method mine.finetune.initial_lr \(0.5, now 0.25\)"):
         prepare(layout(methods=["mine"], own=own, scored=then), runs)
+
+
+SEMI_METHODS = ["semi", "semi_scratch", "scratch_longer", "pcrlv2"]
+
+
+@pytest.fixture
+def semi(tiny, layout):
+    """Makes comparisons of the semi-supervised arms of a dataset that has a scan without labels, too."""
+    plan = make_full_plan(finetune={"epochs": 10, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
+    (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
+    write_scans(tiny.folder, plan, {"scan": 0})
+    return lambda **given: layout(methods=SEMI_METHODS, **given)
+
+
+def test_a_semi_supervised_arm_sees_no_held_out_case(semi, tiny, monkeypatch):
+    this = semi(settings={"semi": {"pseudo_weight": 0.25, "leave_out": []}})
+    run = Run("semi_scratch", 2, 1)
+    prepare(this, [run])
+    cases = this.comparison.cases
+    held_out = [*cases.split.val, *cases.split.test]
+    plan = json.loads((Path(this.data_folder) / f"{this.plans_name(run)}.json").read_text())
+    assert plan["pcrl"]["semi"] == {"pseudo_weight": 0.25, "leave_out": held_out, "seed": 1}
+    manifest = Path(this.data_folder) / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json"
+    assert manifest.read_bytes() == (tiny.folder / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json").read_bytes()
+    monkeypatch.setenv("nnUNet_preprocessed", this.preprocessed)
+    found = SemiCases.find(plan, "3d_fullres", DATASET_JSON, this.fold(run), plan["pcrl"]["semi"]["leave_out"])
+    labelled = this.comparison.labelled_cases(run)
+    assert [case.name for case in found.labelled] == labelled
+    assert list(found.unlabelled) == [*sorted({*cases.split.train} - {*labelled}), "unlabelled/scan"]
+    assert len(found.unlabelled) == 10 - len(held_out) - 2 + 1
+
+
+def test_the_trainer_of_a_semi_supervised_arm_takes_its_plan(semi, tmp_path, monkeypatch):
+    this = semi()
+    for arm in ("semi", "semi_scratch"):
+        run = Run(arm, 2, 0)
+        prepare(this, [run])
+        plan = json.loads((Path(this.data_folder) / f"{this.plans_name(run)}.json").read_text())
+        assert plan["pcrl"].get("checkpoint") == (this.pretrained(run) if arm == "semi" else None)
+        monkeypatch.setenv("nnUNet_preprocessed", this.preprocessed)
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+        trainer_class = getattr(trainers, this.trainer(run))
+        plan["continue_training"] = False
+        trainer = trainer_class(plan, "3d_fullres", this.fold(run), DATASET_JSON, torch.device("cpu"))
+        assert trainer.num_epochs == 10
+        assert type(trainer).__name__.startswith("PCRLSemiSupervised")
+        assert ("Scratch" in type(trainer).__name__) == (arm == "semi_scratch")
+
+
+def test_other_arms_have_no_semi_supervised_settings_and_one_has_more_epochs(semi):
+    this = semi(settings={"semi": {"pseudo_weight": 0.25}})
+    epochs = {}
+    for arm in ("scratch", "scratch_longer", "pcrlv2", "semi_scratch", "semi"):
+        plans = plans_of_all(this, Run(arm, 2, 0))
+        for name, plan in plans.items():
+            of_semi = arm.startswith("semi") and "pretrain_" not in name
+            assert ("semi" in plan["pcrl"]) == of_semi, (arm, name)
+        (plan,) = [plan for name, plan in plans.items() if "pretrain_" not in name]
+        epochs[arm] = plan["pcrl"]["finetune"]["epochs"]
+    assert epochs == {"scratch": 10, "scratch_longer": 12, "pcrlv2": 10, "semi_scratch": 10, "semi": 10}
+    assert this.pretrained(Run("semi", 2, 0)) == this.pretrained(Run("pcrlv2", 2, 0))
+    assert this.trainer(Run("scratch_longer", 2, 0)) == "PCRLScratchTrainer"
+
+
+def plans_of_all(layout, run):
+    prepare(layout, [run])
+    return plans_of(layout, run)
+
+
+def test_a_comparison_that_was_begun_before_there_were_semi_supervised_arms_goes_on(layout):
+    settings = {"finetune": {"epochs": 2}}
+    begun = layout(methods=["pcrlv2"], settings=settings)
+    prepare(begun, RUNS[:1])
+    Path(begun.output(RUNS[0])).mkdir(parents=True)
+    path = Path(begun.folder) / "comparison.json"
+    description = json.loads(path.read_text())
+    for arm in description["methods"].values():
+        del arm["semi"], arm["epochs_factor"]
+    path.write_text(json.dumps(description))
+    again = layout(methods=["pcrlv2", "semi_scratch"], settings=settings)
+    prepare(again, [*RUNS[:1], Run("semi_scratch", 2, 0)])
+    assert json.loads(path.read_text())["methods"].keys() == {"scratch", "pcrlv2", "semi_scratch"}

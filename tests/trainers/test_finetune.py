@@ -5,7 +5,7 @@ import pickle
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +15,13 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from finished_pretraining import encoder_of, pretrain
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from steps import EPOCHS, parameters_of, random_batch, train_epochs
 from tiny_dataset import DATASET, DATASET_JSON, make_plan, write_preprocessed
 from torch import Tensor
@@ -33,7 +33,6 @@ from pcrl_nnunet.finetuning.schedule import WarmupPolyLR
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.networks import Decoder
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLScratchTrainer
-from pcrl_nnunet.transfer.find import place
 
 FEATURES = [4, 8, 8]
 
@@ -72,57 +71,6 @@ def make(
 ) -> Any:
     plan = {**(plan or make_plan()), "continue_training": continue_training}
     return trainer(plan, configuration, fold, DATASET_JSON, device=torch.device("cpu"))
-
-
-def pretrain(
-    results: Path,
-    fold: int | str = "all",
-    configuration: str = "3d_fullres",
-    plan: dict[str, Any] | None = None,
-    cases: Sequence[dict[str, str]] = (),
-    method: str = "pcrlv2",
-    trains_decoder: bool = False,
-) -> tuple[str, dict[str, Tensor]]:
-    """Write the file of a finished pretraining, with random parameters. Returns its path and encoder."""
-    plan = plan or make_plan()
-    this = PlansManager(plan).get_configuration("3d_fullres")
-    network = get_network_from_plans(
-        this.network_arch_class_name,
-        this.network_arch_init_kwargs,
-        this.network_arch_init_kwargs_req_import,
-        1,
-        3,
-        deep_supervision=True,
-    )
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    state = network.state_dict()
-    path = place(str(results), "nnUNetPlans", configuration, fold, method)
-    os.makedirs(os.path.dirname(path))
-    random = ("decoder.seg_layers.",) if trains_decoder else ("decoder.stages.", "decoder.transpconvs.", "decoder.seg")
-    content = {
-        "format": checkpoint.FORMAT,
-        "network_weights": state,
-        "random_keys": [k for k in state if k.startswith(random)],
-        "num_input_channels": 1,
-        "cases": list(cases),
-        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-            plan, configuration, this.configuration, (8, 8, 8), 1, network
-        ),
-        "plans": plan,
-        "method": method,
-        "datasets": [DATASET],
-        "configuration": configuration,
-        "fold": fold,
-        "epochs": 240,
-    }
-    checkpoint.write(path, content)
-    return path, encoder_of(network)
-
-
-def encoder_of(network: Any) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.encoder.state_dict().items()}
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

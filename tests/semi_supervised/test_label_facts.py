@@ -1,0 +1,84 @@
+"""What labels say about the classes."""
+
+import numpy as np
+import pytest
+
+from pcrl_nnunet.semi_supervised.label_facts import MOST_CASES, LabelFacts, share_of_largest_piece
+
+
+def two_cases() -> dict[str, np.ndarray]:
+    """Organ 1 in one piece, lesions 2 in pieces of 8 and 4 voxels in the first case, and of 4 in the second one."""
+    first, second = np.zeros((2, 1, 10, 10, 10), np.int16)
+    first[0, 0:5, 0:5, 0:4] = 1  # 100
+    first[0, 7:9, 7:9, 7:9] = 2  # 8
+    first[0, 0:4, 9, 9] = 2  # 4
+    second[0, 2:7, 2:6, 2:4] = 1  # 40
+    second[0, 9, 6:10, 9] = 2  # 4
+    return {"first": first, "second": second}
+
+
+def test_shares_and_pieces_are_those_counted_by_hand() -> None:
+    cases = two_cases()
+    facts = LabelFacts.of_cases(["first", "second"], cases.__getitem__, {"organ": 1, "lesion": 2}, 3)
+    assert facts.names == ["organ", "lesion"]
+    assert facts.shares == pytest.approx([140 / 2000, 16 / 2000])
+    assert facts.in_largest_piece == pytest.approx([1, (8 / 12 + 1) / 2])
+    assert facts.in_one_piece == [0]
+    assert str(facts) == (
+        "organ 7.00% of the voxels, 100% of it in its largest piece, "
+        "lesion 0.80% of the voxels, 83% of it in its largest piece"
+    )
+
+
+def test_a_network_of_slices_has_the_pieces_of_slices() -> None:
+    labels = np.zeros((1, 3, 6, 6), np.int16)
+    labels[0, 0, 0:2, 0:2] = labels[0, 0, 4:6, 4:6] = 1  # connected in the next slice alone
+    labels[0, 1, 0:6, 0:6] = 1
+    in_slices, in_volume = (LabelFacts.of_cases(["a"], lambda _: labels, {"vessel": 1}, dim) for dim in (2, 3))
+    assert in_slices.in_largest_piece == pytest.approx([(0.5 + 1) / 2])  # the third slice has none
+    assert in_volume.in_largest_piece == [1]
+    assert in_slices.shares == in_volume.shares == pytest.approx([44 / 108])
+
+
+def test_regions_are_of_all_their_labels() -> None:
+    cases = two_cases()
+    facts = LabelFacts.of_cases(["first"], cases.__getitem__, {"whole": (1, 2), "core": (2,)}, 3)
+    assert facts.shares == pytest.approx([112 / 1000, 12 / 1000])
+    assert facts.in_largest_piece == pytest.approx([100 / 112, 8 / 12])
+
+
+def test_ignored_voxels_do_not_count() -> None:
+    labels = two_cases()["first"]
+    labels[0, 5:7] = 3  # 200 of 1000
+    facts = LabelFacts.of_cases(["a"], lambda _: labels, {"organ": 1, "lesion": 2}, 3, ignored=3)
+    assert facts.shares == pytest.approx([100 / 800, 12 / 800])
+
+
+def test_a_class_that_no_case_shows_has_no_share_and_is_not_cleaned() -> None:
+    facts = LabelFacts.of_cases(["a"], lambda _: np.zeros((1, 4, 4, 4)), {"organ": 1}, 3)
+    assert (facts.shares, facts.in_largest_piece, facts.in_one_piece) == ([0], [0], [])
+
+
+def test_of_many_cases_some_from_first_to_last_are_read_once() -> None:
+    names = [f"case_{i:03d}" for i in range(500)]
+    read: list[str] = []
+
+    def labels_of(name: str) -> np.ndarray:
+        read.append(name)
+        return np.ones((1, 2, 2, 2))
+
+    LabelFacts.of_cases(names, labels_of, {"organ": 1}, 3)
+    assert len(read) == len(set(read)) == MOST_CASES
+    assert {names[0], names[-1]} <= set(read)
+    read.clear()
+    LabelFacts.of_cases(names[:3], labels_of, {"organ": 1}, 3)
+    assert read == names[:3]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_pieces_are_connected_by_corners(dim: int) -> None:
+    mask = np.zeros([5] * dim, bool)
+    mask[(0,) * dim] = mask[(1,) * dim] = True
+    assert share_of_largest_piece(mask) == 1
+    mask[(3,) * dim] = True
+    assert share_of_largest_piece(mask) == pytest.approx(2 / 3)

@@ -1,0 +1,49 @@
+"""Settings of a semi-supervised training."""
+
+from typing import Any
+
+import pytest
+from tiny_dataset import make_plan
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"supervised_share": 0.0}, r"pcrl.semi.supervised_share is 0.0; expected a share between 0 and 1"),
+        ({"supervised_share": 1}, r"pcrl.semi.supervised_share is 1; expected a share between 0 and 1"),
+        ({"pasted_share": 1.1}, r"pcrl.semi.pasted_share is 1.1; expected a number from 0 to 1"),
+        ({"teacher_momentum": -0.1}, r"pcrl.semi.teacher_momentum is -0.1; expected a number from 0 to 1"),
+        ({"box_share": 1.0}, r"has box_share 1.0, .* expected a share between 0 and 1"),
+        ({"pseudo_weight": 0}, r"pseudo_weight 0 .* a weight above 0"),
+        ({"seed": -1}, r"seed -1; .* no negative seed"),
+        ({"teacher_momentum": float("nan")}, r"pcrl.semi.teacher_momentum is nan; expected a finite number"),
+        ({"pseudo_weight": "much"}, r"pcrl.semi.pseudo_weight is 'much'; expected a value like 0.5"),
+        ({"leave_out": "case_3"}, r"pcrl.semi.leave_out is 'case_3'; expected a value like \(\)"),
+        ({"momentum": 0.9}, r"pcrl.semi.momentum is not a setting; expected one of box_share, leave_out, "),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{sentence}[^\n]*$"):
+        SemiSettings.from_plan(make_plan(semi=given))
+
+
+def test_the_plan_changes_the_defaults() -> None:
+    settings = SemiSettings.from_plan(make_plan(semi={"pseudo_weight": 2, "leave_out": ["case_3"]}))
+    assert (settings.pseudo_weight, list(settings.leave_out)) == (2, ["case_3"])
+    assert settings.teacher_momentum == SemiSettings().teacher_momentum
+    assert SemiSettings.from_plan(make_plan()) == SemiSettings()
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "first"), [(0.4, 1000, 400), (0.4, 5, 2), (0.01, 2, 1), (0.99, 2, 1), (0.4, 2, 1)]
+)
+def test_each_stage_has_its_share_of_the_epochs_and_one_at_least(share: float, epochs: int, first: int) -> None:
+    assert SemiSettings(supervised_share=share).supervised_epochs(epochs) == first
+
+
+def test_two_stages_need_two_epochs() -> None:
+    with pytest.raises(UserError, match=r"^pcrl.finetune.epochs is 1; .* two stages: give 2 epochs or more$"):
+        SemiSettings().supervised_epochs(1)

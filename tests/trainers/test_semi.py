@@ -1,0 +1,609 @@
+"""Semi-supervised trainers, as nnUNetv2_train runs them."""
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from finished_pretraining import encoder_of, pretrain
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from steps import parameters_of, random_batch
+from tiny_dataset import DATASET, DATASET_JSON, write_preprocessed
+from torch import Tensor
+from unlabelled_scans import make_full_plan, write_scans
+
+from pcrl_nnunet import checkpoint, trainers
+from pcrl_nnunet.trainers import (
+    PCRLScratchTrainer,
+    PCRLSemiSupervisedScratchTrainer,
+    PCRLSemiSupervisedTrainer,
+)
+from pcrl_nnunet.trainers import semi as semi_module
+
+DATA = "nnUNetPlans_3d_fullres"
+SPLITS = [
+    {"train": ["case_0", "case_1"], "val": ["case_3"]},
+    {"train": ["case_1", "case_2", "case_0"], "val": ["case_3"]},
+]
+REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+SHORT = {"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1}
+
+
+@pytest.fixture(scope="module")
+def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnUNet_preprocessed, in which fold 0 leaves out case 2, and one scan without labels; no test writes to it."""
+    folder = write_preprocessed(tmp_path_factory.mktemp("preprocessed"))
+    (folder / "splits_final.json").write_text(json.dumps(SPLITS))
+    write_scans(folder, make_full_plan(), {"scan": 0})
+    return folder.parent
+
+
+@pytest.fixture(autouse=True)
+def folders(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """nnU-Net's folders; results are this test's own. Data are loaded in this process, on one thread."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "results" / DATASET
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than these trainings."""
+    monkeypatch.setattr(semi_module, "draw_pseudo_labels", lambda *args: None)
+
+
+@pytest.fixture
+def own_data(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The dataset's folder in a copy of nnUNet_preprocessed that the test may damage."""
+    shutil.copytree(preprocessed, tmp_path / "preprocessed")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return tmp_path / "preprocessed" / DATASET
+
+
+def make(
+    trainer: type[PCRLScratchTrainer] = PCRLSemiSupervisedScratchTrainer,
+    plan: dict[str, Any] | None = None,
+    configuration: str = "3d_fullres",
+    fold: int | str = 0,
+    continue_training: bool = False,
+    dataset_json: dict[str, Any] | None = None,
+    **finetune: Any,
+) -> Any:
+    plan = {**(plan or make_full_plan(finetune={**SHORT, **finetune})), "continue_training": continue_training}
+    torch.manual_seed(0)
+    return trainer(plan, configuration, fold, dataset_json or DATASET_JSON, device=torch.device("cpu"))
+
+
+def run_training(trainer: Any, c: bool = False) -> Any:
+    """As nnUNetv2_train does it, without the final validation."""
+    maybe_load_checkpoint(trainer, c, False, None)
+    trainer.run_training()
+    return trainer
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def log_of(trainer: Any) -> str:
+    with open(trainer.log_file) as file:
+        return file.read()
+
+
+def weights_of(trainer: Any) -> dict[str, Tensor]:
+    """Copies of the student's and the teacher's weights."""
+    of_teacher = {f"teacher.{name}": value for name, value in trainer._teacher.state_dict().items()}
+    return {name: value.clone() for name, value in {**trainer.network.state_dict(), **of_teacher}.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- cases
+
+
+def test_no_label_of_an_unlabelled_case_is_ever_opened(own_data: Path, without_picture: None) -> None:
+    steps = {"iters_per_epoch": 2}
+    with_labels = run_training(make(**steps))
+    assert list(with_labels._cases.unlabelled) == ["case_2", "unlabelled/scan"]
+    shutil.rmtree(with_labels.output_folder)
+    for ending in ("_seg.b2nd", ".pkl"):
+        (own_data / DATA / f"case_2{ending}").unlink()
+    without = run_training(make(**steps))
+    assert equal(weights_of(with_labels), weights_of(without))
+    assert repr(with_labels._history) == repr(without._history)  # Dice may be NaN
+
+
+def test_labels_of_labelled_cases_are_needed(own_data: Path, without_picture: None, folders: Path) -> None:
+    usual = run_training(make())
+    before = weights_of(usual)
+    shutil.rmtree(usual.output_folder)
+    labels = own_data / DATA / "case_0_seg.b2nd"
+    shutil.copy(own_data / DATA / "case_1.b2nd", own_data / DATA / "case_0.b2nd")
+    other = run_training(make())
+    assert not equal(before, weights_of(other))
+    labels.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^Error: case case_0_seg cannot be read"):
+        run_training(make(trainer=PCRLSemiSupervisedScratchTrainer, fold=0))
+
+
+def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_picture: None) -> None:
+    trainer = run_training(make())
+    log = log_of(trainer)
+    assert "Labelled cases: case_0, case_1\n" in log
+    assert "Unlabelled cases, of which no label is read: case_2, unlabelled/scan\n" in log
+    assert "SemiSettings(supervised_share=" in log
+    assert "Labels: a 2.33% of the voxels, 100% of it in its largest piece, b 1.75%" in log
+    content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
+    assert content["labelled_cases"] == ["case_0", "case_1"]
+    assert content["unlabelled_cases"] == ["case_2", "unlabelled/scan"]
+    assert content["settings"] == vars(trainer.semi)
+    assert repr(content["history"]) == repr([vars(epoch) for epoch in trainer._history])
+    assert equal(content["teacher"], trainer._teacher.state_dict())
+
+
+def test_all_cases_are_labelled_with_scans_beside_them(without_picture: None) -> None:
+    trainer = run_training(make(fold="all"))
+    content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
+    assert content["labelled_cases"] == [f"case_{i}" for i in range(4)]
+    assert content["unlabelled_cases"] == ["unlabelled/scan"]
+    assert len(trainer._history) == 1
+
+
+def test_a_case_that_becomes_unreadable_is_named_once_and_set_aside(own_data: Path, without_picture: None) -> None:
+    trainer = make(iters_per_epoch=4)
+    begins = trainer.on_train_epoch_start
+
+    def damage_in_the_second_stage() -> None:
+        begins()
+        if trainer.current_epoch == 1:
+            (own_data / f"{DATA}_unlabelled" / "scan.b2nd").write_bytes(b"")
+
+    trainer.on_train_epoch_start = damage_in_the_second_stage
+    seen = []
+    mixed = trainer._mixed
+    trainer._mixed = lambda *args: seen.append(mixed(*args)) or seen[-1]
+    run_training(trainer)
+    assert log_of(trainer).count("WARNING: set aside: case scan cannot be read from ") == 1
+    assert {key for batch in seen for key in batch["keys"][2:]} == {"case_2"}
+    assert all(torch.isfinite(batch["data"]).all() for batch in seen)
+
+
+def test_without_a_readable_unlabelled_case_the_training_ends_with_a_sentence(
+    own_data: Path, without_picture: None
+) -> None:
+    trainer = make()
+    begins = trainer.on_train_epoch_start
+
+    def damage_in_the_second_stage() -> None:
+        begins()
+        if trainer.current_epoch == 1:
+            for file in (own_data / f"{DATA}_unlabelled" / "scan.b2nd", own_data / DATA / "case_2.b2nd"):
+                file.write_bytes(b"")
+
+    trainer.on_train_epoch_start = damage_in_the_second_stage
+    with pytest.raises(SystemExit, match=r"^Error: no unlabelled case can be read any more; the last one: case "):
+        run_training(trainer)
+    assert os.path.isfile(trainer.log_file)  # what was trained stays
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"fold": 1}, r"fold 1 of Dataset999_Tiny has no unlabelled case"),
+        ({"fold": "all"}, r"fold all of Dataset999_Tiny has no unlabelled case"),
+        ({"configuration": "3d_cascade_fullres"}, r"3d_cascade_fullres is a cascade, .* -tr PCRLFinetuneTrainer"),
+        ({"configuration": "inherits"}, r"inherits is a cascade"),
+        ({"epochs": 1}, r"pcrl.finetune.epochs is 1; .* give 2 epochs or more"),
+        ({"semi": {"leave_out": ["case_7"]}}, r"pcrl.semi.leave_out names 'case_7'"),
+        ({"semi": {"box_share": 2.0}}, r"pcrl.semi has box_share 2.0"),
+        ({"fold": 2}, r"fold 2 is not among the 2 folds"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+    own_data: Path, folders: Path, given: dict[str, Any], sentence: str
+) -> None:
+    shutil.rmtree(own_data / f"{DATA}_unlabelled")
+    plan = make_full_plan(finetune={**SHORT, "epochs": given.pop("epochs", 2)}, semi=given.pop("semi", {}))
+    plan["configurations"]["inherits"] = {"inherits_from": "3d_cascade_fullres"}
+    with pytest.raises(SystemExit, match=rf"^Error: [^\n]*{sentence}[^\n]*$"):
+        make(plan=plan, **given)
+    assert not folders.exists()
+
+
+def test_scans_of_another_plan_are_refused(own_data: Path, folders: Path) -> None:
+    plan = make_full_plan(finetune=SHORT)
+    plan["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    with pytest.raises(SystemExit, match=r"^Error: .* made with another normalization_schemes than the plan"):
+        make(plan=plan)
+    assert not folders.exists()
+
+
+def test_a_finished_training_is_validated_without_the_scans(own_data: Path, without_picture: None) -> None:
+    trained = run_training(make())
+    (own_data / "splits_final.json").write_text(json.dumps(SPLITS[1:]))
+    shutil.rmtree(own_data / f"{DATA}_unlabelled")
+    validating = make()
+    maybe_load_checkpoint(validating, False, True)
+    assert equal(parameters_of(validating.network), parameters_of(trained.network))
+    again = make()
+    with pytest.raises(SystemExit, match=r"^Error: fold 0 of Dataset999_Tiny has no unlabelled case"):
+        run_training(again)
+    assert os.path.isfile(os.path.join(trained.output_folder, checkpoint.FINAL))
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+def with_labels_as_image(trainer: Any, seed: int) -> dict[str, Any]:
+    """A batch of random labels whose images are the labels."""
+    batch = random_batch(trainer, seed)
+    batch["target"] = [target.to(torch.int16) for target in batch["target"]]
+    return {**batch, "data": batch["target"][0].float()}
+
+
+def test_pasted_patches_have_the_labels_of_what_they_show() -> None:
+    trainer = make()
+    trainer.initialize()
+    batch = with_labels_as_image(trainer, 0)
+    pasted = trainer._pasted(batch, np.random.default_rng(0))
+    assert torch.equal(pasted["data"], pasted["target"][0].float())
+    own, other = batch["data"], batch["data"].roll(1, 0)
+    shows = [(pasted["data"] == image).float().mean().item() for image in (own, other)]
+    box = (8 / 12) ** 3
+    assert shows == pytest.approx([1 - box + box / 3, box + (1 - box) / 3], abs=0.05)  # three labels
+    assert [target.shape for target in pasted["target"]] == [target.shape for target in batch["target"]]
+
+
+class FakeTeacher:
+    """Finds label 3 - n where the image is n, so that its labels are told from those of the labelled patches."""
+
+    def labels(self, images: Tensor, regions: bool) -> Tensor:
+        assert not regions
+        return (3 - images).to(torch.int16)
+
+
+def test_each_voxel_of_a_mixed_patch_has_the_label_of_what_it_shows_in_one_of_two_parts() -> None:
+    trainer = make()
+    trainer.initialize()
+    trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 0.5])  # nothing is cleaned
+    batch = with_labels_as_image(trainer, 0)
+    unlabelled = with_labels_as_image(trainer, 1)["data"] + 10
+    trainer.dataloader_unlabelled = iter([{"data": unlabelled, "keys": ["u", "v"], "set_aside": {}}])
+    mixed = trainer._mixed(batch, FakeTeacher(), np.random.default_rng(0))
+    labelled, pseudo = mixed["target"][0].chunk(2, 1)
+    shown = mixed["data"]
+    is_labelled = shown < 5
+    assert torch.equal(labelled, torch.where(is_labelled, shown, -1).to(torch.int16))
+    assert torch.equal(pseudo, torch.where(is_labelled, torch.tensor(-1.0), 3 - shown).to(torch.int16))
+    assert torch.equal(shown, torch.where(is_labelled, batch["data"], unlabelled))
+    assert sorted(is_labelled.flatten(1).sum(1).tolist()) == [8**3, 12**3 - 8**3]  # one in each direction
+    assert mixed["keys"] == ["a", "b", "u", "v"]
+    for level, (full, like) in enumerate(zip(mixed["target"], batch["target"], strict=True)):
+        assert full.shape == (2, 2, *like.shape[2:]), level
+
+
+def test_a_case_that_several_processes_set_aside_is_named_once() -> None:
+    trainer = make()
+    trainer.initialize()
+    trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 0.5])
+    batch = with_labels_as_image(trainer, 0)
+    found = {"data": batch["data"], "keys": ["u", "v"], "set_aside": {"unlabelled/bad": "case bad is damaged"}}
+    trainer.dataloader_unlabelled = iter([found, {**found, "set_aside": {}}, found])
+    for _ in range(3):
+        trainer._mixed(batch, FakeTeacher(), np.random.default_rng(0))
+    assert log_of(trainer).count("WARNING: set aside: case bad is damaged") == 1
+
+
+def test_the_first_stage_without_pasting_is_nnunets_training() -> None:
+    ends = []
+    for trainer_class in (PCRLScratchTrainer, PCRLSemiSupervisedScratchTrainer):
+        trainer = make(trainer_class, make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": 0.0}))
+        torch.manual_seed(0)
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        for step in range(3):
+            trainer.train_step(random_batch(trainer, step))
+        ends.append(parameters_of(trainer.network))
+    assert equal(*ends)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_the_first_stages_steps_is_pasted(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PCRLScratchTrainer, "train_step", lambda self, batch: batch)
+    trainer = make(plan=make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": share}))
+    trainer.initialize()
+    trainer._pasted = lambda batch, rng: {"is_pasted": True}
+    pasted = 0
+    for epoch in (0, 1):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        pasted += sum("is_pasted" in trainer.train_step({}) for _ in range(200))
+    assert pasted == pytest.approx(400 * share, abs=0 if share == 1 else 40)
+
+
+# --------------------------------------------------------------------------------------------------- kinds of datasets
+
+
+def change_to_2d(plan: dict[str, Any]) -> None:
+    configuration = plan["configurations"]["3d_fullres"]
+    configuration["patch_size"] = [12, 12]
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    kwargs |= {"conv_op": "torch.nn.modules.conv.Conv2d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d"}
+    kwargs |= {"kernel_sizes": [[3, 3]] * 3, "strides": [[1, 1], [2, 2], [2, 2]]}
+
+
+def change_to_anisotropic(plan: dict[str, Any]) -> None:
+    configuration = plan["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": [4, 16, 16]}  # nnU-Net rotates and scales it in 2D
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    kwargs |= {"kernel_sizes": [[1, 3, 3]] * 2 + [[3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]]}
+
+
+def change_to_batch_norm(plan: dict[str, Any]) -> None:
+    kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+
+
+def change_nothing(plan: dict[str, Any]) -> None:
+    pass
+
+
+IGNORE = {"ignore": 3}
+KINDS: dict[str, tuple[Callable[[dict[str, Any]], None], dict[str, Any], int]] = {
+    "2d": (change_to_2d, {}, 1),
+    "anisotropic": (change_to_anisotropic, {}, 1),
+    "batch norm": (change_to_batch_norm, {}, 1),
+    "two channels": (change_nothing, {}, 2),
+    "ignore label": (change_nothing, {"labels": {**DATASET_JSON["labels"], **IGNORE}}, 1),  # type: ignore[dict-item]
+    "regions": (change_nothing, REGIONS, 1),
+    "regions in 2d": (change_to_2d, REGIONS, 1),
+    "regions with ignore label": (change_nothing, {**REGIONS, "labels": {**REGIONS["labels"], **IGNORE}}, 1),  # type: ignore[dict-item]
+}
+
+
+def write_kind(root: Path, plan: dict[str, Any], dataset_json: dict[str, Any], channels: int) -> None:
+    """Write four cases, of which the last one is in no part of the fold, and a scan."""
+    folder = write_preprocessed(root)
+    data, ignore = folder / DATA, "ignore" in dataset_json["labels"]
+    shutil.rmtree(data)
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        image = rng.normal(size=(channels, 14, 14, 14)).astype(np.float32)
+        seg = np.zeros((1, 14, 14, 14), np.int8)
+        seg[:, 4:8, 4:8, 4:8], seg[:, 8:11, 4:8, 4:8] = 1, 2
+        locations: dict[Any, np.ndarray] = {label: np.argwhere(seg == label) for label in (1, 2)}
+        if ignore:
+            seg[:, :, :, 9:] = 3
+            locations[(-1, 0, 1, 2)] = np.argwhere(seg != 3)
+        chunks = {name: image.shape for name in ("chunks", "blocks")}
+        chunks |= {name: seg.shape for name in ("chunks_seg", "blocks_seg")}
+        nnUNetDatasetBlosc2.save_case(image, seg, {"class_locations": locations}, str(data / f"case_{i}"), **chunks)
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2"]}]))
+    write_scans(folder, plan, {"scan": 0}, (channels, 15, 14, 13), dataset_json)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_stages_train_each_kind_of_dataset(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    change, of_json, channels = KINDS[kind]
+    dataset_json = {**DATASET_JSON, **of_json, "channel_names": {str(c): "MRI" for c in range(channels)}}
+    plan = make_full_plan(channels, finetune={**SHORT, "initial_lr": 0.1, "warmup_share": 0.0})
+    change(plan)
+    write_kind(tmp_path / "own", plan, dataset_json, channels)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "own"))
+    if kind != "regions in 2d":
+        request.getfixturevalue("without_picture")
+    trainer = make(plan=plan, dataset_json=dataset_json)
+    begins, epochs = trainer.on_train_epoch_start, []
+
+    def remember() -> None:
+        begins()
+        epochs.append(parameters_of(trainer.network))
+
+    trainer.on_train_epoch_start = remember
+    run_training(trainer)
+    after = parameters_of(trainer.network)
+    for one, other in ((epochs[0], epochs[1]), (epochs[1], after)):
+        moved = {name for name in one if not torch.equal(one[name], other[name])}
+        assert {"encoder", "decoder"} <= {name.split(".")[0] for name in moved}
+    for name, value in trainer._teacher.average.module.named_parameters():  # one update, at half
+        torch.testing.assert_close(value, (epochs[1][name] + after[name]) / 2)
+    (pseudo,) = trainer._history
+    assert all(0 <= share <= 1 for share in pseudo.shares)
+    names = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
+    line = next(line for line in log_of(trainer).splitlines() if "Pseudo-labels: " in line)
+    assert [name in line for name in names] == [True, True]
+    assert os.path.isfile(os.path.join(trainer.output_folder, "pseudo_labels.png")) == (kind == "regions in 2d")
+
+
+# -------------------------------------------------------------------------------------- going on, and what comes after
+
+
+LONG = {"epochs": 4, "iters_per_epoch": 2}
+
+
+@pytest.mark.parametrize(("processes", "benchmark"), [("0", False), ("2", True)])
+def test_only_a_training_in_one_process_does_without_the_fastest_blur(
+    processes: str, benchmark: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest way to blur differs from run to run, and so do its last digits."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+    transforms = PCRLSemiSupervisedScratchTrainer.get_training_transforms((12, 12), (0, 1), None, (0, 1), False)
+    inner = [getattr(step, "transform", step) for step in transforms.transforms]
+    assert [step.benchmark for step in inner if isinstance(step, GaussianBlurTransform)] == [benchmark]
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Any]:
+    """What comes out of a training that nobody stopped, filled by the first test that needs it."""
+    return {}
+
+
+def outcome(trainer: Any) -> dict[str, Any]:
+    optimizer = [value.clone() for state in trainer.optimizer.state.values() for value in state.values()]
+    return {"weights": weights_of(trainer), "momentum": optimizer, "history": list(map(repr, trainer._history))}
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3])
+def test_a_training_goes_on_bit_for_bit_in_either_stage(
+    stopped_after: int, uninterrupted: dict[str, Any], without_picture: None
+) -> None:
+    if not uninterrupted:
+        trainer = run_training(make(**LONG))
+        uninterrupted |= outcome(trainer)
+        shutil.rmtree(trainer.output_folder)
+    first = make(**LONG)
+    first.save_every = 1
+    ends = first.on_epoch_end
+
+    def stop() -> None:
+        ends()
+        if first.current_epoch == stopped_after:
+            raise StoppedError
+
+    first.on_epoch_end = stop
+    with pytest.raises(StoppedError):
+        run_training(first)
+    assert (first._teacher is None) == (stopped_after == 1)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    resumed = make(continue_training=True, **LONG)
+    run_training(resumed, c=True)
+    assert resumed.current_epoch == 4
+    found = outcome(resumed)
+    assert equal(found["weights"], uninterrupted["weights"])
+    assert found["history"] == uninterrupted["history"]
+    assert len(found["history"]) == 2
+    assert all(torch.equal(*pair) for pair in zip(found["momentum"], uninterrupted["momentum"], strict=True))
+
+
+def test_the_checkpoint_is_a_stock_trainers_and_predicts_with_the_student(without_picture: None) -> None:
+    trainer = run_training(make())
+    path = os.path.join(trainer.output_folder, checkpoint.FINAL)
+    content = torch.load(path, weights_only=False)
+    assert content["trainer_name"] == "nnUNetTrainer"
+    assert our_classes(content) == set()
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), checkpoint.FINAL)
+    predicted = predictor.predict_logits_from_preprocessed_data(torch.randn(1, 14, 14, 14))
+    assert predicted.shape == (3, 14, 14, 14)
+    assert equal(parameters_of(predictor.network), parameters_of(trainer.network))
+
+
+def our_classes(content: Any) -> set[str]:
+    """Names of our own classes in a checkpoint, which stock nnU-Net could not load."""
+    if isinstance(content, Mapping):
+        return set().union(*(our_classes(value) for value in content.values()), our_classes(list(content)))
+    if isinstance(content, (list, tuple)):
+        return set().union(*map(our_classes, content))
+    module = type(content).__module__
+    return {module} if module.startswith("pcrl_nnunet") else set()
+
+
+def test_cases_are_loaded_in_processes_that_end_with_the_training(
+    monkeypatch: pytest.MonkeyPatch, without_picture: None
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    trainer = make(iters_per_epoch=2)
+    seen: list[str] = []
+    mixed = trainer._mixed
+
+    def remember(*args: Any) -> Any:
+        seen.extend((batch := mixed(*args))["keys"][2:])
+        return batch
+
+    trainer._mixed = remember
+    run_training(trainer)
+    assert set(seen) <= {"case_2", "unlabelled/scan"}
+    assert len(seen) == 4
+    assert len(trainer._history) == 1
+    loader = trainer.dataloader_unlabelled
+    assert type(loader).__name__ == "NonDetMultiThreadedAugmenter"
+    assert not any(process.is_alive() for process in loader._processes)
+
+
+# -------------------------------------------------------------------------------------------------------- pretraining
+
+
+def test_a_training_starts_from_the_pretrained_encoder(folders: Path, without_picture: None) -> None:
+    path, pretrained = pretrain(folders, plan=make_full_plan())
+    trainer = make(PCRLSemiSupervisedTrainer, encoder_lr_factor=0)
+    run_training(trainer)
+    assert equal(encoder_of(trainer.network), pretrained)  # frozen in both stages
+    assert equal(encoder_of(trainer._teacher.average.module), pretrained)
+    assert path in log_of(trainer)
+    assert (Path(trainer.output_folder) / "transfer.json").is_file()
+    assert "The second stage begins" in log_of(trainer)
+
+
+def test_a_methods_pretraining_is_taken_by_the_trainers_name(folders: Path, without_picture: None) -> None:
+    pretrain(folders, plan=make_full_plan())
+    path, pretrained = pretrain(folders, plan=make_full_plan(), method="mae")
+    trainer_class = trainers.PCRLSemiSupervisedTrainer_mae
+    trainer = make(trainer_class, encoder_lr_factor=0)
+    assert issubclass(trainer_class, PCRLSemiSupervisedTrainer)
+    run_training(trainer)
+    assert equal(encoder_of(trainer.network), pretrained)
+    assert path in log_of(trainer)
+    assert "PCRLSemiSupervisedTrainer_mae__nnUNetPlans__3d_fullres" in trainer.output_folder
+    with pytest.raises(SystemExit, match=r"^Error: .*PCRLSemiSupervisedTrainer_METHOD|PCRLSemiSupervisedTrainer_mae"):
+        run_training(make(PCRLSemiSupervisedTrainer))
+
+
+def test_without_a_pretraining_the_error_names_the_control_and_nothing_is_left(folders: Path) -> None:
+    trainer = make(PCRLSemiSupervisedTrainer)
+    with pytest.raises(SystemExit, match=r"^Error: .*PCRLSemiSupervisedScratchTrainer"):
+        run_training(trainer)
+    assert not folders.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- DDP
+
+
+def test_two_ranks_keep_one_student_and_one_teacher_and_report_the_same_shares(
+    fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path
+) -> None:
+    plan = make_full_plan(finetune={**SHORT, "epochs": 3, "iters_per_epoch": 2}, semi={"supervised_share": 0.3})
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import semi_on_two_ranks; "
+        f"semi_on_two_ranks(Path({str(tmp_path)!r}), {plan})"
+    )
+    status, output = fork(code, Path(sysconfig.get_path("purelib")), {"nnUNet_preprocessed": str(preprocessed)})
+    assert status == 0, output
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert equal(one["student"], other["student"])
+    assert equal(one["teacher"], other["teacher"])
+    assert repr(one["history"]) == repr(other["history"])  # Dice may be NaN
+    assert not any(torch.equal(*pair) for pair in zip(one["data"], other["data"], strict=True))
+    assert [rank["picture"] for rank in (one, other)] == [True, False]
+    for number, epoch in enumerate(one["history"], start=1):
+        counts = one["counts"][number] + other["counts"][number]
+        voxels = one["voxels"][number] + other["voxels"][number]
+        assert epoch["shares"] == pytest.approx((counts / voxels).tolist())
+        assert voxels == 2 * 2 * 12**3  # a patch for each rank and step: nnU-Net's batch of two is shared
+    assert len(one["history"]) == 2
