@@ -35,6 +35,7 @@ from pcrl_nnunet.transfer.weights import unwrap
 
 NOT_COUNTED = -1  # value of ignored voxels where the dataset has no ignore label
 SHOWN = 4  # patches in the picture
+EVERY = 20  # epochs after which the log repeats an alarm
 
 
 class _SemiSupervised(PCRLScratchTrainer):
@@ -220,8 +221,10 @@ class _SemiSupervised(PCRLScratchTrainer):
         if pseudo is None:
             return
         self._history.append(pseudo)
-        for sentence in (watch.as_text(pseudo, self._facts), *watch.alarms(self._history, self._facts)):
-            self.print_to_log_file(sentence)
+        self.print_to_log_file(watch.as_text(pseudo, self._facts))
+        if len(self._history) % EVERY == watch.PATIENCE or self.current_epoch == self.num_epochs - 1:
+            for sentence in watch.alarms(self._history, self._facts):
+                self.print_to_log_file(sentence)
         if self.local_rank == 0:
             path = os.path.join(self.output_folder, "pseudo_labels.png")
             images, labels = (shown.cpu().numpy() for shown in self._shown)

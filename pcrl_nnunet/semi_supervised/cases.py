@@ -56,8 +56,8 @@ class SemiCases:
             leave_out: names of further held-out cases of the dataset.
 
         Raises:
-            UserError: there is no such fold, no training case or no unlabelled case; `leave_out` names an unknown case;
-                or scans were preprocessed by another plan.
+            UserError: there is no such fold, no training case or no unlabelled case; `leave_out` names an unknown case
+                or a training case; or scans were preprocessed by another plan.
         """
         folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
         identifier = str(resolve(plans, configuration)["data_identifier"])
@@ -73,6 +73,11 @@ class SemiCases:
             train, validation = this.train, this.val
         if not train:
             raise UserError(f"fold {fold} has no training case; put one or more into splits_final.json")
+        if trained := [name for name in leave_out if name in train]:
+            raise UserError(
+                f"{WHERE}.leave_out names '{trained[0]}', which is a training case of fold {fold}; take it out of the "
+                f"one or the other, or give a fold that does not train on it"
+            )
         used = {*train, *validation, *leave_out}
         candidates = {name: case for name, case in own.items() if name not in used}
         scans = unlabelled_folder(folder, identifier)

@@ -156,6 +156,11 @@ def test_an_unknown_name_to_leave_out_is_one_sentence() -> None:
         find(leave_out=("case_2", "case_9"))
 
 
+def test_a_training_case_cannot_be_left_out() -> None:
+    with pytest.raises(UserError, match=r"^pcrl.semi.leave_out names 'case_1', which is a training case of fold all; "):
+        find("all", leave_out=("case_1",))
+
+
 def test_scans_of_another_plans_settings_are_refused(tiny: SimpleNamespace) -> None:
     write_scans(tiny.folder, make_full_plan(), {"scan": 0})
     other = make_full_plan()
