@@ -25,6 +25,7 @@ class AuthorsWay(nn.Module):
     def __init__(self, method: PCRLv2) -> None:
         super().__init__()
         self.method = method
+        self.name, self.terms, self.quantities = "the authors' way", method.terms, method.quantities
         self.rng = np.random.default_rng(0)
 
     def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:

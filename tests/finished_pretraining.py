@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_dataset import DATASET, make_plan
+from tiny_dataset import DATASET, DATASET_JSON, make_plan
 from torch import Tensor
 
 from pcrl_nnunet import checkpoint
+from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.transfer.find import place
 
 
@@ -44,15 +45,14 @@ def pretrain(
     path = place(str(results), "nnUNetPlans", configuration, fold, method)
     os.makedirs(os.path.dirname(path))
     random = ("decoder.seg_layers.",) if trains_decoder else ("decoder.stages.", "decoder.transpconvs.", "decoder.seg")
+    planned = PlannedConfiguration("", plan, configuration, this.configuration, DATASET_JSON)
     content = {
         "format": checkpoint.FORMAT,
         "network_weights": state,
         "random_keys": [k for k in state if k.startswith(random)],
         "num_input_channels": 1,
         "cases": list(cases),
-        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(
-            plan, configuration, this.configuration, (8, 8, 8), 1, network
-        ),
+        "nnssl_adaptation_plan": checkpoint.nnssl_adaptation_plan(planned, (8, 8, 8), 1, network),
         "plans": plan,
         "method": method,
         "datasets": [DATASET],

@@ -86,6 +86,7 @@ for module, function, argv, path in jobs:
     def run():
         sys.argv = argv
         if module.endswith(".py"):
+            sys.path.insert(0, os.path.dirname(module))  # as an interpreter does
             runpy.run_path(module, run_name="__main__")
         else:
             getattr(importlib.import_module(module), function)()

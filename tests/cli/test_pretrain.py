@@ -159,7 +159,7 @@ def test_a_damaged_final_file_is_kept_when_it_is_overwritten(command, tiny, dama
     assert (path.parent / "old_1" / path.name).read_bytes() == damaged
 
 
-@pytest.mark.parametrize("during", ["unpack", "_write_report", "final_content"])
+@pytest.mark.parametrize("during", ["preparation", "_write_report", "final_content"])
 def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(command, tiny, capsys, monkeypatch, during):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
@@ -178,7 +178,7 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
         patch.setattr(PCRLPretrainTrainer, during, terminated)
         assert command("-d", "999", *SHORT) == 0
     assert signal.getsignal(signal.SIGTERM) is before
-    step = 0 if during == "unpack" else 2
+    step = 0 if during == "preparation" else 2
     said = capsys.readouterr().out.rstrip()
     assert f"Stopped by SIGTERM after step {step}; nothing is lost. To go on: " in said
     assert said.endswith(" --c")

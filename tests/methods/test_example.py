@@ -72,6 +72,8 @@ def test_it_keeps_the_contract(environment, forked_commands):
             "-m",
             "pytest",
             "-q",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",  # the server has imported a plugin
             "tests/methods/test_contract.py",
             "-k",
             "denoising and not 2D and not four and not residual",

@@ -157,7 +157,6 @@ def test_the_share_of_waiting_is_that_of_a_loader_that_is_too_slow(
     found = benchmark.gpu(tmp_path, 4, True, False, False, 1)
     thread.join(5)
     assert found["waiting"] == pytest.approx(share, abs=0.1)
-    assert found["steps_a_second"] == pytest.approx(1 / 0.006, rel=0.3)
 
 
 @pytest.mark.long
