@@ -114,7 +114,7 @@ def test_runs_without_the_cases_they_need_are_found_before(layout):
     [
         ({"settings": {"pretrian": {}}}, r"-settings has pretrian: {}; expected the blocks"),
         ({"settings": {"finetune": {"epoch": 3}}}, r"pcrl.finetune.epoch is not a setting"),
-        ({"settings": {"semi": {"box_share": 2}}}, r"pcrl.semi has box_share 2"),
+        ({"settings": {"semi": {"box_share": 2}}}, r"pcrl.semi.box_share is 2; expected "),
         ({"own": {"mine": {"semi": {"box": 2}}}, "methods": ["mine"]}, r"pcrl.semi.box is not a setting"),
         ({"own": {"mine": {"semi": 5}}, "methods": ["mine"]}, r"method mine has semi: 5; expected the blocks"),
         ({"methods": ["semi"]}, r"pcrl.finetune.epochs is 1; a semi-supervised training has two stages"),

@@ -118,7 +118,7 @@ def test_the_peak_of_a_step_is_that_of_the_memory_it_takes(benchmark: ModuleType
     array = np.ones(1 << 28, np.uint8)
     del array
     ctypes.CDLL(None).malloc_trim(0)  # where another test has set that it is kept
-    assert benchmark.resident("VmHWM") - before > 0.8 * (1 << 28)  # the rest had been freed, and not yet given back
+    assert benchmark.resident("VmHWM") - before > 0.7 * (1 << 28)  # the rest had been freed, and not yet given back
     benchmark.forget_peak()
     assert benchmark.resident("VmHWM") - before < 0.2 * (1 << 28)
 

@@ -493,7 +493,7 @@ def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
     [
         (
             {"finetun": {}},
-            r"pcrl\.finetun is no part of the plan's settings; expected pretrain, finetune, classify, checkpoint",
+            r"pcrl\.finetun is no part of the plan's settings; expected pretrain, finetune, semi, classify, checkpoint",
         ),
         ({"checkpoint": 5}, r"pcrl\.checkpoint is 5; expected the path"),
     ],

@@ -214,7 +214,7 @@ def test_without_a_readable_unlabelled_case_the_training_ends_with_a_sentence(
         ({"configuration": "inherits"}, r"inherits is a cascade"),
         ({"epochs": 1}, r"pcrl.finetune.epochs is 1; .* give 2 epochs or more"),
         ({"semi": {"leave_out": ["case_7"]}}, r"pcrl.semi.leave_out names 'case_7'"),
-        ({"semi": {"box_share": 2.0}}, r"pcrl.semi has box_share 2.0"),
+        ({"semi": {"box_share": 2.0}}, r"pcrl.semi.box_share is 2.0; expected "),
         ({"fold": 2}, r"fold 2 is not among the 2 folds"),
     ],
 )
