@@ -78,6 +78,8 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._teacher: Teacher | None = None
         self._history: list[watch.Pseudo] = []
         self._set_aside: set[str] = set()
+        self._used_before: list[str] = []  # unlabelled cases, by the training that goes on
+        self._said: dict[tuple[str, str], int] = {}  # last epoch in which an alarm was logged
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the loaders of labelled cases, and begin one of unlabelled cases beside them."""
@@ -86,9 +88,8 @@ class _SemiSupervised(PCRLScratchTrainer):
             self._cases = SemiCases.find(
                 plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
             )
-        loaders = super().get_dataloaders()
-        with self._or_nothing_left_behind():
             self._facts = self._label_facts()
+        loaders = super().get_dataloaders()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -100,6 +101,9 @@ class _SemiSupervised(PCRLScratchTrainer):
             dataset, self.batch_size, initial_patch_size, this.patch_size, self.label_manager, transforms=transforms
         )
         self.dataloader_unlabelled = make_unlabelled_loader(loader, self.device.type == "cuda")
+        changed = set(self._used_before) ^ {*self._cases.unlabelled} if self._used_before else ()
+        if changed:
+            self.print_to_log_file(f"WARNING: other unlabelled cases than before: {', '.join(sorted(changed))}")
         self.print_to_log_file(f"{self.semi}\n{self._cases}\nLabels: {self._facts}", add_timestamp=False)
         return loaders
 
@@ -110,17 +114,25 @@ class _SemiSupervised(PCRLScratchTrainer):
         labels = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
         names = [case.name for case in self._cases.labelled]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, names)
+
+        def read(name: str) -> tuple[np.ndarray, Any]:
+            _, segmentation, _, properties = dataset.load_case(name)
+            return np.asarray(segmentation[:])[:1], properties["class_locations"]
+
         return LabelFacts.of_cases(
             names,
-            lambda name: np.asarray(dataset.load_case(name)[1][:])[:1],
-            {labels[_as_tuple(value)]: value for value in classes},
-            len(self.configuration_manager.patch_size),
+            read,
+            {labels[_as_tuple(value)]: tuple(value) if isinstance(value, list) else value for value in classes},
+            self.configuration_manager.patch_size,
             manager.ignore_label,
         )
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's augmentation. In one process it is the same again, whichever way to blur is the faster."""
+        """Return nnU-Net's augmentation.
+
+        Without loading processes it does not time which way to blur is the faster: that would make runs differ.
+        """
         transforms = PCRLScratchTrainer.get_training_transforms(*args, **kwargs)
         if get_allowed_n_proc_DA() == 0:
             for transform in transforms.transforms:
@@ -130,7 +142,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return transforms
 
     def on_train_epoch_start(self) -> None:
-        """Begin the second stage when its time has come. Loading in this process draws from the epoch's own seed."""
+        """Begin the second stage after the epochs of the first. Loading in this process draws from the epoch's seed."""
         super().on_train_epoch_start()
         seed = np.random.SeedSequence((self.semi.seed, self.current_epoch, self.local_rank)).generate_state(1)[0]
         random.seed(int(seed))
@@ -173,16 +185,19 @@ class _SemiSupervised(PCRLScratchTrainer):
     def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Paste a box of each labelled patch into the patch after it."""
         data, labels = self._on_device(batch)
+        # of several processes each may have one patch alone
+        other = self._on_device(next(self.dataloader_train)) if len(data) == 1 else (data.roll(1, 0), labels.roll(1, 0))
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
-        pasted = mixing.paste(labels.roll(1, 0), labels, boxes)
-        target = self._at_scales(pasted, batch["target"])
-        return {**batch, "data": mixing.paste(data.roll(1, 0), data, boxes), "target": target}
+        target = self._at_scales(mixing.paste(other[1], labels, boxes), batch["target"])
+        return {**batch, "data": mixing.paste(other[0], data, boxes), "target": target}
 
     def _mixed(self, batch: dict[str, Any], teacher: Teacher, rng: np.random.Generator) -> dict[str, Any]:
         """Paste labelled and unlabelled patches into each other, with the teacher's labels for the latter."""
         data, labels = self._on_device(batch)
+        unlabelled = next(self.dataloader_unlabelled)
         with self._or_nothing_left_behind():
-            unlabelled = next(self.dataloader_unlabelled)
+            if "error" in unlabelled:
+                raise UserError(unlabelled["error"])
         for name, sentence in unlabelled["set_aside"].items():
             if name not in self._set_aside:  # each process that loads finds it out by itself
                 self.print_to_log_file(f"WARNING: set aside: {sentence}")
@@ -199,11 +214,22 @@ class _SemiSupervised(PCRLScratchTrainer):
             pseudo = torch.cat([pseudo, nowhere], 1)
             labels = labels if self.label_manager.has_ignore_label else torch.cat([labels, nowhere], 1)
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
-        part = mixing.labelled_parts(boxes, rng)
+        part = mixing.labelled_parts(boxes, self._labelled_around(len(data), rng))
         halves = [mixing.with_ignored(labels, part, self._ignored), mixing.with_ignored(pseudo, ~part, self._ignored)]
         target = self._at_scales(torch.cat(halves, 1), batch["target"])
         keys = [*batch["keys"], *unlabelled["keys"]]
         return {"data": mixing.paste(data, images, part), "target": target, "keys": keys}
+
+    def _labelled_around(self, number: int, rng: np.random.Generator) -> int:
+        """Return how many of the first patches show the labelled case around the box; the others show it in the box.
+
+        nnU-Net puts the voxel of a class that it looks for into the middle of the last patches. There it would be
+        hidden by the box.
+        """
+        if number > 1:
+            return number // 2
+        looks_for_classes = self.oversample_foreground_percent  # 0 or 1 where each process has one patch
+        return int(rng.random() >= looks_for_classes)
 
     def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return patches and their labels at full resolution."""
@@ -222,9 +248,12 @@ class _SemiSupervised(PCRLScratchTrainer):
             return
         self._history.append(pseudo)
         self.print_to_log_file(watch.as_text(pseudo, self._facts))
-        if len(self._history) % EVERY == watch.PATIENCE or self.current_epoch == self.num_epochs - 1:
-            for sentence in watch.alarms(self._history, self._facts):
+        if self._teacher is not None and not self._teacher.all_finite:
+            self.print_to_log_file("WARNING: the teacher's output was not finite: look at the losses of this training")
+        for key, sentence in watch.alarms(self._history, self._facts).items():
+            if self.current_epoch - self._said.get(key, -EVERY) >= EVERY:
                 self.print_to_log_file(sentence)
+                self._said[key] = self.current_epoch
         if self.local_rank == 0:
             path = os.path.join(self.output_folder, "pseudo_labels.png")
             images, labels = (shown.cpu().numpy() for shown in self._shown)
@@ -244,7 +273,8 @@ class _SemiSupervised(PCRLScratchTrainer):
                 "teacher": None if self._teacher is None else self._teacher.state_dict(),
                 "history": watch.as_plain(self._history),
                 "labelled_cases": [case.name for case in self._cases.labelled],
-                "unlabelled_cases": list(self._cases.unlabelled),
+                "unlabelled_cases": list(dict.fromkeys((*self._used_before, *self._cases.unlabelled))),
+                "set_aside": sorted(self._set_aside),
             },
         }
 
@@ -252,8 +282,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         """Take the teacher and the history of pseudo-labels, too."""
         super().load_checkpoint(filename_or_checkpoint)
         assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code takes nothing else
-        content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)["semi"]
+        content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)["semi"]
         self._history = [watch.Pseudo(**epoch) for epoch in content["history"]]
+        self._used_before = content["unlabelled_cases"]
         if content["teacher"] is not None:
             self._teacher = self._new_teacher()
             self._teacher.load_state_dict(content["teacher"])

@@ -53,7 +53,7 @@ class SemiCases:
 
         Args:
             plans: of the dataset.
-            leave_out: names of further held-out cases of the dataset.
+            leave_out: names of further held-out cases, as the log lists them.
 
         Raises:
             UserError: there is no such fold, no training case or no unlabelled case; `leave_out` names an unknown case
@@ -62,9 +62,14 @@ class SemiCases:
         folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
         identifier = str(resolve(plans, configuration)["data_identifier"])
         own = {case.name: case for case in find_cases(os.path.join(folder, identifier))}
-        if unknown := [name for name in leave_out if name not in own]:
+        folder_of_scans, scans = unlabelled_folder(folder, identifier), dict[str, Case]()
+        if os.path.isdir(folder_of_scans) and any(name.endswith(".b2nd") for name in os.listdir(folder_of_scans)):
+            refuse_other_settings(folder_of_scans, Target(dict(plans), dict(dataset_json), configuration))
+            scans = {f"{PREFIX}{case.name}": case for case in find_cases(folder_of_scans)}
+        known = {**own, **scans}
+        if unknown := [name for name in leave_out if name not in known]:
             raise UserError(
-                f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(own)} preprocessed cases; "
+                f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(known)} preprocessed cases; "
                 f"correct the name in {plans['plans_name']}.json"
             )
         train, validation = [*own], []
@@ -75,16 +80,12 @@ class SemiCases:
             raise UserError(f"fold {fold} has no training case; put one or more into splits_final.json")
         if trained := [name for name in leave_out if name in train]:
             raise UserError(
-                f"{WHERE}.leave_out names '{trained[0]}', which is a training case of fold {fold}; take it out of the "
-                f"one or the other, or give a fold that does not train on it"
+                f"{WHERE}.leave_out names '{trained[0]}', which is a training case of fold {fold}; remove it from "
+                f"leave_out, or give a fold that does not train on it"
             )
         used = {*train, *validation, *leave_out}
-        candidates = {name: case for name, case in own.items() if name not in used}
-        scans = unlabelled_folder(folder, identifier)
-        if os.path.isdir(scans) and any(name.endswith(".b2nd") for name in os.listdir(scans)):
-            refuse_other_settings(scans, Target(dict(plans), dict(dataset_json), configuration))
-            candidates |= {f"{PREFIX}{case.name}": case for case in find_cases(scans)}
-        held_out = [own[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
+        candidates = {name: case for name, case in known.items() if name not in used}
+        held_out = [known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
         candidates, unreadable = _readable(candidates)
         candidates, copies, not_finite = _without_copies(candidates, held_out)
         unreadable += not_finite
@@ -92,15 +93,15 @@ class SemiCases:
         if not unlabelled:
             raise UserError(
                 f"fold {fold} of {plans['dataset_name']} has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, "
-                f"and no case outside of its parts{_but(copies, unreadable)}; add scans with pcrl_nnunet_preprocess "
-                f"-d {plans['dataset_name']} -i FOLDER, or train without: -tr PCRLFinetuneTrainer"
+                f"and no case that the fold neither trains nor validates on{_but(copies, unreadable)}; add scans with "
+                f"pcrl_nnunet_preprocess -d {plans['dataset_name']} -i FOLDER, or train with -tr PCRLFinetuneTrainer"
             )
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 
     def __str__(self) -> str:
         lines = [
             f"Labelled cases: {', '.join(case.name for case in self.labelled)}",
-            f"Unlabelled cases, of which no label is read: {', '.join(self.unlabelled)}",
+            f"Unlabelled cases (their labels are never read): {', '.join(self.unlabelled)}",
             *(f"  left out: {copy}, which has the voxels of {name}" for copy, name in self.copies.items()),
             *(f"  WARNING: set aside: {sentence}" for sentence in self.unreadable),
         ]

@@ -9,7 +9,8 @@ from typing import Any
 import cc3d
 import numpy as np
 
-MOST_CASES = 32  # that are read; the labels of a large dataset say the same
+MOST_CASES = 32  # read at most this many cases: more would hardly change the facts
+CROPS, CROPS_OF_A_CASE = 32, 4  # of each class, in which pieces are looked for
 ONE_PIECE = 0.98  # share of a class in its largest piece, on average, from which on the class counts as one piece
 
 
@@ -20,8 +21,8 @@ class LabelFacts:
     Attributes:
         names: of the classes.
         shares: share of the voxels that are of the class; voxels with the ignore label do not count.
-        in_largest_piece: share of the class's voxels that lie in its largest piece, the mean over volumes, or over
-            slices for a 2D network.
+        in_largest_piece: share of the class's voxels that lie in its largest piece, the mean over crops of the patch
+            size around voxels of the class. An organ that a patch cuts in two is not one piece.
     """
 
     names: Sequence[str]
@@ -43,33 +44,41 @@ class LabelFacts:
     def of_cases(
         cls,
         names: Sequence[str],
-        read: Callable[[str], np.ndarray],
+        read: Callable[[str], tuple[np.ndarray, Mapping[Any, np.ndarray]]],
         classes: Mapping[str, Any],
-        dim: int,
+        patch: Sequence[int],
         ignored: int | None = None,
     ) -> LabelFacts:
         """Read the labels of some of the cases.
 
         Args:
             names: of the labelled cases.
-            read: returns the labels of a case: (1, *spatial).
-            classes: label, or labels of a region, by name.
-            dim: 2 for a network of slices along the first axis, else 3.
-            ignored: the ignore label, if there is one.
+            read: returns the labels of a case, (1, *spatial), and nnU-Net's ``class_locations``: some voxels of each
+                class, (N, 1 + 3).
+            classes: label, or labels of a region, by name; the keys of the locations.
+            patch: size of the network's patches; a 2D network sees slices along the first axis.
+            ignored: label of voxels that do not count.
         """
         chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int)
-        counts, voxels = np.zeros(len(classes)), 0
+        rng, counts, voxels = np.random.default_rng(0), np.zeros(len(classes)), 0
+        size = (1, *patch) if len(patch) == 2 else tuple(patch)
         largest: list[list[float]] = [[] for _ in classes]
-        for labels in (read(names[index])[0] for index in chosen):
-            voxels += labels.size if ignored is None else int(np.sum(labels != ignored))
-            for number, values in enumerate(classes.values()):
-                mask = np.isin(labels, values)
-                counts[number] += mask.sum()
-                for part in mask if dim == 2 else mask[None]:
-                    if part.any():
-                        largest[number].append(share_of_largest_piece(part))
+        for labels, places in (read(names[index]) for index in chosen):
+            of_value = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
+            voxels += sum(number for value, number in of_value.items() if value != ignored)
+            for shares, (number, values) in zip(largest, enumerate(classes.values()), strict=True):
+                counts[number] += sum(of_value.get(value, 0) for value in np.atleast_1d(values).tolist())
+                for place in rng.permutation(places.get(values, ()))[: min(CROPS_OF_A_CASE, CROPS - len(shares))]:
+                    crop = labels[0][_around(place[1:], size, labels.shape[1:])]
+                    shares.append(share_of_largest_piece(np.isin(crop, values).squeeze(0 if len(patch) == 2 else ())))
         means = [float(np.mean(shares)) if shares else 0.0 for shares in largest]
         return cls(list(classes), [float(share) for share in counts / max(1, voxels)], means)
+
+
+def _around(place: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return a box of a size around a voxel, moved into the image."""
+    starts = [min(max(0, int(p) - n // 2), max(0, total - n)) for p, n, total in zip(place, size, shape, strict=True)]
+    return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
 
 
 def share_of_largest_piece(mask: np.ndarray) -> float:

@@ -12,7 +12,6 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from scipy.ndimage import binary_fill_holes
 
-from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase
 
 NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
@@ -77,11 +76,7 @@ class UnlabelledLoader(nnUNetDataLoader):
         self.has_ignore = False  # or nnU-Net would look for annotated voxels
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return a batch of cases that can be read.
-
-        Raises:
-            UserError: no case is left.
-        """
+        """Return a batch of cases that can be read. If no case is left, it has an ``error`` alone."""
         set_aside: dict[str, str] = {}
         while True:
             try:
@@ -90,14 +85,14 @@ class UnlabelledLoader(nnUNetDataLoader):
                 name = self._data.name_of(error.case)
                 set_aside[name] = str(error)
                 self.indices: list[str] = [other for other in self.indices if other != name]
-                if not self.indices:
-                    raise UserError(f"no unlabelled case can be read any more; the last one: {error}") from error
+                if not self.indices:  # a process that loads cannot raise it where a user would read it
+                    return {"error": f"no unlabelled case can be read any more; the last one: {error}"}
             else:
                 return {"data": batch["data"], "keys": batch["keys"], "set_aside": set_aside}
 
 
 def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:
-    """Return batches from as many processes as nnU-Net loads validation with; with none, from this process.
+    """Return batches from as many processes as nnU-Net loads training patches with; with none, from this process.
 
     Args:
         pin_memory: the batches go to a GPU.
@@ -105,12 +100,14 @@ def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:
     processes = get_allowed_n_proc_DA()
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
-    return NonDetMultiThreadedAugmenter(
+    batches = NonDetMultiThreadedAugmenter(
         data_loader=loader,
         transform=None,
-        num_processes=max(1, processes // 2),
-        num_cached=max(3, processes // 4),
+        num_processes=processes,
+        num_cached=max(6, processes // 2),
         seeds=None,
         pin_memory=pin_memory,
         wait_time=0.002,
     )
+    next(batches)  # the processes begin here, as nnU-Net's do, and not in the middle of the training
+    return batches

@@ -29,12 +29,13 @@ def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], sh
     return boxes
 
 
-def labelled_parts(boxes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return where the labelled patches show: around the box in one half of the samples, in the box in the other half.
+def labelled_parts(boxes: Tensor, around: int) -> Tensor:
+    """Return where the labelled patches show: the two directions of bidirectional copy-paste.
 
-    These are the two directions of bidirectional copy-paste. They alternate, from a random one on.
+    Args:
+        around: number of first samples in which they show around the box; in the others they show in the box.
     """
-    outside = (torch.arange(len(boxes), device=boxes.device) + int(rng.integers(2))) % 2 == 0
+    outside = torch.arange(len(boxes), device=boxes.device) < around
     return boxes ^ outside.view(-1, *[1] * (boxes.ndim - 1))
 
 

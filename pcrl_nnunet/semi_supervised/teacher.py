@@ -19,7 +19,7 @@ class Teacher:
 
     Args:
         student: the plan's network, without wrappers.
-        momentum: the highest one.
+        momentum: upper limit of the momentum.
     """
 
     def __init__(self, student: nn.Module, momentum: float) -> None:
@@ -32,6 +32,7 @@ class Teacher:
         self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
         network: Any = self.average.module
         network.decoder.deep_supervision = False
+        self.all_finite = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)  # so far
 
     def update(self, student: nn.Module) -> None:
         """Move towards the student."""
@@ -46,6 +47,7 @@ class Teacher:
             images: (B, C, *patch).
         """
         logits: Tensor = self.average(images)
+        self.all_finite &= logits.isfinite().all()
         return logits.sigmoid() > 0.5 if regions else logits.argmax(1, keepdim=True).to(torch.int16)
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,12 +71,30 @@ def keep_largest_pieces(labels: Tensor, classes: Sequence[int]) -> Tensor:
     if not classes:
         return labels
     kept = labels.cpu().numpy().copy()
-    for patch in kept:
-        for number in classes:
-            of_class = patch[number] if patch.dtype == bool else patch[0] == number
-            pieces = cc3d.connected_components(of_class, connectivity=8 if of_class.ndim == 2 else 26)
-            sizes = np.bincount(pieces.ravel())[1:]
-            if len(sizes) > 1:
-                surplus = of_class & (pieces != 1 + sizes.argmax())
-                patch[number if patch.dtype == bool else 0][surplus] = 0
+    if kept.dtype == bool:
+        for region in classes:  # regions overlap
+            kept[:, region] = _largest(kept[:, region].astype(np.uint8), [1])
+    else:
+        kept[:, 0] = _largest(kept[:, 0], classes)
     return torch.from_numpy(kept).to(labels.device)
+
+
+def _largest(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Return label maps (B, *patch) in which the classes have their largest pieces alone, by one search for all."""
+    count = 1 + int(labels.max())
+    patches = np.arange(len(labels), dtype=np.uint32).reshape(-1, *[1] * (labels.ndim - 1))
+    # a value for each class of each patch: pieces of different values are never connected
+    values = np.where(np.isin(labels, classes), labels + count * patches, 0).astype(np.uint32)
+    stacked = values.reshape(-1, *values.shape[-2:])
+    pieces = cc3d.connected_components(stacked, connectivity=26)
+    sizes = np.bincount(pieces.ravel())
+    value_of = np.zeros(len(sizes), np.uint32)
+    value_of[pieces.ravel()] = stacked.ravel()
+    largest: dict[int, int] = {}
+    for piece in range(1, len(sizes)):
+        best = largest.setdefault(int(value_of[piece]), piece)
+        if sizes[piece] > sizes[best]:
+            largest[int(value_of[piece])] = piece
+    is_surplus = np.ones(len(sizes), bool)
+    is_surplus[[0, *largest.values()]] = False
+    return np.where(is_surplus[pieces].reshape(labels.shape), 0, labels).astype(labels.dtype)

@@ -104,46 +104,47 @@ def as_text(pseudo: Pseudo, facts: LabelFacts) -> str:
     return f"Pseudo-labels: {'; '.join(parts)}"
 
 
-def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> list[str]:
-    """Return sentences about what went wrong in each of the last epochs.
+def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str], str]:
+    """Return sentences about what went wrong in each of the last epochs, by kind and class.
 
     Args:
         history: one element for each epoch of the second stage so far.
     """
     recent = history[-PATIENCE:]
     if len(recent) < PATIENCE:
-        return []
+        return {}
     numbers = [n for n, share in enumerate(facts.shares) if share > 0]
     lost = [n for n in numbers if all(epoch.shares[n] < RARE * facts.shares[n] for epoch in recent)]
     if numbers and lost == numbers:
-        return [
-            "ALARM: the teacher finds nothing but background in the unlabelled scans, and the student unlearns all "
-            "classes; train the first stage longer (pcrl.semi.supervised_share), or check that the scans show them"
-        ]
-    sentences = []
+        return {
+            ("background", ""): "ALARM: the teacher finds almost no class in the unlabelled scans, and the student "
+            "will unlearn all classes; train the first stage longer (pcrl.semi.supervised_share), or check that the "
+            "scans show the classes"
+        }
+    found = {}
     for n in numbers:
         name, usual, now = facts.names[n], facts.shares[n], recent[-1].shares[n]
         if all(epoch.shares[n] > NEARLY_ALL for epoch in recent) and usual < NEARLY_ALL:
-            sentences.append(
+            found["everything", name] = (
                 f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}; train the first stage longer "
                 f"(pcrl.semi.supervised_share), or check that the scans are of the same kind"
             )
         elif n in lost:
-            sentences.append(
+            found["rare", name] = (
                 f"WARNING: the teacher hardly finds {name} in the unlabelled scans: {now:.3%} of the voxels, "
                 f"{usual:.3%} in the labelled ones; do the scans show this class?"
             )
         elif all(epoch.shares[n] > FREQUENT * usual for epoch in recent):
-            sentences.append(
+            found["frequent", name] = (
                 f"WARNING: the teacher finds much more of {name} in the unlabelled scans: {now:.2%} of the voxels, "
                 f"{usual:.2%} in the labelled ones; are the scans of the same kind and region?"
             )
         elif all(epoch.agreement[n] < AGREE for epoch in recent):
-            sentences.append(
+            found["agreement", name] = (
                 f"WARNING: student and teacher do not agree about {name} in the unlabelled scans: their Dice is "
                 f"{recent[-1].agreement[n]:.2f}; are the scans of the same kind as the labelled ones?"
             )
-    return sentences
+    return found
 
 
 def as_plain(history: Sequence[Pseudo]) -> list[dict[str, Any]]:

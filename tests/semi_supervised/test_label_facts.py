@@ -1,5 +1,7 @@
 """What labels say about the classes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,12 +19,23 @@ def two_cases() -> dict[str, np.ndarray]:
     return {"first": first, "second": second}
 
 
+def with_places(labels: np.ndarray, *classes: Any) -> tuple[np.ndarray, dict[Any, np.ndarray]]:
+    """Labels, and all places of the classes as nnU-Net's preprocessing notes some."""
+    return labels, {values: np.argwhere(np.isin(labels, values)) for values in classes}
+
+
+def facts_of(cases: dict[str, np.ndarray], classes: dict[str, Any], patch: tuple[int, ...], **given: Any) -> LabelFacts:
+    def read(name: str) -> tuple[np.ndarray, dict[Any, np.ndarray]]:
+        return with_places(cases[name], *classes.values())
+
+    return LabelFacts.of_cases(list(cases), read, classes, patch, **given)
+
+
 def test_shares_and_pieces_are_those_counted_by_hand() -> None:
-    cases = two_cases()
-    facts = LabelFacts.of_cases(["first", "second"], cases.__getitem__, {"organ": 1, "lesion": 2}, 3)
+    facts = facts_of(two_cases(), {"organ": 1, "lesion": 2}, (10, 10, 10))
     assert facts.names == ["organ", "lesion"]
     assert facts.shares == pytest.approx([140 / 2000, 16 / 2000])
-    assert facts.in_largest_piece == pytest.approx([1, (8 / 12 + 1) / 2])
+    assert facts.in_largest_piece == pytest.approx([1, (8 / 12 + 1) / 2])  # as many crops of each case
     assert facts.in_one_piece == [0]
     assert str(facts) == (
         "organ 7.00% of the voxels, 100% of it in its largest piece, "
@@ -30,19 +43,27 @@ def test_shares_and_pieces_are_those_counted_by_hand() -> None:
     )
 
 
+def test_an_organ_that_a_patch_cuts_in_two_is_not_in_one_piece() -> None:
+    arch = np.zeros((1, 1, 20, 21), np.int16)
+    arch[0, 0, 2:20, [2, 18]] = arch[0, 0, 2, 2:19] = 1  # one piece; its legs are two in a patch without the top
+    whole, in_patches = (facts_of({"a": arch}, {"aorta": 1}, patch) for patch in ((20, 21), (8, 21)))
+    assert whole.in_one_piece == [0]
+    assert in_patches.in_one_piece == []
+    assert in_patches.shares == whole.shares
+
+
 def test_a_network_of_slices_has_the_pieces_of_slices() -> None:
-    labels = np.zeros((1, 3, 6, 6), np.int16)
+    labels = np.zeros((1, 2, 6, 6), np.int16)
     labels[0, 0, 0:2, 0:2] = labels[0, 0, 4:6, 4:6] = 1  # connected in the next slice alone
     labels[0, 1, 0:6, 0:6] = 1
-    in_slices, in_volume = (LabelFacts.of_cases(["a"], lambda _: labels, {"vessel": 1}, dim) for dim in (2, 3))
-    assert in_slices.in_largest_piece == pytest.approx([(0.5 + 1) / 2])  # the third slice has none
+    in_slices, in_volume = (facts_of({"a": labels}, {"vessel": 1}, patch) for patch in ((6, 6), (2, 6, 6)))
+    assert set(np.unique(in_slices.in_largest_piece)) <= {0.5, 0.625, 0.75, 0.875, 1.0}  # of four slices
     assert in_volume.in_largest_piece == [1]
-    assert in_slices.shares == in_volume.shares == pytest.approx([44 / 108])
+    assert in_slices.shares == in_volume.shares == pytest.approx([44 / 72])
 
 
 def test_regions_are_of_all_their_labels() -> None:
-    cases = two_cases()
-    facts = LabelFacts.of_cases(["first"], cases.__getitem__, {"whole": (1, 2), "core": (2,)}, 3)
+    facts = facts_of({"a": two_cases()["first"]}, {"whole": (1, 2), "core": (2,)}, (10, 10, 10))
     assert facts.shares == pytest.approx([112 / 1000, 12 / 1000])
     assert facts.in_largest_piece == pytest.approx([100 / 112, 8 / 12])
 
@@ -50,12 +71,12 @@ def test_regions_are_of_all_their_labels() -> None:
 def test_ignored_voxels_do_not_count() -> None:
     labels = two_cases()["first"]
     labels[0, 5:7] = 3  # 200 of 1000
-    facts = LabelFacts.of_cases(["a"], lambda _: labels, {"organ": 1, "lesion": 2}, 3, ignored=3)
+    facts = facts_of({"a": labels}, {"organ": 1, "lesion": 2}, (10, 10, 10), ignored=3)
     assert facts.shares == pytest.approx([100 / 800, 12 / 800])
 
 
 def test_a_class_that_no_case_shows_has_no_share_and_is_not_cleaned() -> None:
-    facts = LabelFacts.of_cases(["a"], lambda _: np.zeros((1, 4, 4, 4)), {"organ": 1}, 3)
+    facts = facts_of({"a": np.zeros((1, 4, 4, 4), np.int16)}, {"organ": 1}, (4, 4, 4))
     assert (facts.shares, facts.in_largest_piece, facts.in_one_piece) == ([0], [0], [])
 
 
@@ -63,15 +84,15 @@ def test_of_many_cases_some_from_first_to_last_are_read_once() -> None:
     names = [f"case_{i:03d}" for i in range(500)]
     read: list[str] = []
 
-    def labels_of(name: str) -> np.ndarray:
+    def labels_of(name: str) -> tuple[np.ndarray, dict[Any, np.ndarray]]:
         read.append(name)
-        return np.ones((1, 2, 2, 2))
+        return with_places(np.ones((1, 2, 2, 2), np.int16), 1)
 
-    LabelFacts.of_cases(names, labels_of, {"organ": 1}, 3)
+    LabelFacts.of_cases(names, labels_of, {"organ": 1}, (2, 2, 2))
     assert len(read) == len(set(read)) == MOST_CASES
     assert {names[0], names[-1]} <= set(read)
     read.clear()
-    LabelFacts.of_cases(names[:3], labels_of, {"organ": 1}, 3)
+    LabelFacts.of_cases(names[:3], labels_of, {"organ": 1}, (2, 2, 2))
     assert read == names[:3]
 
 

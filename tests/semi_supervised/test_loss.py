@@ -57,7 +57,7 @@ def example(regions: bool, ignore_label: int | None) -> tuple[torch.Tensor, torc
     """Logits, labels as nnU-Net gives them, pseudo-labels, and the labelled part."""
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(2, 3, 6, 7)).astype(np.float32))
-    part = mixing.labelled_parts(mixing.random_boxes(rng, 2, (6, 7), 2 / 3), rng)
+    part = mixing.labelled_parts(mixing.random_boxes(rng, 2, (6, 7), 2 / 3), 1)
     if regions:
         labels, pseudo = torch.from_numpy(rng.random((2, 2, 4, 6, 7)) > 0.5)
         labels[:, 3] &= ignore_label is not None

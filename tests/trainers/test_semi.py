@@ -301,6 +301,30 @@ def test_each_voxel_of_a_mixed_patch_has_the_label_of_what_it_shows_in_one_of_tw
         assert full.shape == (2, 2, *like.shape[2:]), level
 
 
+def test_the_patches_that_nnunet_centres_on_a_class_show_their_middle() -> None:
+    """nnU-Net looks for classes in the last patches of a batch; a box of two thirds covers the middle."""
+    trainer = make()
+    trainer.initialize()
+    rng = np.random.default_rng(0)
+    assert [trainer._labelled_around(number, rng) for number in (2, 3, 9)] == [1, 1, 4]
+    for share, around in ((0.0, 1), (1.0, 0)):  # as nnU-Net sets it where each process has one patch
+        trainer.oversample_foreground_percent = share
+        assert {trainer._labelled_around(1, rng) for _ in range(10)} == {around}
+
+
+def test_a_single_patch_is_pasted_into_the_next_batchs() -> None:
+    trainer = make()
+    trainer.initialize()
+    one, other = (with_labels_as_image(trainer, seed) for seed in (0, 1))
+    for batch in (one, other):
+        batch |= {"data": batch["data"][:1], "target": [target[:1] for target in batch["target"]]}
+    trainer.dataloader_train = iter([other])
+    pasted = trainer._pasted(one, np.random.default_rng(0))["data"]
+    own = (pasted == one["data"]).float().mean().item()
+    assert own == pytest.approx((8 / 12) ** 3 + (1 - (8 / 12) ** 3) / 3, abs=0.05)  # three labels
+    assert torch.equal(pasted, torch.where(pasted == one["data"], one["data"], other["data"]))
+
+
 def test_a_case_that_several_processes_set_aside_is_named_once() -> None:
     trainer = make()
     trainer.initialize()
