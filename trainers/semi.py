@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast
@@ -88,7 +89,6 @@ class _SemiSupervised(PCRLScratchTrainer):
             self._cases = SemiCases.find(
                 plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
             )
-            self._facts = self._label_facts()
         loaders = super().get_dataloaders()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -106,6 +106,12 @@ class _SemiSupervised(PCRLScratchTrainer):
             self.print_to_log_file(f"WARNING: other unlabelled cases than before: {', '.join(sorted(changed))}")
         self.print_to_log_file(f"{self.semi}\n{self._cases}\nLabels: {self._facts}", add_timestamp=False)
         return loaders
+
+    def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
+        """Return nnU-Net's datasets, and read what the labels say before its loaders begin their processes."""
+        datasets = super().get_tr_and_val_datasets()
+        self._facts = self._label_facts()
+        return datasets
 
     def _label_facts(self) -> LabelFacts:
         """Read what the labels of the labelled cases say about the classes."""

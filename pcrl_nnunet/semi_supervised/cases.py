@@ -94,7 +94,8 @@ class SemiCases:
             raise UserError(
                 f"fold {fold} of {plans['dataset_name']} has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, "
                 f"and no case that the fold neither trains nor validates on{_but(copies, unreadable)}; add scans with "
-                f"pcrl_nnunet_preprocess -d {plans['dataset_name']} -i FOLDER, or train with -tr PCRLFinetuneTrainer"
+                f"pcrl_nnunet_preprocess -d {plans['dataset_name']} -i FOLDER, or train without: "
+                f"-tr PCRLFinetuneTrainer"
             )
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 

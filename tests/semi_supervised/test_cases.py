@@ -48,7 +48,7 @@ def test_the_rest_of_the_split_is_used_without_labels() -> None:
     assert not cases.copies
     assert not cases.unreadable
     text = str(cases)
-    assert "Labelled cases: case_1, case_0\nUnlabelled cases, of which no label is read: case_2" in text
+    assert "Labelled cases: case_1, case_0\nUnlabelled cases (their labels are never read): case_2" in text
 
 
 def test_scans_are_used_beside_the_rest_by_a_name_of_their_own(tiny: SimpleNamespace) -> None:
@@ -117,7 +117,7 @@ def test_a_held_out_case_that_cannot_be_compared_ends_the_search(tiny: SimpleNam
         find()
 
 
-WITHOUT = r"has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, and no case outside of its parts"
+WITHOUT = r"has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, and no case that the fold neither trains nor validates on"
 REMEDY = r"; add scans with pcrl_nnunet_preprocess -d Dataset999_Tiny -i FOLDER, or train without: -tr PCRL"
 
 

@@ -146,7 +146,7 @@ def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_pictur
     trainer = run_training(make())
     log = log_of(trainer)
     assert "Labelled cases: case_0, case_1\n" in log
-    assert "Unlabelled cases, of which no label is read: case_2, unlabelled/scan\n" in log
+    assert "Unlabelled cases (their labels are never read): case_2, unlabelled/scan\n" in log
     assert "SemiSettings(supervised_share=" in log
     assert "Labels: a 2.33% of the voxels, 100% of it in its largest piece, b 1.75%" in log
     content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
@@ -321,7 +321,7 @@ def test_a_single_patch_is_pasted_into_the_next_batchs() -> None:
     trainer.dataloader_train = iter([other])
     pasted = trainer._pasted(one, np.random.default_rng(0))["data"]
     own = (pasted == one["data"]).float().mean().item()
-    assert own == pytest.approx((8 / 12) ** 3 + (1 - (8 / 12) ** 3) / 3, abs=0.05)  # three labels
+    assert own == pytest.approx(1 - 2 / 3 * (8 / 12) ** 3, abs=0.05)  # a third of the box by chance
     assert torch.equal(pasted, torch.where(pasted == one["data"], one["data"], other["data"]))
 
 
