@@ -117,7 +117,10 @@ def test_a_held_out_case_that_cannot_be_compared_ends_the_search(tiny: SimpleNam
         find()
 
 
-WITHOUT = r"has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, and no case that the fold neither trains nor validates on"
+WITHOUT = (
+    r"has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, "
+    r"and no case that the fold neither trains nor validates on"
+)
 REMEDY = r"; add scans with pcrl_nnunet_preprocess -d Dataset999_Tiny -i FOLDER, or train without: -tr PCRL"
 
 
