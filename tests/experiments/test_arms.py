@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.experiments.arms import Arm, built_in_arms, choose_arms
+from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.plans import PlanFacts, resolve
@@ -46,7 +46,7 @@ def test_segmentations_have_semi_supervised_arms_and_classifications_have_not():
     semi, from_scratch, longer = known["semi"], known["semi_scratch"], known["scratch_longer"]
     assert (semi.semi, semi.pretraining, semi.pretrain) == ({}, "pcrlv2", {})
     assert (from_scratch.semi, from_scratch.pretrain) == ({}, None)
-    assert longer == Arm(None, epochs_factor=1.2)
+    assert longer == Arm(None, epochs_factor=SEMI_COST)
     assert list(choose_arms(["semi"], {}, known)) == ["scratch", "semi", "pcrlv2"]
     classifying = built_in_arms(plan, "pcrlv2", 8, SimpleNamespace(point=None))
     assert not classifying.keys() & SEMI_ARMS
