@@ -45,7 +45,8 @@ def load_initial(
     # modules are counted from the coarsest level: with other stages, or of another method, their names mean others
     if content["method"] != method.name or decoder_levels(given) != decoder_levels(own):
         fitting = {}
-    load_trained_decoder(plan_network, content, report)
+    if content["method"] == method.name:
+        load_trained_decoder(plan_network, content, report)
     method.after_loading()
     method.load_state_dict(fitting, strict=False)
     init = {

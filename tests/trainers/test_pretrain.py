@@ -504,8 +504,12 @@ def supervised(tiny, fold=0):
     return path, stock.network.encoder
 
 
+def encoder_hash_of(method):
+    return checkpoint.encoder_hash(method.encoder)
+
+
 @pytest.mark.parametrize("kind", ["ours", "nnU-Net's"])
-def test_it_starts_from_another_checkpoints_encoder(tiny, kind):
+def test_it_starts_from_another_checkpoints_encoder(tiny, kind, monkeypatch):
     if kind == "ours":
         run(make(tiny, fold=0, seed=3))
         path = str(folder_of(tiny, 0) / checkpoint.FINAL)
@@ -514,8 +518,12 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind):
         path, encoder = supervised(tiny)
         wanted = checkpoint.encoder_hash(encoder)
     trainer = make(tiny, fold=1, init=path)
-    trainer.on_train_start()
+    followed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.method, "after_loading", lambda method: followed.append(encoder_hash_of(method)))
+        trainer.on_train_start()
     trainer.dataloader_train.close()
+    assert followed == [wanted]  # a momentum copy would be of these weights
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == wanted
     assert checkpoint.encoder_hash(trainer.network.encoder) == wanted
     if kind == "ours":  # its decoder and heads go on, too
