@@ -17,15 +17,13 @@ from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.loading.cases import Case, CaseVolume
 from pcrl_nnunet.plans import read_json
-
-NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
+from pcrl_nnunet.semi_supervised.loader import inside_mask
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,10 @@ def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
     image = torch.from_numpy(volume[tuple(slice(0, n) for n in volume.shape)])
     logits = predictor.predict_logits_from_preprocessed_data(image)
     labels = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[None]
-    if any(predictor.configuration_manager.use_mask_for_norm):
+    masked = predictor.configuration_manager.use_mask_for_norm
+    if any(masked):
         # nnU-Net's training keeps zero what is outside of the mask, which it finds by -1 in the segmentation
-        inside = binary_fill_holes((image.abs() > NOTHING).any(0).numpy())
-        labels = np.where((labels == 0) & ~inside, -1, labels)
+        labels = np.where((labels == 0) & ~inside_mask(image.numpy(), masked), -1, labels)
     return labels.astype(np.int16 if labels.max() > 127 else np.int8)
 
 

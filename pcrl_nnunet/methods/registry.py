@@ -27,8 +27,8 @@ BUILT_IN = {"pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2"}
 
 
 def names() -> list[str]:
-    """Return the names of all methods, the built-in ones first. Nothing is imported."""
-    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys())]
+    """Return the names of all methods, the built-in ones first. Nothing is imported, and reserved names are none."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*BUILT_IN, *RESERVED})]
 
 
 def method_class(name: str) -> type[Method]:

@@ -11,7 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.scans import Target
-from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_folder
+from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_cases, unlabelled_folder
 from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.loading.splits import fold_of
@@ -62,10 +62,10 @@ class SemiCases:
         folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
         identifier = str(resolve(plans, configuration)["data_identifier"])
         own = {case.name: case for case in find_cases(os.path.join(folder, identifier))}
-        folder_of_scans, scans = unlabelled_folder(folder, identifier), dict[str, Case]()
-        if os.path.isdir(folder_of_scans) and any(name.endswith(".b2nd") for name in os.listdir(folder_of_scans)):
-            refuse_other_settings(folder_of_scans, Target(dict(plans), dict(dataset_json), configuration))
-            scans = {f"{PREFIX}{case.name}": case for case in find_cases(folder_of_scans)}
+        scans = {f"{PREFIX}{case.name}": case for case in unlabelled_cases(folder, identifier)}
+        if scans:
+            target = Target(dict(plans), dict(dataset_json), configuration)
+            refuse_other_settings(unlabelled_folder(folder, identifier), target)
         known = {**own, **scans}
         if unknown := [name for name in leave_out if name not in known]:
             raise UserError(

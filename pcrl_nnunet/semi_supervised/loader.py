@@ -17,6 +17,18 @@ from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase
 NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
 
 
+def inside_mask(image: np.ndarray, masked: Sequence[bool]) -> np.ndarray:
+    """Return where an image that was normalised inside a mask has its mask, (*spatial) of bool, without holes.
+
+    Args:
+        image: (C, *spatial).
+        masked: for each channel, whether it was normalised inside the mask; the others are not zero outside.
+    """
+    found = (np.abs(image[list(masked)]) > NOTHING).any(0)
+    filled = binary_fill_holes(np.atleast_1d(found.squeeze()))  # in a single slice, every hole would be open
+    return np.reshape(np.asarray(filled), found.shape)
+
+
 class Outside:
     """Stands in for the segmentation of a case without one: -1 outside of the image's mask, else 0.
 
@@ -37,10 +49,7 @@ class Outside:
             sizes = [range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True)]
             return np.zeros([len(size) for size in sizes], np.int16)
         of_image = (slice(None), *index[1:])
-        image = self._volume[of_image][self._masked]  # other channels are not zero outside
-        found = (np.abs(image) > NOTHING).any(0)
-        filled = binary_fill_holes(np.atleast_1d(found.squeeze()))  # in a single slice, every hole would be open
-        return np.where(np.reshape(filled, found.shape), 0, -1).astype(np.int16)[None]
+        return np.where(inside_mask(self._volume[of_image], self._masked), 0, -1).astype(np.int16)[None]
 
 
 class UnlabelledDataset:

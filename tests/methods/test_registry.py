@@ -8,13 +8,15 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_dataset import make_plan
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import Method, registry
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, RESERVED, method_class, names
 from pcrl_nnunet.output_folder import METHOD
-from pcrl_nnunet.pretraining.settings import PretrainSettings
+from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 
 class Mine(Method):
@@ -64,6 +66,13 @@ def test_a_name_that_means_something_else_is_refused(monkeypatch: pytest.MonkeyP
     offered(monkeypatch, (name, f"{HERE}:Mine", "my_package"))
     with pytest.raises(UserError, match=f"a method of my_package is called '{name}', which is"):
         method_class(name)
+
+
+def test_a_package_with_a_reserved_name_takes_no_setting_of_the_other_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered(monkeypatch, ("momentum", f"{HERE}:Mine", "my_package"))
+    plan = make_plan(pretrain={"momentum": 0.5})
+    configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
+    assert pretrain_settings(plan, "3d_fullres", configuration).momentum == 0.5
 
 
 def test_names_of_settings_are_reserved() -> None:
