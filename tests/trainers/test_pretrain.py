@@ -524,6 +524,10 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind, monkeypatch):
         trainer.on_train_start()
     trainer.dataloader_train.close()
     assert followed == [wanted]  # a momentum copy would be of these weights
+    fresh = make(tiny, fold=1)
+    fresh.initialize()
+    decoders = [made.plan_network.decoder.transpconvs.state_dict() for made in (trainer, fresh)]
+    assert all(torch.equal(value, decoders[1][name]) for name, value in decoders[0].items())  # not of another method
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == wanted
     assert checkpoint.encoder_hash(trainer.network.encoder) == wanted
     if kind == "ours":  # its decoder and heads go on, too
