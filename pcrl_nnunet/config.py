@@ -11,23 +11,36 @@ from typing import Any, Literal
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.settings import number, part, pcrl_block, replaced
 
+WHERE = "pcrl.finetune"
 FREEZE = "to freeze the encoder in all of them, set encoder_lr_factor to 0"
 INPUT_CHANNELS = ("repeat", "first", "mean")
+# What a recipe changes. That of pretrained networks is the one of nnU-Net's main branch.
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "nnunet": {},
+    "pretrained": {"initial_lr": 1e-3, "deep_supervision": False},
+}
+ADAMW_RATE = 0.1  # of SGD's rate
+ADAMW_WEIGHT_DECAY = 1e-2  # torch's: AdamW's decay is a factor of the rate, and no part of the gradient
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
     """Fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
 
-    The control has no pretrained encoder, and ignores the settings for it.
+    The defaults are those of the recipe ``nnunet`` and of SGD. The control has nothing pretrained, and ignores the
+    settings for what is.
     """
 
+    recipe: Literal["nnunet", "pretrained"] = "nnunet"  # defaults for the settings of `RECIPES`
     epochs: int = number(1000, at_least=1)
     iters_per_epoch: int = number(250, at_least=1)
     val_iters_per_epoch: int = number(50, at_least=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = number(1e-2, above=0)
     warmup_share: float = number(0.05, at_least=0, below=1)  # share of the epochs
     weight_decay: float = number(3e-5, at_least=0)
+    deep_supervision: bool = True  # of a segmentation
+    seg_layers_only_epochs: int = 0  # number of first epochs in which the segmentation layers alone are trained
     # the encoder's rate, as a factor of the rate
     encoder_lr_factor: float = number(1.0, " (a factor of 0 freezes the encoder)", at_least=0)
     frozen_epochs: int = 0  # number of first epochs in which the encoder is frozen
@@ -38,11 +51,12 @@ class FinetuneSettings:
     input_channels: Literal["repeat", "first", "mean"] = "repeat"  # if the pretraining had another number
 
     def __post_init__(self) -> None:
-        if not 0 <= self.frozen_epochs < self.epochs:
-            raise UserError(
-                f"pcrl.finetune.frozen_epochs is {self.frozen_epochs}; expected 0 or more, and fewer than the "
-                f"{self.epochs} epochs: {FREEZE}"
-            )
+        for name, hint in (("frozen_epochs", f": {FREEZE}"), ("seg_layers_only_epochs", "")):
+            if not 0 <= getattr(self, name) < self.epochs:
+                raise UserError(
+                    f"{WHERE}.{name} is {getattr(self, name)}; expected 0 or more, and fewer than the "
+                    f"{self.epochs} epochs{hint}"
+                )
 
     @property
     def warmup_epochs(self) -> int:
@@ -51,8 +65,14 @@ class FinetuneSettings:
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> FinetuneSettings:
-        """Return the defaults, changed by `defaults` and then by the plan's ``pcrl.finetune``."""
-        return replaced(cls(**(defaults or {})), "pcrl.finetune", part(pcrl_block(plan), "finetune", "pcrl."))
+        """Return the defaults, changed by `defaults`, by recipe and optimizer, and by the plan's ``pcrl.finetune``."""
+        given = part(pcrl_block(plan), "finetune", "pcrl.")
+        chosen = replaced(cls(), WHERE, given)
+        of_recipe = {**(defaults or {}), **RECIPES[chosen.recipe]}
+        if chosen.optimizer == "adamw":
+            rate = of_recipe.get("initial_lr", cls.initial_lr)
+            of_recipe |= {"initial_lr": ADAMW_RATE * rate, "weight_decay": ADAMW_WEIGHT_DECAY}
+        return replaced(cls(), WHERE, {**of_recipe, **given})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pcrl_nnunet.pretraining.settings import pretrain_settings
 
 # The few settings that a user may want to edit; every other one can be added by hand.
 PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "seed")  # that all methods share; rate and batch are a method's
-FINETUNE_KEYS = ("epochs", "iters_per_epoch", "initial_lr", "warmup_share")
+FINETUNE_KEYS = ("recipe", "epochs", "iters_per_epoch", "warmup_share")  # the rate is the recipe's
 
 # What preprocessed voxels depend on, beside the raw data.
 PLAN_KEYS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")

@@ -23,6 +23,8 @@ def random_batch(trainer: Any, seed: int) -> dict[str, Any]:
     dtype = next(trainer.network.parameters()).dtype
     data = torch.randn(2, 1, *size, generator=generator, dtype=dtype)
     target = torch.randint(0, 3, (2, 1, *size), generator=generator)
+    if not trainer.enable_deep_supervision:
+        return {"data": data, "target": target, "keys": ["a", "b"]}
     scales = [[round(1 / s) for s in scale] for scale in trainer._get_deep_supervision_scales()]
     targets = [target[(..., *(slice(None, None, step) for step in scale))] for scale in scales]
     return {"data": data, "target": targets, "keys": ["a", "b"]}

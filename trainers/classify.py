@@ -72,8 +72,10 @@ class _Classification(PCRLScratchTrainer):
             raw = os.path.join(nnUNet_raw or "", plans["dataset_name"])
             changed = bring_tables(raw, folder)
             self.labels: LabelTable = read_labels(folder, self.classify.table or None)
-            if FinetuneSettings.from_plan(plans, self.defaults).load_decoder:
-                raise UserError("a classification has no decoder; set pcrl.finetune.load_decoder to false in the plan")
+            finetune = FinetuneSettings.from_plan(plans, self.defaults)
+            for name in ("load_decoder", "seg_layers_only_epochs"):
+                if getattr(finetune, name):
+                    raise UserError(f"a classification has no decoder; remove pcrl.finetune.{name} from the plan")
             planned = PlansManager(plans).get_configuration(configuration)
             self.size = input_size(self.labels, self.classify.patch_mm, planned)
         super().__init__(plans, configuration, fold, dataset_json, device)

@@ -15,7 +15,6 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.finetuning import pretrained
 from pcrl_nnunet.finetuning.schedule import group_by_rate
 from pcrl_nnunet.loading.cases import find_cases
-from pcrl_nnunet.networks import encoder_of
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
 from pcrl_nnunet.transfer.seen import UNKNOWN_CASES, cases_seen
 from pcrl_nnunet.transfer.weights import unwrap
@@ -29,7 +28,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
     of this dataset's own finished pretraining for the same plan and configuration. It is an error if there is none, or
     if there are pretrainings of several methods: ``PCRLFinetuneTrainer_METHOD`` takes a method's.
     The encoder may have a rate of its own (``encoder_lr_factor``, ``layer_lr_decay``), and be frozen (a factor of 0, or
-    ``frozen_epochs``).
+    ``frozen_epochs``). At first the segmentation layers may be trained alone (``seg_layers_only_epochs``).
     Overrides, besides `PCRLScratchTrainer`'s: initialize, on_train_epoch_start.
     """
 
@@ -51,18 +50,23 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         """Return the optimiser with a group for each factor of the rate, and its schedule."""
         optimizer, schedule = super().configure_optimizers()
         settings = self.settings
-        if (settings.encoder_lr_factor, settings.frozen_epochs, settings.layer_lr_decay) != (1, 0, 1):
-            group_by_rate(optimizer, encoder_of(unwrap(self.network)), settings)
+        epochs = settings.frozen_epochs or settings.seg_layers_only_epochs
+        if epochs or (settings.encoder_lr_factor, settings.layer_lr_decay) != (1, 1):
+            group_by_rate(optimizer, unwrap(self.network), settings)
             schedule.step(0)  # its first one was for the one group
         return optimizer, schedule
 
     def on_train_epoch_start(self) -> None:
         """Log the rates of all groups; nnU-Net logs the first one's."""
         super().on_train_epoch_start()
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        if len(rates) > 1:
-            of_encoder = ", ".join(f"{rate:.3g}" for rate in rates[:-1])
-            self.print_to_log_file(f"Rate of the encoder, from its first stage on: {of_encoder}; rest: {rates[-1]:.3g}")
+        *others, last = self.optimizer.param_groups
+        if not others:
+            return
+        if self.current_epoch < self.settings.seg_layers_only_epochs:
+            self.print_to_log_file(f"Only the segmentation layers are trained, at the rate {last['lr']:.3g}")
+            return
+        of_encoder = ", ".join(f"{group['lr']:.3g}" for group in others if group["of_encoder"])
+        self.print_to_log_file(f"Rate of the encoder, from its first stage on: {of_encoder}; rest: {last['lr']:.3g}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train a step in which parameters at rate 0 neither count in the clipping of gradients nor gather momentum.
@@ -70,6 +74,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         They keep requires_grad: DDP synchronises only those that have it when it wraps the network.
         """
         frozen = [p for group in self.optimizer.param_groups if group["lr"] == 0 for p in group["params"]]
+        frozen = [p for p in frozen if p.requires_grad]
 
         def leave_out(*_: Any) -> None:
             for parameter in frozen:

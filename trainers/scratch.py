@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet import checkpoint as checkpoint_file
@@ -25,6 +25,8 @@ from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse
 from pcrl_nnunet.finetuning.schedule import WarmupPolyLR, keep_own_groups
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
 from pcrl_nnunet.loading.splits import fold_of
+from pcrl_nnunet.networks import seg_layers_of
+from pcrl_nnunet.transfer.weights import unwrap
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 
@@ -71,6 +73,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
         self.initial_lr = self.settings.initial_lr
         self.weight_decay = self.settings.weight_decay
+        self.enable_deep_supervision = self.settings.deep_supervision
 
     @classmethod
     def check(
@@ -79,8 +82,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
         """Raise `UserError` where a subclass lacks what it needs; nothing has been written yet."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
-        """Return nnU-Net's optimiser, and its schedule with a warm-up."""
+        """Return nnU-Net's optimiser or AdamW, and nnU-Net's schedule with a warm-up."""
+        if not self.enable_deep_supervision:  # DDP, which wraps the network after this, waits for every gradient
+            for layer in seg_layers_of(unwrap(self.network))[:-1]:
+                layer.requires_grad_(False)
         optimizer, _ = super().configure_optimizers()
+        if self.settings.optimizer == "adamw":
+            optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         keep_own_groups(optimizer)
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
@@ -157,7 +165,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Load as nnU-Net does; a file that cannot be read ends the process with a sentence."""
         try:
-            super().load_checkpoint(filename_or_checkpoint)
+            with exit_on_user_error():
+                super().load_checkpoint(filename_or_checkpoint)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise SystemExit(

@@ -20,6 +20,11 @@ SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
 # A step of the second stage takes 1.6 times as long (ACDC, 2D, a quarter of the width, 12 patches, one CPU thread: the
 # teacher's forward pass, and a second loss). The second stage has 60 % of the steps.
 SEMI_COST = 1.4
+# nnUNetTrainer's training, in as many iterations as the other arms have
+NNUNET = {
+    **{"recipe": "nnunet", "optimizer": "sgd", "deep_supervision": True},
+    **{"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0},
+}
 PRETRAINED = DEFAULT  # the arm whose verdict comes last
 DEFAULTS = (STOCK, PSEUDO_LABELS, *SHORTCUTS, PRETRAINED)  # those of them that a dataset has
 NAME = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*")  # nnU-Net splits names of folders at __
@@ -71,8 +76,7 @@ def built_in_arms(
     ablations = method_class(method).ablations(plan, batch_size)
     return {
         CONTROL: Arm(None),
-        # nnUNetTrainer's schedule, in as many iterations as the other arms have
-        STOCK: Arm(None, {"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0}),
+        STOCK: Arm(None, NNUNET),
         **for_task,
         **{name: Arm({"method": name}) for name in names()},
         **{name: Arm({"method": method, plan.configuration: given}) for name, given in ablations.items()},

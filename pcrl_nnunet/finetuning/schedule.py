@@ -6,9 +6,12 @@ from itertools import groupby
 from typing import Any
 
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.networks import encoder_of, seg_layers_of
 
 
 class WarmupPolyLR(PolyLRScheduler):
@@ -32,26 +35,41 @@ class WarmupPolyLR(PolyLRScheduler):
 
 
 def keep_own_groups(optimizer: Optimizer) -> None:
-    """Let an optimiser take the momentum of a checkpoint alone: the plan may have other rates and decay by now."""
+    """Let an optimiser take the momentum of a checkpoint alone: the plan may have other rates and decay by now.
+
+    It raises a `UserError` for the momentum of another kind of optimiser.
+    """
 
     def with_own_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        given = "adamw" if any("exp_avg" in of_parameter for of_parameter in state["state"].values()) else "sgd"
+        own = "adamw" if isinstance(optimizer, AdamW) else "sgd"
+        if state["state"] and given != own:
+            raise UserError(
+                f"the training to continue has the optimiser {given}, and the plan's pcrl.finetune now has {own}; set "
+                f"optimizer to {given}, or start again without --c"
+            )
         return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
 
     optimizer.register_load_state_dict_pre_hook(with_own_groups)
 
 
-def group_by_rate(optimizer: Optimizer, encoder: Any, settings: FinetuneSettings) -> None:
+def group_by_rate(optimizer: Optimizer, network: nn.Module, settings: FinetuneSettings) -> None:
     """Split an optimiser's one group into groups of neighbouring parameters with the same factor of the rate.
 
     Every parameter keeps its number in the optimiser's state, whatever the number of groups.
     """
-    shares: dict[int, tuple[float, int]] = {}
+    encoder, only = encoder_of(network), settings.seg_layers_only_epochs
+    shares: dict[int, tuple[float, int, bool]] = {}  # factor, frozen epochs, whether it is the encoder's
     for coarser, part in enumerate([*reversed(encoder.stages[1:]), encoder]):  # the last one adds stem and stage 0
         factor = settings.encoder_lr_factor * settings.layer_lr_decay**coarser
         for parameter in part.parameters():
-            shares.setdefault(id(parameter), (factor, settings.frozen_epochs))
+            shares.setdefault(id(parameter), (factor, max(only, settings.frozen_epochs), True))
+    for layer in seg_layers_of(network):
+        shares |= {id(parameter): (1.0, 0, False) for parameter in layer.parameters()}
     (group,) = optimizer.param_groups
     optimizer.param_groups[:] = [
-        {**group, "params": list(parameters), "factor": factor, "frozen_epochs": frozen_epochs}
-        for (factor, frozen_epochs), parameters in groupby(group["params"], lambda p: shares.get(id(p), (1.0, 0)))
+        {**group, "params": list(parameters), "factor": factor, "frozen_epochs": epochs, "of_encoder": of_encoder}
+        for (factor, epochs, of_encoder), parameters in groupby(
+            group["params"], lambda p: shares.get(id(p), (1.0, only, False))
+        )
     ]

@@ -1,8 +1,17 @@
 """Networks around the plan's encoder: the pretraining's decoder without skip connections and heads, the classifier."""
 
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
-from pcrl_nnunet.networks.decoder import Decoder, encoder_of
+from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.gather import gathered
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
 
-__all__ = ["Classifier", "ComparisonHead", "Decoder", "RestorationHead", "accept_any_size", "encoder_of", "gathered"]
+__all__ = [
+    "Classifier",
+    "ComparisonHead",
+    "Decoder",
+    "RestorationHead",
+    "accept_any_size",
+    "encoder_of",
+    "gathered",
+    "seg_layers_of",
+]

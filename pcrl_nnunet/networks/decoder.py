@@ -31,6 +31,11 @@ def encoder_of(network: nn.Module) -> Any:
     return encoder
 
 
+def seg_layers_of(network: Any) -> Sequence[nn.Module]:
+    """Return the segmentation layers of nnU-Net's own decoder, the finest last; none where it has no such decoder."""
+    return tuple(getattr(getattr(network, "decoder", None), "seg_layers", ()))
+
+
 class Decoder(nn.Module):
     """F_i = two blocks on the up-sampled F_{i-1}, F_0 the bottleneck; each level up-samples by its stage's own stride.
 

@@ -155,7 +155,7 @@ def test_block_of_a_new_plan_says_what_happens_without_one_and_changes_no_settin
         assert set(block) == {"pcrlv2"}
         assert (block["pcrlv2"]["restoration"], block["pcrlv2"]["levels"]) == ("single", [])
         assert {"global_input_size", "num_local"} < set(block["pcrlv2"]["views"])
-    finetune = {"epochs": 1000, "iters_per_epoch": 250, "initial_lr": 0.01, "warmup_share": 0.05}
+    finetune = {"recipe": "nnunet", "epochs": 1000, "iters_per_epoch": 250, "warmup_share": 0.05}
     assert plan["pcrl"]["finetune"] == finetune
     assert FinetuneSettings.from_plan(plan) == FinetuneSettings()
     written = read(folder / "PCRLPlans.json")

@@ -271,7 +271,7 @@ def test_mistakes_are_said_in_a_sentence_and_leave_nothing_behind(classes, table
 
 
 def test_a_decoder_to_load_is_refused(classes):
-    with pytest.raises(SystemExit, match=r"a classification has no decoder; set pcrl.finetune.load_decoder to false"):
+    with pytest.raises(SystemExit, match=r"a classification has no decoder; remove pcrl.finetune.load_decoder"):
         make(classes, PCRLClassificationTrainer, finetune={"load_decoder": True})
     assert not classes.results.exists()
 

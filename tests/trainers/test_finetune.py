@@ -655,7 +655,7 @@ def test_the_controls_encoder_has_the_rate_of_the_rest(folders: Path) -> None:
         ({"encoder_lr_factor": 0.1}, {"encoder_lr_factor": 0.5}, [0.5, 1.0]),
         ({}, {"encoder_lr_factor": 0.0}, [0.0, 1.0]),
         ({"encoder_lr_factor": 0.0}, {}, [1.0]),
-        ({}, {"layer_lr_decay": 0.5}, [0.25, 0.5, 1.0]),  # the bottleneck's stage has the decoder's rate
+        ({}, {"layer_lr_decay": 0.5}, [0.25, 0.5, 1.0, 1.0]),
         ({"layer_lr_decay": 0.5}, {"layer_lr_decay": 0.5, "encoder_lr_factor": 0.1}, [0.025, 0.05, 0.1, 1.0]),
         ({}, {"frozen_epochs": 1}, [1.0, 1.0]),
         ({"layer_lr_decay": 0.5}, {"frozen_epochs": 1}, [1.0, 1.0]),
@@ -736,7 +736,7 @@ def learning(trainer: Any, part: str = "") -> set[str]:
     return {name for name in names if not name.startswith("decoder.seg_layers.0.")}
 
 
-ALL, DECODER = "", "decoder."
+ALL, DECODER, SEG_LAYERS = "", "decoder.", "decoder.seg_layers."
 
 
 @pytest.mark.parametrize(
@@ -745,6 +745,8 @@ ALL, DECODER = "", "decoder."
         ({}, [ALL, ALL, ALL]),
         ({"encoder_lr_factor": 0}, [DECODER, DECODER, DECODER]),
         ({"frozen_epochs": 2}, [DECODER, DECODER, ALL]),
+        ({"seg_layers_only_epochs": 1}, [SEG_LAYERS, ALL, ALL]),
+        ({"seg_layers_only_epochs": 1, "frozen_epochs": 2}, [SEG_LAYERS, DECODER, ALL]),
         ({"layer_lr_decay": 0.5}, [ALL, ALL, ALL]),
         ({"frozen_epochs": 1, "layer_lr_decay": 0.5, "encoder_lr_factor": 0.1}, [DECODER, ALL, ALL]),
     ],
@@ -756,6 +758,51 @@ def test_each_choice_moves_the_parameters_that_it_names(
     trainer = double(plan_with(network, **finetune))
     states = train_epochs(trainer, 0, EPOCHS)
     assert [moved(*pair) for pair in pairwise(states)] == [learning(trainer, part) for part in parts]
+
+
+@pytest.mark.parametrize("trainer", [PCRLFinetuneTrainer, PCRLScratchTrainer])
+def test_without_deep_supervision_only_the_last_segmentation_layer_is_trained(
+    folders: Path, trainer: type[PCRLScratchTrainer]
+) -> None:
+    made = make(trainer, plan_with(recipe="pretrained"))
+    made.initialize()
+    assert [p.requires_grad for layer in made.network.decoder.seg_layers for p in layer.parameters()] == [
+        *[False] * 2 * (len(made.network.decoder.seg_layers) - 1),
+        *[True] * 2,
+    ]
+    before, after = train_epochs(made, 0, 1)
+    names = {name for name in after if not name.startswith("decoder.seg_layers.") or ".1." in name}
+    assert moved(before, after) == names
+
+
+def test_without_deep_supervision_the_loss_is_that_of_the_full_resolution() -> None:
+    trainers = [make(PCRLScratchTrainer, plan_with(deep_supervision=on, initial_lr=1e-9)) for on in (True, False)]
+    for trainer in trainers:
+        trainer.initialize()
+    supervised, plain = trainers
+    plain.network.load_state_dict(supervised.network.state_dict())
+    batch = random_batch(supervised, 0)
+    output = supervised.network(batch["data"])[0]
+    expected = supervised.loss.loss(output, batch["target"][0])
+    got = plain.train_step({**batch, "target": batch["target"][0]})["loss"]
+    assert got == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"iters_per_epoch": 1, "val_iters_per_epoch": 1}
+    first = make(PCRLScratchTrainer, make_plan(finetune={"epochs": 1, "optimizer": "adamw", **short}))
+    run_training(first, monkeypatch)
+    assert isinstance(first.optimizer, torch.optim.AdamW)
+    kept = first.optimizer.state_dict()["state"]
+    longer = {"epochs": 2, **short}
+    resumed = make(PCRLScratchTrainer, make_plan(finetune={**longer, "optimizer": "adamw"}), continue_training=True)
+    maybe_load_checkpoint(resumed, True, False)
+    for number, moments in resumed.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(torch.as_tensor(value), kept[number][name]) for name, value in moments.items())
+    with pytest.raises(SystemExit, match=r"has the optimiser adamw, and the plan's pcrl.finetune now has sgd; set"):
+        maybe_load_checkpoint(make(PCRLScratchTrainer, make_plan(finetune=longer), continue_training=True), True, False)
 
 
 def test_a_frozen_encoder_is_the_pretrained_one_to_the_end(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
