@@ -1,4 +1,4 @@
-"""PCRLv2's losses, one function an equation, and that of classification.
+"""The losses of the methods, one function an equation, and that of classification.
 
 B batch, N local views, c channels, C image channels, L labels or classes, * space.
 
@@ -14,6 +14,18 @@ from torch.nn import functional as F
 def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over all elements of one view (PCRLv2, Eq. 2-4); both (B, C, *)."""
     return F.mse_loss(restored.float(), target.float())
+
+
+def masked_restoration_loss(restored: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean squared error over the masked voxels of each sample, mean over the batch (He et al., CVPR 2022, section 3).
+
+    Args:
+        restored, target: (B, C, *).
+        masked: (B, 1, *) of bool, some voxels of every sample.
+    """
+    squared = (restored.float() - target.float()).square() * masked
+    of_samples = squared.flatten(1).sum(1) / (masked.flatten(1).sum(1) * target.shape[1])
+    return of_samples.mean()
 
 
 def comparison_loss(v_u: Tensor, p_u: Tensor, v_w: Tensor, p_w: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.loading.loader import make_loader
-from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2Views
+from pcrl_nnunet.methods.pairs import PairViews
+from pcrl_nnunet.methods.pcrlv2 import Levels
 from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
@@ -167,7 +168,7 @@ def seconds_of_fingerprints(home: Path, number: int) -> float:
 
 def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
     """Seconds a batch from the disk and from memory, and bytes read from the disk; None: the folder is in memory."""
-    views = PCRLv2Views(SETTINGS[0].views, Augmentation(), 1)
+    views = PairViews(SETTINGS[0].views, Augmentation(), 1)
     folder = home / "large"
     folder.mkdir()
     write_case(folder / "case_0", sizes.large_case, np.random.default_rng(0))

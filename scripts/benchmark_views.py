@@ -43,7 +43,7 @@ from torch.nn.functional import interpolate
 from pcrl_nnunet.loading import loader as loader_module
 from pcrl_nnunet.loading.cases import Case, CaseVolume, find_cases
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
-from pcrl_nnunet.methods.pcrlv2 import PCRLv2Views
+from pcrl_nnunet.methods.pairs import PairViews
 from pcrl_nnunet.views import filters, kernels, pixel, sub_crop
 from pcrl_nnunet.views.background import Background
 from pcrl_nnunet.views.boxes import Box, sample_view_boxes
@@ -184,7 +184,7 @@ def by_limit(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object
 
 def by_us(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
     """The loader's own views; only the crops are given, so that all ways have the same."""
-    ours = PCRLv2Views(views, AUGMENTATION, 1)
+    ours = PairViews(views, AUGMENTATION, 1)
 
     def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
         rng = np.random.default_rng(int(boxes.bounds.lower[0]))
@@ -234,7 +234,7 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
 
 def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
     """Milliseconds a sample by stage of ours: the median over rounds."""
-    ours = PCRLv2Views(setting.views, AUGMENTATION, 1)
+    ours = PairViews(setting.views, AUGMENTATION, 1)
     volume = volume_of(setting.volume, rng)
     spent: dict[str, float] = defaultdict(float)
 
@@ -280,7 +280,7 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
     A turn: the bare transform makes the first samples from cases in memory, with nothing else running; then a loader is
     started, and after as many batches as its queues hold, its next ones are timed.
     """
-    ours = PCRLv2Views(views, AUGMENTATION, 1)
+    ours = PairViews(views, AUGMENTATION, 1)
     views_a_batch = LOADER_SAMPLES * (2 + views.num_local)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(LOADER_CASES):

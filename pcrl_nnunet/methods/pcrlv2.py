@@ -15,15 +15,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from batchgenerators.transforms.abstract_transforms import Compose
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
+from pcrl_nnunet.methods.pairs import PairViews
 from pcrl_nnunet.methods.quantities import (
     MATCHING,
     RANK,
@@ -35,14 +33,11 @@ from pcrl_nnunet.methods.quantities import (
 from pcrl_nnunet.networks import ComparisonHead, Decoder, RestorationHead, accept_any_size, encoder_of
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
-from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
-from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
 WHERE = "pcrl.pretrain.pcrlv2"
 NO_COMPARISON = "to leave the comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0"
-AFTER = "after pixel\naugmentation"
 EDITABLE = ("global_crop_sizes", "local_crop_sizes", "global_input_size", "local_input_size", "num_local")
 
 
@@ -102,54 +97,6 @@ class Levels(NamedTuple):
     def deepest(self) -> int:
         """The level where the decoder can stop."""
         return max(level for level in self if level is not None)
-
-
-class PCRLv2Views(Views):
-    """Two global and N local views of a case, drawn by sub-crop.
-
-    The arrays, all float32: ``target`` (2, C, *G), the global views; ``input`` (2, C, *G), the same after pixel
-    augmentation; ``local`` (N, C, *L), the local views after pixel augmentation, unless N is 0.
-    """
-
-    def __init__(self, settings: ViewSettings, augmentation: Augmentation, channels: int) -> None:
-        self.settings, self.spacing = settings, settings.spacing
-        pair = ArraySpec((2, channels, *settings.global_input_size))
-        self.arrays = {"target": pair, "input": pair}
-        if settings.num_local:
-            self.arrays["local"] = ArraySpec((settings.num_local, channels, *settings.local_input_size))
-        self._draw = SubCropTransform(settings, augmentation)
-        self._resample = SpatialViewTransform()
-        self._augment = Compose(
-            [
-                PixelTransform(augmentation, "target", "input", whole=True),
-                *([PixelTransform(augmentation, "local", "local")] if settings.num_local else []),
-            ]
-        )
-
-    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
-        """Make the arrays of one sample."""
-        made = self._augment(**self._resample(**self._draw(data=volume, rng=rng)))
-        return {name: made[name] for name in self.arrays}
-
-    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
-        """Make a sample with its boxes in the image, and with the views before pixel augmentation."""
-        plain = self._resample(**self._draw(data=volume, rng=rng))
-        before = [view.copy() for name in ("target", "local") for view in plain.get(name, ())]
-        made = self._augment(**plain)
-        after = [*made["input"], *made.get("local", ())]
-        extra = len(made["origin"]) - len(self.spacing)
-        boxes = made["boxes"].shifted([-first for first in made["origin"][extra:]])
-        names = ["global 1", "global 2", *(f"local {i + 1}" for i in range(len(boxes.local)))]
-        views = [
-            ShownView(name if number < 2 else "local", name, {"before": before[number], AFTER: after[number]}, box)
-            for number, (name, box) in enumerate(zip(names, (*boxes.pair, *boxes.local), strict=True))
-        ]
-        sample = {name: made[name] for name in self.arrays}
-        return ShownSample(sample, views, boxes.bounds, tuple(made["origin"][:extra]))
-
-    def background(self, case: Case, volume: Volume, rng: np.random.Generator) -> dict[str, list[float]]:
-        """Return the shares of background of the global and the local crops; pixels are read, and no view is made."""
-        return background_of_views(self._draw(data=volume, rng=rng))
 
 
 class PCRLv2(Method):
@@ -280,11 +227,9 @@ class PCRLv2(Method):
         return rows
 
     @classmethod
-    def views(
-        cls, settings: PCRLv2Settings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]
-    ) -> PCRLv2Views:
+    def views(cls, settings: PCRLv2Settings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> PairViews:
         """Return what makes pairs and their local views."""
-        return PCRLv2Views(settings.views, settings.augmentation, channels)
+        return PairViews(settings.views, settings.augmentation, channels)
 
     def draw(self, rng: np.random.Generator) -> Levels:
         """i ~ U{1..n-1}."""

@@ -79,6 +79,24 @@ def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(restored.float(), target.float()) / variance.clamp_min(1e-12)
 
 
+def masked_restoration_ratio(restored: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean squared error of masked voxels over their variance: 1 for the mean of each sample, 0 for the target.
+
+    Args:
+        restored, target: (B, C, *).
+        masked: (B, 1, *) of bool, some voxels of every sample.
+    """
+    where, target = masked.flatten(2), target.float().flatten(2)
+    number = where.sum(2)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * where).sum(2) / number
+
+    variance = mean((target - mean(target)[..., None]).square()).mean()
+    error = mean((restored.float().flatten(2) - target).square()).mean()
+    return error / variance.clamp_min(1e-12)
+
+
 def sd_ratio(v: Tensor) -> Tensor:
     """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1).
 

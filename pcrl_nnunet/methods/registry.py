@@ -23,7 +23,12 @@ RESERVED = (
     *("weight_decay", "2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "all", "scratch", "stock"),
     *("scratch_longer", "pseudo_labels", "semi", "semi_scratch", "thumbnail", "mean_intensity", "position"),
 )
-BUILT_IN = {"pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2"}
+BUILT_IN = {
+    "pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2",
+    "mae": "pcrl_nnunet.methods.mae:MAE",
+    "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
+    "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
+}
 
 
 def names() -> list[str]:

@@ -4,12 +4,14 @@ from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.gather import gathered
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
+from pcrl_nnunet.networks.unet import RestoringUNet
 
 __all__ = [
     "Classifier",
     "ComparisonHead",
     "Decoder",
     "RestorationHead",
+    "RestoringUNet",
     "accept_any_size",
     "encoder_of",
     "gathered",

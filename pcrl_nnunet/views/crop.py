@@ -9,7 +9,7 @@ import numpy as np
 
 from pcrl_nnunet.views.background import Background
 from pcrl_nnunet.views.boxes import Box, sample_inside
-from pcrl_nnunet.views.settings import Augmentation
+from pcrl_nnunet.views.settings import SpatialAugmentation
 from pcrl_nnunet.views.spatial import AffineMap, resample, sample_map
 from pcrl_nnunet.views.sub_crop import MAX_TRIES, Volume, least_background, read_region
 
@@ -33,7 +33,7 @@ def draw_crop(
     volume: Volume,
     size: Sequence[int],
     spacing: Sequence[float],
-    augmentation: Augmentation,
+    augmentation: SpatialAugmentation,
     rng: np.random.Generator,
 ) -> Crop:
     """Draw a crop of a size at the image's own resolution; the image's border is repeated where the image ends.

@@ -75,10 +75,35 @@ def smooth(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     return image
 
 
+def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Shuffle the voxels within windows, all channels alike. Where windows overlap, the last one's voxels stay.
+
+    Each window takes the voxels of the image that is given, in an order of Fisher and Yates.
+
+    Args:
+        image: (C, *spatial) float32, 2D or 3D; left as it is.
+        corners, sizes: (windows, d), first voxels and sizes of the windows, which lie in the image.
+        uniform: one number of [0, 1) for each voxel of each window.
+
+    Returns:
+        (C, *spatial) float32, a new array.
+    """
+    thick = 3 - corners.shape[1]  # a slice is a volume of one
+    shape = np.array((1,) * thick + image.shape[1:])
+    corners_3d = np.pad(corners, ((0, 0), (thick, 0))).astype(np.int64)
+    sizes_3d = np.pad(sizes, ((0, 0), (thick, 0)), constant_values=1).astype(np.int64)
+    source = np.ascontiguousarray(image).reshape(len(image), -1)
+    # the voxel that each voxel takes: one permutation for all channels
+    taken = np.arange(source.shape[1])
+    _shuffle(shape, corners_3d, sizes_3d, uniform, taken)
+    return source[:, taken].reshape(image.shape)
+
+
 def compile_all() -> None:
     """Compile now, a few seconds, so that processes forked after this do not each."""
     interpolate(np.zeros((1, 2, 2, 2), np.float32), np.eye(3), np.zeros(3), (2, 2, 2))
     smooth(np.zeros((1, 2, 2, 2), np.float32), [np.ones(2)] * 3)
+    shuffle_windows(np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 3), int), np.ones((1, 3), int), np.zeros(1))
 
 
 def _interpolate(
@@ -161,5 +186,26 @@ def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> N
                 to[i] += weight * (low[i] + high[i])
 
 
+def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray) -> None:
+    """Write the voxels that each voxel of the windows takes, in place; all of them by flat index."""
+    plane, row = shape[1] * shape[2], shape[2]
+    drawn = 0
+    for w in range(len(corners)):
+        x, y, z = corners[w]
+        nx, ny, nz = sizes[w]
+        number = nx * ny * nz
+        voxels = np.empty(number, np.int64)
+        for k in range(number):
+            voxels[k] = (x + k // (ny * nz)) * plane + (y + k // nz % ny) * row + z + k % nz
+        order = voxels.copy()
+        for k in range(number - 1, -1, -1):
+            other = int(uniform[drawn] * (k + 1))
+            drawn += 1
+            order[k], order[other] = order[other], order[k]
+        for k in range(number):
+            taken[voxels[k]] = order[k]
+
+
 if compiled:
     _interpolate, _smooth, _smooth_last = njit(_interpolate), njit(_smooth), njit(_smooth_last)
+    _shuffle = njit(_shuffle)

@@ -37,12 +37,12 @@ class ViewSettings:
         object.__setattr__(self, "spacing", tuple(self.spacing))
         for name in CROP_SIZES:
             given = getattr(self, name)
-            if not given or not all(_is_size(size, dim) for size in given):
+            if not given or not all(is_size(size, dim) for size in given):
                 raise UserError(f"views.{name} is {given}; expected sizes of {dim} positive numbers of voxels each")
             object.__setattr__(self, name, tuple(tuple(size) for size in given))
         for name in ("global_input_size", "local_input_size"):
             given = getattr(self, name)
-            if not _is_size(given, dim):
+            if not is_size(given, dim):
                 raise UserError(f"views.{name} is {given}; expected {dim} positive numbers of voxels")
             object.__setattr__(self, name, tuple(given))
 
@@ -65,7 +65,8 @@ def names_of_large_crops(views: Any, median: Sequence[float]) -> list[str]:
     return given if large else []
 
 
-def _is_size(given: Any, dim: int) -> bool:
+def is_size(given: Any, dim: int) -> bool:
+    """Tell whether a value is a size of `dim` axes."""
     return (
         isinstance(given, (list, tuple))
         and len(given) == dim
@@ -74,12 +75,24 @@ def _is_size(given: Any, dim: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Strengths of the views' augmentation; 0 everywhere is the identity."""
+class SpatialAugmentation:
+    """Strengths of flip, rotation and scale; 0 everywhere is the identity."""
 
     p_flip: float = 0.5  # an axis
     rotation_degrees: float = 10.0  # about every axis, in mm; in the plane for 2D
     scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        below_1 = ("scale", "swap_size", "grey", "cutout_size")
+        for name, value in asdict(self).items():
+            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in below_1):
+                raise UserError(f"augmentation.{name} is {value}; it is out of its range")
+
+
+@dataclass(frozen=True)
+class Augmentation(SpatialAugmentation):
+    """Strengths of the views' augmentation, in space and of pixels; 0 everywhere is the identity."""
+
     p_noise: float = 0.5
     noise_sd: float = 0.25  # of z-scored intensities
     p_blur: float = 0.5
@@ -94,9 +107,3 @@ class Augmentation:
     p_cutout: float = 0.5  # 2D only, global views only
     cutout_holes: int = 3
     cutout_size: float = 1 / 7  # of the global input an axis: the authors' 32 of 224
-
-    def __post_init__(self) -> None:
-        below_1 = ("scale", "swap_size", "grey", "cutout_size")
-        for name, value in asdict(self).items():
-            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in below_1):
-                raise UserError(f"augmentation.{name} is {value}; it is out of its range")

@@ -15,7 +15,7 @@ from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
 from pcrl_nnunet.views import filters, kernels
 from pcrl_nnunet.views.boxes import Box
-from pcrl_nnunet.views.settings import Augmentation
+from pcrl_nnunet.views.settings import SpatialAugmentation
 
 ANTI_ALIAS_FROM = 1.5  # image voxels a view voxel
 
@@ -58,7 +58,11 @@ class AffineMap:
 
 
 def sample_map(
-    box: Box, size: tuple[int, ...], spacing: Sequence[float], augmentation: Augmentation, rng: np.random.Generator
+    box: Box,
+    size: tuple[int, ...],
+    spacing: Sequence[float],
+    augmentation: SpatialAugmentation,
+    rng: np.random.Generator,
 ) -> AffineMap:
     """Draw the map from a view of `size` to the crop `box`: resize, then flip, scale and rotation about its centre.
 

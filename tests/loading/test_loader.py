@@ -27,7 +27,7 @@ from pcrl_nnunet.loading import loader as loader_module
 from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.loading.loader import BACKGROUND_SAMPLES, ViewLoader, make_loader
 from pcrl_nnunet.loading.samples import ArraySpec, Sample
-from pcrl_nnunet.methods.pcrlv2 import PCRLv2Views
+from pcrl_nnunet.methods.pairs import PairViews
 from pcrl_nnunet.views import sub_crop
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND, Volume
@@ -35,7 +35,7 @@ from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND, Volume
 SETTINGS = ViewSettings(
     ((8, 10, 6), (10, 12, 8)), ((3, 3, 3), (5, 6, 4)), (8, 8, 8), (4, 4, 4), (1.0, 1.0, 2.0), num_local=3
 )
-VIEWS = PCRLv2Views(SETTINGS, Augmentation(), 2)
+VIEWS = PairViews(SETTINGS, Augmentation(), 2)
 
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's own memory is taken")
 
@@ -96,7 +96,7 @@ def test_batches_are_the_same_without_segmentations_and_properties(folder: Path)
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("num_local", [0, 3])
 def test_a_batch_has_the_arrays_that_its_views_name(folder: Path, num_local: int, num_workers: int) -> None:
-    views = PCRLv2Views(replace(SETTINGS, num_local=num_local), Augmentation(), 2)
+    views = PairViews(replace(SETTINGS, num_local=num_local), Augmentation(), 2)
     (batch,) = batches(folder, 1, views=views, batch_size=4, num_workers=num_workers)
     assert set(batch) == {*views.arrays, "cases"}
     for name, spec in views.arrays.items():
@@ -134,7 +134,7 @@ def test_local_views_that_move_are_the_same_bit_for_bit_whoever_makes_them(
     assert any((first["local"] != second["local"]).any() for first, second in zip(expected, unmoved, strict=True))
 
 
-class WatchedViews(PCRLv2Views):
+class WatchedViews(PairViews):
     """Keeps the shares of background, and the cases and generators that views are drawn by."""
 
     def __init__(self, settings: ViewSettings) -> None:

@@ -11,7 +11,7 @@ from box_sets import contains
 
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import Sample
-from pcrl_nnunet.methods.pcrlv2 import AFTER, PCRLv2Views
+from pcrl_nnunet.methods.pcrlv2 import AFTER, PairViews
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import AffineMap, resample
 
@@ -24,11 +24,11 @@ CASE = Case("a", "")
 VOLUME = np.random.default_rng(0).standard_normal((2, 20, 22, 18)).astype(np.float32)
 
 
-def views(settings: ViewSettings = SIZES, **strengths: Any) -> PCRLv2Views:
-    return PCRLv2Views(settings, Augmentation(**strengths), 2)
+def views(settings: ViewSettings = SIZES, **strengths: Any) -> PairViews:
+    return PairViews(settings, Augmentation(**strengths), 2)
 
 
-def sample(made: PCRLv2Views, volume: np.ndarray = VOLUME, seed: int = 3) -> Sample:
+def sample(made: PairViews, volume: np.ndarray = VOLUME, seed: int = 3) -> Sample:
     return made(CASE, volume, np.random.default_rng(seed))
 
 

@@ -1,0 +1,124 @@
+"""Masked autoencoding of nnU-Net's U-Net (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022; for
+nnU-Net's networks: Wald et al., "Revisiting MAE Pre-training for 3D Medical Image Segmentation", CVPR 2025).
+
+A sample is one crop of the patch size, of which most blocks are masked. The network sees the rest and restores what is
+masked. B samples, C image channels, * space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, Views
+from pcrl_nnunet.methods.restoration import RestorationMethod
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.settings import number, replaced
+from pcrl_nnunet.views.crop import draw_crop
+from pcrl_nnunet.views.masking import draw_masked, grid_of_blocks
+from pcrl_nnunet.views.settings import Size, SpatialAugmentation, is_size
+from pcrl_nnunet.views.sub_crop import Volume
+
+WHERE = "pcrl.pretrain.mae"
+LARGEST_BLOCK = 16  # voxels; Wald et al.
+MASK = 0.0  # the mean of z-scored intensities
+
+
+@dataclass(frozen=True)
+class MAESettings:
+    """The settings of masked autoencoding.
+
+    Attributes:
+        block_size: of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that is
+            less: a voxel of the bottleneck then sees one block.
+        mask_share: share of the blocks that are masked.
+        augmentation: of the crop.
+    """
+
+    block_size: Size
+    mask_share: float = number(0.75, above=0, below=1)
+    augmentation: SpatialAugmentation = field(default_factory=SpatialAugmentation)
+
+    def __post_init__(self) -> None:
+        if not is_size(self.block_size, len(self.block_size)):
+            raise UserError(f"{WHERE}.block_size is {self.block_size}; expected positive numbers of voxels")
+        object.__setattr__(self, "block_size", tuple(self.block_size))
+
+
+class MaskedCrops(Views):
+    """Crops of the plan's patch size.
+
+    The arrays: ``target`` (C, *patch size), the crop; ``input``, the same with zeros in the masked blocks; ``masked``
+    (1, *patch size) of bool.
+    """
+
+    def __init__(self, settings: MAESettings, plan: PlanFacts, channels: int) -> None:
+        self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
+        image = ArraySpec((channels, *plan.patch_size))
+        self.arrays = {"target": image, "input": image, "masked": ArraySpec((1, *plan.patch_size), "bool")}
+
+    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
+        """Make the arrays of one sample."""
+        settings = self.settings
+        target = draw_crop(volume, self.size, self.spacing, settings.augmentation, rng).view
+        masked = draw_masked(self.size, settings.block_size, settings.mask_share, rng)[None]
+        return {"target": target, "input": np.where(masked, np.float32(MASK), target), "masked": masked}
+
+
+class MAE(RestorationMethod):
+    """Masked autoencoding by the plan's whole U-Net."""
+
+    name = "mae"
+    title = "Masked autoencoder"
+    citations = (
+        "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
+        "learners. CVPR, 16000-16009.",
+        "Wald, T., Ulrich, C., Lukyanenko, S., Goncharov, A., Paderno, A., Miller, M., et al. (2025). Revisiting "
+        "MAE pre-training for 3D medical image segmentation. CVPR.",
+    )
+    Settings = MAESettings
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
+    terms_caption = "The error of what is masked should fall."
+    pictures_caption = (
+        "A crop with its masked blocks, the crop itself, and what the network makes of the visible blocks."
+    )
+
+    @classmethod
+    def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[MAESettings, int]:
+        """Take blocks of 16 voxels or of the total stride. Patch and batch are the plan's own.
+
+        Raises:
+            UserError: a setting is not known or out of its range, or a mask would cover no block or all blocks.
+        """
+        total = np.prod(plan.strides, axis=0).tolist()
+        block = tuple(min(LARGEST_BLOCK, stride, size) for stride, size in zip(total, plan.patch_size, strict=True))
+        settings = replaced(MAESettings(block), WHERE, given)
+        if not is_size(settings.block_size, len(plan.patch_size)):
+            raise UserError(
+                f"{WHERE}.block_size is {settings.block_size}; expected {len(plan.patch_size)} positive numbers of "
+                f"voxels, such as {block}"
+            )
+        blocks = math.prod(grid_of_blocks(plan.patch_size, settings.block_size))
+        if not 0 < round(settings.mask_share * blocks) < blocks:
+            raise UserError(
+                f"{WHERE}.mask_share {settings.mask_share} of the {blocks} blocks of a patch would mask none or all of "
+                f"them; make block_size {settings.block_size} smaller"
+            )
+        return settings, plan.batch_size
+
+    @classmethod
+    def facts(cls, settings: MAESettings) -> dict[str, str]:
+        """Return the blocks and how many of them are masked."""
+        size = "x".join(map(str, settings.block_size))
+        return {"masked": f"{settings.mask_share:.0%} of the blocks of {size} voxels"}
+
+    @classmethod
+    def views(cls, settings: MAESettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> MaskedCrops:
+        """Return what makes the samples."""
+        return MaskedCrops(settings, plan, channels)

@@ -1,0 +1,79 @@
+"""Models Genesis (Zhou et al., "Models Genesis", Medical Image Analysis 67, 2021): restoration of corrupted crops by
+the whole U-Net.
+
+A sample is one crop of the patch size, and the same crop corrupted. B samples, C image channels, * space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, Views
+from pcrl_nnunet.methods.restoration import RestorationMethod
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.settings import replaced
+from pcrl_nnunet.views.corruption import Corruption, corrupt
+from pcrl_nnunet.views.crop import draw_crop
+from pcrl_nnunet.views.settings import SpatialAugmentation
+from pcrl_nnunet.views.sub_crop import Volume
+
+FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # of crop and target alike
+
+
+@dataclass(frozen=True)
+class ModelsGenesisSettings:
+    """The settings of Models Genesis: of the corruption, and of the crop before it."""
+
+    corruption: Corruption = field(default_factory=Corruption)
+    augmentation: SpatialAugmentation = FLIPS
+
+
+class CorruptedCrops(Views):
+    """Crops of the plan's patch size: ``target``, and ``input``, the same corrupted, both (C, *patch size)."""
+
+    def __init__(self, settings: ModelsGenesisSettings, plan: PlanFacts, channels: int) -> None:
+        self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
+        image = ArraySpec((channels, *plan.patch_size))
+        self.arrays = {"target": image, "input": image}
+
+    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
+        """Make the arrays of one sample."""
+        target = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng).view
+        return {"target": target, "input": corrupt(target, self.settings.corruption, rng)}
+
+
+class ModelsGenesis(RestorationMethod):
+    """Restoration of corrupted crops by the plan's whole U-Net."""
+
+    name = "models_genesis"
+    title = "Models Genesis"
+    citations = (
+        "Zhou, Z., Sodha, V., Pang, J., Gotway, M. B., & Liang, J. (2021). Models Genesis. Medical Image Analysis, 67, "
+        "101840.",
+    )
+    Settings = ModelsGenesisSettings
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
+    pictures_caption = "A corrupted crop, the crop itself, and what the network makes of the corrupted one."
+
+    @classmethod
+    def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[ModelsGenesisSettings, int]:
+        """Take the plan's own patch and batch."""
+        return replaced(ModelsGenesisSettings(), f"pcrl.pretrain.{cls.name}", given), plan.batch_size
+
+    @classmethod
+    def facts(cls, settings: ModelsGenesisSettings) -> dict[str, str]:
+        """Return the probabilities of the corruption's parts."""
+        c = settings.corruption
+        return {"corruption": f"shuffling {c.p_shuffle:g}, Bezier curve {c.p_curve:g}, painting {c.p_paint:g}"}
+
+    @classmethod
+    def views(
+        cls, settings: ModelsGenesisSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]
+    ) -> CorruptedCrops:
+        """Return what makes the samples."""
+        return CorruptedCrops(settings, plan, channels)

@@ -1,0 +1,65 @@
+"""Pairs of views of a case, which methods share that compare views.
+
+N local views, C image channels, G global and L local input sizes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from batchgenerators.transforms.abstract_transforms import Compose
+
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
+from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
+from pcrl_nnunet.views.sub_crop import Volume, background_of_views
+
+AFTER = "after pixel\naugmentation"
+
+
+class PairViews(Views):
+    """Two global and N local views of a case, drawn by sub-crop.
+
+    The arrays, all float32: ``target`` (2, C, *G), the global views; ``input`` (2, C, *G), the same after pixel
+    augmentation; ``local`` (N, C, *L), the local views after pixel augmentation, unless N is 0.
+    """
+
+    def __init__(self, settings: ViewSettings, augmentation: Augmentation, channels: int) -> None:
+        self.settings, self.spacing = settings, settings.spacing
+        pair = ArraySpec((2, channels, *settings.global_input_size))
+        self.arrays = {"target": pair, "input": pair}
+        if settings.num_local:
+            self.arrays["local"] = ArraySpec((settings.num_local, channels, *settings.local_input_size))
+        self._draw = SubCropTransform(settings, augmentation)
+        self._resample = SpatialViewTransform()
+        self._augment = Compose(
+            [
+                PixelTransform(augmentation, "target", "input", whole=True),
+                *([PixelTransform(augmentation, "local", "local")] if settings.num_local else []),
+            ]
+        )
+
+    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
+        """Make the arrays of one sample."""
+        made = self._augment(**self._resample(**self._draw(data=volume, rng=rng)))
+        return {name: made[name] for name in self.arrays}
+
+    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
+        """Make a sample with its boxes in the image, and with the views before pixel augmentation."""
+        plain = self._resample(**self._draw(data=volume, rng=rng))
+        before = [view.copy() for name in ("target", "local") for view in plain.get(name, ())]
+        made = self._augment(**plain)
+        after = [*made["input"], *made.get("local", ())]
+        extra = len(made["origin"]) - len(self.spacing)
+        boxes = made["boxes"].shifted([-first for first in made["origin"][extra:]])
+        names = ["global 1", "global 2", *(f"local {i + 1}" for i in range(len(boxes.local)))]
+        views = [
+            ShownView(name if number < 2 else "local", name, {"before": before[number], AFTER: after[number]}, box)
+            for number, (name, box) in enumerate(zip(names, (*boxes.pair, *boxes.local), strict=True))
+        ]
+        sample = {name: made[name] for name in self.arrays}
+        return ShownSample(sample, views, boxes.bounds, tuple(made["origin"][:extra]))
+
+    def background(self, case: Case, volume: Volume, rng: np.random.Generator) -> dict[str, list[float]]:
+        """Return the shares of background of the global and the local crops; pixels are read, and no view is made."""
+        return background_of_views(self._draw(data=volume, rng=rng))

@@ -1,0 +1,54 @@
+"""What methods share that restore images by nnU-Net's whole U-Net. B samples, C image channels, * space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
+from pcrl_nnunet.methods.base import Method, Picture, StepOutput
+from pcrl_nnunet.methods.quantities import RESTORATION, masked_restoration_ratio, restoration_ratio
+from pcrl_nnunet.networks import RestoringUNet
+
+
+class RestorationMethod(Method):
+    """Restores ``target`` from ``input``, both (B, C, *), by the plan's U-Net with its skip connections.
+
+    Encoder and decoder are trained, so that fine-tuning starts from both. Where a batch has ``masked`` (B, 1, *), only
+    the masked voxels count.
+    """
+
+    terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
+    terms_caption = "The error of the restoration should fall."
+    quantities = (RESTORATION,)
+
+    def __init__(self, network: nn.Module, channels: int, settings: Any) -> None:
+        super().__init__(network, channels, settings)
+        self.unet = RestoringUNet(network, channels)
+
+    def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
+        """Compute the mean squared error of a batch."""
+        target, masked = batch["target"], batch.get("masked")
+        restored = self.unet(batch["input"])
+        if masked is None:
+            loss = restoration_loss(restored, target)
+            ratio = restoration_ratio(restored.detach()[:, None], target[:, None])
+        else:
+            loss = masked_restoration_loss(restored, target, masked)
+            ratio = masked_restoration_ratio(restored.detach(), target, masked)
+        return StepOutput(loss, {"restoration": loss.detach()}, {RESTORATION.name: {"": ratio}})
+
+    def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
+        """Return the input, the target, and what is restored."""
+        target = batch["target"].float()
+        restored = self.unet(batch["input"]).float()
+        where = batch.get("masked", target.new_ones(1)).expand_as(target).flatten(2)
+        errors = (((restored - target).square().flatten(2) * where).sum(2)) / where.sum(2)
+        variance = target.flatten(2).var(2, correction=0).clamp_min(1e-12)
+        return [
+            Picture("input", batch["input"], "what the network gets"),
+            Picture("target", target, "what it should restore"),
+            Picture("restored", restored, errors=errors / variance),
+        ]

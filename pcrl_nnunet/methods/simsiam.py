@@ -1,0 +1,128 @@
+"""SimSiam (Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021): two views of a scan predict each
+other's features.
+
+B samples, C image channels, c channels of the bottleneck, d = 2c of the features, G input size, * space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.losses import comparison_loss
+from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
+from pcrl_nnunet.methods.pairs import PairViews
+from pcrl_nnunet.methods.quantities import MATCHING, RANK, SPREAD, matched_minus_shuffled
+from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.settings import replaced
+from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
+
+WHERE = "pcrl.pretrain.simsiam"
+BOTTLENECK = 4  # the predictor's width is d over this
+
+
+@dataclass(frozen=True)
+class SimSiamSettings:
+    """The settings of SimSiam: of the views, which come in pairs alone, and of their augmentation."""
+
+    views: ViewSettings
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0, p_cutout=0))
+
+
+class SimSiamViews(PairViews):
+    """The array ``input`` (2, C, *G), float32: two views of a case after pixel augmentation."""
+
+    def __init__(self, settings: SimSiamSettings, channels: int) -> None:
+        super().__init__(settings.views, settings.augmentation, channels)
+        self.arrays = {"input": self.arrays["input"]}
+
+
+class SimSiam(Method):
+    """The encoder of a plan, a projector and a predictor."""
+
+    name = "simsiam"
+    title = "SimSiam"
+    citations = ("Chen, X., & He, K. (2021). Exploring simple siamese representation learning. CVPR, 15750-15758.",)
+    Settings = SimSiamSettings
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
+    min_batch_size = (4, "the batch normalisation of projector and predictor")
+    min_samples_of_rank = 2  # the quantities compare the samples of the first rank
+    terms: ClassVar[Mapping[str, str]] = {"comparison": "comparison"}
+    terms_caption = (
+        "The comparison should fall towards -1. A comparison near -1 alone is no proof: features that are the same for "
+        "all images reach it, too; see above."
+    )
+    quantities = (MATCHING, SPREAD, RANK)
+
+    def __init__(self, network: Any, channels: int, settings: SimSiamSettings) -> None:
+        super().__init__(network, channels, settings)
+        self.encoder = encoder_of(network)
+        d = 2 * self.encoder.output_channels[-1]
+        self.projector = nn.Sequential(
+            *_layer(d, d), *_layer(d, d), nn.Linear(d, d, bias=False), nn.BatchNorm1d(d, affine=False)
+        )
+        self.predictor = nn.Sequential(*_layer(d, d // BOTTLENECK), nn.Linear(d // BOTTLENECK, d))
+
+    @classmethod
+    def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[SimSiamSettings, int]:
+        """Derive size and number of the views from the plan, see `configure_views`; there are no local views."""
+        views, _ = configure_views(plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing)
+        settings = replaced(SimSiamSettings(replace(views, num_local=0)), WHERE, given)
+        if settings.views.num_local:
+            raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; SimSiam has no local views: set 0")
+        check_views(settings.views, plan.strides)
+        return settings, max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, settings.views))
+
+    @classmethod
+    def facts(cls, settings: SimSiamSettings) -> dict[str, str]:
+        """Return the views' sizes."""
+        sizes = ["x".join(map(str, size)) for size in settings.views.global_crop_sizes]
+        return {
+            "crops": f"{', '.join(sizes)} voxels",
+            "input": f"{'x'.join(map(str, settings.views.global_input_size))} voxels",
+        }
+
+    @classmethod
+    def views(
+        cls, settings: SimSiamSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]
+    ) -> SimSiamViews:
+        """Return what makes pairs of views."""
+        return SimSiamViews(settings, channels)
+
+    def groups(self) -> list[ParameterGroup]:
+        """Return encoder and projector, and the predictor, whose learning rate does not decay (section 4.2)."""
+        return [
+            ParameterGroup([*self.encoder.parameters(), *self.projector.parameters()]),
+            ParameterGroup(self.predictor.parameters(), decays=False),
+        ]
+
+    def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
+        """Compute the symmetric loss of a batch (Eq. 4) from ``input`` (B, 2, C, *G)."""
+        pooled = self.pooled(batch["input"].flatten(0, 1))
+        # float32 also under autocast: samples differ little, and batch normalisation would enlarge rounding errors
+        with nullcontext() if pooled.is_meta else torch.autocast(pooled.device.type, enabled=False):
+            features = self.projector(pooled.float())
+            z, p = (x.unflatten(0, (-1, 2)) for x in (features, self.predictor(features)))
+        loss = comparison_loss(z[:, 0], p[:, 0], z[:, 1], p[:, 1])
+        values = {MATCHING.name: {"": matched_minus_shuffled(p.detach()[:, 0], z.detach()[:, 1])}}
+        return StepOutput(loss, {"comparison": loss.detach()}, values, {"": features.detach()})
+
+    def pooled(self, image: Tensor) -> Tensor:
+        """Return the mean and the maximum over space of the bottleneck's channels, (B, d).
+
+        Behind instance norm the means alone hardly differ between images.
+        """
+        feature = self.encoder(image)[-1].flatten(2)
+        return torch.cat((feature.mean(2), feature.amax(2)), 1)
+
+
+def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)

@@ -1,0 +1,42 @@
+"""nnU-Net's own U-Net, with its skip connections, as a network that restores images. B batch, C channels, * space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.networks.decoder import encoder_of, seg_layers_of
+
+
+class RestoringUNet(nn.Module):
+    """The encoder and the decoder of a plan's network, and an output of image channels after its last stage.
+
+    It shares the parameters of the plan's network. The segmentation layers have no part in it.
+
+    Args:
+        network: of the plan.
+        channels: C of the image.
+    """
+
+    def __init__(self, network: Any, channels: int) -> None:
+        super().__init__()
+        self.encoder = encoder_of(network)
+        layers = seg_layers_of(network)
+        if not layers:
+            raise UserError(
+                f"the plan's network {type(network).__name__} has no decoder of nnU-Net's form; expected a "
+                f"PlainConvUNet or ResidualEncoderUNet: choose another plan with -p, or another -method"
+            )
+        self.transpconvs, self.stages = network.decoder.transpconvs, network.decoder.stages
+        self.output = self.encoder.conv_op(layers[-1].in_channels, channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *) to (B, C, *); sizes are multiples of the strides, as in nnU-Net."""
+        *skips, x = self.encoder(image)
+        for up, stage, skip in zip(self.transpconvs, self.stages, reversed(skips), strict=True):
+            x = stage(torch.cat((up(x), skip), 1))
+        restored: Tensor = self.output(x)
+        return restored
