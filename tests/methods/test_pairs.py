@@ -11,7 +11,7 @@ from box_sets import contains
 
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import Sample
-from pcrl_nnunet.methods.pcrlv2 import AFTER, PairViews
+from pcrl_nnunet.methods.pairs import AFTER, PairViews
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import AffineMap, resample
 

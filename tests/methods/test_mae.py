@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from method_setups import SETUPS, Setup
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.mae import MAE
+from pcrl_nnunet.methods.quantities import masked_restoration_ratio
+from pcrl_nnunet.plans import PlanFacts
+
+ON_ALL_PLANS = pytest.mark.parametrize("kind", SETUPS)
+PLAN = PlanFacts("3d_fullres", (40, 56, 40), 2, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), (50, 60, 50), (1.0,) * 3)
+
+
+def random_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(3, 2, 6, 8, 4, generator=generator) * 3 + 1
+    masked = torch.rand(3, 1, 6, 8, 4, generator=generator) < 0.7
+    return {"target": target, "input": torch.where(masked, 0.0, target), "masked": masked}
+
+
+@ON_ALL_PLANS
+def test_three_quarters_of_the_blocks_are_masked_and_none_of_their_voxels_reaches_the_network(kind):
+    setup = Setup("mae", kind)
+    for seed in range(5):
+        sample = setup.sample(seed)
+        masked = np.broadcast_to(sample["masked"], sample["target"].shape)
+        assert not sample["input"][masked].any()
+        np.testing.assert_array_equal(sample["input"][~masked], sample["target"][~masked])
+        blocks = np.prod([-(-p // b) for p, b in zip(setup.plan.patch_size, setup.settings.block_size, strict=True)])
+        whole = all(p % b == 0 for p, b in zip(setup.plan.patch_size, setup.settings.block_size, strict=True))
+        if whole:
+            assert sample["masked"].mean() == pytest.approx(round(0.75 * blocks) / blocks)
+
+
+def test_blocks_are_of_the_total_stride_up_to_16():
+    settings, batch_size = MAE.configure(PLAN, {})
+    assert settings.block_size == (4, 4, 4)
+    assert batch_size == PLAN.batch_size
+    deep = replace(PLAN, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)))
+    assert MAE.configure(deep, {})[0].block_size == (4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"block_size": [8, 8]}, r"block_size is \(8, 8\); expected 3 positive numbers of voxels, such as \(4, 4, 4\)"),
+        ({"block_size": [8, 0, 8]}, r"block_size is .*; expected positive numbers of voxels"),
+        ({"mask_share": 1.0}, r"mask_share is 1.0; expected a number above 0, below 1"),
+        ({"block_size": [40, 56, 40]}, r"mask_share 0.75 of the 1 blocks of a patch would mask none or all of them"),
+        ({"mask_ratio": 0.5}, r"pcrl.pretrain.mae.mask_ratio is not a setting"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(given, message):
+    with pytest.raises(UserError, match=message):
+        MAE.configure(PLAN, given)
+
+
+def test_the_loss_is_the_mean_over_samples_of_the_error_of_masked_voxels():
+    batch = random_batch()
+    setup = Setup("mae", "four channels, anisotropic")
+    method = MAE(setup.network(), 4, setup.settings)
+    method.unet = torch.nn.Conv3d(2, 2, 1)
+    restored = method.unet(batch["input"]).detach().numpy()
+    target, masked = batch["target"].numpy(), batch["masked"].numpy()
+    errors = []
+    for r, t, m in zip(restored, target, masked, strict=True):
+        errors.append(np.mean([(rc[m[0]] - tc[m[0]]) ** 2 for rc, tc in zip(r, t, strict=True)]))
+    assert method(batch, None).loss.item() == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_visible_voxels_of_the_target_do_not_count():
+    batch = random_batch()
+    method = MAE(Setup("mae", "3D").network(), 1, Setup("mae", "3D").settings)
+    method.unet = torch.nn.Conv3d(2, 2, 1)
+    other = {**batch, "target": torch.where(batch["masked"], batch["target"], 100.0)}
+    one, two = (method(given, None) for given in (batch, other))
+    assert one.loss == two.loss
+    assert one.values == two.values
+
+
+def test_the_ratio_is_one_for_each_samples_mean_and_zero_for_the_target():
+    batch = random_batch()
+    target, masked = batch["target"], batch["masked"]
+    means = torch.stack([torch.stack([c[m[0]].mean() for c in t]) for t, m in zip(target, masked, strict=True)])[
+        ..., None, None, None
+    ].expand_as(target)
+    assert masked_restoration_ratio(means, target, masked).item() == pytest.approx(1, rel=1e-5)
+    assert masked_restoration_ratio(target, target, masked).item() == 0
+    unmasked_is_wrong = torch.where(masked, target, 50.0)
+    assert masked_restoration_ratio(unmasked_is_wrong, target, masked).item() == 0

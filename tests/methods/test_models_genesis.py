@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from method_setups import SETUPS, Setup
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.methods.models_genesis import ModelsGenesis
+from pcrl_nnunet.views.crop import draw_crop
+
+
+@pytest.mark.parametrize("kind", SETUPS)
+def test_the_target_is_the_crop_itself_flipped_at_most(kind):
+    setup = Setup("models_genesis", kind)
+    volume, seen = setup.volume(), 0
+    for seed in range(6):
+        sample = setup.sample(seed)
+        crop = draw_crop(
+            volume, setup.plan.patch_size, setup.plan.spacing, setup.settings.augmentation, np.random.default_rng(seed)
+        )
+        np.testing.assert_array_equal(sample["target"], crop.view)
+        inside = volume[(slice(None), *crop.slice, *crop.box.index()[1:])]
+        if inside.shape == crop.view.shape:
+            seen += 1
+            np.testing.assert_allclose(np.sort(crop.view, axis=None), np.sort(inside, axis=None), atol=1e-5)
+        assert (sample["input"] != sample["target"]).any()
+    assert seen
+
+
+def test_nothing_is_corrupted_without_its_parts():
+    off = {"corruption": {"p_shuffle": 0.0, "p_curve": 0.0, "p_paint": 0.0}}
+    setup = Setup("models_genesis", "3D")
+    settings, _ = ModelsGenesis.configure(setup.plan, off)
+    sample = ModelsGenesis.views(settings, setup.plan, 1, {})(None, setup.volume(), np.random.default_rng(0))
+    np.testing.assert_array_equal(sample["input"], sample["target"])
+
+
+def test_a_wrong_strength_is_named_with_its_place():
+    plan = Setup("models_genesis", "3D").plan
+    with pytest.raises(UserError, match=r"pcrl.pretrain.models_genesis.corruption.p_shufle is not a setting"):
+        ModelsGenesis.configure(plan, {"corruption": {"p_shufle": 0.0}})
+    with pytest.raises(UserError, match=r"corruption.p_paint is 2.0; expected a number from 0 to 1"):
+        ModelsGenesis.configure(plan, {"corruption": {"p_paint": 2.0}})
