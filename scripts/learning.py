@@ -1,0 +1,179 @@
+"""Measure what methods of pretraining learn in a few hundred steps, on cases that they have not seen.
+
+    python scripts/learning.py -d 4 -c 2d -p nnUNetPlans -methods mae models_genesis simsiam -steps 300
+
+Each method is trained without the validation cases of a fold. On these cases two things are measured:
+
+- restoration: the error over the variance of what is to be restored. 1 is what the mean of each view reaches. The
+  control is the same training with an encoder that stays random.
+- partners: two views of each of 32 crops. The partner of a view is the one with the most similar features of the
+  encoder (mean and maximum of the bottleneck's channels, standardised, cosine). Chance is 1/32. The control is a random
+  encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcrl_nnunet.errors import exit_on_user_error
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.loader import make_loader
+from pcrl_nnunet.loading.samples import Views
+from pcrl_nnunet.methods import Method, PlanFacts, method_class, names
+from pcrl_nnunet.methods.quantities import RESTORATION
+from pcrl_nnunet.methods.simsiam import SimSiam
+from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.networks.of_plan import network_of_plan
+from pcrl_nnunet.plans import PlannedConfiguration, load_plan
+from pcrl_nnunet.pretraining.optimisation import optimiser
+from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.pretraining.step import Stepper
+
+PAIRS = 32
+REPEATS = 8  # batches that a measurement is the mean of
+UNSEEN_SEED = 1000  # of the views of held-out cases
+REPORTED = 50  # steps between two lines
+
+
+class Learning:
+    """One method on one plan."""
+
+    def __init__(self, method: str, plan: PlannedConfiguration, fold: int, steps: int, batch_size: int | None) -> None:
+        self.request = Request.of_plan(
+            plan, fold, method=method, batch_size=batch_size, epochs=1, iters_per_epoch=steps
+        )
+        self.plan, self.settings = plan, self.request.settings
+        self.facts = PlanFacts.of(plan.configuration, plan.resolved)
+        self.method_class = method_class(method)
+
+    def network(self) -> tuple[nn.Module, Method, int]:
+        """Return the plan's network, the method around it, and the number of channels; always the same weights."""
+        torch.manual_seed(self.settings.seed)
+        network, channels = network_of_plan(self.plan.plans, self.plan.configuration, self.plan.dataset_json)
+        return network, self.method_class(network, channels, self.settings.own), channels
+
+    def trained(self, device: torch.device, frozen: bool = False) -> tuple[nn.Module, Method]:
+        """Train, with a random encoder that is frozen or with one that learns."""
+        network, method, channels = self.network()
+        method.to(device)
+        groups, encoder = method.groups(), {id(p) for p in encoder_of(network).parameters()}
+        if frozen:
+            groups = [replace(g, parameters=[p for p in g.parameters if id(p) not in encoder]) for g in groups]
+            encoder_of(network).requires_grad_(False)
+        optimisation = optimiser(groups, self.settings)
+        stepper = Stepper(method, groups, *optimisation, None, self.settings, device)
+        batches = self.batches(self.request.cases.used, self.views(channels), self.settings.batch_size, 0)
+        for step in range(self.settings.steps):
+            _, losses = stepper(next(batches), step)
+            if (step + 1) % REPORTED == 0:
+                print(f"  step {step + 1}: {', '.join(f'{k} {v:.3f}' for k, v in losses.items())}", flush=True)
+        getattr(batches, "_finish", lambda: None)()
+        return network, method
+
+    def views(self, channels: int) -> Views:
+        """Return the method's views."""
+        return self.method_class.views(self.settings.own, self.facts, channels, {})
+
+    def batches(self, cases: Sequence[Case], views: Views, number: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Return batches of samples of some cases."""
+        return make_loader(cases, views, number, seed, num_workers=get_allowed_n_proc_DA())
+
+    def restoration(self, method: Method, channels: int, device: torch.device) -> float | None:
+        """Return the error over the variance on held-out cases; None for a method that restores nothing."""
+        if RESTORATION not in method.quantities:
+            return None
+        batches = self.batches(
+            self.request.cases.held_out_cases, self.views(channels), self.settings.batch_size, UNSEEN_SEED
+        )
+        found = []
+        with torch.no_grad():
+            method.eval()
+            for _ in range(REPEATS):
+                batch = _on(next(batches), device)
+                values = method(batch, method.variants()[-1]).values[RESTORATION.name]
+                found.append(next(iter(values.values())))
+        getattr(batches, "_finish", lambda: None)()
+        return float(torch.stack(found).mean())
+
+    def partners(self, network: nn.Module, channels: int, device: torch.device) -> float:
+        """Return the share of views of held-out cases whose partner is found among 32."""
+        settings, _ = SimSiam.configure(self.facts, {})
+        views = SimSiam.views(settings, self.facts, channels, {})
+        batches = self.batches(self.request.cases.held_out_cases, views, PAIRS, UNSEEN_SEED)
+        encoder, right = encoder_of(network).eval(), []
+        with torch.no_grad():
+            for _ in range(REPEATS):
+                one, two = (
+                    _pooled(encoder(_on(next_views, device))[-1])
+                    for next_views in torch.as_tensor(next(batches)["input"]).unbind(1)
+                )
+                both = torch.cat((one, two))
+                one, two = (F.normalize((x - both.mean(0)) / (both.std(0) + 1e-6), dim=1) for x in (one, two))
+                right.append(((one @ two.T).argmax(1) == torch.arange(PAIRS, device=device)).float().mean())
+        getattr(batches, "_finish", lambda: None)()
+        return float(torch.stack(right).mean())
+
+
+def _pooled(feature: Tensor) -> Tensor:
+    feature = feature.flatten(2)
+    return torch.cat((feature.mean(2), feature.amax(2)), 1)
+
+
+def _on(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return {name: torch.as_tensor(value).to(device) for name, value in batch.items() if name != "cases"}
+
+
+def main() -> None:
+    """Measure, print a table, and write it where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", required=True, help="dataset name or ID")
+    parser.add_argument("-c", default="3d_fullres", help="configuration")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans identifier")
+    parser.add_argument("-f", type=int, default=0, help="fold whose validation cases are held out")
+    parser.add_argument("-methods", nargs="+", default=names())
+    parser.add_argument("-steps", type=int, default=300)
+    parser.add_argument("-batch_size", type=int, help="default: the method's own")
+    parser.add_argument("-device", default="cpu")
+    parser.add_argument("--json", help="file to write the numbers to")
+    args = parser.parse_args()
+    device, found = torch.device(args.device), {}
+    with exit_on_user_error():
+        plan = load_plan(args.d, args.p, args.c)
+        for name in args.methods:
+            print(name, flush=True)
+            learning = Learning(name, plan, args.f, args.steps, args.batch_size)
+            random, _, channels = learning.network()
+            of_random = learning.partners(random.to(device), channels, device)
+            network, method = learning.trained(device)
+            numbers = {
+                "batch_size": learning.settings.batch_size,
+                "steps": args.steps,
+                "restoration": learning.restoration(method, channels, device),
+                "partners": learning.partners(network, channels, device),
+                "partners_random": of_random,
+            }
+            if numbers["restoration"] is not None:
+                print("  with a random encoder that is frozen:", flush=True)
+                numbers["restoration_frozen"] = learning.restoration(
+                    learning.trained(device, frozen=True)[1], channels, device
+                )
+            found[name] = numbers
+            print(f"{name}: {json.dumps(numbers)}", flush=True)
+            if args.json:
+                with open(args.json, "w", encoding="utf-8") as file:
+                    json.dump(found, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
