@@ -80,7 +80,7 @@ class MAE(RestorationMethod):
         "He, K., Chen, X., Xie, S., Li, Y., Dollar, P., & Girshick, R. (2022). Masked autoencoders are scalable vision "
         "learners. CVPR, 16000-16009.",
         "Wald, T., Ulrich, C., Lukyanenko, S., Goncharov, A., Paderno, A., Miller, M., et al. (2025). Revisiting "
-        "MAE pre-training for 3D medical image segmentation. CVPR.",
+        "MAE pre-training for 3D medical image segmentation. CVPR, 5186-5196.",
     )
     Settings = MAESettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
