@@ -60,8 +60,8 @@ setup(
         "numba; python_version < '3.15'",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "torchio"],
-        "benchmark": ["torchio"],  # scripts/benchmark_views.py compares with it
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "torchio", "monai"],
+        "benchmark": ["torchio", "monai"],  # scripts/benchmark_views.py compares with them
     },
     options={"build": {"build_base": BUILD_FOLDER.name}},
     entry_points={

@@ -13,6 +13,7 @@ are medians, and the median of the ratios within a round, since a machine's spee
 - limit: crop and trilinear resize in torch, no augmentation.
 - loader: `make_loader` on blosc2 files written as nnU-Net writes them, with 1 and 2 processes, against ours alone.
   The ratio that is written is the smaller one.
+- methods: the views of each method, and Models Genesis' corruption against MONAI's; see benchmark_methods.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import benchmark_methods
 from benchmark_data import Volume, volume_of, write_case  # it sets one thread, before torch is imported
 
 import numpy as np  # isort: skip
@@ -357,6 +359,9 @@ def main() -> None:
         if setting.name == "paper":
             results["vs_limit"] = ratio(seconds, "ours", "limit")
 
+    sizes = {setting.name: (setting.views.global_input_size, max(2, setting.rounds // 4)) for setting in SETTINGS}
+    results |= benchmark_methods.report(sizes, rng)
+
     print(f"loader, {LOADER_SAMPLES} samples a batch of the paper's sizes from {LOADER_SHAPE} blosc2 files")
     cores = os.cpu_count() or 1
     found = loader_against_transform(SETTINGS[0].views, rng)
@@ -366,7 +371,8 @@ def main() -> None:
     results["loader_vs_transform"] = min(share for _, share in found.values())
 
     wanted = ("paper_vs_torchio", "paper_vs_batchgenerators_linear", "large_vs_batchgenerators_cubic",
-              "large_vs_batchgenerators_linear", "loader_vs_transform", "vs_limit")  # fmt: skip
+              "large_vs_batchgenerators_linear", "loader_vs_transform", "vs_limit", "slowest_method_vs_pcrlv2",
+              "genesis_vs_monai_paper", "genesis_vs_monai_large")  # fmt: skip
     results = {name: round(results[name], 3) for name in wanted}
     print(f"\n{json.dumps(results, indent=2)}")
     if args.json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -74,8 +74,9 @@ class SimSiam(Method):
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[SimSiamSettings, int]:
         """Derive size and number of the views from the plan, see `configure_views`; there are no local views."""
-        views, _ = configure_views(plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing)
-        settings = replaced(SimSiamSettings(replace(views, num_local=0)), WHERE, given)
+        rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
+        views, _ = configure_views(*rule, num_local=0)
+        settings = replaced(SimSiamSettings(views), WHERE, given)
         if settings.views.num_local:
             raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; SimSiam has no local views: set 0")
         check_views(settings.views, plan.strides)

@@ -27,6 +27,7 @@ def configure_views(
     strides: Sequence[Sequence[int]],
     median_size: Sequence[float],
     spacing: Sequence[float],
+    num_local: int = 6,
 ) -> tuple[ViewSettings, int]:
     """View sizes and number of samples for a plan, with the ratios of the paper's sizes (PCRLv2, section 4.1).
 
@@ -42,32 +43,39 @@ def configure_views(
        bottleneck, of which 2 would be +1 and -1 whatever they were. That can make the input larger than 1/4; no crop
        is magnified more than the paper's smallest, 2 times.
 
+    Args:
+        num_local: local views a sample.
+
     Returns:
         views, and the number of samples that fit, 8 to 32 (2D: to 256).
     """
     total = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
     reach = [max(1, math.floor(min(MAX_CROP_TO_INPUT * p, m))) for p, m in zip(patch_size, median_size, strict=True)]
     size = [max(1, math.floor(r / MAX_CROP_TO_INPUT / t + 0.5)) * t for r, t in zip(reach, total, strict=True)]
-    while _bottleneck_voxels(_views(size, reach, total, spacing).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
+
+    def of(size: Sequence[int]) -> ViewSettings:
+        return _views(size, reach, total, spacing, num_local)
+
+    while _bottleneck_voxels(of(size).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
         smallest = min((a for a, t in enumerate(total) if t > 1), key=lambda a: size[a] / patch_size[a])
         size = _changed(size, smallest, total[smallest])
-    views = _views(size, reach, total, spacing)
+    views = of(size)
     while fitting_samples(patch_size, batch_size, views) < MIN_SAMPLES:
         smaller = {a: _changed(size, a, -t) for a, t in enumerate(total) if size[a] > t}
         fine = [
-            a
-            for a, s in smaller.items()
-            if _bottleneck_voxels(_views(s, reach, total, spacing).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
+            a for a, s in smaller.items() if _bottleneck_voxels(of(s).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
         ]
         if not fine:
             break
         # max() takes the first of equals: nnU-Net's first axis is the one with the largest spacing
         size = smaller[max(fine, key=lambda a: smaller[a][a] / patch_size[a])]
-        views = _views(size, reach, total, spacing)
+        views = of(size)
     return views, max(MIN_SAMPLES, fitting_samples(patch_size, batch_size, views))
 
 
-def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float]) -> ViewSettings:
+def _views(
+    size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float], num_local: int
+) -> ViewSettings:
     # how much longer the longest axis is, of the axis through the planes; in the plane shapes keep their proportions
     longer = [max(size) / s if axis == 0 and len(size) == 3 else 1.0 for axis, s in enumerate(size)]
     largest = [
@@ -98,6 +106,7 @@ def _views(size: Sequence[int], reach: Sequence[int], total: Sequence[int], spac
         global_input_size=tuple(size),
         local_input_size=local_input,
         spacing=tuple(float(s) for s in spacing),
+        num_local=num_local,
     )
 
 
