@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -28,7 +29,7 @@ PATCH, MEDIAN = (64, 128, 128), (120, 220, 220)
 PLAN = PlanFacts("3d_fullres", PATCH, 2, ((1, 1, 1), *[(2, 2, 2)] * 4, (1, 2, 2)), MEDIAN, (1.0, 1.0, 1.0))
 SEEN = ("input", "local")  # arrays that a network gets
 ROUNDS = 8
-ALWAYS = {"p_shuffle": 1.0, "p_curve": 1.0, "p_paint": 1.0}
+ALWAYS = Corruption(p_shuffle=1, p_curve=1, p_paint=1)
 
 
 def views_of_methods(rounds: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
@@ -76,7 +77,7 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
     image, ours, ratios = volume_of(size, rng), [], []
     for number in range(-1, rounds):
         inner = number % 2 == 0
-        corruption = Corruption(**ALWAYS, p_inner=float(inner))
+        corruption = replace(ALWAYS, p_inner=float(inner))
         monai = by_monai(size, inner)
         given = image.copy()  # MONAI changes what it is given
         start = perf_counter()

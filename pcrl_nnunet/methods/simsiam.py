@@ -102,7 +102,7 @@ class SimSiam(Method):
         """Return encoder and projector, and the predictor, whose learning rate does not decay (section 4.2)."""
         return [
             ParameterGroup([*self.encoder.parameters(), *self.projector.parameters()]),
-            ParameterGroup(self.predictor.parameters(), decays=False),
+            ParameterGroup([*self.predictor.parameters()], decays=False),
         ]
 
     def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
