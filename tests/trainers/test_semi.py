@@ -6,6 +6,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from steps import parameters_of, random_batch
 from tiny_dataset import DATASET, DATASET_JSON, write_preprocessed
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 from unlabelled_scans import make_full_plan, write_scans
 
 from pcrl_nnunet import checkpoint, trainers
@@ -31,6 +33,7 @@ from pcrl_nnunet.trainers import (
     PCRLSemiSupervisedTrainer,
 )
 from pcrl_nnunet.trainers import semi as semi_module
+from pcrl_nnunet.transfer.weights import unwrap
 
 DATA = "nnUNetPlans_3d_fullres"
 SPLITS = [
@@ -494,14 +497,17 @@ def outcome(trainer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
+@pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw", "initial_lr": 0.01}])
 def test_a_training_goes_on_bit_for_bit_in_either_stage(
-    stopped_after: int, uninterrupted: dict[str, Any], without_picture: None
+    recipe: dict[str, Any], stopped_after: int, uninterrupted: dict[str, Any], without_picture: None
 ) -> None:
-    if not uninterrupted:
-        trainer = run_training(make(**LONG))
-        uninterrupted |= outcome(trainer)
+    settings = {**LONG, **recipe}
+    if repr(recipe) not in uninterrupted:
+        trainer = run_training(make(**settings))
+        uninterrupted[repr(recipe)] = outcome(trainer)
         shutil.rmtree(trainer.output_folder)
-    first = make(**LONG)
+    expected = uninterrupted[repr(recipe)]
+    first = make(**settings)
     first.save_every = 1
     ends = first.on_epoch_end
 
@@ -516,14 +522,32 @@ def test_a_training_goes_on_bit_for_bit_in_either_stage(
     assert (first._teacher is None) == (stopped_after == 1)
     torch.manual_seed(7)
     np.random.seed(7)
-    resumed = make(continue_training=True, **LONG)
+    resumed = make(continue_training=True, **settings)
     run_training(resumed, c=True)
     assert resumed.current_epoch == 4
     found = outcome(resumed)
-    assert equal(found["weights"], uninterrupted["weights"])
-    assert found["history"] == uninterrupted["history"]
+    assert equal(found["weights"], expected["weights"])
+    assert found["history"] == expected["history"]
     assert len(found["history"]) == 2
-    assert all(torch.equal(*pair) for pair in zip(found["momentum"], uninterrupted["momentum"], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found["momentum"], expected["momentum"], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+def test_both_stages_train_compiled_and_with_the_scaler_of_mixed_precision(
+    monkeypatch: pytest.MonkeyPatch, without_picture: None
+) -> None:
+    monkeypatch.setattr(PCRLSemiSupervisedScratchTrainer, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trainer = make(plan=make_full_plan(finetune=SHORT))
+    trainer.initialize()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    before = parameters_of(trainer.network)
+    run_training(trainer)
+    after = parameters_of(trainer.network)
+    assert isinstance(trainer.network, OptimizedModule)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert [name for name in after if not torch.equal(before[name], after[name])]
+    assert set(trainer._teacher.average.module.state_dict()) == set(unwrap(trainer.network).state_dict())
 
 
 def test_the_checkpoint_is_a_stock_trainers_and_predicts_with_the_student(without_picture: None) -> None:
