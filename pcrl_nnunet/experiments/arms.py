@@ -9,6 +9,7 @@ from typing import Any
 
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS
+from pcrl_nnunet.config import RECIPES
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.settings import short
 from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
@@ -74,11 +75,19 @@ def built_in_arms(
         shortcuts = [name for name in SHORTCUTS if name != "position" or label_table.point is not None]
         for_task = {name: Arm(None, shortcut=name) for name in shortcuts}
     ablations = method_class(method).ablations(plan, batch_size)
+    methods = {name: Arm({"method": name}) for name in names()}
+    recipes = [recipe for recipe in RECIPES if recipe != NNUNET["recipe"]]
     return {
         CONTROL: Arm(None),
         STOCK: Arm(None, NNUNET),
         **for_task,
-        **{name: Arm({"method": name}) for name in names()},
+        **{f"{CONTROL}_{recipe}": Arm(None, {"recipe": recipe}) for recipe in recipes},
+        **{
+            f"{name}_{recipe}": Arm(finetune={"recipe": recipe}, pretraining=name)
+            for name in methods
+            for recipe in recipes
+        },
+        **methods,
         **{name: Arm({"method": method, plan.configuration: given}) for name, given in ablations.items()},
     }
 

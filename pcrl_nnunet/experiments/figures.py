@@ -17,12 +17,13 @@ from pcrl_nnunet.experiments.arms import CONTROL
 
 
 def _colours(arms: Iterable[str]) -> dict[str, Any]:
-    """Return a colour for each arm, all different up to twenty: built-in arms outnumber matplotlib's cycle.
+    """Return a colour for each arm, all different up to forty: built-in arms outnumber matplotlib's cycle.
 
     Colours follow the arms' names, the control first, so that all pictures of a comparison agree.
     """
     twenty = colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # dark ones, matplotlib's usual ten, first
-    return dict(zip(sorted(set(arms), key=lambda name: (name != CONTROL, name)), cycle(map(tuple, twenty))))
+    forty = [*map(tuple, twenty), *map(tuple, colormaps["tab20b"](range(20)))]
+    return dict(zip(sorted(set(arms), key=lambda name: (name != CONTROL, name)), cycle(forty)))
 
 
 def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

@@ -12,6 +12,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
+from pcrl_nnunet.methods.registry import names
 from pcrl_nnunet.plans import PlanFacts, resolve
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
@@ -34,6 +35,15 @@ def test_unknown_arms_and_settings_are_named():
         ):
             choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2", "pretrain": both}}, known)
     assert list(choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
+
+
+def test_every_method_and_the_control_have_an_arm_with_the_recipe_of_pretrained_networks():
+    known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
+    assert known["scratch_pretrained"] == Arm(None, {"recipe": "pretrained"})
+    for name in names():
+        assert known[name] == Arm({"method": name})
+        assert known[f"{name}_pretrained"] == Arm(finetune={"recipe": "pretrained"}, pretraining=name)
+    assert list(choose_arms(["mae_pretrained"], {}, known)) == ["scratch", "mae_pretrained", "mae"]
 
 
 SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}

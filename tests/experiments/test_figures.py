@@ -65,14 +65,14 @@ def test_without_a_curve_there_is_no_picture_and_a_reason() -> None:
 
 
 def test_all_built_in_arms_have_different_colours(drawn: list[Figure]) -> None:
-    arms = [f"arm_{i}" for i in range(12)]
+    arms = [f"arm_{i}" for i in range(40)]
     runs = pd.DataFrame({"method": arms, "labelled": 5, "seed": 0, "points": 50.0})
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
     figures.score_while_training({"5": {name: [run] for name in arms}}, "Dice", "x.png")
     for figure in drawn:
         lines = [line for line in figure.axes[0].lines if line.get_label() in arms]
-        assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == 12
+        assert len({to_hex(line.get_color()) for line in lines}) == len(lines) == 40
 
 
 def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:
