@@ -3,7 +3,7 @@
 - Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
 - Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows
   of the same sizes, `RandHistogramShift` changes intensities by a curve, and `RandCoarseDropout` paints noise into or
-  around as many blocks of the same sizes.
+  around five blocks of the same sizes. Ours are five blocks, too, in 4 of 5 calls, else fewer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CASE = Case("in memory", "")
 PATCH, MEDIAN = (64, 128, 128), (120, 220, 220)
 PLAN = PlanFacts("3d_fullres", PATCH, 2, ((1, 1, 1), *[(2, 2, 2)] * 4, (1, 2, 2)), MEDIAN, (1.0, 1.0, 1.0))
 SEEN = ("input", "local")  # arrays that a network gets
-ROUNDS = 8
+ROUNDS = 12
 ALWAYS = Corruption(p_shuffle=1, p_curve=1, p_paint=1)
 
 

@@ -359,7 +359,7 @@ def main() -> None:
         if setting.name == "paper":
             results["vs_limit"] = ratio(seconds, "ours", "limit")
 
-    sizes = {setting.name: (setting.views.global_input_size, max(2, setting.rounds // 4)) for setting in SETTINGS}
+    sizes = {setting.name: (setting.views.global_input_size, max(6, setting.rounds // 4)) for setting in SETTINGS}
     results |= benchmark_methods.report(sizes, rng)
 
     print(f"loader, {LOADER_SAMPLES} samples a batch of the paper's sizes from {LOADER_SHAPE} blosc2 files")

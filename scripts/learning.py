@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pcrl_nnunet.errors import exit_on_user_error
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.loader import make_loader
+from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.loading.samples import Views
 from pcrl_nnunet.methods import Method, PlanFacts, method_class, names
 from pcrl_nnunet.methods.quantities import RESTORATION
@@ -70,20 +70,21 @@ class Learning:
             groups = [replace(g, parameters=[p for p in g.parameters if id(p) not in encoder]) for g in groups]
             encoder_of(network).requires_grad_(False)
         optimisation = optimiser(groups, self.settings)
-        stepper = Stepper(method, groups, *optimisation, None, self.settings, device)
+        scaler = torch.amp.GradScaler("cuda") if device.type == "cuda" else None
+        stepper = Stepper(method, groups, *optimisation, scaler, self.settings, device)
         batches = self.batches(self.request.cases.used, self.views(channels), self.settings.batch_size, 0)
         for step in range(self.settings.steps):
             _, losses = stepper(next(batches), step)
             if (step + 1) % REPORTED == 0:
                 print(f"  step {step + 1}: {', '.join(f'{k} {v:.3f}' for k, v in losses.items())}", flush=True)
-        getattr(batches, "_finish", lambda: None)()
+        batches.close()
         return network, method
 
     def views(self, channels: int) -> Views:
         """Return the method's views."""
         return self.method_class.views(self.settings.own, self.facts, channels, {})
 
-    def batches(self, cases: Sequence[Case], views: Views, number: int, seed: int) -> Iterator[dict[str, Any]]:
+    def batches(self, cases: Sequence[Case], views: Views, number: int, seed: int) -> Batches:
         """Return batches of samples of some cases."""
         return make_loader(cases, views, number, seed, num_workers=get_allowed_n_proc_DA())
 
@@ -101,7 +102,7 @@ class Learning:
                 batch = _on(next(batches), device)
                 values = method(batch, method.variants()[-1]).values[RESTORATION.name]
                 found.append(next(iter(values.values())))
-        getattr(batches, "_finish", lambda: None)()
+        batches.close()
         return float(torch.stack(found).mean())
 
     def partners(self, network: nn.Module, channels: int, device: torch.device) -> float:
@@ -119,7 +120,7 @@ class Learning:
                 both = torch.cat((one, two))
                 one, two = (F.normalize((x - both.mean(0)) / (both.std(0) + 1e-6), dim=1) for x in (one, two))
                 right.append(((one @ two.T).argmax(1) == torch.arange(PAIRS, device=device)).float().mean())
-        getattr(batches, "_finish", lambda: None)()
+        batches.close()
         return float(torch.stack(right).mean())
 
 

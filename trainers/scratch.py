@@ -96,6 +96,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
         """Log the effective settings, then start as nnU-Net does."""
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
         self._not_finite: set[str] = set()
+        other = getattr(self.optimizer, "other_kind", None)
+        with self._or_nothing_left_behind():
+            if other is not None:
+                raise UserError(
+                    f"the training to continue has the optimiser {other}, and the plan's pcrl.finetune has "
+                    f"{self.settings.optimizer}; set optimizer to {other}, or start again without --c"
+                )
         super().on_train_start()
         self._has_begun = True
 
@@ -165,8 +172,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Load as nnU-Net does; a file that cannot be read ends the process with a sentence."""
         try:
-            with exit_on_user_error():
-                super().load_checkpoint(filename_or_checkpoint)
+            super().load_checkpoint(filename_or_checkpoint)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise SystemExit(

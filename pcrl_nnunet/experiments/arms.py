@@ -40,6 +40,8 @@ class Arm:
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the arm whose pretraining is used; None: its own.
         semi: settings over the plan's ``pcrl.semi``; None: the arm's training is not semi-supervised.
+        controls: further arms whose training is the same but for what this arm adds; the verdict looks at those that
+            were run.
         epochs_factor: the epochs of fine-tuning, as a multiple of the other arms' epochs.
         pseudo_labels: train also on the cases without labels, with labels that the control's network predicts.
         shortcut: the name of one of `SHORTCUTS`, which classifies without a network.
@@ -49,6 +51,7 @@ class Arm:
     finetune: Mapping[str, Any] = field(default_factory=dict)
     pretraining: str | None = None
     semi: Mapping[str, Any] | None = None
+    controls: Sequence[str] = ()
     epochs_factor: float = 1.0
     pseudo_labels: bool = False
     shortcut: str | None = None
@@ -68,28 +71,32 @@ def built_in_arms(
     for_task = {
         PSEUDO_LABELS: Arm(None, pseudo_labels=True),
         LONGER: Arm(None, epochs_factor=SEMI_COST),  # as much compute as the semi-supervised arms
-        SEMI_SCRATCH: Arm(None, semi={}),
-        SEMI: Arm(pretraining=PRETRAINED, semi={}),
+        SEMI_SCRATCH: Arm(None, semi={}, controls=[LONGER]),
+        SEMI: Arm(pretraining=PRETRAINED, semi={}, controls=[LONGER]),
+        **_with_recipes(),
     }
     if label_table is not None:
         shortcuts = [name for name in SHORTCUTS if name != "position" or label_table.point is not None]
         for_task = {name: Arm(None, shortcut=name) for name in shortcuts}
     ablations = method_class(method).ablations(plan, batch_size)
-    methods = {name: Arm({"method": name}) for name in names()}
-    recipes = [recipe for recipe in RECIPES if recipe != NNUNET["recipe"]]
     return {
         CONTROL: Arm(None),
         STOCK: Arm(None, NNUNET),
         **for_task,
-        **{f"{CONTROL}_{recipe}": Arm(None, {"recipe": recipe}) for recipe in recipes},
-        **{
-            f"{name}_{recipe}": Arm(finetune={"recipe": recipe}, pretraining=name)
-            for name in methods
-            for recipe in recipes
-        },
-        **methods,
+        **{name: Arm({"method": name}) for name in names()},
         **{name: Arm({"method": method, plan.configuration: given}) for name, given in ablations.items()},
     }
+
+
+def _with_recipes() -> dict[str, Arm]:
+    """Return each method and the control with the recipes that are not nnU-Net's. They go over all other settings."""
+    arms = {}
+    for recipe, changes in RECIPES.items():
+        if changes:
+            given, control = {"recipe": recipe, "optimizer": "sgd", **changes}, f"{CONTROL}_{recipe}"
+            arms[control] = Arm(None, given)
+            arms |= {f"{name}_{recipe}": Arm(finetune=given, pretraining=name, controls=[control]) for name in names()}
+    return arms
 
 
 def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping[str, Arm]) -> dict[str, Arm]:

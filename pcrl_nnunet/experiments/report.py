@@ -34,4 +34,4 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # the better of two alike would be the luckier one
     others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
     for arm in sorted(others, key=lambda arm: arm == PRETRAINED):
-        yield verdict(scores, arm, learned, controls)
+        yield verdict(scores, arm, learned, (*controls, *layout.comparison.arms[arm].controls))

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from pcrl_nnunet.config import FinetuneSettings
-from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.networks import encoder_of, seg_layers_of
 
 
@@ -37,17 +36,15 @@ class WarmupPolyLR(PolyLRScheduler):
 def keep_own_groups(optimizer: Optimizer) -> None:
     """Let an optimiser take the momentum of a checkpoint alone: the plan may have other rates and decay by now.
 
-    It raises a `UserError` for the momentum of another kind of optimiser.
+    The momentum of another kind of optimiser is left out. Its kind is then the optimiser's attribute ``other_kind``.
     """
 
     def with_own_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         given = "adamw" if any("exp_avg" in of_parameter for of_parameter in state["state"].values()) else "sgd"
         own = "adamw" if isinstance(optimizer, AdamW) else "sgd"
         if state["state"] and given != own:
-            raise UserError(
-                f"the training to continue has the optimiser {given}, and the plan's pcrl.finetune now has {own}; set "
-                f"optimizer to {given}, or start again without --c"
-            )
+            vars(optimizer)["other_kind"] = given
+            state = {**state, "state": {}}
         return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
 
     optimizer.register_load_state_dict_pre_hook(with_own_groups)

@@ -27,7 +27,7 @@ from pcrl_nnunet.views.sub_crop import Volume
 
 WHERE = "pcrl.pretrain.mae"
 LARGEST_BLOCK = 16  # voxels; Wald et al.
-MASK = 0.0  # the mean of z-scored intensities
+MASK = 0.0  # the mean of z-scored intensities; where nnU-Net normalises within a mask, the value of the background
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MAESettings:
 
     Attributes:
         block_size: of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that is
-            less: a voxel of the bottleneck then sees one block.
+            less. So a block is never larger than what one voxel of the bottleneck stands for.
         mask_share: share of the blocks that are masked.
         augmentation: of the crop.
     """
@@ -86,7 +86,7 @@ class MAE(RestorationMethod):
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     terms_caption = "The error of what is masked should fall."
     pictures_caption = (
-        "A crop with its masked blocks, the crop itself, and what the network makes of the visible blocks."
+        "A crop without its masked blocks, the crop itself, and the masked blocks as the network restores them."
     )
 
     @classmethod
@@ -97,7 +97,7 @@ class MAE(RestorationMethod):
             UserError: a setting is not known or out of its range, or a mask would cover no block or all blocks.
         """
         total = np.prod(plan.strides, axis=0).tolist()
-        block = tuple(min(LARGEST_BLOCK, stride, size) for stride, size in zip(total, plan.patch_size, strict=True))
+        block = tuple(min(LARGEST_BLOCK, stride) for stride in total)
         settings = replaced(MAESettings(block), WHERE, given)
         if not is_size(settings.block_size, len(plan.patch_size)):
             raise UserError(

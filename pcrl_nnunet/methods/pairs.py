@@ -5,16 +5,29 @@ N local views, C image channels, G global and L local input sizes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import Compose
 
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
-from pcrl_nnunet.views.settings import Augmentation, ViewSettings
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
 from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
 AFTER = "after pixel\naugmentation"
+
+
+def fitted_views(given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+    """Take over a method's block of settings without the sizes of crops, if one exceeds the median image.
+
+    See `Method.fitted`.
+    """
+    left_out = [f"views.{name}" for name in names_of_large_crops(given.get("views"), median)]
+    kept = {name: size for name, size in dict(given.get("views") or {}).items() if f"views.{name}" not in left_out}
+    return ({**given, "views": kept} if left_out else dict(given)), left_out
 
 
 class PairViews(Views):

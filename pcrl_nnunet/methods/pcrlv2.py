@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews
+from pcrl_nnunet.methods.pairs import PairViews, fitted_views
 from pcrl_nnunet.methods.quantities import (
     MATCHING,
     RANK,
@@ -34,7 +34,7 @@ from pcrl_nnunet.networks import ComparisonHead, Decoder, RestorationHead, accep
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
-from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
+from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 WHERE = "pcrl.pretrain.pcrlv2"
 NO_COMPARISON = "to leave the comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0"
@@ -181,9 +181,7 @@ class PCRLv2(Method):
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
         """Leave out the sizes of crops if one exceeds the median image."""
-        left_out = [f"views.{name}" for name in names_of_large_crops(given.get("views"), median)]
-        kept = {name: size for name, size in dict(given.get("views") or {}).items() if f"views.{name}" not in left_out}
-        return ({**given, "views": kept} if left_out else dict(given)), left_out
+        return fitted_views(given, median)
 
     @classmethod
     def facts(cls, settings: PCRLv2Settings) -> dict[str, str]:

@@ -79,22 +79,21 @@ def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(restored.float(), target.float()) / variance.clamp_min(1e-12)
 
 
-def masked_restoration_ratio(restored: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean squared error of masked voxels over their variance: 1 for the mean of each sample, 0 for the target.
+def variance_within(target: Tensor, masked: Tensor | None = None) -> Tensor:
+    """Return the variance within a sample and channel, the mean over these: the error of each sample's mean.
 
     Args:
-        restored, target: (B, C, *).
-        masked: (B, 1, *) of bool, some voxels of every sample.
+        target: (B, C, *).
+        masked: (B, 1, *) of bool: only these voxels count; some of every sample. None: all voxels.
     """
-    where, target = masked.flatten(2), target.float().flatten(2)
+    target = target.float().flatten(2)
+    if masked is None:
+        return target.var(2, correction=0).mean().clamp_min(1e-12)
+    where = masked.flatten(2)
     number = where.sum(2)
-
-    def mean(values: Tensor) -> Tensor:
-        return (values * where).sum(2) / number
-
-    variance = mean((target - mean(target)[..., None]).square()).mean()
-    error = mean((restored.float().flatten(2) - target).square()).mean()
-    return error / variance.clamp_min(1e-12)
+    means = (target * where).sum(2) / number
+    squared = (target - means[..., None]).square() * where
+    return (squared.sum(2) / number).mean().clamp_min(1e-12)
 
 
 def sd_ratio(v: Tensor) -> Tensor:
@@ -146,8 +145,8 @@ def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
     sd = f"sd {spread:.2f} of an even spread's, " if "sd_ratio" in values else ""
     return (
         GRACE_STEPS,
-        f"features{_of(group)} have collapsed: {sd}effective rank {rank:.1f}; lower the weight of the comparison or "
-        f"initial_lr, or raise batch_size",
+        f"features{_of(group)} have collapsed: {sd}effective rank {rank:.1f}; lower initial_lr, or the "
+        f"comparison's weight if the method has one, or raise batch_size",
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.quantities import RESTORATION, masked_restoration_ratio, restoration_ratio
+from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
 from pcrl_nnunet.networks import RestoringUNet
 
 
@@ -34,21 +35,22 @@ class RestorationMethod(Method):
         restored = self.unet(batch["input"])
         if masked is None:
             loss = restoration_loss(restored, target)
-            ratio = restoration_ratio(restored.detach()[:, None], target[:, None])
         else:
             loss = masked_restoration_loss(restored, target, masked)
-            ratio = masked_restoration_ratio(restored.detach(), target, masked)
-        return StepOutput(loss, {"restoration": loss.detach()}, {RESTORATION.name: {"": ratio}})
+        error = loss.detach()
+        return StepOutput(
+            loss, {"restoration": error}, {RESTORATION.name: {"": error / variance_within(target, masked)}}
+        )
 
     def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
-        """Return the input, the target, and what is restored."""
-        target = batch["target"].float()
+        """Return the input, the target, and what is restored; of masked images with the visible part around it."""
+        target, masked = batch["target"].float(), batch.get("masked")
         restored = self.unet(batch["input"]).float()
-        where = batch.get("masked", target.new_ones(1)).expand_as(target).flatten(2)
-        errors = (((restored - target).square().flatten(2) * where).sum(2)) / where.sum(2)
-        variance = target.flatten(2).var(2, correction=0).clamp_min(1e-12)
+        where = torch.ones_like(target, dtype=torch.bool) if masked is None else masked.expand_as(target)
+        squared = ((restored - target).square() * where).flatten(2).sum(2)
+        errors = squared / where.flatten(2).sum(2) / target.flatten(2).var(2, correction=0).clamp_min(1e-12)
         return [
             Picture("input", batch["input"], "what the network gets"),
             Picture("target", target, "what it should restore"),
-            Picture("restored", restored, errors=errors / variance),
+            Picture("restored", torch.where(where, restored, target), errors=errors),
         ]

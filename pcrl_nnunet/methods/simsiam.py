@@ -6,7 +6,7 @@ B samples, C image channels, c channels of the bottleneck, d = 2c of the feature
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss
 from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews
-from pcrl_nnunet.methods.quantities import MATCHING, RANK, SPREAD, matched_minus_shuffled
-from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.methods.pairs import PairViews, fitted_views
+from pcrl_nnunet.methods.quantities import MATCHING, RANK, matched_minus_shuffled
+from pcrl_nnunet.networks import accept_any_size, encoder_of
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
@@ -60,11 +60,12 @@ class SimSiam(Method):
         "The comparison should fall towards -1. A comparison near -1 alone is no proof: features that are the same for "
         "all images reach it, too; see above."
     )
-    quantities = (MATCHING, SPREAD, RANK)
+    quantities = (MATCHING, RANK)  # behind the last batch normalisation the spread tells nothing
 
     def __init__(self, network: Any, channels: int, settings: SimSiamSettings) -> None:
         super().__init__(network, channels, settings)
         self.encoder = encoder_of(network)
+        accept_any_size(self.encoder)  # a user's size of the views may be no multiple of the strides
         d = 2 * self.encoder.output_channels[-1]
         self.projector = nn.Sequential(
             *_layer(d, d), *_layer(d, d), nn.Linear(d, d, bias=False), nn.BatchNorm1d(d, affine=False)
@@ -81,6 +82,17 @@ class SimSiam(Method):
             raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; SimSiam has no local views: set 0")
         check_views(settings.views, plan.strides)
         return settings, max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, settings.views))
+
+    @classmethod
+    def editable(cls, settings: SimSiamSettings) -> dict[str, Any]:
+        """Return what a planner writes into a plan for people to edit."""
+        views = settings.views
+        return {"views": {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}}
+
+    @classmethod
+    def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+        """Leave out the sizes of crops if one exceeds the median image."""
+        return fitted_views(given, median)
 
     @classmethod
     def facts(cls, settings: SimSiamSettings) -> dict[str, str]:
@@ -121,7 +133,7 @@ class SimSiam(Method):
 
         Behind instance norm the means alone hardly differ between images.
         """
-        feature = self.encoder(image)[-1].flatten(2)
+        feature = self.encoder(image)[-1].float().flatten(2)  # half precision would round the means' small differences
         return torch.cat((feature.mean(2), feature.amax(2)), 1)
 
 

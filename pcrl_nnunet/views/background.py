@@ -39,7 +39,7 @@ class Background:
     @classmethod
     def of(cls, data: np.ndarray) -> Background:
         """Learn the values from a part of the image, (C, *spatial) and z-scored, that is larger than a structure."""
-        probes = _probes(data, PROBES)
+        probes = regular_part(data, PROBES)
         return cls(probes.min(1) + WIDTH, np.array([_most_frequent(channel) for channel in probes], probes.dtype))
 
     def share(self, data: np.ndarray, probes: int = PROBES) -> float:
@@ -49,15 +49,15 @@ class Background:
             data: (C, *spatial), a part of the same image.
             probes: voxels an axis; a regular part of the data is looked at, at most twice as many voxels less one.
         """
-        looked_at = _probes(data, probes)
+        looked_at = regular_part(data, probes)
         empty = looked_at <= self.air[:, None]
         empty |= np.abs(looked_at) < EQUAL
         empty |= np.abs(looked_at - self.constant[:, None]) < EQUAL
         return float(empty.all(0).mean())
 
 
-def _probes(data: np.ndarray, number: int) -> np.ndarray:
-    """A regular part of the voxels, (C, K)."""
+def regular_part(data: np.ndarray, number: int) -> np.ndarray:
+    """Return a regular part of the voxels of (C, *spatial) as (C, K): `number` an axis, or up to twice as many."""
     every = (slice(None), *(slice(None, None, max(1, length // number)) for length in data.shape[1:]))
     return data[every].reshape(len(data), -1)
 

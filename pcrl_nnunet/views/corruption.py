@@ -9,19 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.settings import number
 from pcrl_nnunet.views import kernels
+from pcrl_nnunet.views.background import regular_part
 
 CURVE_POINTS = 1024  # of the table that a Bezier curve is read from
 ROBUST = (0.005, 0.995)  # quantiles that count as the range of a crop's intensities
-PROBES = 1 << 15  # voxels in which the range is looked for, and up to twice as many
+PROBES = 32  # voxels an axis in which the range is looked for
 MAX_BLOCKS = 5  # that are painted
 ANOTHER_BLOCK = 0.95  # probability
 INNER_BLOCK = (1 / 6, 1 / 3)  # size as a share of an axis
 OUTER_BLOCK = (3 / 7, 4 / 7)  # of the blocks that stay
+
+
+def probability(default: float) -> Any:
+    """Return a field of settings for a probability."""
+    return number(default, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -38,21 +45,13 @@ class Corruption:
         p_inner: probability that painting covers blocks inside; else the outside of blocks is covered.
     """
 
-    p_shuffle: float = 0.5
-    shuffled_windows: int = 10_000
-    shuffled_size: float = 0.1
-    p_curve: float = 0.9
-    p_inverted: float = 0.5
-    p_paint: float = 0.9
-    p_inner: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("p_shuffle", "p_curve", "p_inverted", "p_paint", "p_inner", "shuffled_size"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UserError(f"corruption.{name} is {value}; expected a number from 0 to 1")
-        if self.shuffled_windows < 0:
-            raise UserError(f"corruption.shuffled_windows is {self.shuffled_windows}; expected 0 or more")
+    p_shuffle: float = probability(0.5)
+    shuffled_windows: int = number(10_000, at_least=1)
+    shuffled_size: float = number(0.1, above=0, at_most=1)
+    p_curve: float = probability(0.9)
+    p_inverted: float = probability(0.5)
+    p_paint: float = probability(0.9)
+    p_inner: float = probability(0.2)
 
 
 def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +66,7 @@ def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator)
         (C, *size) float32, a new array.
     """
     size, corrupted = image.shape[1:], image
-    ranges = [robust_range(channel) for channel in image]
+    ranges = robust_ranges(image)
     if rng.random() < corruption.p_shuffle:
         corners, sizes = draw_windows(size, corruption, rng)
         uniform = rng.random(int(sizes.prod(1).sum()))
@@ -84,11 +83,10 @@ def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator)
     return corrupted.copy() if corrupted is image else corrupted
 
 
-def robust_range(channel: np.ndarray) -> tuple[float, float]:
-    """Return the quantiles of intensities that are taken for 0 and 1; equal ones of a constant channel."""
-    step = max(1, channel.size // PROBES)
-    low, high = np.quantile(channel.reshape(-1)[::step], ROBUST)
-    return float(low), float(high)
+def robust_ranges(image: np.ndarray) -> list[tuple[float, float]]:
+    """Return the quantiles of each channel's intensities that are taken for 0 and 1; equal ones of a constant one."""
+    low, high = np.quantile(regular_part(image, PROBES), ROBUST, axis=1)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def draw_windows(
@@ -97,8 +95,8 @@ def draw_windows(
     """Draw windows of 1 voxel to a share of each axis: their first voxels and their sizes, (windows, d) each."""
     largest = np.maximum(1, np.floor(np.multiply(size, corruption.shuffled_size)).astype(int))
     share = 1.0 if len(size) == 3 else float(np.mean((largest + 1) / 2 / size))  # of windows that reach a slice
-    number = math.ceil(share * corruption.shuffled_windows)
-    sizes = rng.integers(1, largest + 1, (number, len(size)))
+    windows = math.ceil(share * corruption.shuffled_windows)
+    sizes = rng.integers(1, largest + 1, (windows, len(size)))
     corners = np.floor(rng.random(sizes.shape) * (np.subtract(size, sizes) + 1)).astype(int)
     return corners, sizes
 
@@ -122,7 +120,7 @@ def along(curve: np.ndarray, channel: np.ndarray, low: float, high: float) -> np
     np.clip(place, 0, len(curve) - 1, out=place)
     below = np.minimum(place.astype(np.int32), len(curve) - 2)
     value = curve[below]
-    value += (place - below) * (curve[below + 1] - value)
+    value += (place - below.astype(np.float32)) * (curve[below + 1] - value)
     value *= np.float32(high - low)
     value += np.float32(low)
     return value
@@ -132,8 +130,8 @@ def draw_painted(size: Sequence[int], inner: bool, rng: np.random.Generator) -> 
     """Draw the voxels that are painted: one to five blocks, or all but these; (*size) of bool."""
     low, high = INNER_BLOCK if inner else OUTER_BLOCK
     covered = np.zeros(tuple(size), bool)
-    for number in range(MAX_BLOCKS):
-        if number > 0 and rng.random() >= ANOTHER_BLOCK:
+    for block in range(MAX_BLOCKS):
+        if block > 0 and rng.random() >= ANOTHER_BLOCK:
             break
         edges = [max(1, round(length * rng.uniform(low, high))) for length in size]
         starts = [int(rng.integers(0, length - edge + 1)) for length, edge in zip(size, edges, strict=True)]

@@ -1,8 +1,8 @@
-"""The two inner loops of the views, compiled by numba: linear interpolation along an affine map, and smoothing.
+"""The inner loops of the views, compiled by numba: interpolation along an affine map, smoothing, shuffling.
 
 They are compiled when they are first called (`compile_all`), and not kept on disk: site-packages may be read-only.
-Where numba is not to be had (it follows a new Python after some months), the same is computed by scipy, which is exact,
-too, but takes several times as long; `compiled` tells which.
+Where numba is not to be had (it follows a new Python after some months), scipy and numpy compute the same. They are
+exact, too, but take several times as long; `compiled` tells which.
 
 C channels, X Y Z space.
 """
@@ -78,12 +78,12 @@ def smooth(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
 def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Shuffle the voxels within windows, all channels alike. Where windows overlap, the last one's voxels stay.
 
-    Each window takes the voxels of the image that is given, in an order of Fisher and Yates.
+    Each window takes the voxels of the image that is given.
 
     Args:
         image: (C, *spatial) float32, 2D or 3D; left as it is.
         corners, sizes: (windows, d), first voxels and sizes of the windows, which lie in the image.
-        uniform: one number of [0, 1) for each voxel of each window.
+        uniform: a random number for each voxel of each window; their order within a window is that of its voxels.
 
     Returns:
         (C, *spatial) float32, a new array.
@@ -93,8 +93,7 @@ def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, u
     corners_3d = np.pad(corners, ((0, 0), (thick, 0))).astype(np.int64)
     sizes_3d = np.pad(sizes, ((0, 0), (thick, 0)), constant_values=1).astype(np.int64)
     source = np.ascontiguousarray(image).reshape(len(image), -1)
-    # the voxel that each voxel takes: one permutation for all channels
-    taken = np.arange(source.shape[1])
+    taken = np.arange(source.shape[1])  # the voxel that each voxel takes
     _shuffle(shape, corners_3d, sizes_3d, uniform, taken)
     return source[:, taken].reshape(image.shape)
 
@@ -189,7 +188,7 @@ def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> N
 def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray) -> None:
     """Write the voxels that each voxel of the windows takes, in place; all of them by flat index."""
     plane, row = shape[1] * shape[2], shape[2]
-    drawn = 0
+    first = 0
     for w in range(len(corners)):
         x, y, z = corners[w]
         nx, ny, nz = sizes[w]
@@ -197,15 +196,26 @@ def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform:
         voxels = np.empty(number, np.int64)
         for k in range(number):
             voxels[k] = (x + k // (ny * nz)) * plane + (y + k // nz % ny) * row + z + k % nz
-        order = voxels.copy()
-        for k in range(number - 1, -1, -1):
-            other = int(uniform[drawn] * (k + 1))
-            drawn += 1
-            order[k], order[other] = order[other], order[k]
+        order = np.argsort(uniform[first : first + number])
         for k in range(number):
-            taken[voxels[k]] = order[k]
+            taken[voxels[k]] = voxels[order[k]]
+        first += number
+
+
+def _shuffle_by_numpy(
+    shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray
+) -> None:
+    """Do the same without compiling."""
+    numbers = sizes.prod(1)
+    window = np.repeat(np.arange(len(sizes)), numbers)
+    k = np.arange(len(window)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+    (x, y, z), (_, ny, nz) = corners[window].T, sizes[window].T
+    voxels = (x + k // (ny * nz)) * shape[1] * shape[2] + (y + k // nz % ny) * shape[2] + z + k % nz
+    taken[voxels] = voxels[np.lexsort((uniform, window))]  # of equal indices numpy assigns the last one
 
 
 if compiled:
     _interpolate, _smooth, _smooth_last = njit(_interpolate), njit(_smooth), njit(_smooth_last)
     _shuffle = njit(_shuffle)
+else:
+    _shuffle = _shuffle_by_numpy

@@ -8,6 +8,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
+from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
@@ -39,11 +40,19 @@ def test_unknown_arms_and_settings_are_named():
 
 def test_every_method_and_the_control_have_an_arm_with_the_recipe_of_pretrained_networks():
     known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
-    assert known["scratch_pretrained"] == Arm(None, {"recipe": "pretrained"})
     for name in names():
+        arm = known[f"{name}_pretrained"]
         assert known[name] == Arm({"method": name})
-        assert known[f"{name}_pretrained"] == Arm(finetune={"recipe": "pretrained"}, pretraining=name)
+        assert (arm.pretraining, arm.controls) == (name, ["scratch_pretrained"])
+        assert arm.finetune == known["scratch_pretrained"].finetune
     assert list(choose_arms(["mae_pretrained"], {}, known)) == ["scratch", "mae_pretrained", "mae"]
+    other = {"initial_lr": 0.5, "optimizer": "adamw", "deep_supervision": True}  # of the whole comparison
+    plan = {"pcrl": {"finetune": {**other, **arm.finetune}}}
+    of_recipe = FinetuneSettings.from_plan({"pcrl": {"finetune": {"recipe": "pretrained"}}})
+    assert FinetuneSettings.from_plan(plan) == of_recipe
+    classifying = built_in_arms(facts(make_plan()), "pcrlv2", 8, SimpleNamespace(point=None))
+    assert "mae" in classifying
+    assert not [name for name in classifying if name.endswith("_pretrained")]  # they would differ by chance alone
 
 
 SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}

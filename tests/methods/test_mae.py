@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from method_setups import SETUPS, Setup
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights as nnunets_own_loader
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.losses import masked_restoration_loss
 from pcrl_nnunet.methods.mae import MAE
-from pcrl_nnunet.methods.quantities import masked_restoration_ratio
+from pcrl_nnunet.methods.quantities import variance_within
 from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.pretraining import result
+from pcrl_nnunet.transfer.weights import load_encoder, load_trained_decoder
 
 ON_ALL_PLANS = pytest.mark.parametrize("kind", SETUPS)
 PLAN = PlanFacts("3d_fullres", (40, 56, 40), 2, ((1, 1, 1), (2, 2, 2), (2, 2, 2)), (50, 60, 50), (1.0,) * 3)
@@ -29,10 +33,9 @@ def test_three_quarters_of_the_blocks_are_masked_and_none_of_their_voxels_reache
         masked = np.broadcast_to(sample["masked"], sample["target"].shape)
         assert not sample["input"][masked].any()
         np.testing.assert_array_equal(sample["input"][~masked], sample["target"][~masked])
-        blocks = np.prod([-(-p // b) for p, b in zip(setup.plan.patch_size, setup.settings.block_size, strict=True)])
-        whole = all(p % b == 0 for p, b in zip(setup.plan.patch_size, setup.settings.block_size, strict=True))
-        if whole:
-            assert sample["masked"].mean() == pytest.approx(round(0.75 * blocks) / blocks)
+        blocks = np.prod(np.divide(setup.plan.patch_size, setup.settings.block_size))
+        assert blocks % 1 == 0
+        assert sample["masked"].mean() == pytest.approx(round(0.75 * blocks) / blocks)
 
 
 def test_blocks_are_of_the_total_stride_up_to_16():
@@ -81,13 +84,59 @@ def test_visible_voxels_of_the_target_do_not_count():
     assert one.values == two.values
 
 
-def test_the_ratio_is_one_for_each_samples_mean_and_zero_for_the_target():
+def test_the_ratio_is_one_for_each_samples_mean():
     batch = random_batch()
     target, masked = batch["target"], batch["masked"]
     means = torch.stack([torch.stack([c[m[0]].mean() for c in t]) for t, m in zip(target, masked, strict=True)])[
         ..., None, None, None
     ].expand_as(target)
-    assert masked_restoration_ratio(means, target, masked).item() == pytest.approx(1, rel=1e-5)
-    assert masked_restoration_ratio(target, target, masked).item() == 0
-    unmasked_is_wrong = torch.where(masked, target, 50.0)
-    assert masked_restoration_ratio(unmasked_is_wrong, target, masked).item() == 0
+    error = masked_restoration_loss(means, target, masked)
+    assert (error / variance_within(target, masked)).item() == pytest.approx(1, rel=1e-5)
+    everywhere = torch.ones_like(masked)
+    assert variance_within(target).item() == pytest.approx(variance_within(target, everywhere).item(), rel=1e-5)
+
+
+@ON_ALL_PLANS
+def test_the_encoder_gets_zeros_at_masked_voxels(kind):
+    setup = Setup("mae", kind)
+    method, batch, seen = setup.trained(), setup.batch(2), []
+    method.unet.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    method(batch, None)
+    (image,) = seen
+    assert image.shape == batch["target"].shape
+    masked = batch["masked"].expand_as(image)
+    assert not image[masked].any()
+    assert torch.equal(image[~masked], batch["target"][~masked])
+
+
+def test_blocks_that_do_not_divide_the_patch_are_cut():
+    setup = Setup("mae", "3D")
+    settings, _ = MAE.configure(setup.plan, {"block_size": [5, 7, 6]})
+    sample = MAE.views(settings, setup.plan, 1, {})(None, setup.volume(), np.random.default_rng(0))
+    masked, of_blocks = sample["masked"][0], []
+    for place in np.ndindex(5, 4, 4):
+        block = masked[tuple(slice(p * b, (p + 1) * b) for p, b in zip(place, (5, 7, 6), strict=True))]
+        assert block.all() or not block.any()
+        of_blocks.append(bool(block.flat[0]))
+    assert sum(of_blocks) == 60
+
+
+@pytest.mark.parametrize("name", ["mae", "models_genesis"])
+def test_all_but_the_segmentation_layers_is_pretrained_on_both_roads(name, tmp_path):
+    setup = Setup(name, "residual encoder")
+    network = setup.network()
+    method = setup.method(network, 1, setup.settings)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    found = result.weights(network, method)
+    assert {key for key in found["network_weights"] if "seg_layers" in key} == set(found["random_keys"])
+    torch.save({"network_weights": found["network_weights"]}, tmp_path / "checkpoint.pth")
+    stock, ours = setup.network(), setup.network()
+    nnunets_own_loader(stock, str(tmp_path / "checkpoint.pth"))
+    report = load_encoder(ours, {**found, "num_input_channels": 1})
+    load_trained_decoder(ours, found, report)
+    for key, value in network.state_dict().items():
+        if "seg_layers" not in key:
+            assert torch.equal(stock.state_dict()[key], value)
+            assert torch.equal(ours.state_dict()[key], value)

@@ -405,9 +405,12 @@ def test_validation_cases_that_pretraining_saw_are_named(
     assert "1 of this fold's 1 validation cases: case_3 (as renamed)" in log_of(trainer)
 
 
-def test_checkpoints_are_predicted_from_by_stock_nnunet(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw"}])
+def test_checkpoints_are_predicted_from_by_stock_nnunet(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
+) -> None:
     pretrain(folders)
-    trainer = make()
+    trainer = make(plan=make_plan(finetune={"epochs": 1, "iters_per_epoch": 1, "val_iters_per_epoch": 1, **recipe}))
     run_training(trainer, monkeypatch)
     assert sorted(f for f in os.listdir(trainer.output_folder) if "checkpoint" in f) == [
         "checkpoint_best.pth",
@@ -420,7 +423,7 @@ def test_checkpoints_are_predicted_from_by_stock_nnunet(folders: Path, monkeypat
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, use_folds=(0,))
     logits = predictor.predict_logits_from_preprocessed_data(torch.randn(1, 14, 14, 14))
     assert logits.shape == (3, 14, 14, 14)
-    assert equal(encoder_of(predictor.network), encoder_of(trainer.network))
+    assert equal(parameters_of(predictor.network), parameters_of(trainer.network))
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(
@@ -801,8 +804,11 @@ def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
     maybe_load_checkpoint(resumed, True, False)
     for number, moments in resumed.optimizer.state_dict()["state"].items():
         assert all(torch.equal(torch.as_tensor(value), kept[number][name]) for name, value in moments.items())
-    with pytest.raises(SystemExit, match=r"has the optimiser adamw, and the plan's pcrl.finetune now has sgd; set"):
-        maybe_load_checkpoint(make(PCRLScratchTrainer, make_plan(finetune=longer), continue_training=True), True, False)
+    other = make(PCRLScratchTrainer, make_plan(finetune=longer), continue_training=True)
+    maybe_load_checkpoint(other, True, False)  # as for --val, too, which needs no momentum
+    assert equal(parameters_of(other.network), parameters_of(first.network))
+    with pytest.raises(SystemExit, match=r"has the optimiser adamw, and the plan's pcrl.finetune has sgd; set"):
+        other.on_train_start()
 
 
 def test_a_frozen_encoder_is_the_pretrained_one_to_the_end(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -889,8 +895,11 @@ def test_a_frozen_encoder_counts_neither_for_clipping_nor_momentum() -> None:
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2])
-def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(stopped_after: int) -> None:
-    plan = plan_with(frozen_epochs=2, layer_lr_decay=0.5)
+@pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw", "seg_layers_only_epochs": 1}])
+def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(
+    stopped_after: int, recipe: dict[str, Any]
+) -> None:
+    plan = plan_with(frozen_epochs=2, layer_lr_decay=0.5, **recipe)
     whole = double(plan)
     expected = train_epochs(whole, 0, EPOCHS)[-1]
     first = double(plan)

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.corruption import (
     Corruption,
     along,
     corrupt,
     draw_curve,
-    draw_painted,
     draw_windows,
-    robust_range,
+    robust_ranges,
 )
 
 SIZES = pytest.mark.parametrize("size", [(12, 20, 16), (1, 24, 24), (40, 30)])
@@ -22,16 +22,84 @@ def image_of(size, channels=2, seed=0):
 
 
 def slow_shuffle(image, corners, sizes, uniform):
-    """Fisher and Yates in each window, from the image's own voxels; the last window's voxels stay."""
-    shuffled, numbers = image.copy(), iter(uniform)
+    """Order each window's voxels by their random numbers; they are the image's own, and the last window's stay."""
+    shuffled, drawn = image.copy(), 0
     for corner, size in zip(corners, sizes, strict=True):
         window = (slice(None), *(slice(c, c + s) for c, s in zip(corner, size, strict=True)))
-        voxels = list(image[window].reshape(len(image), -1).T)
-        for last in range(len(voxels) - 1, -1, -1):
-            other = int(next(numbers) * (last + 1))
-            voxels[last], voxels[other] = voxels[other], voxels[last]
-        shuffled[window] = np.array(voxels).T.reshape(len(image), *size)
+        voxels = image[window].reshape(len(image), -1).T
+        numbers = uniform[drawn : drawn + len(voxels)]
+        drawn += len(voxels)
+        order = sorted(range(len(voxels)), key=lambda k, numbers=numbers: numbers[k])
+        shuffled[window] = voxels[order].T.reshape(len(image), *size)
     return shuffled
+
+
+def slow_curve(rng, p_inverted):
+    """The function of a cubic Bezier curve from (0, 0) to (1, 1), or of that curve upside down."""
+    (x1, x2), (y1, y2) = rng.random((2, 2))
+    t = np.linspace(0, 1, 100_001)
+    x = 3 * (1 - t) ** 2 * t * x1 + 3 * (1 - t) * t**2 * x2 + t**3
+    y = 3 * (1 - t) ** 2 * t * y1 + 3 * (1 - t) * t**2 * y2 + t**3
+    falls = rng.random() < p_inverted
+    return lambda u: 1 - np.interp(u, x, y) if falls else np.interp(u, x, y)
+
+
+def slow_painted(size, inner, rng):
+    """One to five blocks of 1/6 to 1/3 of an axis; or all but one to five blocks of 3/7 to 4/7."""
+    low, high = (1 / 6, 1 / 3) if inner else (3 / 7, 4 / 7)
+    covered = np.zeros(size, bool)
+    for block in range(5):
+        if block and rng.random() >= 0.95:
+            break
+        edges = [max(1, round(length * rng.uniform(low, high))) for length in size]
+        first = [int(rng.integers(0, length - edge + 1)) for length, edge in zip(size, edges, strict=True)]
+        for place in np.ndindex(*size):
+            covered[place] |= all(f <= p < f + e for p, f, e in zip(place, first, edges, strict=True))
+    return covered if inner else ~covered
+
+
+def slow_corrupt(image, corruption, rng):
+    ranges = [np.quantile(channel, (0.005, 0.995)) for channel in image]
+    corrupted = image.copy()
+    if rng.random() < corruption.p_shuffle:
+        corners, sizes = draw_windows(image.shape[1:], corruption, rng)
+        corrupted = slow_shuffle(corrupted, corners, sizes, rng.random(sum(np.prod(size) for size in sizes)))
+    if rng.random() < corruption.p_curve:
+        curve = slow_curve(rng, corruption.p_inverted)
+        for channel, (low, high) in zip(corrupted, ranges, strict=True):
+            channel[:] = low + (high - low) * curve(np.clip((channel - low) / (high - low), 0, 1))
+    if rng.random() < corruption.p_paint:
+        noise = rng.random(image.shape, dtype=np.float32)
+        painted = slow_painted(image.shape[1:], rng.random() < corruption.p_inner, rng)
+        for channel, of_channel, (low, high) in zip(corrupted, noise, ranges, strict=True):
+            channel[painted] = low + (high - low) * of_channel[painted]
+    return corrupted
+
+
+@SIZES
+def test_corruption_is_that_of_the_slow_version(size):
+    image = image_of(size)
+    for seed in range(12):
+        corruption = Corruption(shuffled_windows=300, p_inner=0.5)
+        expected = slow_corrupt(image, corruption, np.random.default_rng(seed))
+        got = corrupt(image, corruption, np.random.default_rng(seed))
+        np.testing.assert_allclose(got, expected, atol=0.01)  # the curve is a table of 1024 points
+
+
+@pytest.mark.parametrize(("name", "share"), [("p_shuffle", 0.5), ("p_curve", 0.9), ("p_paint", 0.9)])
+def test_each_part_has_the_papers_probability(name, share):
+    rng, image = np.random.default_rng(0), image_of((20, 20), 1)
+    alone = Corruption(**{**NOTHING, name: getattr(Corruption(), name)})
+    changed = np.mean([(corrupt(image, alone, rng) != image).any() for _ in range(600)])
+    assert changed == pytest.approx(share, abs=5 * (share * (1 - share) / 600) ** 0.5)
+
+
+def test_a_fifth_of_the_painting_is_inside():
+    rng, image = np.random.default_rng(0), image_of((30, 30, 30), 1)
+    paint = Corruption(**{**NOTHING, "p_paint": 1.0})
+    # five blocks inside cover 5/27 at most; five blocks of at most 4/7 of an axis leave more than that uncovered
+    inner = [(corrupt(image, paint, rng) != image).mean() <= 5 / 27 for _ in range(400)]
+    assert np.mean(inner) == pytest.approx(0.2, abs=5 * (0.2 * 0.8 / 400) ** 0.5)
 
 
 @SIZES
@@ -40,7 +108,7 @@ def test_shuffling_is_that_of_the_slow_version(size, compiled, monkeypatch):
     if compiled and not kernels.compiled:
         pytest.skip("numba is not installed")
     if not compiled:
-        monkeypatch.setattr(kernels, "_shuffle", getattr(kernels._shuffle, "py_func", kernels._shuffle))
+        monkeypatch.setattr(kernels, "_shuffle", kernels._shuffle_by_numpy)
     rng, image = np.random.default_rng(1), image_of(size)
     corners, sizes = draw_windows(size, Corruption(shuffled_windows=200, shuffled_size=0.3), rng)
     uniform = rng.random(int(sizes.prod(1).sum()))
@@ -107,29 +175,11 @@ def test_intensities_follow_the_curve_within_the_range_and_its_ends_beyond():
     np.testing.assert_array_equal(along(curve, channel, 2.0, 2.0), channel)
 
 
-@SIZES
-def test_inner_painting_covers_one_to_five_blocks_of_a_sixth_to_a_third(size):
-    rng = np.random.default_rng(0)
-    shares = [draw_painted(size, True, rng).mean() for _ in range(200)]
-    edges = [[max(1, round(length * share)) / length for length in size] for share in (1 / 6, 1 / 3)]
-    assert min(shares) >= np.prod(edges[0]) - 1e-9
-    assert max(shares) <= 5 * np.prod(edges[1]) + 1e-9
-
-
-@SIZES
-def test_outer_painting_leaves_blocks_of_three_to_four_sevenths(size):
-    rng = np.random.default_rng(0)
-    left = [1 - draw_painted(size, False, rng).mean() for _ in range(200)]
-    smallest = np.prod([max(1, round(length * 3 / 7)) / length for length in size])
-    assert min(left) >= smallest - 1e-9
-    assert max(left) < 1 or 1 in size
-
-
 def test_what_is_painted_is_noise_of_the_crops_own_range():
     image = image_of((30, 30, 30), 1) * 10 + 100
     painted = corrupt(image, Corruption(**{**NOTHING, "p_paint": 1.0}), np.random.default_rng(0))
     noise = painted[painted != image]
-    low, high = robust_range(image[0])
+    ((low, high),) = robust_ranges(image)
     assert low - 1e-3 <= noise.min() < low + 1
     assert high - 1 < noise.max() <= high + 1e-3
     assert noise.std() == pytest.approx((high - low) / 12**0.5, rel=0.02)
@@ -154,14 +204,21 @@ def test_no_part_leaves_a_copy_and_a_constant_stays_finite():
         np.testing.assert_array_equal(corrupt(constant, Corruption(), np.random.default_rng(seed)), constant)
 
 
-def test_each_part_is_drawn_with_its_probability():
-    rng, image = np.random.default_rng(0), image_of((10, 10), 1)
-    changed = [(corrupt(image, Corruption(**{**NOTHING, "p_paint": 0.9}), rng) != image).any() for _ in range(500)]
-    assert 420 < sum(changed) < 480
+@pytest.mark.parametrize("size", [(128, 128, 64), (256, 256, 64), (64, 128, 128), (7, 500)])
+def test_the_range_is_that_of_the_whole_crop(size):
+    """Intensities that change along one axis alone: a part of the planes would not do."""
+    for axis in range(len(size)):
+        shape = [length if a == axis else 1 for a, length in enumerate(size)]
+        image = np.broadcast_to(np.linspace(0, 1, size[axis], dtype=np.float32).reshape(shape), size)[None]
+        ((low, high),) = robust_ranges(image)
+        expected = np.quantile(image, (0.005, 0.995))
+        np.testing.assert_allclose((low, high), expected, atol=0.06)
 
 
-@pytest.mark.parametrize("given", [{"p_paint": 1.5}, {"shuffled_size": -0.1}, {"shuffled_windows": -1}])
-def test_strengths_out_of_range_are_named(given):
-    (name,) = given
-    with pytest.raises(UserError, match=f"corruption.{name} is {given[name]}; expected"):
-        Corruption(**given)
+@pytest.mark.parametrize(
+    "given", [{"p_paint": 1.5}, {"shuffled_size": 0.0}, {"shuffled_windows": 0}, {"p_inner": -0.1}]
+)
+def test_strengths_out_of_range_are_named_with_their_place(given):
+    ((name, value),) = given.items()
+    with pytest.raises(UserError, match=f"here.corruption.{name} is {value}; expected"):
+        replaced(Corruption(), "here.corruption", given)
