@@ -142,11 +142,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def trainer_of(home: Path, stages: int) -> tuple[Any, dict[str, Any]]:
-    """Return a trainer that is ready for its first step, and a batch."""
+def trainer_of(home: Path, stages: int, method: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return a trainer of a method, by default the default one, that is ready for its first step, and a batch."""
     use_folders(home)
     plan = load_plan(DATASET, f"Stages{stages}")
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
-        trainer = pretrain_trainer(Request.of_plan(plan, "all"), device())
+        trainer = pretrain_trainer(Request.of_plan(plan, "all", method=method), device())
         trainer.initialize()
     return trainer, next(trainer.get_dataloaders())

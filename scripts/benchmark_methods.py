@@ -1,4 +1,4 @@
-"""How long the views of each method take, and Models Genesis' corruption against MONAI's; part of benchmark_views.py.
+"""What the methods cost: parts of benchmark_views.py (views, corruption) and of benchmark_step.py (steps).
 
 - Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
 - Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows
@@ -12,12 +12,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
+from pathlib import Path
+from statistics import fmean, median
 from time import perf_counter
 
-from benchmark_data import Volume, volume_of  # it sets one thread, before torch is imported
+from benchmark_data import Volume, trainer_of, volume_of  # it sets one thread, before torch is imported
 
 import numpy as np  # isort: skip
+from measures import forget_peak, resident, seconds
 
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.methods import PlanFacts, method_class, names
@@ -90,6 +92,23 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
             ours.append(1e3 * of_ours)
             ratios.append(of_monai / of_ours)
     return median(ours), median(ratios)
+
+
+def cost_of_method(home: Path, stages: int, name: str) -> dict[str, float]:
+    """Return seconds of a step, the mean over its variants, and the bytes of its peak over what was there before."""
+    trainer, batch = trainer_of(Path(home), stages, name)
+    variants, before = trainer.network.variants(), resident("VmRSS")
+    for drawn in variants:  # then the optimiser's momentum is there
+        trainer.train_step(batch, 0, drawn)
+    forget_peak()
+    times = []
+    for drawn in variants:
+        start = seconds()
+        trainer.train_step(batch, 0, drawn)
+        times.append(seconds() - start)
+    voxels = sum(batch[array].size for array in SEEN if array in batch)
+    peak = resident("VmHWM") - before
+    return {"seconds": fmean(times), "peak": peak, "samples": len(batch["cases"]), "voxels": voxels}
 
 
 def report(sizes: dict[str, tuple[tuple[int, ...], int]], rng: np.random.Generator) -> dict[str, float]:

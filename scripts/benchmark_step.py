@@ -20,6 +20,7 @@ The parts:
   memory of it and of its two loading processes, shared pages counted once, after a few batches. And the fingerprints
   that it takes of all cases in the end, extrapolated from some, on one thread.
 - reading: batches of one loading process from files that are not in the system's cache, and the same ones again.
+- methods: a step of each method by the same plan, in a process of its own: its time, and its peak memory.
 - gpu: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
 
 The hours to the same validation Dice take trainings, and are in docs/evidence/hippocampus.md, "Hours to the same Dice".
@@ -48,6 +49,7 @@ from typing import Any
 
 # it sets one thread, before torch is imported
 from benchmark_data import DATA, DATASET, FEW, QUICK, Sizes, device, trainer_of, use_folders, write_case, write_dataset
+from benchmark_methods import cost_of_method
 from benchmark_views import SETTINGS, replaced
 
 import numpy as np  # isort: skip
@@ -65,6 +67,7 @@ from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.loading.loader import make_loader
 from pcrl_nnunet.methods.pairs import PairViews
 from pcrl_nnunet.methods.pcrlv2 import Levels
+from pcrl_nnunet.methods.registry import names
 from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
@@ -72,7 +75,7 @@ from pcrl_nnunet.views.settings import Augmentation
 BATCHES = 5  # of a start, until memory is looked at
 GPU_LOADERS = 8
 WAITING_STEPS = 160
-PARTS = ("steps", "memory", "growth", "reading", "gpu")
+PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
 
 # ----------------------------------------------------------------------------------------------- steps, memory, growth
@@ -298,6 +301,18 @@ def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
     }
 
 
+def report_methods(home: Path, sizes: Sizes) -> dict[str, float]:
+    """A step of each method."""
+    results: dict[str, float] = {}
+    print(f"\nA step of each method, {sizes.stages[0]} stages, each in a process of its own")
+    for name in names():
+        found = fresh(cost_of_method, home, sizes.stages[0], name)
+        print(f"  {name:20}{found['seconds']:8.3f} s, peak {found['peak'] / 2**30:6.3f} GB, {found['samples']:.0f} "
+              f"samples, {1e9 * found['seconds'] / found['voxels']:7.1f} ns a voxel")  # fmt: skip
+        results |= {f"{name}_seconds_a_step": found["seconds"], f"{name}_peak": found["peak"]}
+    return results
+
+
 def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
     """Start-up and memory by number of cases."""
     write_dataset(many, sizes, sizes.many)
@@ -380,6 +395,7 @@ def main() -> None:
         reports: dict[str, Callable[[], dict[str, float]]] = {
             "steps": lambda: report_steps(few, sizes),
             "memory": lambda: report_memory(few, sizes),
+            "methods": lambda: report_methods(few, sizes),
             "growth": lambda: report_growth(few, many, sizes),
             "reading": lambda: report_reading(few, sizes),
             "gpu": lambda: report_gpu(few, sizes) if torch.cuda.is_available() else {},
