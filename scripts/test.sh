@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh [--long] [ARGUMENTS OF PYTEST]
 #
-# --long          also the tests that take minutes each: every command of README.md and docs/recipes.md, and learning
+# --long          also the tests that take minutes each: the commands of README.md and of the pages in docs, learning
 # PCRL_VENV       the virtual environment (default: .venv-test in this repository; made if it is not there)
 # PYTHON          the Python it is made with (default: the first from 3.10 on PATH)
 # PCRL_TEST_DATA  a folder of raw nnU-Net datasets; the tests on real data are skipped without it

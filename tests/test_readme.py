@@ -1,4 +1,26 @@
-"""The README's commands, run word for word on a tiny dataset, and its other claims that can be checked by machine."""
+"""The commands of the README and of the pages under docs/, run word for word on a tiny dataset.
+
+Claims of these pages that can be checked by machine, too.
+
+`PAGES` lists the pages in the order in which their commands are run. A line that an earlier page has is run once.
+
+===========================  ======================================================================================
+Page                         Where its commands run
+===========================  ======================================================================================
+docs/getting_started.md      `test_every_command_of_the_pages_runs`, on dataset 4
+docs/unlabelled_scans.md     the same line as in docs/getting_started.md, which has it before pretraining
+docs/another_dataset.md      `test_every_command_of_the_pages_runs`, on datasets 16 and 4
+docs/another_network.md      `test_every_command_of_the_pages_runs`, with the pretraining that was made so far
+docs/classification.md       `test_every_command_of_the_pages_runs`, on dataset 60
+docs/compare.md              `test_every_command_of_the_pages_runs`, shortened by `SHORTER`
+docs/settings.md             `test_every_command_of_the_pages_runs`
+README.md                    the same lines as on the pages above, in the same order
+CONTRIBUTING.md              elsewhere: `RUN_ELSEWHERE`
+docs/recipes.md              tests/test_recipes.py
+docs/several_gpus.md         tests/pretraining/test_distributed.py, with processes on a CPU
+docs/adding_a_method.md      tests/methods/test_example.py
+===========================  ======================================================================================
+"""
 
 from __future__ import annotations
 
@@ -16,20 +38,36 @@ import pytest
 import torch
 from skimage.io import imsave
 
-from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.config import RECIPES, FinetuneSettings
 from pcrl_nnunet.methods import DEFAULT, method_class
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (
+    "docs/getting_started.md",
+    "docs/unlabelled_scans.md",
+    "docs/another_dataset.md",
+    "docs/another_network.md",
+    "docs/classification.md",
+    "docs/compare.md",
+    "docs/settings.md",
+    "README.md",
+    "CONTRIBUTING.md",
+)
+# Pages that test_recipes.py runs, and pages on methods whose commands differ from those of PAGES in the method alone.
+NOT_IN_PAGES = {"docs/recipes.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
 
 # Commands that install, or that are whole runs of their own: where they are run instead.
 RUN_ELSEWHERE = {
     "bash scripts/demo.sh": "tests/scripts/test_demo.py runs it, shortened",
     "bash scripts/test.sh": "this test is a part of it, with --long",
+    "bash scripts/test.sh --long": ".ci/run starts it",
     "pip install .": "scripts/test.sh installs the package so",
+    'pip install ".[benchmark]"': "scripts/test.sh installs the same packages with [test]",
+    "python scripts/benchmark_views.py": "tests/scripts/test_benchmark_views.py runs it, shortened",
+    "python scripts/benchmark_step.py": "tests/scripts/test_benchmark_step.py runs it, shortened",
 }
-# nnU-Net's commands ask for a GPU by default; the README says to add this where there is none.
+# nnU-Net's commands ask for a GPU by default; docs/getting_started.md says to add this where there is none.
 NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
 # What would take half an hour also for trainings of one step; tests/cli/test_compare.py has more of it.
 SHORTER = {"pcrl_nnunet_compare -d 4": " -labelled 2 -seeds 1 -methods pcrlv2"}
@@ -39,19 +77,25 @@ SHORT = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def read(page: str) -> str:
+    """A page of the repository."""
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    """The lines of the bash blocks, in order."""
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language on a page, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(*pages: str) -> list[str]:
+    """The lines of the bash blocks of pages, in order, each once."""
+    lines = [line for page in pages for block in blocks(page, "bash") for line in block.splitlines() if line.strip()]
+    return [*dict.fromkeys(lines)]
 
 
 @pytest.fixture
 def home(tmp_path: Path, forked_commands: Path) -> Path:
-    """A user's home folder with what the README takes for granted.
+    """A user's home folder with what the pages take for granted.
 
     Datasets 4 and 16, new and unlabelled scans; dataset 60 without masks and images to classify.
     """
@@ -121,7 +165,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
 
 
 def shorten(preprocessed: Path, features: int | None = None) -> None:
-    """Write a `pcrl` block into every plan, as the README says a user may; and if wanted a width."""
+    """Write a `pcrl` block into every plan, as docs/settings.md says a user may; and if wanted a width."""
     for file in preprocessed.glob("Dataset*/*Plans*.json"):
         plan = json.loads(file.read_text())
         plan["pcrl"] = {**plan.get("pcrl", {}), **SHORT}
@@ -133,12 +177,12 @@ def shorten(preprocessed: Path, features: int | None = None) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str]) -> None:
+def test_every_command_of_the_pages_runs(home: Path, environment: dict[str, str]) -> None:
     check = subprocess.run(["pcrl_nnunet_register", "--check"], env=environment, check=False)
     exports: list[str] = []
     unlabelled_done = False
     try:
-        for command in ordered(commands()):
+        for command in commands(*PAGES):
             if command.startswith("export "):
                 exports.append(command)
             elif command not in RUN_ELSEWHERE:
@@ -158,7 +202,7 @@ def test_every_command_of_the_readme_runs(home: Path, environment: dict[str, str
 
 
 def take_for_another_datasets(home: Path) -> None:
-    """The pretraining made so far, where the README has one of another dataset."""
+    """The pretraining made so far, where docs/another_network.md has one of another dataset."""
     (made,) = home.glob(
         "nnUNet_results/Dataset004_*/PCRLPretrainTrainer_pcrlv2__nnUNetPlans__*/fold_all/checkpoint_final.pth"
     )
@@ -166,39 +210,63 @@ def take_for_another_datasets(home: Path) -> None:
     shutil.copy(made, home / "pretrained_on_liver")
 
 
-def ordered(lines: list[str]) -> list[str]:
-    """The README explains scans without labels after the main way, and says to do them between steps 4 and 5."""
-    extra = next(line for line in lines if line.startswith("pcrl_nnunet_preprocess"))
-    rest = [line for line in lines if line != extra]
-    planned = next(i for i, line in enumerate(rest) if line.startswith("nnUNetv2_plan_and_preprocess"))
-    return [*rest[: planned + 1], extra, *rest[planned + 1 :]]
+def folders_and_files() -> dict[str, list[str]]:
+    """The folders of docs/files.md and the files that its tables name there."""
+    found = {}
+    for section in read("docs/files.md").split("\n## ")[1:]:
+        (folder,) = re.findall(r"^`(nnUNet_\S+)`$", section, re.MULTILINE)
+        rows = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+        found[folder] = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return found
 
 
 def check_where_files_land(home: Path) -> None:
-    """Every folder and file that the table names is there."""
-    section = README.split("## Where files land")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(nnUNet_\S+)` \| (.*) \|$", section, re.MULTILINE)
-    assert len(rows) == 5
-    for folder, what in rows:
+    """Every folder and file of docs/files.md is there."""
+    while_it_runs_or_if_any = {"checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_damaged.pth"}
+    if_any = {"bad_cases.txt", "old_1", "old_2", "roc.png", "predictions.csv"}  # the last two of a classification
+    for folder, names in folders_and_files().items():
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
-        for name in re.findall(r"`(\S+\.(?:html|json|png|pth|txt))`", what):
-            while_it_runs_or_if_any = name in (
-                "checkpoint_latest.pth",
-                "checkpoint_damaged.pth",
-                "checkpoint_previous.pth",
-                "bad_cases.txt",
-                "roc.png",  # of a classification
-            )
-            assert while_it_runs_or_if_any or (place / name).is_file(), (folder, name)
+        for name in names:
+            assert name in while_it_runs_or_if_any | if_any or [*place.glob(name)], (folder, name)
 
 
-def test_commands_that_are_run_elsewhere_are_still_in_the_readme() -> None:
-    assert set(RUN_ELSEWHERE) <= set(commands())
-    assert all((ROOT / line.split()[1]).is_file() for line in RUN_ELSEWHERE if line.startswith("bash "))
+def test_files_md_names_five_folders_with_files() -> None:
+    found = folders_and_files()
+    assert len(found) == 5
+    assert all(found.values())
+    assert sum(map(len, found.values())) >= 20
 
 
-def test_the_settings_that_the_readme_shows_are_settings() -> None:
-    (block,) = blocks("json")
+def test_commands_that_are_run_elsewhere_are_still_on_the_pages() -> None:
+    assert set(RUN_ELSEWHERE) <= set(commands(*PAGES))
+    scripts = [line.split()[1] for line in RUN_ELSEWHERE if line.startswith(("bash ", "python "))]
+    tests = [
+        word for where in RUN_ELSEWHERE.values() for word in where.split() if word.startswith(("tests/", "scripts/"))
+    ]
+    assert len(scripts) == 5
+    assert all((ROOT / file).is_file() for file in scripts + tests)
+
+
+def test_every_page_with_commands_is_run() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")]
+    with_commands = {name for page in pages if blocks(name := str(page.relative_to(ROOT)), "bash")}
+    assert with_commands == {*PAGES} | NOT_IN_PAGES
+
+
+def test_the_readme_has_the_commands_of_the_pages_in_an_order_that_is_run() -> None:
+    run_in_order = commands(*PAGES)
+    places = [run_in_order.index(line) for line in commands("README.md") if line not in RUN_ELSEWHERE]
+    assert len(places) >= 12
+    assert places == sorted(places)
+    assert set(commands("README.md")) <= set(commands(*PAGES[: PAGES.index("README.md")]))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read("README.md").split()) <= 1300
+
+
+def test_the_settings_that_settings_md_shows_are_settings() -> None:
+    (block,) = blocks("docs/settings.md", "json")
     plan = json.loads(block)
     configuration: dict[str, Any] = {
         "patch_size": [32, 32, 32],
@@ -213,10 +281,11 @@ def test_the_settings_that_the_readme_shows_are_settings() -> None:
     assert set(plan["pcrl"]) == {"pretrain", "finetune", "checkpoint"}
 
 
-def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
+def test_the_defaults_that_settings_md_states_are_the_defaults() -> None:
     stated = re.search(
-        r"pretraining (\d+) epochs of (\d+) steps;\s+fine-tuning\s+(\d+) epochs of (\d+) steps .* the first (\d+)\.",
-        README,
+        r"Pretraining: (\d+) epochs of (\d+) steps\.\s+- Fine-tuning: (\d+) epochs of (\d+) steps.*?"
+        r"the first (\d+) epochs\.",
+        read("docs/settings.md"),
         re.DOTALL,
     )
     assert stated is not None
@@ -228,18 +297,27 @@ def test_the_defaults_that_the_readme_states_are_the_defaults() -> None:
         finetune.iters_per_epoch,
         finetune.warmup_epochs,
     ]
-    assert f"| {method_class(DEFAULT).defaults['initial_lr']:g}, cosine decay" in README
+    assert f"| {method_class(DEFAULT).defaults['initial_lr']:g}, cosine decay" in read("docs/methods/pcrlv2.md")
+
+
+def test_the_recipes_that_settings_md_lists_are_the_recipes() -> None:
+    rows = re.findall(r'^\| `"(\w+)"`(?: \(default\))? \| (\S+) \| (yes|no) \|', read("docs/settings.md"), re.MULTILINE)
+    found = {recipe: (float(rate), deep == "yes") for recipe, rate, deep in rows}
+    assert {*found} == {*RECIPES}
+    for recipe in RECIPES:
+        settings = FinetuneSettings.from_plan({"pcrl": {"finetune": {"recipe": recipe}}})
+        assert found[recipe] == (settings.initial_lr, settings.deep_supervision)
 
 
 def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
-    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
-    messages = [m.removesuffix(" PCRL...") for m in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)]
-    assert len(messages) >= 8
+    found = re.findall(r"^\| `([^`]+)`", read("docs/troubleshooting.md"), re.MULTILINE)
+    messages = [message.removesuffix(" PCRL...") for message in found]
+    assert len(messages) >= 18
     not_in_sources = {"'NoneType' object is not callable", "CUDA out of memory"}  # Python's and torch's own
     import nnunetv2
 
     nnunet = Path(nnunetv2.__file__).parent
-    folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", nnunet / "utilities"]
+    folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", nnunet / "utilities", nnunet / "run"]
     files = [nnunet / "paths.py", *(file for folder in folders for file in folder.rglob("*.py"))]
     source = " ".join(file.read_text(encoding="utf-8") for file in files)
     joined = re.sub(r'"\s*f?"', "", source)  # sentences that are broken over lines

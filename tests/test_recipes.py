@@ -67,8 +67,8 @@ def home(tmp_path: Path) -> Path:
 def test_every_line_of_the_recipes_runs(home: Path, forked_commands: Path) -> None:
     environment = environment_in(home, forked_commands)
     blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    exports = re.findall(r'^export nnUNet_\w+="\$HOME/.*"$', readme, re.MULTILINE)
+    walk = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
+    exports = re.findall(r'^export nnUNet_\w+="\$HOME/.*"$', walk, re.MULTILINE)
     assert len(exports) == 3
     check = subprocess.run(["pcrl_nnunet_register", "--check"], env=environment, check=False)
     subprocess.run(["pcrl_nnunet_register"], env=environment, check=True, capture_output=True)

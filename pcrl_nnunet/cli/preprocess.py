@@ -131,7 +131,8 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
         train = train_command(dataset, planned.configuration, 0, device, tr=trainer, p=plan)
         print(f"then, and the other folds alike: {train}")
     else:
-        print(f"To classify, put a classes.csv or candidates.csv into {raw}; the README says what is in them.")
+        print(f"To classify, put a classes.csv or candidates.csv into {raw}.")
+        print("The page docs/classification.md says what is in them.")
 
 
 def _plan(dataset: str, planner_name: str) -> str:
