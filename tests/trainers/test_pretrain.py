@@ -741,7 +741,7 @@ def test_its_docstring_lists_what_it_replaces():
     own = {
         name for name, value in vars(PCRLPretrainTrainer).items() if callable(value) and hasattr(nnUNetTrainer, name)
     }
-    listed = PCRLPretrainTrainer.__doc__.split("Replaced of nnUNetTrainer: ")[1].split(". ")[0]
+    listed = PCRLPretrainTrainer.__doc__.split("Overrides: ")[1].split(". ")[0]
     assert own - {"__doc__"} == set(re.findall(r"\w+", listed))
 
 
