@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: smooth noise in files as nnU-Net writes them, and plans as it makes for LiTS."""
+"""The data of the benchmarks: smooth noise in nnU-Net's files, and plans like nnU-Net's for LiTS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # read when the libraries are imported: benchmarks import this file first
+    os.environ[name] = "1"  # the libraries read it on import: benchmarks import this file first
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -26,20 +26,20 @@ Volume = NDArray[np.float32]
 
 DATASET = "Dataset900_Benchmark"
 DATA = "nnUNetPlans_3d_fullres"
-FEW = 10  # cases that are files of their own
+FEW = 10  # cases that are real files, not links
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured on: a plan as nnU-Net makes for LiTS; on a CPU half of its channels and of its samples."""
+    """The sizes of the benchmark: a plan like nnU-Net's for LiTS; on a CPU half of its channels and samples."""
 
     features: int = 32 if torch.cuda.is_available() else 16  # of the first stage
     max_features: int = 320 if torch.cuda.is_available() else 160
-    stages: tuple[int, int] = (6, 4)  # of the encoder, of two plans; the first is for everything but the step
+    stages: tuple[int, int] = (6, 4)  # of the encoders of two plans; everything but the step uses the first
     patch: int = 128  # an edge, voxels
     samples: int = 8 if torch.cuda.is_available() else 4
-    case: int = 128  # an edge of the images that are trained on
-    rounds: int = 3  # each has all levels
+    case: int = 128  # an edge of the training images
+    rounds: int = 3  # each includes all levels
     many: int = 100_000  # cases
     fingerprints: int = 400
     large_case: tuple[int, int, int] = (224, 224, 160)  # for reading
@@ -51,7 +51,7 @@ QUICK = Sizes(4, 8, (4, 3), 32, 4, 48, 1, 200, 20, (48, 48, 48), 3, 2)
 
 
 def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
-    """(1, *shape) float32, z-scored, smooth structure with noise on it, as preprocessed scans have."""
+    """Draw (1, *shape) float32, z-scored: smooth structure with noise, like a preprocessed scan."""
     smooth = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 4)
     image = smooth / smooth.std() + 0.2 * rng.standard_normal(shape, dtype=np.float32)
     z_scored: Volume = ((image - image.mean()) / image.std()).astype(np.float32)[None]
@@ -59,7 +59,7 @@ def volume_of(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
 
 
 def plan_of(stages: int, sizes: Sizes) -> dict[str, Any]:
-    """Return a plan as nnU-Net's default planner writes it for large, nearly isotropic CT; `stages` names it."""
+    """Return a plan like nnU-Net's default for large, nearly isotropic CT. Its name contains `stages`."""
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
@@ -105,7 +105,7 @@ def plan_of(stages: int, sizes: Sizes) -> dict[str, Any]:
 
 
 def write_case(path: Path, shape: tuple[int, ...], rng: np.random.Generator, patch: int = 128) -> None:
-    """Write a case as nnU-Net's preprocessing does for a patch; `path` has no ending."""
+    """Write a case like nnU-Net's preprocessing for a patch. `path` has no ending."""
     data = volume_of(shape, rng)
     blocks, chunks = comp_blosc2_params(data.shape, (patch,) * 3, data.itemsize)
     seg = np.zeros((1, 1, 1, 1), np.int8)
@@ -113,7 +113,7 @@ def write_case(path: Path, shape: tuple[int, ...], rng: np.random.Generator, pat
 
 
 def write_dataset(home: Path, sizes: Sizes, number: int = FEW) -> None:
-    """Write a preprocessed dataset with two plans; cases beyond the tenth are links to the first ten."""
+    """Write a preprocessed dataset with two plans. Cases beyond the tenth are links to the first ten."""
     folder = home / "preprocessed" / DATASET
     data = folder / DATA
     data.mkdir(parents=True)
@@ -130,7 +130,7 @@ def write_dataset(home: Path, sizes: Sizes, number: int = FEW) -> None:
 
 
 def use_folders(home: Path, loaders: int = 0) -> None:
-    """Let nnU-Net work below `home`, with so many loading processes."""
+    """Make nnU-Net work below `home`, with a number of loading processes."""
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(home / name)
     os.environ["nnUNet_n_proc_DA"] = str(loaders)
@@ -143,10 +143,10 @@ def device() -> torch.device:
 
 
 def trainer_of(home: Path, stages: int) -> tuple[Any, dict[str, Any]]:
-    """Return a trainer that is ready for its first step, and a batch."""
+    """Return a trainer before its first step, and a batch."""
     use_folders(home)
     plan = load_plan(DATASET, f"Stages{stages}")
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it prints an introduction
         trainer = pretrain_trainer(Request.of_plan(plan, "all"), device())
         trainer.initialize()
     return trainer, next(trainer.get_dataloaders())

@@ -1,9 +1,9 @@
-"""How long the views of each method take, and Models Genesis' corruption against MONAI's; part of benchmark_views.py.
+"""The time of each method's views, and of Models Genesis' corruption against MONAI's; part of benchmark_views.py.
 
-- Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
-- Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows
-  of the same sizes, `RandHistogramShift` changes intensities by a curve, and `RandCoarseDropout` paints noise into or
-  around five blocks of the same sizes. Ours are five blocks, too, in 4 of 5 calls, else fewer.
+- Views: all methods on one plan, from the same volume. The time for each voxel of the network's input counts.
+- Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles the same number
+  of windows of the same sizes, `RandHistogramShift` changes intensities by a curve, and `RandCoarseDropout` paints
+  noise into or around five blocks of the same sizes. Ours also paints five blocks in 4 of 5 calls, otherwise fewer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pcrl_nnunet.views.corruption import INNER_BLOCK, MAX_BLOCKS, OUTER_BLOCK, C
 CASE = Case("in memory", "")
 PATCH, MEDIAN = (64, 128, 128), (120, 220, 220)
 PLAN = PlanFacts("3d_fullres", PATCH, 2, ((1, 1, 1), *[(2, 2, 2)] * 4, (1, 2, 2)), MEDIAN, (1.0, 1.0, 1.0))
-SEEN = ("input", "local")  # arrays that a network gets
+SEEN = ("input", "local")  # arrays that go to the network
 ROUNDS = 12
 ALWAYS = Corruption(p_shuffle=1, p_curve=1, p_paint=1)
 
 
 def views_of_methods(rounds: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """Return for each method milliseconds a sample and nanoseconds a voxel of what the network gets, medians."""
+    """Return each method's milliseconds a sample and nanoseconds a voxel of the network's input, as medians."""
     volume, made = volume_of(MEDIAN, rng), {}
     for name in names():
         method = method_class(name)
@@ -73,13 +73,13 @@ def by_monai(size: tuple[int, ...], inner: bool) -> Callable[[Volume], object]:
 
 
 def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Return milliseconds of our corruption, and how many times as long MONAI's takes: medians over rounds."""
+    """Return milliseconds of our corruption, and MONAI's time as a multiple of ours: medians over rounds."""
     image, ours, ratios = volume_of(size, rng), [], []
     for number in range(-1, rounds):
         inner = number % 2 == 0
         corruption = replace(ALWAYS, p_inner=float(inner))
         monai = by_monai(size, inner)
-        given = image.copy()  # MONAI changes what it is given
+        given = image.copy()  # MONAI changes its input
         start = perf_counter()
         monai(given)
         of_monai = perf_counter() - start
@@ -93,10 +93,10 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
 
 
 def report(sizes: dict[str, tuple[tuple[int, ...], int]], rng: np.random.Generator) -> dict[str, float]:
-    """Measure, print, and return the ratios by their keys.
+    """Measure, print, and return the ratios by key.
 
     Args:
-        sizes: of crops and number of rounds, by the name of the setting.
+        sizes: size of the crop and number of rounds, by the name of the setting.
     """
     results = {}
     print(f"views of the methods, patch {PATCH}")

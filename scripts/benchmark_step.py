@@ -1,28 +1,28 @@
-"""What a step of pretraining costs, against the authors' way, and what grows with the number of cases. Linux.
+"""The costs of a step of pretraining against the authors' way, and their growth with the number of cases. Linux.
 
     pip install .
     python scripts/benchmark_step.py [--json FILE] [--quick] [--parts PART [PART ...]]
 
-On a GPU where there is one, else on one CPU thread, where times of steps are CPU seconds, to which other programs on
-the machine add little. Steps are those of the trainer, with its optimiser; what is stated are medians.
+The benchmark runs on a GPU if there is one, else on one CPU thread. There, times of steps are CPU seconds, to which
+other programs add little. Steps are the trainer's steps, with its optimiser. All numbers are medians.
 
 The parts:
 
-- steps: the authors' way (every step decodes global and local views to full resolution and has the heads of all levels,
-  see `AuthorsWay`) and ours (`restoration: single`: both of one drawn level, where the decoder
-  stops) in turn, with the same weights and the same batch; ours at each level alike often, as a training draws them.
-- memory: peak of a process in its second step, over what it held before the first one; of ours, a process a level. Ours
-  computes the local views' features of the finest level again instead of keeping them (`PCRLv2`), which takes longer;
-  the authors' way keeps them.
-  On a CPU also the allocator: ours with what `pcrl_nnunet_pretrain` sets there (`memory.keep_freed_memory`), levels in
-  one process.
-- growth: the command itself until its first batch is there, on ten cases and on 100,000 (links to the ten), and the
-  memory of it and of its two loading processes, shared pages counted once, after a few batches. And the fingerprints
-  that it takes of all cases in the end, extrapolated from some, on one thread.
-- reading: batches of one loading process from files that are not in the system's cache, and the same ones again.
-- gpu: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
+- steps: the authors' way and ours in turn, with the same weights and the same batch. In the authors' way, every step
+  decodes global and local views to full resolution with the heads of all levels, see `AuthorsWay`. Ours (`restoration:
+  single`) uses one drawn level, where the decoder stops; each level is drawn equally often, as in a training.
+- memory: peak of a process in its second step, minus its memory before the first step. Ours has a process for each
+  level. Ours recomputes the local views' features of the finest level instead of keeping them (`PCRLv2`), which takes
+  longer; the authors' way keeps them.
+  On a CPU also the allocator: ours with the settings of `pcrl_nnunet_pretrain` (`memory.keep_freed_memory`), with all
+  levels in one process.
+- growth: the command itself until its first batch, on ten cases and on 100,000 (links to the ten). Also its memory and
+  its two loading processes' after a few batches, shared pages counted once. Also the fingerprints of all cases at the
+  end, extrapolated from some, on one thread.
+- reading: batches of one loading process from files outside the system's cache, and the same batches again.
+- gpu: mixed precision, torch.compile and channels_last; the share of time spent waiting for 8 loading processes.
 
-The hours to the same validation Dice take trainings, and are in docs/evidence/hippocampus.md, "Hours to the same Dice".
+The hours to the same validation Dice need trainings, see docs/evidence/hippocampus.md, "Hours to the same Dice".
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from statistics import fmean, median
 from time import perf_counter, process_time, time
 from typing import Any
 
-# it sets one thread, before torch is imported
+# sets one thread before torch is imported
 from benchmark_data import DATA, DATASET, FEW, QUICK, Sizes, device, trainer_of, use_folders, write_case, write_dataset
 from benchmark_views import SETTINGS, replaced
 
@@ -69,7 +69,7 @@ from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
 
-BATCHES = 5  # of a start, until memory is looked at
+BATCHES = 5  # batches after a start before memory is measured
 GPU_LOADERS = 8
 WAITING_STEPS = 160
 PARTS = ("steps", "memory", "growth", "reading", "gpu")
@@ -79,7 +79,7 @@ PARTS = ("steps", "memory", "growth", "reading", "gpu")
 
 
 def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
-    """Median seconds of a step in the authors' way, and of ours by level."""
+    """Return the median seconds of a step in the authors' way, and of ours by level."""
     trainer, batch = trainer_of(home, stages)
     ours = trainer.network
     authors, by_depth = AuthorsWay(ours), ours.variants()
@@ -102,13 +102,13 @@ def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
 
 
 def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> dict[str, list[float]]:
-    """Of one step a drawn level, in a process of its own: bytes at the peak over those at first, seconds, page faults.
+    """Measure one step for each drawn level in this process: peak bytes over initial bytes, seconds, page faults.
 
-    Each level has had a step before: the optimiser's momentum is there.
+    Each level has had a step before, so that the optimiser's momentum exists.
 
     Args:
         way: authors or ours.
-        keeps: what is freed.
+        keeps: whether the process keeps freed memory.
     """
     if keeps:
         keep_freed_memory()
@@ -131,7 +131,7 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
 
 
 def start(home: Path, stages: int, started: float) -> dict[str, float]:
-    """The command from its start (`started`) until the first batch is there; and memory after `BATCHES`, bytes."""
+    """Measure the command from its start (`started`) to the first batch, and the bytes of memory after `BATCHES`."""
     use_folders(Path(home), loaders=2)
     found: dict[str, float] = {}
 
@@ -147,7 +147,7 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
 
     with (
         replaced(trainer_module.PCRLPretrainTrainer, "train_step", looked_at),
-        replaced(registration, "is_registered", lambda: True),  # a benchmark leaves nnU-Net's folders alone
+        replaced(registration, "is_registered", lambda: True),  # a benchmark must not change nnU-Net's folders
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         redirect_stdout(nowhere),
         suppress(SystemExit),
@@ -158,7 +158,7 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
 
 
 def seconds_of_fingerprints(home: Path, number: int) -> float:
-    """Of as many cases, as a training takes them in the end."""
+    """Return the seconds of a number of cases' fingerprints, taken as at the end of a training."""
     cases = find_cases(str(home / "preprocessed" / DATASET / DATA))[:number]
     begin = perf_counter()
     with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
@@ -167,7 +167,7 @@ def seconds_of_fingerprints(home: Path, number: int) -> float:
 
 
 def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
-    """Seconds a batch from the disk and from memory, and bytes read from the disk; None: the folder is in memory."""
+    """Return seconds a batch from disk and from memory, and bytes read from disk; None if the folder is in memory."""
     views = PairViews(SETTINGS[0].views, Augmentation(), 1)
     folder = home / "large"
     folder.mkdir()
@@ -181,7 +181,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
     for number in range(-1, sizes.cold_batches):
         for case in cases:
             file = os.open(case.path, os.O_RDONLY)
-            os.fsync(file)  # what is not written yet cannot be dropped
+            os.fsync(file)  # unwritten pages cannot be dropped
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(file)
         blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
@@ -191,7 +191,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
         read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock - blocks
         next(warm)  # the same views
         times.append(perf_counter())
-        if number >= 0:  # the first one warms up
+        if number >= 0:  # the first batch warms up
             for name, value in zip(found, (times[1] - times[0], times[2] - times[1], 512 * read), strict=True):
                 found[name].append(value)
     medians = {name: median(values) for name, values in found.items()}
@@ -199,13 +199,13 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
 
 
 def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool, rounds: int) -> dict[str, float]:
-    """Steps a second, peak bytes, and the share of time that the GPU waits for its loading processes."""
+    """Return steps a second, peak bytes, and the share of time that the GPU waits for its loading processes."""
     trainer, batch = trainer_of(Path(home), stages)
     network = trainer.network
     if channels_last:
         network.to(memory_format=torch.channels_last_3d)
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # a graph a level and size of views
+        torch._dynamo.config.recompile_limit = 64  # a graph for each level and size of views
         for part in (network.encoder, network.decoder):
             part.compile(dynamic=False)
     if not amp:
@@ -222,7 +222,7 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
         peak = resident("VmHWM")
         os.environ["nnUNet_n_proc_DA"] = str(GPU_LOADERS)
         loader, waited = trainer.get_dataloaders(), 0.0
-        for _ in range(8 * GPU_LOADERS):  # more than their queues hold: what has been made before counts for nothing
+        for _ in range(8 * GPU_LOADERS):  # more than their queues hold, so that batches from before do not count
             next(loader)
         begin = perf_counter()
         for step in range(WAITING_STEPS):  # at the levels that a training draws
@@ -239,14 +239,14 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
 
 
 def fresh(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of this file finds in a process of its own."""
+    """Run a function of this file in its own process, and return the result."""
     call = json.dumps([measure.__name__, *arguments], default=str)
     done = subprocess.run([sys.executable, __file__, "--measure", call], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Both ways, for the two plans."""
+    """Report the steps of both ways, for the two plans."""
     results: dict[str, float] = {}
     for stages in sizes.stages:
         trainer, _ = trainer_of(home, stages)
@@ -270,7 +270,7 @@ def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Peak memory of both ways, and what keeping freed memory does to ours."""
+    """Report the peak memory of both ways, and the effect of keeping freed memory on ours."""
     stages = sizes.stages[0]
     drawn = list(range(1, stages))
     (authors,) = fresh(costs, home, stages, "authors", drawn[-1:], False)["peak"]
@@ -299,11 +299,11 @@ def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
-    """Start-up and memory by number of cases."""
+    """Report start-up and memory by number of cases."""
     write_dataset(many, sizes, sizes.many)
     print(f"\nStart of pcrl_nnunet_pretrain with 2 loading processes; memory after {BATCHES} batches")
     found = {}
-    for number, home in ((FEW, few), (FEW, few), (sizes.many, many)):  # the first time reads programs from the disk
+    for number, home in ((FEW, few), (FEW, few), (sizes.many, many)):  # the first run reads programs from the disk
         found[number] = fresh(start, home, sizes.stages[0], time())
     for number, of in found.items():
         print(
@@ -325,7 +325,7 @@ def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Cold against warm."""
+    """Report cold against warm reading."""
     found = cold_and_warm(home, sizes)
     print(f"\nReading {sizes.large_cases} distinct files of {sizes.large_case} voxels, {sizes.samples} samples a "
           f"batch of the paper's sizes, one process")  # fmt: skip
@@ -340,7 +340,7 @@ def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
-    """What the GPU's modes give."""
+    """Report the GPU's modes."""
     print(f"\n{torch.cuda.get_device_name()}, ours with {sizes.stages[0]} stages, {GPU_LOADERS} loading processes")
     results: dict[str, float] = {}
     for name, amp, compiled, channels_last in (
@@ -358,12 +358,12 @@ def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked to."""
+    """Measure, print, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # for `fresh`
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.measure:
