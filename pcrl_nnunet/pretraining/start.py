@@ -50,8 +50,8 @@ def starting(request: Request) -> Iterator[Start]:
     """Lock the output folder, and refuse or yield the start. A `UserError` within removes an unused folder again.
 
     Raises:
-        UserError: another pretraining works in the folder or has left files there, the folder or the copy of the plan
-            cannot be written, or ``--c`` would continue something else.
+        UserError: another pretraining works in the folder or has left files there; the folder or the copy of the plan
+            cannot be written; ``--c`` would continue something else.
     """
     folder, lock = request.folder, os.path.join(request.folder, LOCK)
     folder_was_there, lock_was_there = os.path.isdir(folder), os.path.exists(lock)
