@@ -48,7 +48,7 @@ def input_size(table: LabelTable, patch_mm: float, configuration: Any) -> tuple[
     left = math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
     if left < MIN_BOTTLENECK_VOXELS:
         raise UserError(
-            f"patches of {patch_mm} mm are {'x'.join(map(str, size))} voxels, of which an encoder with total stride "
+            f"patches of {patch_mm} mm are {'x'.join(map(str, size))} voxels, and an encoder with total stride "
             f"{'x'.join(map(str, total))} leaves {left}; at least {MIN_BOTTLENECK_VOXELS} are needed: raise "
             f"pcrl.classify.patch_mm"
         )

@@ -119,8 +119,8 @@ def _cases_of_table(cases: Mapping[str, Case], label_table: LabelTable, dataset:
     known = set(label_table.case[label_table.of_cases(list(cases))])
     if not known:
         raise UserError(
-            f"{FILES[label_table.kind]} tells nothing of the {len(cases)} cases of {dataset}; check its names of "
-            f"cases, such as {next(iter(label_table.case))}, against theirs, such as {next(iter(cases))}"
+            f"{FILES[label_table.kind]} has no label for the {len(cases)} cases of {dataset}; compare its names of "
+            f"cases, such as {next(iter(label_table.case))}, with the dataset's, such as {next(iter(cases))}"
         )
     return [name for name in cases if name in known]
 

@@ -95,8 +95,8 @@ class Comparison:
         """
         if (protocol == "transfer") != (checkpoint is not None):
             raise UserError(
-                f"-protocol is {protocol} and -checkpoint {checkpoint}; transfer, and no other one, compares "
-                f"a pretraining of other data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
+                f"-protocol is {protocol} and -checkpoint {checkpoint}; only transfer compares a pretraining of other "
+                f"data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
             )
         _check_settings(plan, arms, settings, checkpoint)
         cases = Cases.find(plan, patients, label_table)
@@ -221,7 +221,7 @@ def _checked_encoder(path: str, plan: PlannedConfiguration, cases: Cases) -> str
         raise UserError(f"-checkpoint {path}: {error}") from error
     if not content.get("all_cases_known", True):
         raise UserError(
-            f"-checkpoint {path} does not list the cases that it was trained on, among which may be those that are "
+            f"-checkpoint {path} does not list the cases that it was trained on, which may include cases that are "
             f"held out here; take a pretraining of pcrl_nnunet_pretrain"
         )
     seen = cases_seen(content, plan.plans["dataset_name"], [cases.by_name[name] for name in cases.held_out])

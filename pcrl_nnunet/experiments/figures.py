@@ -116,7 +116,7 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
                     axis.contour(labels[index] == label, [0.5], colors=f"C{int(label) % 10}", linewidths=1)
             axis.set(title=name, xticks=[], yticks=[])
         axes[0].set_ylabel(title, fontsize=8)
-    figure.suptitle("of each case the slice with the most truth; Dice of the whole case", fontsize=9)
+    figure.suptitle("slices with the most labelled voxels; Dice of the whole case", fontsize=9)
     figure.savefig(path, dpi=120)
 
 

@@ -75,8 +75,8 @@ def forecast(
         yield f"  {seconds:.2f} s a step of {kind}, on {device}"
     total = sum(hours.values()) / at_a_time
     about = f"{total:.1f} hours" if total >= 1 else f"{ceil(60 * total)} min"
-    yield f"About {about} of training are to do with -np {at_a_time}, if as many at a time are as fast as one;"
-    yield "starts, evaluations and the prediction of pseudo-labels come on top"
+    yield f"About {about} of training remain with -np {at_a_time}, if trainings at the same time are as fast as one;"
+    yield "starts, evaluations and the prediction of pseudo-labels take additional time"
     note = note_on_stock(layout.comparison)
     if note is not None:
         yield note

@@ -63,9 +63,9 @@ def verdict(
         else:
             nothing.append(f"with {labelled} labels neither {arm} nor {control} surely learned anything")
     if not gains and nothing:
-        return f"Nothing can be said of {arm}: {'; '.join(nothing)}."
+        return f"Nothing can be said about {arm}: {'; '.join(nothing)}."
     if not gains:
-        return f"Nothing can be said of {arm} yet: there is no finished pair of it and {CONTROL}."
+        return f"Nothing can be said about {arm} yet: there is no finished pair of {arm} and {CONTROL}."
     told = [gain.sentence(scores.measure) for gain in gains]
     return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
 

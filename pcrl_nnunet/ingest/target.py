@@ -241,9 +241,9 @@ def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
         there = read_json(path, "delete it and run this again")
         if changed := list(differences(without_settings(there), without_settings(plan))):
             raise UserError(
-                f"{path} is there already, with other values than it would have now of {', '.join(changed[:5])} (was "
-                f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to have the new "
-                f"one, delete or rename that file, whose pcrl block you may want to keep, and run this again"
+                f"{path} exists, and its values of {', '.join(changed[:5])} differ from the new plan's (was "
+                f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to use the new "
+                f"plan, delete or rename that file, whose pcrl block you may want to keep, and run this again"
             )
         return False
     with writing(folder, "check permissions and free space"):

@@ -84,7 +84,7 @@ class MAE(RestorationMethod):
     )
     Settings = MAESettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    terms_caption = "The error of what is masked should fall."
+    terms_caption = "The error of the masked blocks should fall."
     pictures_caption = (
         "A crop without its masked blocks, the crop itself, and the masked blocks as the network restores them."
     )

@@ -58,7 +58,7 @@ class ModelsGenesis(RestorationMethod):
     )
     Settings = ModelsGenesisSettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    pictures_caption = "A corrupted crop, the crop itself, and what the network makes of the corrupted one."
+    pictures_caption = "A corrupted crop, the crop itself, and the network's restoration."
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[ModelsGenesisSettings, int]:

@@ -89,10 +89,8 @@ class PretrainingCases:
             copies = f", and {number} {'copy' if number == 1 else 'copies'} of them" if number else ""
             return f"The validation cases of fold {self.fold}{whose} are left out{copies}."
         if self.target:
-            return (
-                f"Copies of validation cases{whose} are seen, too, if there are any; -f N leaves out those of fold N."
-            )
-        return "The images of validation cases are seen, too; -f N leaves out those of fold N." if self.labelled else ""
+            return f"Copies of validation cases{whose} are seen, too, if there are any; -f N leaves out fold N's."
+        return "The images of validation cases are seen, too; -f N leaves out fold N's." if self.labelled else ""
 
     @classmethod
     def find(
@@ -187,8 +185,8 @@ def _cases_in(place: Place) -> tuple[list[Case], list[Case]]:
 def _validation_cases(plans: Mapping[str, Any], place: Place, fold: int, labelled: Sequence[Case]) -> set[Case]:
     if not labelled:
         raise UserError(
-            f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
-            f"{unlabelled_folder(*place)}; leave -f out"
+            f"fold {fold} was asked for, but {unlabelled_folder(*place)} has only unlabelled cases, which belong to no "
+            f"fold; leave -f out"
         )
     folder, names = place[0], [case.name for case in labelled]
     _split_by_patient(folder, names, plans)
@@ -205,7 +203,7 @@ def _validation_cases_of_target(target: Mapping[str, str], configuration: str, f
         cases = find_cases(os.path.join(folder, identifier))
     except UserError as error:
         raise UserError(
-            f"fold {fold} of {target['dataset_name']} was asked for, and its cases, copies of which would be left out, "
+            f"fold {fold} of {target['dataset_name']} was asked for, but its cases, which are needed to find copies, "
             f"are not in {os.path.join(folder, identifier)}; preprocess them with nnUNetv2_preprocess, or leave -f out"
         ) from error
     return _validation_cases(plans, (folder, identifier), fold, cases)

@@ -169,8 +169,8 @@ def require_same(what: str, value: str) -> None:
     differing = [number for number, other in enumerate(values) if other != values[0]]
     if differing:
         raise UserError(
-            f"the {what} of rank 0 are not those of rank {', '.join(map(str, differing))}: every machine needs the "
-            f"same plans and preprocessed data, and the same version of pcrl_nnunet"
+            f"rank 0 and rank {', '.join(map(str, differing))} have different {what}: every machine needs the same "
+            f"plans and preprocessed data, and the same version of pcrl_nnunet"
         )
 
 

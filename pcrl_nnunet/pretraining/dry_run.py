@@ -109,8 +109,8 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
     }
     yield from (_line(name, text) for name, text in facts.items() if text)
     if processes > 1:
-        yield _line("processes", f"{processes}; memory and time are of one of them, with {found.batch_size} of these")
-        yield _line("", "samples, without the exchange of gradients")
+        yield _line("processes", f"{processes}; memory and time are for one process with {found.batch_size} samples,")
+        yield _line("", "without the exchange of gradients")
     yield _line("length", f"{settings.epochs} epochs of {settings.iters_per_epoch} steps")
     if prepares(method):
         yield _line("before the training", f"{found.preparing / 60:.1f} minutes in which {method.title} prepares it")

@@ -70,8 +70,8 @@ def refuse_another_preparation(now: Mapping[str, Any], before: str | None, folde
     """
     if before not in (None, fingerprint_of(now)):
         raise UserError(
-            f"the method has prepared something else than the training in {folder} began with; bring back its "
-            f"{PREPARED} and the cases as they were, or start anew with --overwrite in the place of --c"
+            f"the method's preparation differs from the one that the training in {folder} began with; restore its "
+            f"{PREPARED} and the cases, or start anew with --overwrite instead of --c"
         )
 
 

@@ -62,7 +62,7 @@ def start(run: Callable[[Any], None], argument: Any, number: int) -> None:
         if isinstance(error, torch.multiprocessing.ProcessRaisedException):
             raise
         raise UserError(
-            f"{error} (see above for what it said); the training has ended, and its state of the last epoch is kept: "
+            f"{error} (see its output above); the training has ended, and its state of the last epoch is kept: "
             f"continue with --c"
         ) from None
     finally:

@@ -81,7 +81,7 @@ def pretrain_settings(
     blocks = {other: given.pop(other) for other in [*given] if other in known or isinstance(given[other], Mapping)}
     for other in blocks.keys() - known:
         raise UserError(
-            f"{WHERE}.{other} is a block for no method and for no configuration of the plan; expected one of "
+            f"{WHERE}.{other} names neither a method nor a configuration of the plan; expected one of "
             f"{', '.join([*names(), *plan['configurations']])}"
         )
     own, batch_size = method.configure(facts, part(blocks, method.name, f"{WHERE}."))

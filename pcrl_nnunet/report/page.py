@@ -161,8 +161,8 @@ class Report:
             self._background = facts.loader.background_line()
         background = f"<p>Background: {text(self._background)}.</p>" if self._background else ""
         return (
-            f"<p>Where the views of a few cases lie, and what they show before and after augmentation. Look whether "
-            f"the boxes hold the parts of the body that matter, and whether one can still recognise these in the "
+            f"<p>The views of a few cases: their places, and their content before and after augmentation. Check that "
+            f"the boxes hold the parts of the body that matter, and that you can still recognise these parts in the "
             f"views. Each channel has its own rows: a structure lies at the same place in all channels. "
             f"Training draws new views in every step. On a narrow screen the pictures can be moved sideways.</p>"
             f"{background}{figures}"

@@ -129,6 +129,6 @@ def settings(given: Mapping[str, Any]) -> str:
         for title, group in groups.items()
     )
     return (
-        f"<p>All that was in effect, by the command, the plan's block <code>pcrl.pretrain</code> and default. Sizes in "
-        f'voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
+        f"<p>All settings in effect, from the command, the plan's block <code>pcrl.pretrain</code> and defaults. Sizes "
+        f'in voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
     )

@@ -174,7 +174,7 @@ def _of_no_known_kind(path: str, content: Mapping[str, Any]) -> str:
     for where, weights in named.items():
         if isinstance(weights, Mapping) and weights and all(isinstance(tensor, Tensor) for tensor in weights.values()):
             return (
-                f"checkpoint {path} holds weights alone{where}, and does not say of which plan and channels; expected "
+                f"checkpoint {path} holds only weights{where}, without plan and channels; expected "
                 f"{EXPECTED}: take the file that the training itself wrote"
             )
     return f"checkpoint {path} holds no encoder that is known; expected {EXPECTED}"

@@ -122,8 +122,8 @@ def check_views(views: ViewSettings, strides: Sequence[Sequence[int]]) -> None:
         if left < MIN_BOTTLENECK_VOXELS:
             raise UserError(
                 f"views.{name} {size} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
-                f"stride {tuple(total)}, of which normalisation leaves nothing; at least {MIN_BOTTLENECK_VOXELS} are "
-                f"needed: raise it above the total stride on more axes"
+                f"stride {tuple(total)}, too few for normalisation; at least {MIN_BOTTLENECK_VOXELS} are needed: "
+                f"raise it above the total stride on more axes"
             )
 
 
