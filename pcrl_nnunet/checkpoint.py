@@ -1,15 +1,14 @@
-"""Files of a pretraining: tensors and plain values only, written whole or not at all.
+"""The files of a pretraining: only tensors and plain values, written completely or not at all.
 
-``checkpoint_final.pth`` is what fine-tuning takes; it loads with ``torch.load(weights_only=True)``, and
+Fine-tuning loads ``checkpoint_final.pth``. The file loads with ``torch.load(weights_only=True)`` and holds:
 
-- ``network_weights`` is the state dict of the plan's own network with the pretrained encoder in it, so that nnU-Net's
-  ``-pretrained_weights`` takes it; ``random_keys`` names what in it is not pretrained;
-- ``nnssl_adaptation_plan``, ``citations`` and ``architecture_kwargs`` are what nnU-Net's loader of nnssl checkpoints
-  reads;
-- the rest says what it is: method, settings, plan, cases, versions, epochs, loss.
+- ``network_weights``: the state dict of the plan's own network with the pretrained encoder, accepted by nnU-Net's
+  ``-pretrained_weights``; ``random_keys`` names the tensors that are not pretrained;
+- ``nnssl_adaptation_plan``, ``citations`` and ``architecture_kwargs``, for nnU-Net's loader of nnssl checkpoints;
+- a description: method, settings, plan, cases, versions, epochs, loss.
 
-``checkpoint_latest.pth`` beside it is the training state, there until the training is finished, and
-``checkpoint_previous.pth`` the one before, for the case that a disk has damaged the latest.
+During the training, ``checkpoint_latest.pth`` beside it is the training state. ``checkpoint_previous.pth`` is the state
+before, in case a disk damages the latest.
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.settings import without_settings
 
 EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
-FORMAT = "pcrl_nnunet/1"  # of what fine-tuning takes
-STATE_FORMAT = "pcrl_nnunet/state/5"  # of what --c takes
+FORMAT = "pcrl_nnunet/1"  # of files for fine-tuning
+STATE_FORMAT = "pcrl_nnunet/state/5"  # of files for --c
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"
-DAMAGED = "checkpoint_damaged.pth"  # a latest one that could not be read, until the training is done
+DAMAGED = "checkpoint_damaged.pth"  # a latest state that could not be read, kept until the training is done
 
-# What nnU-Net's own checkpoints hold besides tensors and plain values: scores, as numpy's numbers. They are data.
+# nnU-Net's own checkpoints also hold scores, as numpy's numbers. They are data.
 _SCALAR = np.float32(0).__reduce__()[0]
 _NUMPY: list[Any] = [
-    *((_SCALAR, f"{package}.multiarray.scalar") for package in ("numpy._core", "numpy.core")),  # as numpy 2 and 1 say
+    *((_SCALAR, f"{package}.multiarray.scalar") for package in ("numpy._core", "numpy.core")),  # names in numpy 2 and 1
     *(np.dtype, *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool"))),
 ]
 
 
 def write(path: str, content: Mapping[str, Any], previous: str | None = None, go_on: str = "continue with --c") -> None:
-    """Write to a temporary name, flush to disk, rename: the last good file survives whatever happens meanwhile.
+    """Write to a temporary name, flush to disk, and rename: the last good file survives any failure.
 
     Args:
-        previous: the new name of the file that is there; None: the file goes.
-        go_on: what the user does once the file can be written.
+        previous: new name for the existing file; None: the file is replaced.
+        go_on: advice to the user for when the file can be written.
     """
     try:
         with whole(path) as draft:
@@ -66,7 +65,7 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None, go
             if previous is not None and os.path.isfile(path):
                 os.replace(path, previous)
         _flush_names(os.path.dirname(path))
-    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a disk that is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"could not write {path} ({reason}); the file of that name, if any, is the last good one: "
@@ -75,8 +74,8 @@ def write(path: str, content: Mapping[str, Any], previous: str | None = None, go
 
 
 def _flush_names(folder: str) -> None:
-    """To the disk: after a power cut, files that have been renamed are found under their new names."""
-    with suppress(OSError):  # Windows and some network file systems do not offer it for folders; the files are there
+    """Flush a folder to disk, so that renamed files keep their new names after a power cut."""
+    with suppress(OSError):  # Windows and some network file systems cannot flush folders; the files are flushed anyway
         descriptor = os.open(folder or ".", os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -85,10 +84,10 @@ def _flush_names(folder: str) -> None:
 
 
 def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
-    """Read a file that `write` wrote, on the CPU.
+    """Read a file of `write`, on the CPU.
 
     Raises:
-        UserError: missing, truncated, not of ours, or holding pickled code.
+        UserError: the file is missing, truncated, not ours, or holds pickled code.
     """
     content = read_any(path)
     if content.get("format") == expected_format:
@@ -100,7 +99,7 @@ def read(path: str, expected_format: str = FORMAT) -> dict[str, Any]:
 
 
 def other_format(path: str, content: Mapping[str, Any], expected_format: str) -> str | None:
-    """Say which other kind of our files a file is; None: it is none of ours."""
+    """Explain which other kind of our files this is; None if the file is not ours."""
     if content.get("format") == STATE_FORMAT:
         return f"checkpoint {path} is of an unfinished pretraining; finish it with --c, take {FINAL}"
     if str(content.get("format")).startswith(expected_format.rsplit("/", 1)[0]):
@@ -112,7 +111,7 @@ def other_format(path: str, content: Mapping[str, Any], expected_format: str) ->
 
 
 def read_any(path: str) -> dict[str, Any]:
-    """Read a file of tensors and plain values, whatever it is, on the CPU; `UserError` as `read`."""
+    """Read any file of tensors and plain values on the CPU. Raise `UserError` as `read`."""
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; run pcrl_nnunet_pretrain, or check the path")
     if _is_of_old_format(path):
@@ -128,7 +127,7 @@ def read_any(path: str) -> dict[str, Any]:
 
 
 def save_as_zip(old: str, new: str) -> None:
-    """Save a file of torch's old format in the present one; end with a sentence where that fails.
+    """Convert a file from torch's old format to the present format. A failure ends the process with a sentence.
 
     No code in the file is run.
     """
@@ -139,16 +138,16 @@ def save_as_zip(old: str, new: str) -> None:
 
 
 def _is_of_old_format(path: str) -> bool:
-    """Tell if a file begins as the files of torch.save before torch 1.6."""
+    """Tell if a file begins like files of torch.save before torch 1.6."""
     begin = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-    with suppress(OSError), open(path, "rb") as file:  # what cannot be opened is said by `_load`
+    with suppress(OSError), open(path, "rb") as file:  # `_load` reports files that cannot be opened
         return file.read(len(begin)) == begin
     return False
 
 
 def _check_zip(path: str) -> None:
-    """Raise where a file is cut or a bit has changed: torch.load looks at no checksum."""
-    if not zipfile.is_zipfile(path):  # what torch.save writes is one, from its last bytes on
+    """Raise an error if a file is truncated or a bit has changed: torch.load checks no checksum."""
+    if not zipfile.is_zipfile(path):  # torch.save writes zip files, recognised by their last bytes
         raise ValueError("not a whole file of torch.save")
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -158,7 +157,7 @@ def _check_zip(path: str) -> None:
 
 
 def _load(path: str, check: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Load tensors and plain values, and run no code; the check comes first and raises what is wrong."""
+    """Load tensors and plain values without running code, after the check, which raises errors."""
     try:
         check(path)
         with torch.serialization.safe_globals(_NUMPY):
@@ -184,7 +183,7 @@ def _load(path: str, check: Callable[[str], None] = lambda _: None) -> dict[str,
 
 
 def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values of a state dict, independent of device and of the order of the keys."""
+    """Return the sha256 of a state dict's names, shapes and values, for any device and order of keys."""
     state = encoder.state_dict() if isinstance(encoder, nn.Module) else encoder
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -195,12 +194,12 @@ def encoder_hash(encoder: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def plans_hash(plans: Mapping[str, Any]) -> str:
-    """sha256 of a plan less our settings, which change without changing data or network."""
+    """Return the sha256 of a plan without our settings, which affect neither data nor network."""
     return hashlib.sha256(json.dumps(without_settings(plans), sort_keys=True).encode()).hexdigest()
 
 
 def architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plan's architecture in nnssl's words."""
+    """Return a plan's architecture with nnssl's keys."""
     return {
         "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
         "arch_kwargs": architecture["arch_kwargs"],
@@ -211,17 +210,17 @@ def architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
 def nnssl_adaptation_plan(
     plan: PlannedConfiguration, patch_size: Sequence[int], channels: int, network: Any
 ) -> dict[str, Any]:
-    """Return what nnU-Net's loader of nnssl checkpoints needs to rebuild the encoder and to find its weights.
+    """Return the adaptation plan, with which nnU-Net's loader of nnssl checkpoints rebuilds and fills the encoder.
 
     Args:
-        plan: of the network.
+        plan: plan of the network.
         patch_size: size of the pretraining's inputs, voxels.
         channels: input channels of the pretraining.
         network: the plan's own network.
     """
     resolved, architecture = plan.resolved, plan.resolved["architecture"]
     return {
-        # nnU-Net's dynamic loader looks for stages and kernels in here, or at the top of the file
+        # nnU-Net's dynamic loader reads stages and kernels here or at the top of the file
         "architecture_kwargs": architecture["arch_kwargs"],
         "architecture_plans": architecture_plans(architecture),
         "pretrain_plan": {

@@ -1,4 +1,4 @@
-"""Commands for people to paste into a terminal."""
+"""Commands for users to paste into a terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PROGRAMS = ("pcrl_nnunet_", "nnUNetv2_")
 
 
 def command(name: str, /, *words: object, **options: object) -> str:
-    """Write a command line, with quotes where a shell needs them.
+    """Return a command line, quoted for a shell.
 
     Args:
-        name: of the command.
-        words: what follows, flags such as ``--c`` included.
-        options: the value after each option of one dash: ``d=4`` becomes ``-d 4``. None leaves the option out.
+        name: name of the command.
+        words: words after the name, flags such as ``--c`` included.
+        options: values of options with one dash: ``d=4`` becomes ``-d 4``. None leaves the option out.
     """
     parts = [name, *map(str, words)]
     for option, value in options.items():
@@ -25,7 +25,7 @@ def command(name: str, /, *words: object, **options: object) -> str:
 
 
 def train_command(dataset: str, configuration: str, fold: int | str, device: str, **options: object) -> str:
-    """Write nnU-Net's command to train; its -device is left out for cuda, which nnU-Net takes by default."""
+    """Return nnU-Net's training command, without -device for cuda, nnU-Net's default."""
     given = None if device == "cuda" else device
     return command("nnUNetv2_train", dataset, configuration, fold, **options, device=given)
 
@@ -33,16 +33,15 @@ def train_command(dataset: str, configuration: str, fold: int | str, device: str
 def corrected(option: str, wrong: str | None, right: str) -> str:
     """Return the typed command with another value, quoted for a shell.
 
-    Of several values of an option only the wrong one changes. Where no word is wrong, the option is added: the last one
-    counts.
+    Only the wrong value of an option changes. If no word is wrong, the option is appended, because the last one counts.
 
     Args:
-        option: such as ``-c``; nnU-Net's training takes the same values without an option.
-        wrong: the value that was typed; None: the default was taken.
+        option: option such as ``-c``; nnU-Net's training takes the same values without an option.
+        wrong: the typed value; None: the default was used.
         right: the value to type instead.
 
     Returns:
-        The command; ``OPTION RIGHT`` where the process is no command of ours or nnU-Net's.
+        The command; ``OPTION RIGHT`` if the process is neither our command nor nnU-Net's.
     """
     program, words = Path(sys.argv[0]).stem, sys.argv[1:]
     if not program.startswith(PROGRAMS):

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning and of classification. Every default holds for every plan; the plan's ``pcrl`` block changes
+"""The settings of fine-tuning and classification. The defaults hold for every plan; the plan's ``pcrl`` block changes
 them, see `pcrl_nnunet.settings`.
 """
 
@@ -14,21 +14,20 @@ from pcrl_nnunet.settings import number, part, pcrl_block, replaced
 WHERE = "pcrl.finetune"
 FREEZE = "to freeze the encoder in all of them, set encoder_lr_factor to 0"
 INPUT_CHANNELS = ("repeat", "first", "mean")
-# What a recipe changes. That of pretrained networks is the one of nnU-Net's main branch.
+# The changes of each recipe. The recipe of pretrained networks comes from nnU-Net's main branch.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "nnunet": {},
     "pretrained": {"initial_lr": 1e-3, "deep_supervision": False},
 }
-ADAMW_RATE = 0.1  # of SGD's rate
-ADAMW_WEIGHT_DECAY = 1e-2  # torch's: AdamW's decay is a factor of the rate, and no part of the gradient
+ADAMW_RATE = 0.1  # factor of SGD's rate
+ADAMW_WEIGHT_DECAY = 1e-2  # torch's default: AdamW's decay scales with the rate and is not part of the gradient
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
+    """The settings of fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
 
-    The defaults are those of the recipe ``nnunet`` and of SGD. The control has nothing pretrained, and ignores the
-    settings for what is.
+    The defaults belong to the recipe ``nnunet`` and SGD. The control ignores the settings for pretrained weights.
     """
 
     recipe: Literal["nnunet", "pretrained"] = "nnunet"  # defaults for the settings of `RECIPES`
@@ -39,16 +38,16 @@ class FinetuneSettings:
     initial_lr: float = number(1e-2, above=0)
     warmup_share: float = number(0.05, at_least=0, below=1)  # share of the epochs
     weight_decay: float = number(3e-5, at_least=0)
-    deep_supervision: bool = True  # of a segmentation
-    seg_layers_only_epochs: int = 0  # number of first epochs in which the segmentation layers alone are trained
+    deep_supervision: bool = True  # for a segmentation
+    seg_layers_only_epochs: int = 0  # number of first epochs that train only the segmentation layers
     # the encoder's rate, as a factor of the rate
     encoder_lr_factor: float = number(1.0, " (a factor of 0 freezes the encoder)", at_least=0)
-    frozen_epochs: int = 0  # number of first epochs in which the encoder is frozen
-    # factor of the rate from each encoder stage to the next finer one
+    frozen_epochs: int = 0  # number of first epochs with a frozen encoder
+    # factor of the rate from each encoder stage to the next finer stage
     layer_lr_decay: float = number(1.0, f" (the same rate for all stages): {FREEZE}", above=0, at_most=1)
-    load_decoder: bool = False  # load what fits of a decoder that is the method's own, such as PCRLv2's
-    allow_partial_encoder: bool = False  # start from an encoder of which some stages stay random
-    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # if the pretraining had another number
+    load_decoder: bool = False  # load the fitting part of the method's own decoder, such as PCRLv2's
+    allow_partial_encoder: bool = False  # accept an encoder with some random stages
+    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # if the pretraining had another number of channels
 
     def __post_init__(self) -> None:
         for name, hint in (("frozen_epochs", f": {FREEZE}"), ("seg_layers_only_epochs", "")):
@@ -60,12 +59,12 @@ class FinetuneSettings:
 
     @property
     def warmup_epochs(self) -> int:
-        """The number of epochs in which the rate rises linearly."""
+        """Number of epochs in which the rate rises linearly."""
         return int(self.epochs * self.warmup_share)
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> FinetuneSettings:
-        """Return the defaults, changed by `defaults`, by recipe and optimizer, and by the plan's ``pcrl.finetune``."""
+        """Return the settings: defaults, then `defaults`, recipe and optimizer, then the plan's ``pcrl.finetune``."""
         given = part(pcrl_block(plan), "finetune", "pcrl.")
         chosen = replaced(cls(), WHERE, given)
         of_recipe = {**(defaults or {}), **RECIPES[chosen.recipe]}
@@ -77,15 +76,15 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class ClassifySettings:
-    """Labels and inputs of a classification. Its schedule is that of `FinetuneSettings`, at a tenth of the rate."""
+    """The settings of a classification. `FinetuneSettings` gives the schedule, at a tenth of the rate."""
 
-    table: Literal["", "classes", "candidates"] = ""  # empty: the one that is there
-    patch_mm: float = number(40.0, above=0)  # edge of the cube, or square, around a point
-    jitter_mm: float = number(4.0, at_least=0)  # distance along each axis that a point may move while training
+    table: Literal["", "classes", "candidates"] = ""  # empty: the existing table
+    patch_mm: float = number(40.0, above=0)  # edge of the cube or square around a point
+    jitter_mm: float = number(4.0, at_least=0)  # largest shift of a point along each axis while training
     batch_size: int = number(0, at_least=0)  # 0: as many voxels as the plan's batch, up to 32 inputs
     balanced: bool = True  # draw classes, or a label's positives and negatives, equally often
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any]) -> ClassifySettings:
-        """Return the defaults, changed by the plan's ``pcrl.classify``."""
+        """Return the settings: defaults, then the plan's ``pcrl.classify``."""
         return replaced(cls(), "pcrl.classify", part(pcrl_block(plan), "classify", "pcrl."))

@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""The device of a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pcrl_nnunet.errors import UserError
 
 
 def device_named(name: str | None) -> torch.device:
-    """Return a device that is there; None: the best one, which is printed."""
+    """Return an available device; None: the best one, whose name is printed."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None:
         name = next(kind for kind, there in present.items() if there)

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how commands show them."""
+"""Errors that a user can act on, and their display by commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """One sentence: what came, what was expected, what to do."""
+    """An error with one sentence: what came, what was expected, what to do."""
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the process with the sentence alone: nnU-Net's commands, which call our trainers, would show a traceback."""
+    """End the process with only the sentence: nnU-Net's commands, which call our trainers, would add a traceback."""
     try:
         yield
     except UserError as error:
@@ -21,7 +21,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def console(main: Callable[[], None]) -> None:
-    """Run a console script's main: a `UserError` is printed without a traceback and exits with status 1."""
+    """Run a console script's main. A `UserError` prints without a traceback and exits with status 1."""
     with exit_on_user_error():
         try:
             main()

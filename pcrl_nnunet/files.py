@@ -1,4 +1,4 @@
-"""Files that appear whole, or not at all."""
+"""Writing of files that appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DRAFT = "draft_"
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A path to write to: the file there takes the place of `path` in the end, at once.
+    """Yield a draft's path. At the end the draft replaces `path` at once.
 
-    An error leaves what was at `path`, and nothing else; an OSError of the draft names `path`. Processes that write the
-    same file do not disturb each other. The path lies beside the file and ends as it does,
-    as libraries tell formats by the ending.
+    After an error, `path` is unchanged and the draft is gone. An OSError of the draft names `path`. Processes that
+    write the same file do not disturb each other. The draft lies beside the file and has its ending, because libraries
+    recognise formats by the ending.
     """
     folder, name = os.path.split(path)
     draft = os.path.join(folder, f"{DRAFT}{os.getpid()}_{name}")
@@ -38,7 +38,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextmanager
 def new_folder(path: str) -> Iterator[None]:
-    """Make a folder, and those above it; an error removes the ones that were made, with the files in them."""
+    """Make a folder and its parents. An error removes the new folders with their files."""
     made = path
     while not os.path.isdir(os.path.dirname(made)):
         made = os.path.dirname(made)
@@ -54,11 +54,11 @@ def new_folder(path: str) -> Iterator[None]:
 
 @contextmanager
 def writing(what: str, remedy: str) -> Iterator[None]:
-    """Make a `UserError` of what keeps a file or folder from being written.
+    """Turn an error on writing a file or folder into a `UserError`.
 
     Args:
-        what: begins the sentence.
-        remedy: ends it.
+        what: beginning of the sentence.
+        remedy: end of the sentence.
     """
     try:
         yield
@@ -67,18 +67,18 @@ def writing(what: str, remedy: str) -> Iterator[None]:
 
 
 def is_draft(name: str) -> bool:
-    """Tell if a file has the name of a draft, which `whole` has not finished."""
-    return name.startswith(DRAFT) and re.match(rf"{DRAFT}\d+_", name) is not None  # the first is the faster one
+    """Tell if a file has the name of an unfinished draft of `whole`."""
+    return name.startswith(DRAFT) and re.match(rf"{DRAFT}\d+_", name) is not None  # the first test is faster
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole, or not at all."""
+    """Write a file completely or not at all."""
     with whole(path) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
 
 
 def remove_drafts(folder: str) -> None:
-    """Remove what writers have left that were killed; no other one may be at work in the folder."""
+    """Remove the drafts of killed writers. No other writer may work in the folder."""
     for path in glob(os.path.join(escape(folder), f"{DRAFT}[0-9]*_*")):
-        with suppress(OSError):  # of a folder that is read-only
+        with suppress(OSError):  # the folder may be read-only
             os.remove(path)

@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""A lock that allows one command at a time in a folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: str, command: str) -> Iterator[None]:
-    """Keep a second run of a command out; the lock goes with the process, however it ends.
+    """Refuse a second run of a command. The lock ends with the process, however it ends.
 
     Raises:
-        UserError: there is a second one, or the folder cannot be written to.
+        UserError: another run is at work, or the folder is not writable.
     """
     with ExitStack() as stack:
         try:
-            with tempfile.TemporaryFile(dir=folder):  # the lock's file may be there, and the folder read-only by now
+            with tempfile.TemporaryFile(dir=folder):  # the lock's file may exist in a folder that became read-only
                 pass
             if fcntl is not None:
                 stack.callback(os.close, _lock(os.path.join(folder, LOCK)))
@@ -41,10 +41,10 @@ def locked(folder: str, command: str) -> Iterator[None]:
 
 
 def _lock(path: str) -> int:
-    """Lock the file of that path, which whoever had the lock may remove while it is being opened.
+    """Lock the file of that path. The previous owner may remove the file while it is being opened.
 
     Returns:
-        its descriptor.
+        the file's descriptor.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,8 +1,8 @@
-"""The losses of the methods, one function an equation, and that of classification.
+"""The losses of the methods, a function for each equation, and the loss of classification.
 
-B batch, N local views, c channels, C image channels, L labels or classes, * space.
+B: batch, N: local views, c: channels, C: image channels, L: labels or classes, *: space.
 
-All arithmetic is float32, also under autocast: cosines of half-precision vectors lose what they are to measure.
+All arithmetic is float32, even under autocast: in half precision, small differences between cosines are lost.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all elements of one view (PCRLv2, Eq. 2-4); both (B, C, *)."""
+    """Return the mean squared error over all elements of one view (PCRLv2, Eq. 2-4); both (B, C, *)."""
     return F.mse_loss(restored.float(), target.float())
 
 
 def masked_restoration_loss(restored: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean squared error over the masked voxels of each sample, mean over the batch (He et al., CVPR 2022, section 3).
+    """Return the MSE over masked voxels of each sample, mean over the batch (He et al., CVPR 2022, section 3).
 
     Args:
         restored, target: (B, C, *).
@@ -29,16 +29,16 @@ def masked_restoration_loss(restored: Tensor, target: Tensor, masked: Tensor) ->
 
 
 def comparison_loss(v_u: Tensor, p_u: Tensor, v_w: Tensor, p_w: Tensor) -> Tensor:
-    """-1/2 [cos(sg(v_u), p_w) + cos(p_u, sg(v_w))], mean over the batch, -1 to 1 (PCRLv2, Eq. 7-9); all (..., c)."""
+    """Return -1/2 [cos(sg(v_u), p_w) + cos(p_u, sg(v_w))], mean over the batch (PCRLv2, Eq. 7-9); all (..., c)."""
     one = F.cosine_similarity(v_u.detach().float(), p_w.float(), dim=-1)
     other = F.cosine_similarity(p_u.float(), v_w.detach().float(), dim=-1)
     return -0.5 * (one + other).mean()
 
 
 def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_global: Tensor) -> Tensor:
-    """Mean of the comparison loss over all pairs of a local and a global view (PCRLv2, Eq. 10).
+    """Return the mean comparison loss over all pairs of a local and a global view (PCRLv2, Eq. 10).
 
-    The paper sums these 12 terms, the authors' code takes their mean; the mean keeps the weight of the restoration.
+    The paper sums these 12 terms, the authors' code averages them. The mean keeps the weight of the restoration.
 
     Args:
         v_local, p_local: (B, N, c).
@@ -48,11 +48,13 @@ def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_
 
 
 def classification_loss(logits: Tensor, target: Tensor, exclusive: bool) -> Tensor:
-    """Return the cross-entropy of exclusive classes, or the mean binary one of labels, over known values; else 0.
+    """Return the cross-entropy of exclusive classes, or the mean binary cross-entropy of labels, over known values.
+
+    Without known values the loss is 0.
 
     Args:
         logits: (B, L).
-        target: (B, L) 0 or 1, NaN where unknown; of exclusive classes one is 1, or all are unknown.
+        target: (B, L) 0 or 1, NaN if unknown. For exclusive classes exactly one is 1, or all are unknown.
     """
     logits, known = logits.float(), ~target.isnan()
     if exclusive:

@@ -1,6 +1,6 @@
-"""Copies of a plan under another name, so that a second pretraining has a folder of its own.
+"""Copies of a plan under another name, to give a second pretraining its own folder.
 
-The copy PLANS_NAME shares the preprocessed data of PLANS. Every command takes it with ``-p PLANS_NAME``.
+The copy PLANS_NAME shares the preprocessed data of PLANS. Every command accepts it with ``-p PLANS_NAME``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pcrl_nnunet.files import write_text, writing
 from pcrl_nnunet.plans import PlannedConfiguration, read_json, resolve
 from pcrl_nnunet.settings import pcrl_block, without_settings
 
-COPY_KEY = "pcrl_copy_of"  # of a copy: the name of the plan that it was made from
+COPY_KEY = "pcrl_copy_of"  # key in a copy: the name of the original plan
 _OF_DATA = ("data_identifier", "spacing", "normalization_schemes", "use_mask_for_norm")
 _OF_ALL_DATA = ("transpose_forward", "foreground_intensity_properties_per_channel")
 
 
 def named_plan(plan: PlannedConfiguration, name: str) -> PlannedConfiguration:
-    """Return the plan PLANS_NAME: the copy that is there, with its own ``pcrl`` block, or a new one, not yet written.
+    """Return the plan PLANS_NAME: the existing copy with its own ``pcrl`` block, or a new copy, not yet written.
 
     Raises:
-        UserError: the name cannot be part of a folder's name, or there is another plan of that name.
+        UserError: the name cannot be part of a folder's name, or another plan has that name.
     """
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise UserError(f"-name is '{name}'; expected letters, digits, - and _: it becomes part of folders' names")
     given = plan.plans
     plans = {**deepcopy(given), "plans_name": f"{given['plans_name']}_{name}", COPY_KEY: given["plans_name"]}
-    if "pcrl" in plans:  # without a checkpoint: fine-tuning shall take what is pretrained with the copy
+    if "pcrl" in plans:  # without a checkpoint: fine-tuning should use the copy's own pretraining
         plans["pcrl"] = {part: value for part, value in pcrl_block(plans).items() if part != "checkpoint"}
     path = _path(plan, plans)
     if os.path.isfile(path):
@@ -46,10 +46,10 @@ def named_plan(plan: PlannedConfiguration, name: str) -> PlannedConfiguration:
 
 
 def write_copy(plan: PlannedConfiguration) -> str | None:
-    """Write a plan that `named_plan` gave. Returns its path, or None if it is there or is no copy.
+    """Write a plan of `named_plan`. Return its path, or None if it exists or is not a copy.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder is not writable.
     """
     path = _path(plan, plan.plans)
     if COPY_KEY not in plan.plans or os.path.isfile(path):
@@ -60,15 +60,15 @@ def write_copy(plan: PlannedConfiguration) -> str | None:
 
 
 def name_of(plans: Mapping[str, Any]) -> str | None:
-    """Return the NAME that a copy was given; None for a plan that is no copy."""
+    """Return the NAME of a copy; None for an original plan."""
     return plans["plans_name"].removeprefix(f"{plans[COPY_KEY]}_") if COPY_KEY in plans else None
 
 
 def refuse_outdated(plans: Mapping[str, Any], configuration: str, folder: str) -> None:
-    """Raises `UserError` for a copy whose original now stands for other preprocessed data in the same folder.
+    """Raise `UserError` for a copy whose original now describes other preprocessed data in the same folder.
 
     Args:
-        folder: the dataset's in nnUNet_preprocessed.
+        folder: the dataset's folder in nnUNet_preprocessed.
     """
     path = os.path.join(folder, f"{plans.get(COPY_KEY)}.json")
     if not os.path.isfile(path):
@@ -84,7 +84,7 @@ def refuse_outdated(plans: Mapping[str, Any], configuration: str, folder: str) -
 
 
 def _values(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Return the parts of a plan that the preprocessed data depend on."""
+    """Return the parts of a plan that determine the preprocessed data."""
     known = plans["configurations"]
     resolved = resolve(plans, configuration) if configuration in known else {}
     return {name: resolved.get(name) for name in _OF_DATA} | {name: plans.get(name) for name in _OF_ALL_DATA}

@@ -1,4 +1,4 @@
-"""nnU-Net's trainers make their output folder before they know whether they can train."""
+"""Output folders: nnU-Net's trainers make them before they know whether they can train."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ LOGS = "training_log_*.txt"
 
 
 METHOD = "[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*"  # names of methods; nnU-Net splits names of folders at two underscores
-PRETRAINER = "PCRLPretrainTrainer"  # its name is part of the folder's, as with every trainer of nnU-Net
+PRETRAINER = "PCRLPretrainTrainer"  # part of the folder's name, as for every trainer of nnU-Net
 
 
 def name_of_pretrainer(method: str) -> str:
-    """Return the name of the class that pretrains by a method; each method's results have a folder of their own."""
+    """Return the name of the class that pretrains with a method, so that each method has its own results folder."""
     return f"{PRETRAINER}_{method}"
 
 
 def path_of(trainer: str, dataset: str, plans_name: str, configuration: str, fold: int | str) -> str:
-    """Return the folder that nnU-Net gives to a trainer, without making one."""
+    """Return nnU-Net's output folder of a trainer, without making it."""
     return os.path.join(nnUNet_results.get(), dataset, f"{trainer}__{plans_name}__{configuration}", f"fold_{fold}")
 
 
 OVERWRITING = "overwriting.txt"
-STARTED_WITH = ("transfer.json",)  # written before a fine-tuning is sure to start
+STARTED_WITH = ("transfer.json",)  # files that a fine-tuning writes before it is sure to start
 
 
 @contextmanager
 def creating() -> Iterator[None]:
-    """`UserError` where the folder cannot be made."""
+    """Raise `UserError` if the folder cannot be made."""
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def creating() -> Iterator[None]:
 
 
 def set_overwriting(folder: str, at_work: bool) -> None:
-    """Note in a folder that its result is an earlier training's, until the one that is at work has a result."""
+    """Mark a folder's result as an earlier training's until the present training has a result."""
     path = os.path.join(folder, OVERWRITING)
     if at_work:
         with open(path, "w", encoding="utf-8") as file:
@@ -57,18 +57,18 @@ def set_overwriting(folder: str, at_work: bool) -> None:
 
 
 def is_overwriting(folder: str) -> bool:
-    """Tell whether the result in a folder is an earlier training's."""
+    """Tell whether a folder's result is an earlier training's."""
     return os.path.isfile(os.path.join(folder, OVERWRITING))
 
 
 def remove_unused(folder: str, log: str | None = None) -> None:
-    """Remove the log of a training that never got anywhere, and the folder if it holds nothing else.
+    """Remove the log of a training that never started, and the folder if it holds nothing else.
 
-    What other trainings have left there stays: one of them may be at work.
+    Files of other trainings stay: one of them may be at work.
     """
     if log is not None and os.path.isfile(log):
         os.remove(log)
-        if not glob(os.path.join(escape(folder), LOGS)):  # nor has another training begun here
+        if not glob(os.path.join(escape(folder), LOGS)):  # no other training has begun here
             for name in STARTED_WITH:
                 with suppress(FileNotFoundError):
                     os.remove(os.path.join(folder, name))
@@ -79,8 +79,8 @@ def remove_unused(folder: str, log: str | None = None) -> None:
 
 
 def remove_if_empty(folder: str) -> None:
-    """Remove an empty folder of a fold, and the trainer's and the dataset's folder around it if these are empty."""
-    with suppress(OSError):  # not empty: other folds lie there
+    """Remove a fold's empty folder, and the trainer's and the dataset's folder around it if they are empty."""
+    with suppress(OSError):  # not empty: other folds are there
         for _ in range(3):
             os.rmdir(folder)
             folder = os.path.dirname(folder)

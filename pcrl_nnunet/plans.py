@@ -1,4 +1,4 @@
-"""A dataset of nnU-Net by its name, with its plan, or one sentence that says what is missing and what to run."""
+"""The search for an nnU-Net dataset and its plan, with errors that say what is missing and what to run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pcrl_nnunet.errors import UserError
 DEFAULT_CONFIGURATION = "3d_fullres"
 PLAN = "nnUNetv2_plan_and_preprocess"
 DATASET_NAME = re.compile(r"Dataset\d{3,}_.+")
-ALIKE = 0.6  # difflib's own bound for a close match
-LISTED = 5  # names that are shown where none is near
+ALIKE = 0.6  # difflib's own threshold for a close match
+LISTED = 5  # number of names to show if none is near
 NEEDED_OF_PLAN = ("configurations", "dataset_name", "plans_name")
 NEEDED_OF_CONFIGURATION = (
     *("architecture", "batch_size", "data_identifier", "median_image_size_in_voxels", "normalization_schemes"),
@@ -33,23 +33,23 @@ NEEDED_OF_CONFIGURATION = (
 
 @dataclass(frozen=True)
 class PlannedConfiguration:
-    """One configuration of a dataset's plan."""
+    """A configuration of a dataset's plan."""
 
     folder: str  # nnUNet_preprocessed/DatasetXXX_NAME
     plans: dict[str, Any]
     configuration: str
-    resolved: dict[str, Any]  # the configuration with what it inherits
+    resolved: dict[str, Any]  # the configuration with inherited values
     dataset_json: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """The numbers of a plan's configuration that a method of pretraining configures itself by.
+    """The numbers of a plan's configuration from which a method of pretraining derives its settings.
 
     Sizes are in voxels, axes in nnU-Net's order; the spacing is in mm.
 
     Attributes:
-        strides: of each encoder stage, from full resolution to the bottleneck.
+        strides: strides of each encoder stage, from full resolution to the bottleneck.
     """
 
     configuration: str
@@ -61,7 +61,7 @@ class PlanFacts:
 
     @classmethod
     def of(cls, name: str, configuration: Mapping[str, Any]) -> PlanFacts:
-        """Read a configuration whose inheritance is resolved; `UserError` for a network without strided stages."""
+        """Read a resolved configuration. Raise `UserError` for a network without strided stages."""
         architecture = configuration["architecture"]
         strides = architecture["arch_kwargs"].get("strides")
         if strides is None:
@@ -83,12 +83,12 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
     """Find a dataset, its plan and a configuration.
 
     Args:
-        dataset: name or ID, as nnU-Net's -d.
-        plans_name: as nnU-Net's -p.
-        configuration: as nnU-Net's -c; None stands for 3d_fullres, else the only one there is.
+        dataset: name or ID, like nnU-Net's -d.
+        plans_name: like nnU-Net's -p.
+        configuration: like nnU-Net's -c; None means 3d_fullres, else the only configuration.
 
-    Raises:
-        UserError: nnUNet_preprocessed is not set, or any of the three is not there.
+        Raises:
+            UserError: nnUNet_preprocessed is not set, or one of the three does not exist.
     """
     folder = dataset_folder(dataset)
     prepare = f"run {planning_command(os.path.basename(folder))}"
@@ -122,7 +122,7 @@ def _plans_in(folder: str) -> list[str]:
 
 
 def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
-    """Raise `UserError`, with the command to paste, if a plan lacks a configuration."""
+    """Raise `UserError` if a plan lacks a configuration. The message has the command to paste."""
     names = list(plans["configurations"])
     if configuration in names:
         return
@@ -144,7 +144,7 @@ def refuse_cascade(plan: PlannedConfiguration) -> None:
 
 
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with what it inherits; `UserError` where it lacks something that every one has."""
+    """Return a configuration with inherited values. Raise `UserError` if a required entry is missing."""
     resolved: dict[str, Any] = PlansManager(dict(plans)).get_configuration(configuration).configuration
     missing = sorted({*NEEDED_OF_CONFIGURATION} - resolved.keys())
     if missing:
@@ -156,11 +156,11 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) -> list[str]:
-    """Return a label for every channel: its name in dataset.json and the number that its raw files end with.
+    """Return a label for every channel: its name in dataset.json and the number at the end of its raw files.
 
     Args:
-        case: name; where it begins with DATASET/, its dataset is another one, whose names are not known.
-        dataset_json: of the plan's dataset.
+        case: name of the case; with a prefix DATASET/ it belongs to another dataset, whose names are unknown.
+        dataset_json: the plan's dataset.json.
         channels: number of channels of the case.
     """
     names = dataset_json.get("channel_names") or dataset_json.get("modality") or {}  # "modality" as in nnU-Net v1
@@ -169,20 +169,20 @@ def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) ->
 
 
 def folder_of(variable: str) -> str:
-    """Return the folder that one of nnU-Net's variables names; `UserError` where it is not set."""
+    """Return the folder in one of nnU-Net's variables. Raise `UserError` if the variable is not set."""
     if not os.environ.get(variable):
         raise UserError(f"the variable {variable} is not set; set it as for nnU-Net: export {variable}=FOLDER")
     return os.environ[variable]
 
 
 def dataset_folder(dataset: str, step: str = PLAN) -> str:
-    """Return the preprocessed folder of a dataset's name or ID.
+    """Return the preprocessed folder of a dataset, given by name or ID.
 
     Args:
         step: nnU-Net's command that makes the folder.
 
     Raises:
-        UserError: there is none; ends with the command to run.
+        UserError: the folder does not exist; the message ends with the command to run.
     """
     folder_of("nnUNet_preprocessed")
     name = dataset_name_of(dataset)
@@ -198,10 +198,10 @@ def dataset_folder(dataset: str, step: str = PLAN) -> str:
 
 
 def dataset_name_of(dataset: str) -> str:
-    """Return the name of a dataset's name or ID, which is in one of nnU-Net's three folders.
+    """Return the name of a dataset in one of nnU-Net's three folders, given by name or ID.
 
     Raises:
-        UserError: there is none, or several have the ID; ends with the nearest names.
+        UserError: the dataset does not exist, or several have the ID; the message ends with the nearest names.
     """
     roots = [root.get() for root in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if root.is_set()]
     known = sorted(
@@ -232,13 +232,13 @@ def dataset_name_of(dataset: str) -> str:
 
 
 def nearest_datasets(dataset: str, known: Sequence[str]) -> list[str]:
-    """Return up to three names like a name or ID, the most alike first.
+    """Return up to three names similar to a name or ID, the most similar first.
 
-    A name is compared by what follows the number, so that all names are not alike by their beginning. If that is not
-    alike, or missing, the number decides.
+    The comparison uses the part after the number, because all names begin alike. If this part differs or is missing,
+    the number decides.
 
     Args:
-        known: names as nnU-Net has them.
+        known: nnU-Net's names of datasets.
     """
 
     def parts(text: str) -> tuple[str, str]:
@@ -266,18 +266,18 @@ def has_masks(raw_folder: str, dataset_json: dict[str, Any]) -> bool:
 
 
 def lacks_masks(name: str) -> bool:
-    """Tell if nnUNet_raw has a dataset of this name, and that without masks."""
+    """Tell if nnUNet_raw has a dataset of this name without masks."""
     raw = os.path.join(_raw_root(), name)
     return _is_raw(name) and not has_masks(raw, read_json(os.path.join(raw, "dataset.json"), "mend it"))
 
 
 def planning_command(name: str, step: str = PLAN, options: str = "") -> str:
-    """Return the command that prepares a dataset: nnU-Net's fails without masks, and ours is for these.
+    """Return the command that prepares a dataset: nnU-Net's command with masks, ours without.
 
     Args:
-        name: of the dataset; nnU-Net's commands take the number alone.
+        name: name of the dataset; nnU-Net's commands take only the number.
         step: nnU-Net's command for datasets with masks.
-        options: further ones of that command.
+        options: further options of that command.
     """
     number = int(re.sub(r"\D.*", "", name.removeprefix("Dataset")))
     return f"pcrl_nnunet_preprocess -d {number}" if lacks_masks(name) else f"{step} -d {number}{options}"
@@ -287,7 +287,7 @@ def preprocessing_command(folder: str) -> str:
     """Return the command that fills a folder of preprocessed data.
 
     Args:
-        folder: nnUNet_preprocessed/DatasetXXX_NAME/PLANS_CONFIGURATION, as nnU-Net's planners name it.
+        folder: nnUNet_preprocessed/DatasetXXX_NAME/PLANS_CONFIGURATION, nnU-Net's name.
     """
     name, identifier = os.path.basename(os.path.dirname(folder)), os.path.basename(folder)
     named = re.fullmatch(r"(.+)_(2d|3d_fullres|3d_lowres)", identifier)
@@ -308,7 +308,7 @@ def _is_raw(name: str) -> bool:
 
 
 def read_json(path: str, remedy: str) -> dict[str, Any]:
-    """A file of names and values; `UserError`, which ends with the remedy, where it is none."""
+    """Read a JSON file of names and values. Raise `UserError` if this fails; the message ends with the remedy."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -316,7 +316,7 @@ def read_json(path: str, remedy: str) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); correct its permissions") from error
-    except ValueError as error:  # also what is no UTF-8
+    except ValueError as error:  # includes files that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); mend it, or {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no block of names and values; {remedy}")

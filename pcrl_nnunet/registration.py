@@ -1,12 +1,12 @@
-"""Registration with nnU-Net: lets nnU-Net's commands see our trainers and planners.
+"""Registration of our trainers and planners with nnU-Net's commands.
 
-One bridge module goes into the trainer folder and one into the planner folder of the nnU-Net that is imported. They are
-copies of `ext_trainer/pcrl_nnunet_bridge.py`, which says how they work.
+A bridge module goes into the trainer folder and another into the planner folder of the imported nnU-Net. Both are
+copies of `ext_trainer/pcrl_nnunet_bridge.py`, which explains how they work.
 
-Nothing else is ever written there, and our wheel writes nothing there: files under ``nnunetv2/`` in site-packages
-without an nnU-Net beside them make ``nnunetv2`` a namespace package that hides an editable nnU-Net. A bridge that was
-left behind when nnU-Net was uninstalled is such a file: an orphan. Orphans are therefore looked for in the
-site-packages folders, not through ``import nnunetv2``.
+Nothing else is ever written there, and our wheel writes nothing there. Files under ``nnunetv2/`` in site-packages
+without an nnU-Net beside them make ``nnunetv2`` a namespace package that hides an editable nnU-Net. A bridge that stays
+after nnU-Net was uninstalled is such a file: an orphan. The search for orphans therefore looks into the site-packages
+folders and does not use ``import nnunetv2``.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ BRIDGE_FOLDERS = (join("training", "nnUNetTrainer"), join("experiment_planning",
 
 
 def is_registered() -> bool:
-    """Tell if nnU-Net's training command finds our trainers, by bridges or by ``nnUNet_extTrainer``."""
+    """Tell if nnU-Net's training command finds our trainers, through bridges or ``nnUNet_extTrainer``."""
     state = _state()
     return state == "registered" or (state == "not registered" and _is_ext_trainer_set())
 
 
 def register() -> list[str]:
-    """Write the bridges that are missing or outdated, and remove orphans.
+    """Write missing or outdated bridges, and remove orphans.
 
     Returns:
-        A line for the user about everything that was done; empty if there was nothing to do.
+        A line for the user about each action; empty if there was nothing to do.
 
     Raises:
-        UserError: nnU-Net is not installed, or its folder cannot be written to.
+        UserError: nnU-Net is not installed, or its folder is not writable.
     """
     removed = _remove(_orphans())
     paths = [path for path in _bridge_paths() if not _is_current(path)]
     try:
-        with ExitStack() as drafts:  # all drafts come first: where one folder cannot be written to, neither is
+        with ExitStack() as drafts:  # all drafts come first: if one folder is not writable, nothing is written
             for path in paths:
                 draft = drafts.enter_context(whole(path))
                 shutil.copyfile(BRIDGE, draft)
-                shutil.copymode(join(_nnunet_folder(), "__init__.py"), draft)  # for whoever may read nnU-Net
+                shutil.copymode(join(_nnunet_folder(), "__init__.py"), draft)  # for everyone who may read nnU-Net
     except OSError as error:
         raise UserError(_read_only_message(error)) from error
     importlib.invalidate_caches()
@@ -65,10 +65,10 @@ def register() -> list[str]:
 
 
 def undo() -> list[str]:
-    """Remove all bridges, orphans with the folders that are then empty.
+    """Remove all bridges, and orphans with their emptied folders.
 
     Returns:
-        A line for the user about everything that was removed; empty if there was nothing to do.
+        A line for the user about each removed file; empty if there was nothing to do.
 
     Raises:
         UserError: a bridge cannot be removed.
@@ -98,11 +98,11 @@ def description() -> str:
 
 
 class _NoNnunet(UserError):
-    """There is no nnU-Net to register with."""
+    """An error: there is no nnU-Net to register with."""
 
 
 def _state() -> str:
-    """``registered``, ``not registered``, ``outdated`` or ``orphan``."""
+    """Return ``registered``, ``not registered``, ``outdated`` or ``orphan``."""
     if _orphans():
         return "orphan"
     paths = _bridge_paths()
@@ -112,7 +112,7 @@ def _state() -> str:
 
 
 def _nnunet_folder() -> str:
-    """The folder of the nnU-Net that this Python imports, which is not imported for that."""
+    """Return the folder of this Python's nnU-Net, without importing nnU-Net."""
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None:
         raise _NoNnunet(f"nnU-Net is not installed for {sys.executable}: run pip install nnunetv2")
@@ -123,7 +123,7 @@ def _nnunet_folder() -> str:
 
 
 def _bridge_paths(nnunet_folder: str | None = None) -> list[str]:
-    """Where the bridges belong."""
+    """Return the paths of the bridges."""
     return [join(nnunet_folder or _nnunet_folder(), folder, Path(BRIDGE).name) for folder in BRIDGE_FOLDERS]
 
 
@@ -137,7 +137,7 @@ def _is_ext_trainer_set() -> bool:
 
 
 def _orphans() -> list[str]:
-    """Bridges in site-packages folders with no nnU-Net around them."""
+    """Return bridges in site-packages folders without an nnU-Net around them."""
     candidates = {realpath(folder) for folder in [*site.getsitepackages(), site.getusersitepackages(), *sys.path]}
     folders = [join(folder, "nnunetv2") for folder in sorted(candidates)]
     return [
@@ -150,7 +150,7 @@ def _orphans() -> list[str]:
 
 
 def _remove(bridges: Iterable[str]) -> list[str]:
-    """Remove bridges with their compiled files and, for orphans, the folders that are then empty."""
+    """Remove bridges with their compiled files, and the emptied folders of orphans."""
     removed = []
     try:
         for path in bridges:
@@ -171,7 +171,7 @@ def _remove(bridges: Iterable[str]) -> list[str]:
 
 
 def _remove_empty(root: Path) -> list[str]:
-    """Remove the folders in and including root that hold nothing; caches of modules that are gone count as nothing."""
+    """Remove root and the folders in it if they are empty. Caches of removed modules count as empty."""
     removed = []
     for folder, _, _ in os.walk(root, topdown=False):
         if Path(folder).name == "__pycache__":

@@ -1,4 +1,4 @@
-"""A plan's ``pcrl`` block, and settings as frozen dataclasses that take their fields from it."""
+"""A plan's ``pcrl`` block, and settings as frozen dataclasses that read their fields from it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pcrl_nnunet.errors import UserError
 
-PARTS = ("pretrain", "finetune", "semi", "classify", "checkpoint")  # of a plan's block
-NOT_IN_BLOCK = {"in_block": False}  # metadata of a field that `replaced` does not take
+PARTS = ("pretrain", "finetune", "semi", "classify", "checkpoint")  # parts of a plan's block
+NOT_IN_BLOCK = {"in_block": False}  # metadata of a field that `replaced` refuses
 
 _Settings = TypeVar("_Settings")
 _BOUNDS = {
@@ -26,14 +26,14 @@ def number(default: float, hint: str = "", **bounds: float) -> Any:
     """Return a field of settings whose values `replaced` keeps within bounds.
 
     Args:
-        hint: end of the message about a value beyond them.
+        hint: end of the message about a value out of bounds.
         bounds: ``at_least``, ``above``, ``at_most`` and ``below``.
     """
     return field(default=default, metadata={"bounds": bounds, "hint": hint})
 
 
 def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plan's ``pcrl`` block, empty where there is none; `UserError` for a part that it does not have."""
+    """Return the plan's ``pcrl`` block, empty if missing. Raise `UserError` for an unknown part."""
     block = part(plan, "pcrl")
     for name in block.keys() - {*PARTS}:
         raise UserError(f"pcrl.{name} is no part of the plan's settings; expected {', '.join(PARTS)}: correct its name")
@@ -44,12 +44,12 @@ def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_settings(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plan less our block: all that preprocessing and network depend on."""
+    """Return the plan without our block: everything that determines preprocessing and network."""
     return {key: value for key, value in plan.items() if key != "pcrl"}
 
 
 def part(settings: Mapping[str, Any], name: str, where: str = "") -> dict[str, Any]:
-    """Return a copy of a block of settings, empty where there is none."""
+    """Return a copy of a block of settings, empty if missing."""
     given = settings.get(name, {})
     if not isinstance(given, Mapping):
         raise UserError(f'{where}{name} is {given!r}; expected a block of settings: {{"NAME": VALUE, ...}}')
@@ -57,7 +57,7 @@ def part(settings: Mapping[str, Any], name: str, where: str = "") -> dict[str, A
 
 
 def merged(block: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a block of settings with another one over it; blocks that both have are merged in turn."""
+    """Return a block of settings with another block over it. Common nested blocks are merged in turn."""
     result = dict(block)
     for name, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
@@ -66,7 +66,7 @@ def merged(block: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return values that differ, also within blocks, by names such as pcrlv2.restoration; a missing one is None."""
+    """Return differing values, nested blocks included, by names such as pcrlv2.restoration; missing ones are None."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys((*now, *then)):
         one, other = then.get(name, ...), now.get(name, ...)  # None is a value
@@ -80,15 +80,15 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Settings:
     """Return settings with some of their fields replaced.
 
-    A field that is itself a block of settings takes a block, of which the fields that are given are replaced.
+    For a field that is itself a block of settings, only the given fields of the block are replaced.
 
     Args:
         settings: a frozen dataclass.
-        where: its place in the plan, such as pcrl.finetune.
-        given: values by the names of fields.
+        where: place of the settings in the plan, such as pcrl.finetune.
+        given: values by names of fields.
 
-    Raises:
-        UserError: a name or a type that the settings do not have, or a value beyond its bounds.
+        Raises:
+            UserError: a name is unknown, a value has the wrong type, or a value is out of bounds.
     """
     known = {f.name: f for f in fields(settings) if f.metadata.get("in_block", True)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
         if is_dataclass(default):
             values[name] = replaced(default, f"{where}.{name}", part(given, name, f"{where}."))
             continue
-        if default is None:  # any value: it is for the settings themselves to check
+        if default is None:  # any value: the settings check it themselves
             values[name] = value
             continue
         wanted = (int, float) if isinstance(default, float) else type(default)

@@ -1,7 +1,7 @@
-"""nnU-Net's run of Weights & Biases, begun when the training begins.
+"""nnU-Net's run of Weights & Biases, started only when the training starts.
 
-nnU-Net begins a run when a trainer is built, and then deletes the ``wandb`` folder of an earlier run, or of the run of
-another process that trains in the same folder. A trainer that is refused afterwards has done both.
+nnU-Net starts a run when a trainer is built. It then deletes the ``wandb`` folder of an earlier run, or of another
+process that trains in the same folder. A trainer that is refused afterwards has already done both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ON, _OFF = ("1", "True", "true"), ("0", "False", "false")
 
 
 def check() -> None:
-    """Raises `UserError` where nnU-Net's switch has a wrong value, or is on and wandb is not installed."""
+    """Raise `UserError` if nnU-Net's switch has a wrong value, or is on without wandb installed."""
     value = os.environ.get(_ENABLED, "0")
     if value not in (*_ON, *_OFF):
         raise UserError(f"the variable {_ENABLED} is '{value}'; set it to 1, to log to Weights & Biases, or to 0")
@@ -34,7 +34,7 @@ def check() -> None:
 
 
 class _Later:
-    """Stands in for nnU-Net's `WandbLogger` until the run begins, and remembers what to log."""
+    """A stand-in for nnU-Net's `WandbLogger` that stores log calls until the run starts."""
 
     def __init__(self, output_folder: str, resume: bool) -> None:
         self.output_folder, self.resume = output_folder, resume
@@ -44,15 +44,15 @@ class _Later:
         return lambda *given: self.calls.append((name, given))
 
     def begun(self) -> Any:
-        """Begin the run, and log to it what there was so far."""
+        """Start the run, and log the stored calls."""
         try:
             logger = nnunet_logger.WandbLogger(self.output_folder, self.resume)
-        except (OSError, StopIteration) as error:  # nnU-Net looks for the run to go on with
+        except (OSError, StopIteration) as error:  # nnU-Net searches the run to resume
             raise UserError(
                 f"{os.path.join(self.output_folder, FOLDER)} has no run of Weights & Biases to go on with "
                 f"({type(error).__name__}: {error}); remove that folder and run this again"
             ) from error
-        except Exception as error:  # wandb has errors of many kinds, such as a missing login
+        except Exception as error:  # wandb raises many kinds of errors, for example without a login
             raise UserError(
                 f"Weights & Biases did not begin a run ({type(error).__name__}: {error}); run wandb login, or set "
                 f"{_ENABLED} to 0"
@@ -64,7 +64,7 @@ class _Later:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within it, a trainer that is built begins no run."""
+    """Keep trainers from starting a run while they are built."""
     nnunets = nnunet_logger.WandbLogger
     nnunet_logger.WandbLogger = _Later
     try:
@@ -74,6 +74,6 @@ def held_back() -> Iterator[None]:
 
 
 def begin(trainer: nnUNetTrainer) -> None:
-    """Begin the run of a trainer that was built within `held_back`; of several processes the first has one."""
+    """Start the run of a trainer that was built within `held_back`, in the first process only."""
     loggers = trainer.logger.loggers if trainer.local_rank == 0 else []
     trainer.logger.loggers = [logger.begun() if isinstance(logger, _Later) else logger for logger in loggers]

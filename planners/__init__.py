@@ -1,4 +1,4 @@
-"""Planners that nnU-Net finds through the bridge that `pcrl_nnunet_register` writes."""
+"""Planners that nnU-Net finds through the bridge of `pcrl_nnunet_register`."""
 
 from pcrl_nnunet.planners.pcrl import PCRLPlanner, PCRLPlannerResEncL, PCRLPlannerResEncM, PCRLPlannerResEncXL
 

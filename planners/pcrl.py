@@ -1,12 +1,12 @@
 """Planners that write nnU-Net's own plans under our name, with a ``pcrl`` block of settings to edit.
 
-The networks and the preprocessing are those of the stock planner that each one extends. Where the preprocessed data
-would be those of the stock plan, its data folder is named in the plan, so that nothing is preprocessed twice::
+Each planner keeps the networks and the preprocessing of the stock planner that it extends. If the preprocessed data
+would equal the stock plan's, the plan names the stock data folder, so that nothing is preprocessed twice::
 
     nnUNetv2_plan_experiment -d 4 -pl PCRLPlanner
 
-is then all that an already preprocessed dataset needs. (`nnUNetv2_plan_and_preprocess` preprocesses after planning
-whatever the plan, and deletes the data folder before.)
+An already preprocessed dataset then needs only this command. (`nnUNetv2_plan_and_preprocess` deletes the data folder
+and preprocesses again after planning, for any plan.)
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.methods import DEFAULT, method_class
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 
-# The few settings that a user may want to edit; every other one can be added by hand.
-PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "seed")  # that all methods share; rate and batch are a method's
-FINETUNE_KEYS = ("recipe", "epochs", "iters_per_epoch", "warmup_share")  # the rate is the recipe's
+# The few settings that a user may want to edit; other settings can be added by hand.
+PRETRAIN_KEYS = ("epochs", "iters_per_epoch", "seed")  # shared by all methods; rate and batch belong to a method
+FINETUNE_KEYS = ("recipe", "epochs", "iters_per_epoch", "warmup_share")  # the rate belongs to the recipe
 
-# What preprocessed voxels depend on, beside the raw data.
+# Parts of the plan that determine preprocessed voxels.
 PLAN_KEYS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
 CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -50,13 +50,13 @@ CONFIGURATION_KEYS = (
 
 
 class PCRLPlanner(ExperimentPlanner):
-    """nnU-Net's default planner; writes ``PCRLPlans`` with the settings of pretraining and fine-tuning in it."""
+    """nnU-Net's default planner, which writes ``PCRLPlans`` with the settings of pretraining and fine-tuning."""
 
     pcrl_plans_name = "PCRLPlans"
     stock_plans_name = "nnUNetPlans"
 
     def __init__(self, dataset_name_or_id: str | int, **settings: Any) -> None:
-        """Settings are those of the stock planner, by keyword."""
+        """Accept the stock planner's settings by keyword."""
         super().__init__(dataset_name_or_id, **{"plans_name": self.pcrl_plans_name, **settings})
         changed = {"overwrite_target_spacing", "gpu_memory_target_in_gb", "suppress_transpose"}
         self._plans_as_stock = (
@@ -65,7 +65,7 @@ class PCRLPlanner(ExperimentPlanner):
         )
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Save the plan with its data folders and ``pcrl`` block; a block that is there already, is kept."""
+        """Save the plan with its data folders and ``pcrl`` block. An existing block is kept."""
         recursive_fix_for_json_export(plans)
         for name, configuration in plans["configurations"].items():
             if "data_identifier" in configuration:
@@ -76,9 +76,9 @@ class PCRLPlanner(ExperimentPlanner):
         super().save_plans(plans)
 
     def _data_identifier(self, plans: dict[str, Any], configuration: str) -> str:
-        """The data folder of the stock plan if its voxels would be the same, else one of our own."""
+        """Return the stock plan's data folder if its voxels would be the same, else our own."""
         own = f"{self.plans_identifier}_{configuration}"
-        # ResEnc planners, too, keep these two under the default planner's name.
+        # ResEnc planners also keep these two under the default planner's name.
         shared = configuration in ("2d", "3d_fullres")
         stock_plans_name = PCRLPlanner.stock_plans_name if shared else self.stock_plans_name
         stock_file = join(nnUNet_preprocessed, self.dataset_name, stock_plans_name + ".json")
@@ -93,37 +93,37 @@ class PCRLPlanner(ExperimentPlanner):
 
 
 class PCRLPlannerResEncM(PCRLPlanner, nnUNetPlannerResEncM):
-    """The same for nnU-Net's ResEnc M preset."""
+    """`PCRLPlanner` for nnU-Net's ResEnc M preset."""
 
     pcrl_plans_name = "PCRLResEncUNetMPlans"
     stock_plans_name = "nnUNetResEncUNetMPlans"
 
 
 class PCRLPlannerResEncL(PCRLPlanner, nnUNetPlannerResEncL):
-    """The same for nnU-Net's ResEnc L preset."""
+    """`PCRLPlanner` for nnU-Net's ResEnc L preset."""
 
     pcrl_plans_name = "PCRLResEncUNetLPlans"
     stock_plans_name = "nnUNetResEncUNetLPlans"
 
 
 class PCRLPlannerResEncXL(PCRLPlanner, nnUNetPlannerResEncXL):
-    """The same for nnU-Net's ResEnc XL preset."""
+    """`PCRLPlanner` for nnU-Net's ResEnc XL preset."""
 
     pcrl_plans_name = "PCRLResEncUNetXLPlans"
     stock_plans_name = "nnUNetResEncUNetXLPlans"
 
 
 def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the ``pcrl`` block of a new plan: what pretraining and fine-tuning would do without one.
+    """Return the ``pcrl`` block of a new plan, with the defaults that would hold without a block.
 
-    These are the default method, `PRETRAIN_KEYS` and `FINETUNE_KEYS` with their defaults, and the method's own settings
-    of every configuration that can be pretrained, as they follow from the plan.
+    The block has the default method, `PRETRAIN_KEYS` and `FINETUNE_KEYS`. For every configuration that can be
+    pretrained it has the method's own settings, derived from the plan.
     """
     finetune = {field.name: field.default for field in fields(FinetuneSettings) if field.name in FINETUNE_KEYS}
     pretrain: dict[str, Any] = {"method": DEFAULT}
     for name in plans["configurations"]:
         configuration = PlansManager(plans).get_configuration(name).configuration
-        if configuration.get("previous_stage"):  # a cascade takes 3d_fullres's pretraining
+        if configuration.get("previous_stage"):  # a cascade uses 3d_fullres's pretraining
             continue
         settings = pretrain_settings({"configurations": plans["configurations"]}, name, configuration)
         pretrain |= {key: getattr(settings, key) for key in PRETRAIN_KEYS}
@@ -132,7 +132,7 @@ def default_block(plans: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _kept(old: dict[str, Any], plans: dict[str, Any]) -> dict[str, Any]:
-    """Return the block of an earlier plan, in which a configuration that nobody has edited is that of the new plan."""
+    """Return an earlier plan's block. Configurations that nobody edited come from the new plan."""
     block = deepcopy(old["pcrl"])
     given = block.get("pretrain", {})
     then, now = (default_block(p)["pretrain"] for p in (old, plans))
@@ -145,6 +145,6 @@ def _kept(old: dict[str, Any], plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def _voxels(plans: dict[str, Any], configuration: dict[str, Any]) -> str:
-    """All that preprocessed voxels depend on, in a form that compares."""
+    """Return everything that determines preprocessed voxels, as a comparable string."""
     parts = [plans.get(key) for key in PLAN_KEYS] + [configuration.get(key) for key in CONFIGURATION_KEYS]
     return json.dumps(parts, sort_keys=True)

@@ -1,4 +1,4 @@
-"""A step of PCRLv2 as the authors' code makes it, for comparison with ours."""
+"""A step of PCRLv2 as in the authors' code, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2
 
 
 class AuthorsWay(nn.Module):
-    """A step as the authors' code makes it, of the same parts: all heads of all levels of all views.
+    """A step as in the authors' code, from the same parts: all heads of all levels of all views.
 
-    In its loss are, of the first view, the restorations at full resolution and of the drawn level (whose weight fades);
-    of the two global views the drawn level's comparison; and of each pair of a local and a global view that of a level
-    drawn for it.
+    The loss has three parts. The first view is restored at full resolution and at the drawn level, whose weight fades.
+    The two global views are compared at the drawn level. Each pair of a local and a global view is compared at a level
+    drawn for the pair.
     """
 
     def __init__(self, method: PCRLv2) -> None:
@@ -29,7 +29,7 @@ class AuthorsWay(nn.Module):
         self.rng = np.random.default_rng(0)
 
     def forward(self, batch: Mapping[str, Tensor], levels: Levels, progress: float = 0.0) -> StepOutput:
-        """As `PCRLv2.forward`."""
+        """See `PCRLv2.forward`."""
         method, target, local = self.method, batch["target"], batch["local"]
         n, drawn = method.decoder.num_levels, levels.deepest
         of_global = method.decoder(method.encoder(batch["input"].flatten(0, 1)), n)
@@ -57,4 +57,4 @@ class AuthorsWay(nn.Module):
         return StepOutput(loss)
 
     def after_step(self, output: StepOutput, stepped: bool) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""

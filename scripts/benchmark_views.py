@@ -1,18 +1,18 @@
-"""How long one sample's views take: ours, torchio as in the authors' code, batchgenerators, and the loader from disk.
+"""The time of one sample's views: ours, torchio as in the authors' code, batchgenerators, and the loader from disk.
 
     pip install .[benchmark]
     python scripts/benchmark_views.py [--json FILE]
 
-One process and one thread. All ways get the same crops of the same volume, in turn, round after round; what is stated
-are medians, and the median of the ratios within a round, since a machine's speed changes over a run.
+One process and one thread. All ways get the same crops of the same volume, in turn, round after round. All numbers are
+medians. Ratios are medians of the ratios within a round, because a machine's speed changes over a run.
 
 - torchio: the transforms of the authors' LUNA pretraining (flip, affine, blur, noise, gamma, swap, z-norm) on crops
-  that were cut and resized beforehand, as theirs are.
+  that are cut and resized beforehand, as in the authors' code.
 - batchgenerators: crop, then rotation, scaling and resizing in a single interpolation, mirroring, noise, blur, gamma.
 - ours: `SubCropTransform`, `SpatialViewTransform`, `PixelTransform`, from the volume to the batch's arrays.
 - limit: crop and trilinear resize in torch, no augmentation.
-- loader: `make_loader` on blosc2 files written as nnU-Net writes them, with 1 and 2 processes, against ours alone.
-  The ratio that is written is the smaller one.
+- loader: `make_loader` on blosc2 files like nnU-Net's, with 1 and 2 processes, against ours alone. The reported ratio
+  is the smaller one.
 - methods: the views of each method, and Models Genesis' corruption against MONAI's; see benchmark_methods.py.
 """
 
@@ -33,7 +33,7 @@ from time import perf_counter
 from typing import Any
 
 import benchmark_methods
-from benchmark_data import Volume, volume_of, write_case  # it sets one thread, before torch is imported
+from benchmark_data import Volume, volume_of, write_case  # sets one thread before torch is imported
 
 import numpy as np  # isort: skip
 import torch
@@ -54,7 +54,7 @@ from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: sizes of the views, shape of the volume they come from, and how often."""
+    """A setting of the benchmark: sizes of the views, shape of the volume, number of rounds."""
 
     name: str
     views: ViewSettings
@@ -75,7 +75,7 @@ SETTINGS = (
         (224, 224, 160),
         60,
     ),
-    Setting(  # patches of 128 from crops of up to 180, as nnssl cuts them
+    Setting(  # patches of 128 from crops of up to 180, as in nnssl
         "large",
         ViewSettings(
             global_crop_sizes=((128, 128, 128), (144, 144, 144), (162, 162, 162), (180, 180, 180)),
@@ -91,16 +91,16 @@ SETTINGS = (
 AUGMENTATION = Augmentation()
 CASE = Case("in memory", "")
 LOADER_CASES, LOADER_SHAPE, LOADER_PATCH = 6, (224, 224, 160), 128
-LOADER_SAMPLES, LOADER_BATCHES, LOADER_TURNS = 8, 6, 4  # samples a batch; batches a turn
+LOADER_SAMPLES, LOADER_BATCHES, LOADER_TURNS = 8, 6, 4  # samples in a batch; batches in a turn
 
 
 def crops(boxes: Any) -> tuple[list[Box], list[Box]]:
-    """The global and the local crops of a sample."""
+    """Return the global and the local crops of a sample."""
     return list(boxes.pair), list(boxes.local)
 
 
 def resized(volume: Volume, box: Box, size: tuple[int, ...]) -> torch.Tensor:
-    """(C, *size): a crop and a trilinear resize."""
+    """Crop and resize trilinearly to (C, *size)."""
     return interpolate(torch.from_numpy(volume[box.index()])[None], size, mode="trilinear")[0]
 
 
@@ -108,7 +108,7 @@ def resized(volume: Volume, box: Box, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def by_torchio(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
-    """The online part of the authors' loader; cutting and resizing is done before the clock starts, as theirs is."""
+    """Return the online part of the authors' loader. Cutting and resizing come before the clock starts, as theirs."""
     try:
         import torchio.transforms as tio
     except ImportError as error:
@@ -120,7 +120,7 @@ def by_torchio(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], obje
 
     def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
         pair, locals_ = crops(boxes)
-        # to 0..1, as theirs: their gamma refuses negative intensities
+        # to 0..1, like the authors: their gamma refuses negative intensities
         scaled = (volume - volume.min()) / np.ptp(volume)
         big = [resized(scaled, box, views.global_input_size) for box in pair]
         small = [resized(scaled, box, views.local_input_size) for box in locals_]
@@ -135,11 +135,11 @@ def by_torchio(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], obje
 
 
 def by_batchgenerators(views: ViewSettings, order: int) -> Callable[[Volume, Any], Callable[[], object]]:
-    """One interpolation a view; its noise, blur and gamma with the strengths of ours."""
+    """Return batchgenerators' views with one interpolation, and noise, blur and gamma of our strengths."""
     a = AUGMENTATION
     angle = np.deg2rad(a.rotation_degrees)
     colours = [
-        GaussianNoiseTransform((0, a.noise_sd**2), p_per_sample=a.p_noise),  # its noise has this variance
+        GaussianNoiseTransform((0, a.noise_sd**2), p_per_sample=a.p_noise),  # batchgenerators takes the variance
         GaussianBlurTransform((0.5, a.blur_sigma), p_per_sample=a.p_blur),
         GammaTransform((np.exp(-a.gamma), np.exp(a.gamma)), per_channel=True, p_per_sample=a.p_gamma),
     ]
@@ -185,7 +185,7 @@ def by_limit(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object
 
 
 def by_us(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
-    """The loader's own views; only the crops are given, so that all ways have the same."""
+    """Return the loader's own views of given crops, so that all ways have the same crops."""
     ours = PairViews(views, AUGMENTATION, 1)
 
     def prepare(volume: Volume, boxes: Any) -> Callable[[], object]:
@@ -202,7 +202,7 @@ def by_us(views: ViewSettings) -> Callable[[Volume, Any], Callable[[], object]]:
 
 @contextmanager
 def replaced(module: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
-    """A function of a module replaced for a while."""
+    """Replace a function of a module for a while."""
     kept = getattr(module, name)
     setattr(module, name, by)
     try:
@@ -215,7 +215,7 @@ def replaced(module: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
 
 
 def interleaved(ways: dict[str, Any], setting: Setting, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Seconds a sample, by way, one entry a round."""
+    """Return seconds a sample by way, with an entry for each round."""
     volume = volume_of(setting.volume, rng)
     seconds: dict[str, list[float]] = defaultdict(list)
     for number in range(-1, setting.rounds):
@@ -230,12 +230,12 @@ def interleaved(ways: dict[str, Any], setting: Setting, rng: np.random.Generator
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """Median of the ratios within the rounds."""
+    """Return the median of the ratios within the rounds."""
     return median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
 def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
-    """Milliseconds a sample by stage of ours: the median over rounds."""
+    """Return our milliseconds a sample by stage: the median over rounds."""
     ours = PairViews(setting.views, AUGMENTATION, 1)
     volume = volume_of(setting.volume, rng)
     spent: dict[str, float] = defaultdict(float)
@@ -277,10 +277,10 @@ def stages(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
 
 
 def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
-    """By number of processes: views a second and process of the loader, and its share of the bare transform's.
+    """Return, by number of processes, the loader's views a second and process, and their share of the bare transform's.
 
-    A turn: the bare transform makes the first samples from cases in memory, with nothing else running; then a loader is
-    started, and after as many batches as its queues hold, its next ones are timed.
+    In a turn the bare transform first makes samples from cases in memory, with nothing else running. Then a loader
+    starts. After as many batches as its queues hold, its next batches are timed.
     """
     ours = PairViews(views, AUGMENTATION, 1)
     views_a_batch = LOADER_SAMPLES * (2 + views.num_local)
@@ -302,7 +302,7 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
         found: dict[int, tuple[float, float]] = {}
         bare()
         for processes in (1, 2):
-            # batchgenerators: 2 a worker, one in each one's hands, and its own queue with one more in hand
+            # batchgenerators: 2 for each worker, 1 in each worker's hands, its own queue, and 1 more in hand
             held = 3 * processes + max(3, processes) + 1
             timed = 2 * LOADER_BATCHES * processes
             speeds, shares = [], []
@@ -322,7 +322,7 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked to."""
+    """Measure, print, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios to this file")
     args = parser.parse_args()

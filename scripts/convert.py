@@ -1,8 +1,8 @@
-"""What convert_luna16.py and convert_lits.py share: scans become a raw nnU-Net dataset, one by one.
+"""The common part of convert_luna16.py and convert_lits.py: conversion of scans to a raw nnU-Net dataset, one by one.
 
 A case is complete or absent: every file is written in the folder `unfinished`, then renamed, the image last. The
-folder's `conversion.json` says how the cases were made, where each came from and what was odd about it; a second run
-goes on from there. Scans that cannot be used are named, set aside and listed in `bad_cases.txt`.
+folder's `conversion.json` records the settings, and each case's origin and oddities; a second run resumes from it.
+Unusable scans are named, set aside and listed in `bad_cases.txt`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ENDING = ".nii.gz"
 RECORD = "conversion.json"
 SPLITS = "splits_final.json"
 UNFINISHED = "unfinished"
-LISTED = 20  # scans on the screen; the files have them all
+LISTED = 20  # scans on the screen; the files list all
 
 
 class Loaded(NamedTuple):
-    """A case as it is to be written: int16 or float32, its labels uint8 on the same grid, and what was odd about it."""
+    """A case to write: int16 or float32, its labels in uint8 on the same grid, and its oddities."""
 
     image: sitk.Image
     label: sitk.Image | None
@@ -53,13 +53,13 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A scan that was found, not yet read. Subclasses say how.
+    """A scan that was found but not yet read. Subclasses read it.
 
     Attributes:
-        name: of the case in nnU-Net.
+        name: name of the case in nnU-Net.
         group: "Tr" (training) or "Ts" (test), as in nnU-Net's folders.
-        labelled: has labels, which a test case need not.
-        image: its file.
+        labelled: whether the case has labels, which are optional for a test case.
+        image: file of the image.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Case:
     image: Path
 
     def load(self) -> Loaded:
-        """Read it; raises `Unusable`, or whatever the file makes a reader raise."""
+        """Read the case. Raise `Unusable`, or any error of a reader."""
         raise NotImplementedError
 
     def entry(self) -> dict[str, Any]:
-        """What the record says of it."""
+        """Return the case's entry in the record."""
         return {"group": self.group, "labelled": self.labelled, "image": str(self.image.absolute())}
 
 
@@ -85,18 +85,18 @@ def label_path(folder: Path, name: str, group: str) -> Path:
 
 
 def files_of(folder: Path, name: str, entry: dict[str, Any]) -> list[Path]:
-    """What a finished case consists of."""
+    """Return the files of a finished case."""
     labels = [label_path(folder, name, entry["group"])] if entry["labelled"] else []
     return [image_path(folder, name, entry["group"]), *labels]
 
 
 @dataclass
 class Dataset:
-    """The folder that is written, with its record."""
+    """The output folder with its record."""
 
     folder: Path
     settings: dict[str, Any]
-    cases: dict[str, dict[str, Any]] = field(default_factory=dict)  # the finished ones: name -> entry
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)  # finished cases: name -> entry
 
     def names(self, group: str) -> list[str]:
         return sorted(name for name, entry in self.cases.items() if entry["group"] == group)
@@ -110,11 +110,11 @@ class Dataset:
 
 
 def parser(description: str, folder: str, number: int) -> argparse.ArgumentParser:
-    """The options that both commands have.
+    """Return a parser with the options of both commands.
 
     Args:
         description: the script's docstring.
-        folder: what -i is called.
+        folder: name of the value of -i.
         number: an ID for the help's example.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,7 +128,7 @@ def parser(description: str, folder: str, number: int) -> argparse.ArgumentParse
 
 
 def dataset_folder(args: argparse.Namespace, name: str) -> Path:
-    """Where the dataset goes; raises `UserError` for options of `parser` that make no sense."""
+    """Return the dataset's folder. Raise `UserError` for options of `parser` that make no sense."""
     if not args.i.is_dir():
         raise UserError(f"-i is {args.i}, which is not a folder; give the folder that was downloaded")
     if not 1 <= args.d <= 999:
@@ -148,13 +148,13 @@ def dataset_folder(args: argparse.Namespace, name: str) -> Path:
 
 @contextmanager
 def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Dataset]:
-    """The dataset's folder, made or gone on with, and closed to other runs.
+    """Make or resume the dataset's folder, and lock it against other runs.
 
     Args:
-        settings: all that decides the voxels; cases made with others must not be mixed with these.
+        settings: settings that determine the voxels; cases of other settings must not be mixed in.
 
     Raises:
-        UserError: cases of other settings or of another origin; a folder that cannot be written to.
+        UserError: the folder has cases of other settings or of another origin, or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Dataset]:
 
 
 def _continued(folder: Path, settings: dict[str, Any]) -> Dataset:
-    """The record of an earlier run, less the cases whose files are gone."""
+    """Return the record of an earlier run, without cases whose files are gone."""
     remedy = f"delete {folder} and run again, or choose another -d"
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def _continued(folder: Path, settings: dict[str, Any]) -> Dataset:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and of those below it, in order, links followed, hidden ones left out."""
+    """Yield all files in and below a folder, in order, following links, without hidden files."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): check its permissions")
@@ -204,7 +204,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> sitk.Image:
-    """Read a 3D volume as all of the package reads files; raises `Unusable` for what is none."""
+    """Read a 3D volume like the rest of the package. Raise `Unusable` for other files."""
     image = read_image(str(path))
     if image.GetDimension() != 3:
         raise Unusable(f"its size is {image.GetSize()}; expected one 3D volume")
@@ -212,7 +212,7 @@ def read(path: Path) -> sitk.Image:
 
 
 def int16_if_whole(image: sitk.Image) -> sitk.Image:
-    """The same values as int16 where they are whole numbers of that range, as HU are, else as float32."""
+    """Convert to int16 if all values are whole numbers in its range, such as HU, else to float32."""
     values = sitk.GetArrayViewFromImage(image)  # (Z, Y, X)
     if values.dtype == np.int16:
         return image
@@ -226,14 +226,14 @@ def int16_if_whole(image: sitk.Image) -> sitk.Image:
 
 
 def with_geometry(values: NDArray[np.int16] | NDArray[np.uint8], image: sitk.Image) -> sitk.Image:
-    """Voxels (Z, Y, X) on the grid of `image`."""
+    """Return voxels (Z, Y, X) as an image on the grid of `image`."""
     volume = sitk.GetImageFromArray(values)
     volume.CopyInformation(image)
     return volume
 
 
 def differences(one: sitk.Image, other: sitk.Image) -> list[str]:
-    """In which of spacing, origin and direction two images or headers differ, by nnU-Net's tolerance."""
+    """Return which of spacing, origin and direction differ in two images or headers, by nnU-Net's tolerance."""
     pairs = {
         "spacing": (one.GetSpacing(), other.GetSpacing()),
         "origin": (one.GetOrigin(), other.GetOrigin()),
@@ -246,10 +246,10 @@ def differences(one: sitk.Image, other: sitk.Image) -> list[str]:
 
 
 def convert(cases: Sequence[Case], dataset: Dataset, processes: int | None) -> list[SetAside]:
-    """Convert what is not there yet; returns what could not be.
+    """Convert the missing cases, and return the cases that failed.
 
     Raises:
-        UserError: a worker was killed; the folder cannot be written to.
+        UserError: a worker was killed, or the folder is not writable.
     """
     todo = [case for case in cases if case.name not in dataset.cases]
     bad: list[SetAside] = []
@@ -289,17 +289,17 @@ def convert(cases: Sequence[Case], dataset: Dataset, processes: int | None) -> l
 
 
 def convert_case(case: Case, folder: Path) -> list[str] | SetAside:
-    """Convert one scan; returns what was odd about it, or why it cannot be used.
+    """Convert one scan. Return its oddities, or the reason why it is unusable.
 
     Raises:
-        UserError: when a file cannot be written, which is no fault of the scan.
+        UserError: a file cannot be written, which is not the scan's fault.
     """
     try:
         loaded = case.load()
         check_intensities(sitk.GetArrayViewFromImage(loaded.image)[None])
     except MemoryError:
         return SetAside(str(case.image), "not enough memory for it")
-    except Exception as error:  # whatever a file makes a reader do, the other scans go on
+    except Exception as error:  # one bad file must not stop the other scans
         return SetAside(str(case.image), short_reason(error))
     image = image_path(folder, case.name, case.group)
     try:
@@ -323,7 +323,7 @@ def _write(volume: sitk.Image, path: Path, scratch: Path) -> None:
 
 
 def write_dataset_json(dataset: Dataset, labels: dict[str, int], reference: str) -> None:
-    """For the training cases that are finished."""
+    """Write dataset.json for the finished training cases."""
     generate_dataset_json(
         str(dataset.folder), {0: "CT"}, dict(labels), len(dataset.names("Tr")), ENDING,
         dataset_name=dataset.folder.name, reference=reference, license=f"see {reference}",
@@ -332,7 +332,7 @@ def write_dataset_json(dataset: Dataset, labels: dict[str, int], reference: str)
 
 
 def check(dataset: Dataset) -> list[SetAside]:
-    """Open the headers of what was written once more; returns what is wrong."""
+    """Check the headers of the written files, and return what is wrong."""
     wrong: list[SetAside] = []
     again = "delete it and run the same command again"
     files = {name: files_of(dataset.folder, name, entry) for name, entry in dataset.cases.items()}
@@ -353,7 +353,7 @@ def check(dataset: Dataset) -> list[SetAside]:
 
 
 def header(path: Path) -> sitk.ImageFileReader:
-    """Size, spacing, origin and direction of a file, without its voxels."""
+    """Read the size, spacing, origin and direction of a file, without voxels."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -361,13 +361,13 @@ def header(path: Path) -> sitk.ImageFileReader:
 
 
 def finish(dataset: Dataset, bad: Iterable[SetAside], said: Sequence[str]) -> None:
-    """Print what came of it.
+    """Print the outcome.
 
     Args:
         said: sentences about the dataset as a whole.
 
     Raises:
-        UserError: when anything was bad, so that the command ends with status 1.
+        UserError: a file was bad; the command ends with status 1.
     """
     bad = list(bad)
     write_text(dataset.folder / BAD_LIST, "".join(sorted(f"{b.where}\t{b.reason}\n" for b in bad)))

@@ -3,23 +3,23 @@
     python scripts/convert_lits.py -i LITS_FOLDER -d 17
     nnUNetv2_plan_and_preprocess -d 17 --verify_dataset_integrity
 
-LITS_FOLDER holds volume-N.nii and segmentation-N.nii (or .nii.gz) in any folders below it. A volume of the test set is
-one whose own name (test-volume-N.nii) or folder says "test"; any other needs its segmentation. Into
-$nnUNet_raw/Dataset017_LiTS go
+LITS_FOLDER holds volume-N.nii and segmentation-N.nii (or .nii.gz) in any folders below it. A volume belongs to the test
+set if its own name (test-volume-N.nii) or folder says "test". Any other volume needs its segmentation. The script
+writes into $nnUNet_raw/Dataset017_LiTS:
 
 - imagesTr, labelsTr: LiTS_000 for volume-0, and so on, in HU. -labels liver: 1 is the liver with its tumours, as in the
   paper; -labels liver_tumour: 1 liver, 2 tumour
-- imagesTs (and labelsTs, where there is a segmentation): LiTS_test_000 for the test set's volume 0
-- conversion.json: where each case came from, and what was odd about it; bad_cases.txt: the files that could not be used
+- imagesTs (and labelsTs, for volumes with a segmentation): LiTS_test_000 for the test set's volume 0
+- conversion.json: each case's origin and oddities; bad_cases.txt: the files that could not be used
 
-Volume and segmentation belong together voxel by voxel. Where their headers disagree on where the voxels lie, as some of
-LiTS do, the volume's is taken, and said.
+Volume and segmentation belong together voxel by voxel. If their headers place the voxels differently, as in some cases
+of LiTS, the volume's header is used, and the script says so.
 
--crop_to_liver keeps of each labelled volume the slices of the liver and 30 to each side, the papers' protocol. It looks
-the place up in the segmentation, which nobody has of a new patient: scores on volumes cropped so flatter, and compare
-with nothing but the papers' own. Choose another -d for it. Test volumes without a segmentation stay whole.
+-crop_to_liver keeps the slices of the liver and 30 slices on each side of each labelled volume: the papers' protocol.
+The segmentation gives the place, but no new patient has one. Scores on such volumes are therefore too good, and compare
+only with the papers' scores. Choose another -d for them. Test volumes without a segmentation stay whole.
 
-Stopped, or more files arrived? The same command goes on. Exit status 1: something was bad, and is named.
+Stopped, or more files arrived? Run the same command to continue. Exit status 1: something was bad, and is named.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class LitsCase(convert.Case):
 
 
 def read_labels(truth: sitk.Image) -> NDArray[np.uint8]:
-    """The labels (Z, Y, X), whatever number type they are stored in; raises `Unusable` for others than 0, 1, 2."""
+    """Return the labels (Z, Y, X) from any number type. Raise `Unusable` for labels other than 0, 1, 2."""
     values = sitk.GetArrayViewFromImage(truth)
     labels = np.empty(values.shape, np.uint8)
     for to, plane in zip(labels, values, strict=True):
@@ -93,11 +93,11 @@ def read_labels(truth: sitk.Image) -> NDArray[np.uint8]:
 
 
 def liver_box(labels: NDArray[np.uint8], image: sitk.Image) -> tuple[list[int], list[int]]:
-    """The slices of the liver and 30 more to each side, along the axis that is closest to the patient's own.
+    """Return the slices of the liver and 30 more on each side, along the axis closest to the patient's long axis.
 
     Args:
         labels: (Z, Y, X).
-        image: with the same voxels and its direction.
+        image: image with the same grid, which gives the direction.
 
     Returns:
         First index and size in voxels, X Y Z as SimpleITK has them.
@@ -114,7 +114,7 @@ def liver_box(labels: NDArray[np.uint8], image: sitk.Image) -> tuple[list[int], 
 
 
 def find(folder: Path, labels: str, crop: bool) -> tuple[list[LitsCase], list[SetAside]]:
-    """Pair volumes and segmentations by their number, those of the test set apart; what has no partner is bad."""
+    """Pair volumes and segmentations by number, the test set separately. A file without a partner is bad."""
     found: dict[tuple[bool, int], dict[str, list[Path]]] = defaultdict(lambda: {"volume": [], "segmentation": []})
     for path in convert.files_below(folder):
         if match := NAME.fullmatch(path.name):

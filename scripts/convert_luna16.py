@@ -3,21 +3,21 @@
     python scripts/convert_luna16.py -i LUNA_FOLDER -d 16
     nnUNetv2_plan_and_preprocess -d 16 --verify_dataset_integrity
 
-LUNA_FOLDER holds what https://luna16.grand-challenge.org/Download offers, unpacked: the folders subset0 to subset9 with
-SERIESUID.mhd and SERIESUID.raw (or .zraw), annotations.csv and candidates_V2.csv, in it or in any folder below it.
-Some of the subsets are enough. Into $nnUNet_raw/Dataset016_LUNA16 go
+LUNA_FOLDER holds the unpacked files of https://luna16.grand-challenge.org/Download, in it or in any folder below: the
+folders subset0 to subset9 with SERIESUID.mhd and SERIESUID.raw (or .zraw), annotations.csv and candidates_V2.csv. Some
+of the subsets are enough. The script writes into $nnUNet_raw/Dataset016_LUNA16:
 
-- imagesTr: the scans in HU; a case has the scan's series UID as its name
+- imagesTr: the scans in HU; the series UID is the case's name
 - labelsTr: 1 where a voxel's centre lies in the sphere of a nodule, half its diameter around the annotated point, and
   at the voxel nearest to that point; scans without a nodule have empty labels
-- splits_final.json: fold k validates on subset k. nnU-Net's planning takes it over; it is also written to
-  $nnUNet_preprocessed/Dataset016_LUNA16 unless another is there. Ten folds: where a command of nnU-Net takes five for
-  granted, as nnUNetv2_find_best_configuration does, add -f 0 1 2 3 4 5 6 7 8 9
-- candidates.csv: the lines of candidates_V2.csv for the scans that are there: seriesuid (which is the case), coordX,
-  coordY, coordZ (mm in the world, LPS, as SimpleITK has it), class (1: a nodule, 0: none)
-- conversion.json: where each case came from; bad_cases.txt: the files that could not be used
+- splits_final.json: fold k validates on subset k. nnU-Net's planning copies it. The script also writes it to
+  $nnUNet_preprocessed/Dataset016_LUNA16 unless that folder has one. There are ten folds: for a command of nnU-Net that
+  assumes five, such as nnUNetv2_find_best_configuration, add -f 0 1 2 3 4 5 6 7 8 9
+- candidates.csv: the lines of candidates_V2.csv for the existing scans: seriesuid (the case), coordX, coordY, coordZ
+  (mm in the world, LPS, as in SimpleITK), class (1: a nodule, 0: none)
+- conversion.json: each case's origin; bad_cases.txt: the files that could not be used
 
-Stopped, or more subsets arrived? The same command goes on; subsets that are converted may be deleted before.
+Stopped, or more subsets arrived? Run the same command to continue. You may delete converted subsets before.
 Exit status 1: something was bad, and is named.
 """
 
@@ -49,7 +49,7 @@ POINT = ("coordX", "coordY", "coordZ")
 
 
 class Nodule(NamedTuple):
-    """A line of annotations.csv, all in mm; the centre in the world, LPS."""
+    """A line of annotations.csv, in mm, with the centre in the world (LPS)."""
 
     centre: tuple[float, float, float]
     diameter: float
@@ -78,13 +78,13 @@ class LunaCase(convert.Case):
 
 
 def paint_sphere(mask: NDArray[np.uint8], centre: Sequence[float], radius: float, spacing: Sequence[float]) -> bool:
-    """Set the voxels whose centres lie in a sphere to 1, and the voxel nearest to its centre.
+    """Set the voxels with centres in a sphere to 1, and the voxel nearest to the sphere's centre.
 
     Args:
         mask: (Z, Y, X), written into.
-        centre: in voxels, Z Y X; may be outside of the mask.
+        centre: in voxels, Z Y X; may lie outside the mask.
         radius: mm.
-        spacing: mm a voxel, Z Y X; the axes are at right angles.
+        spacing: mm for each voxel, Z Y X; the axes are at right angles.
 
     Returns:
         Whether any of these voxels is in the mask.
@@ -109,11 +109,11 @@ def paint_sphere(mask: NDArray[np.uint8], centre: Sequence[float], radius: float
 
 @dataclass
 class Luna:
-    """What LUNA_FOLDER holds.
+    """The content of LUNA_FOLDER.
 
     Attributes:
-        annotations, candidates: their files; None where there is none.
-        scans: series UID -> .mhd, and the subset that it is in.
+        annotations, candidates: their files; None if missing.
+        scans: series UID -> .mhd file and its subset.
     """
 
     annotations: Path | None
@@ -123,7 +123,7 @@ class Luna:
 
 
 def find(folder: Path) -> Luna:
-    """Look through the folder; files outside of folders named subset0 to subset9 are no scans (lung masks, for one)."""
+    """Search the folder. Files outside folders named subset0 to subset9 are not scans (for example lung masks)."""
     tables: dict[str, list[Path]] = defaultdict(list)
     headers: dict[str, list[tuple[Path, int]]] = defaultdict(list)
     voxels: dict[str, Path] = {}
@@ -153,7 +153,7 @@ def find(folder: Path) -> Luna:
 
 
 def _shallowest(paths: list[Path]) -> Path | None:
-    """The evaluation script brings copies of the tables, further down."""
+    """Return the path nearest to the top: the evaluation script has copies of the tables further down."""
     return min(paths, key=lambda path: (len(path.parts), path), default=None)
 
 
@@ -161,7 +161,7 @@ def _shallowest(paths: list[Path]) -> Path | None:
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The lines of a table; all columns but the first are numbers. Raises `UserError` with the line otherwise."""
+    """Yield the lines of a table. Raise `UserError` with the line if a column after the first is not a number."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -181,7 +181,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def read_annotations(path: Path) -> dict[str, tuple[Nodule, ...]]:
-    """Series UID -> nodules."""
+    """Return the nodules by series UID."""
     nodules: dict[str, list[Nodule]] = defaultdict(list)
     for row in rows(path, ("seriesuid", *POINT, "diameter_mm")):
         x, y, z = (float(row[axis]) for axis in POINT)
@@ -190,7 +190,7 @@ def read_annotations(path: Path) -> dict[str, tuple[Nodule, ...]]:
 
 
 def write_candidates(source: Path, dataset: convert.Dataset) -> tuple[str, set[str]]:
-    """Write those of the finished cases; returns a sentence about them, and the series UIDs of the whole table."""
+    """Write the finished cases' candidates. Return a sentence about them, and the series UIDs of the whole table."""
     columns = ("seriesuid", *POINT, "class")
     lines, seen, classes = [",".join(columns)], set(), Counter[bool]()
     for row in rows(source, columns):
@@ -206,7 +206,7 @@ def write_candidates(source: Path, dataset: convert.Dataset) -> tuple[str, set[s
 
 
 def make_splits(subset_of: Mapping[str, int]) -> list[dict[str, list[str]]]:
-    """One fold a subset that is there, in order; none for a single subset, which would leave nothing to train on."""
+    """Return a fold for each existing subset, in order; none for a single subset, which leaves no training cases."""
     subsets = sorted(set(subset_of.values()))
     return [
         {part: sorted(n for n, s in subset_of.items() if (s == subset) == (part == "val")) for part in ("train", "val")}
@@ -215,7 +215,7 @@ def make_splits(subset_of: Mapping[str, int]) -> list[dict[str, list[str]]]:
 
 
 def write_splits(dataset: convert.Dataset) -> list[str]:
-    """Write the folds where nnU-Net looks for them, but never over another file; returns what to say about it."""
+    """Write the folds to nnU-Net's places, but never over another file. Return sentences about them."""
     subset_of = {name: entry["subset"] for name, entry in dataset.cases.items()}
     subsets = sorted(set(subset_of.values()))
     splits, own = make_splits(subset_of), dataset.folder / convert.SPLITS
@@ -251,7 +251,7 @@ def _folds(path: Path) -> Any:
 
 
 def check_splits(dataset: convert.Dataset) -> list[SetAside]:
-    """What is wrong with the folds that were written: every case validates once, and trains in all other folds."""
+    """Return errors in the written folds: every case must validate once and train in all other folds."""
     path = dataset.folder / convert.SPLITS
     if not path.exists():
         return []
@@ -267,7 +267,7 @@ def check_splits(dataset: convert.Dataset) -> list[SetAside]:
 
 
 def missing_scans(known: Iterable[str], luna: Luna, dataset: convert.Dataset) -> tuple[list[SetAside], str]:
-    """Scans that the tables name and nobody has: bad where all subsets are there, else worth a sentence."""
+    """Return missing scans that the tables name: they are bad if all subsets exist, else worth a sentence."""
     missing = sorted(set(known) - luna.scans.keys() - dataset.cases.keys())
     there = {subset for _, subset in luna.scans.values()} | {entry["subset"] for entry in dataset.cases.values()}
     if len(there) == SUBSETS:

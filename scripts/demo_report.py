@@ -1,4 +1,4 @@
-"""The end of demo.sh: a table of Dice on the test cases, what the run shows, and a picture of the predictions."""
+"""The end of demo.sh: a table of Dice on the test cases, the findings, and a picture of the predictions."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-# Bounds that networks of the demo miss after a few steps: 0.77 and 0.55 after four and two steps.
-RESTORED = 0.5  # of the images' variance
+# Bounds that the demo's networks miss after a few steps: 0.77 and 0.55 after four and two steps.
+RESTORED = 0.5  # share of the images' variance
 FOUND = 0.6  # Dice
 COLOURS = ListedColormap(["#00b4d8", "#ffd60a", "#ef476f", "#80ed99"])  # of labels 1, 2, ...
 
 
 def dice_per_label(summary: Path) -> dict[str, float]:
-    """Mean Dice over the cases by label, from the summary.json of nnUNetv2_evaluate_folder; "mean" is over labels."""
+    """Read mean Dice over cases by label from nnUNetv2_evaluate_folder's summary.json; "mean" is over labels."""
     content = json.loads(summary.read_text())
     dice = {label: float(metrics["Dice"]) for label, metrics in content["mean"].items()}
     return {**dice, "mean": float(content["foreground_mean"]["Dice"])}
 
 
 def table(dice: dict[str, dict[str, float]], names: dict[str, str]) -> str:
-    """One row a label, one column a training.
+    """Return a table with a row for each label and a column for each training.
 
     Args:
-        dice: by training, by label.
-        names: of the labels.
+        dice: Dice by training and label.
+        names: names of the labels.
     """
     lines = ["".join([f"{'Dice on the test cases':<26}", *(f"{training:>16}" for training in dice)])]
     for label in next(iter(dice.values())):
@@ -50,12 +50,12 @@ def restoration_error(folder: Path) -> float:
 
 
 def findings(error: float, dice: dict[str, dict[str, float]], label: str, name: str) -> tuple[list[str], bool]:
-    """Return sentences on what a run shows, and if it shows a pretraining and a segmentation that work.
+    """Return a run's findings as sentences, and whether both pretraining and segmentation work.
 
     Args:
-        error: of the restoration.
-        dice: by training, by label, and "mean".
-        label, name: of the structure that has to be found.
+        error: error of the restoration.
+        dice: Dice by training and label, and "mean".
+        label, name: label and name of the structure that has to be found.
     """
     restored = error < RESTORED
     lines = [
@@ -80,7 +80,7 @@ def findings(error: float, dice: dict[str, dict[str, float]], label: str, name: 
 
 
 def draw(images: Path, segmentations: dict[str, Path], path: Path, cases: int = 4) -> None:
-    """Write a PNG: a row a case, in the slice with most of the last label; the image, then every segmentation on it."""
+    """Draw each case as a row of a PNG: the slice with most of the last label, alone and with each segmentation."""
     names = sorted(p.name for p in next(iter(segmentations.values())).glob("*.nii.gz"))[:cases]
     figure = Figure(figsize=(2.6 * (1 + len(segmentations)), 2.6 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1 + len(segmentations), squeeze=False)

@@ -1,14 +1,13 @@
-"""Measure what methods of pretraining learn in a few hundred steps, on cases that they have not seen.
+"""Measure what methods of pretraining learn in a few hundred steps, on unseen cases.
 
     python scripts/learning.py -d 4 -c 2d -p nnUNetPlans -methods mae models_genesis simsiam -steps 300
 
 Each method is trained without the validation cases of a fold. On these cases two things are measured:
 
-- restoration: the error over the variance of what is to be restored. 1 is what the mean of each view reaches. The
-  control is the same training with an encoder that stays random.
-- partners: two views of each of 32 crops. The partner of a view is the one with the most similar features of the
-  encoder (mean and maximum of the bottleneck's channels, standardised, cosine). Chance is 1/32. The control is a random
-  encoder.
+- restoration: the error over the variance of the target. The mean of each view reaches 1. The control is the same
+  training with an encoder that stays random.
+- partners: two views of each of 32 crops. A view's partner is the view with the most similar encoder features (mean
+  and maximum of the bottleneck's channels, standardised, cosine). Chance is 1/32. The control is a random encoder.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.step import Stepper
 
 PAIRS = 32
-REPEATS = 8  # batches that a measurement is the mean of
-UNSEEN_SEED = 1000  # of the views of held-out cases
+REPEATS = 8  # batches in the mean of a measurement
+UNSEEN_SEED = 1000  # for the views of held-out cases
 REPORTED = 50  # steps between two lines
 
 
 class Learning:
-    """One method on one plan."""
+    """A method on a plan."""
 
     def __init__(self, method: str, plan: PlannedConfiguration, fold: int, steps: int, batch_size: int | None) -> None:
         self.request = Request.of_plan(
@@ -56,13 +55,13 @@ class Learning:
         self.method_class = method_class(method)
 
     def network(self) -> tuple[nn.Module, Method, int]:
-        """Return the plan's network, the method around it, and the number of channels; always the same weights."""
+        """Return the plan's network, the method around it, and the number of channels, always with the same weights."""
         torch.manual_seed(self.settings.seed)
         network, channels = network_of_plan(self.plan.plans, self.plan.configuration, self.plan.dataset_json)
         return network, self.method_class(network, channels, self.settings.own), channels
 
     def trained(self, device: torch.device, frozen: bool = False) -> tuple[nn.Module, Method]:
-        """Train, with a random encoder that is frozen or with one that learns."""
+        """Train with an encoder that learns, or with a frozen random encoder."""
         network, method, channels = self.network()
         method.to(device)
         groups, encoder = method.groups(), {id(p) for p in encoder_of(network).parameters()}
@@ -136,7 +135,7 @@ def _on(batch: Any, device: torch.device) -> Any:
 
 
 def main() -> None:
-    """Measure, print a table, and write it where ``--json`` says."""
+    """Measure, print a table, and write it to the file of ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", required=True, help="dataset name or ID")
     parser.add_argument("-c", default="3d_fullres", help="configuration")

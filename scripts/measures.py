@@ -1,4 +1,4 @@
-"""Time and memory of a process or a GPU, as the benchmarks read them. Linux."""
+"""Time and memory of a process or a GPU, for the benchmarks. Linux."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def seconds() -> float:
-    """Of the clock that steps are measured by. A step ends with its loss on the CPU: nothing is left to wait for."""
+    """Read the clock for steps. A step ends with its loss on the CPU, so that there is nothing to wait for."""
     return perf_counter() if torch.cuda.is_available() else process_time()
 
 
 def resident(which: str) -> int:
-    """Bytes that are held (VmRSS), or were at most (VmHWM). `ru_maxrss` would begin at what the parent process held."""
+    """Return the bytes held now (VmRSS) or at the peak (VmHWM). `ru_maxrss` would include the parent's memory."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -22,7 +22,7 @@ def resident(which: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew."""
+    """Reset the peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -30,6 +30,6 @@ def forget_peak() -> None:
 
 
 def shared_once(pid: int) -> int:
-    """Bytes of a process in memory, of what n processes share the n-th part (PSS)."""
+    """Return a process's bytes in memory; memory that n processes share counts 1/n (PSS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

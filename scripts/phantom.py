@@ -1,14 +1,14 @@
-"""Write phantoms as raw nnU-Net datasets: random anatomy with the structure that segmentation networks meet.
+"""Write phantoms as raw nnU-Net datasets: random anatomy with realistic structure for segmentation networks.
 
     python scripts/phantom.py -o $nnUNet_raw -d 901 -kind organ -cases 24 -test 8 -unlabelled 40
     python scripts/phantom.py -o $nnUNet_raw -d 902 -kind brats
     python scripts/phantom.py -o $nnUNet_raw -d 903 -kind lits -size 512 512 600 -cases 2
 
-A case is a list of parts (deformed ellipsoids, tubes, patches), each a level-set on a coarse grid, painted over one
-another slice by slice at full resolution: memory is that of the case's own int16 voxels. Everything is a function of
-(seed, group, number of the case), so a data set can be made again, in parallel, or with more cases.
+A case is a list of parts (deformed ellipsoids, tubes, patches), each a level-set on a coarse grid. Parts are painted
+over one another slice by slice at full resolution, so that only the case's own int16 voxels need memory. Everything is
+a function of (seed, group, number of the case): a dataset can be made again, in parallel, or with more cases.
 
-Arrays are (Z, Y, X) as SimpleITK has them, world coordinates LPS; sizes on the command line are X Y Z.
+Arrays are (Z, Y, X) as in SimpleITK, world coordinates are LPS, sizes on the command line are X Y Z.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from scipy.ndimage import gaussian_filter
 
 Field = NDArray[np.float32]
 
-COARSE_POINTS = 80  # an axis, at most: shapes are smooth, only edges, texture and noise need the full resolution
+COARSE_POINTS = 80  # at most, for each axis: shapes are smooth; only edges, texture and noise need full resolution
 
 
 def smooth_noise(shape: tuple[int, ...], sigma: NDArray[np.float64], rng: np.random.Generator) -> Field:
-    """A random field of mean 0 and standard deviation 1, correlated over `sigma` grid points an axis."""
+    """Draw a random field of mean 0 and standard deviation 1, correlated over `sigma` grid points on each axis."""
     field = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
     normalised: Field = (field - field.mean()) / max(float(field.std()), 1e-6)
     return normalised
 
 
 def linear_interpolation(coarse: int, fine: int) -> Field:
-    """The (fine, coarse) matrix that interpolates linearly between grids with common end points."""
+    """Return the matrix (fine, coarse) that interpolates linearly between grids with common end points."""
     position = np.linspace(0, coarse - 1, fine) if fine > 1 else np.array([(coarse - 1) / 2])
     matrix: Field = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(coarse)[None])).astype(np.float32)
     return matrix
@@ -48,7 +48,7 @@ def linear_interpolation(coarse: int, fine: int) -> Field:
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of one case: where it is and what it looks like there. Fields are on the coarse grid."""
+    """A part of a case: its position and appearance, as fields on the coarse grid."""
 
     level: Field  # mm, positive inside
     means: NDArray[np.float64]  # (C,)
@@ -57,10 +57,10 @@ class Layer:
 
 
 class Grid:
-    """The coarse grid of one case: mm coordinates relative to the centre, axes Z Y X."""
+    """The coarse grid of a case: mm coordinates relative to the centre, axes Z Y X."""
 
     def __init__(self, size: tuple[int, int, int], spacing: Vector) -> None:
-        """Sizes in voxels and spacing in mm, axes X Y Z."""
+        """Take the size in voxels and the spacing in mm, axes X Y Z."""
         self.fine = size[::-1]
         self.shape = tuple(min(n, COARSE_POINTS) for n in self.fine)
         self.half = np.array([n * s / 2 for n, s in zip(self.fine, spacing[::-1], strict=True)])  # mm
@@ -73,14 +73,14 @@ class Grid:
         return smooth_noise(self.shape, sigma_mm / self.step, rng)
 
     def slices(self, field: Field) -> Iterator[Field]:
-        """The field's slices at full resolution, (Y, X), one after the other."""
+        """Yield the field's slices (Y, X) at full resolution."""
         along_z, along_y, along_x = self.upsample
         for weights in along_z:
             yield along_y @ np.tensordot(weights, field, 1) @ along_x.T
 
 
 def random_rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:
-    """A rotation about a random axis by up to `degrees` (Rodrigues' formula)."""
+    """Draw a rotation about a random axis by up to `degrees` (Rodrigues' formula)."""
     axis = rng.standard_normal(3)
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -90,12 +90,12 @@ def random_rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.floa
 
 
 def make_layers(kind: Kind, grid: Grid, rng: np.random.Generator) -> dict[str, Layer]:
-    """Draw one case: every part's place, shape, contrast and texture."""
+    """Draw a case: every part's place, shape, contrast and texture."""
     layers: dict[str, Layer] = {}
     ellipsoids = {"": (np.zeros(3), grid.half)}  # centre and radii in mm, Z Y X; "" is the field of view
     level: NDArray[np.floating]  # mm
     for name, part in kind.parts.items():
-        if part.form == "tubes":  # curves where two random fields are both 0
+        if part.form == "tubes":  # curves on which two random fields are both 0
             wave = 8 * part.size_mm
             level = part.size_mm - wave * np.hypot(grid.noise(wave, rng), grid.noise(wave, rng))
         elif part.form == "patches":
@@ -110,7 +110,7 @@ def make_layers(kind: Kind, grid: Grid, rng: np.random.Generator) -> dict[str, L
             size = float(radii.min())
             level = size * (1 - np.sqrt((turned**2).sum(0)) + part.rough * grid.noise(0.4 * size, rng))
         if part.inside:
-            rim = float(grid.step.max()) if part.within else 0.0  # about a voxel of the organ stays around a lesion
+            rim = float(grid.step.max()) if part.within else 0.0  # keep about a voxel of the organ around a lesion
             level = np.minimum(level, layers[part.inside].level - rim)
         means = np.array(part.means) * rng.uniform(0.94, 1.06, len(part.means))
         texture = part.texture * grid.noise(float(grid.half.max()) / 10, rng)
@@ -121,7 +121,7 @@ def make_layers(kind: Kind, grid: Grid, rng: np.random.Generator) -> dict[str, L
 def paint(
     kind: Kind, grid: Grid, layers: dict[str, Layer], rng: np.random.Generator
 ) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8]]:
-    """Render a case slice by slice: images, one (Z, Y, X) a channel, and labels (Z, Y, X)."""
+    """Render a case slice by slice: an image (Z, Y, X) for each channel, and labels (Z, Y, X)."""
     images = [np.empty(grid.fine, np.int16) for _ in kind.channels]
     labels = np.zeros(grid.fine, np.uint8)
     gains = np.exp(rng.uniform(-kind.gain, kind.gain, len(images)))
@@ -144,7 +144,7 @@ def paint(
                 value += cover * (mean + abs(mean) * texture - value)
         for image, value, gain in zip(images, values, gains, strict=True):
             grain = gaussian_filter(rng.standard_normal(value.shape, dtype=np.float32), 0.6) * (noise / 0.5)
-            value = gain * (shading * gaussian_filter(value, 0.5) + grain)  # 0.5: what the filter leaves of it
+            value = gain * (shading * gaussian_filter(value, 0.5) + grain)  # 0.5: the filter reduces it
             image[z] = np.clip(value, -1024 if kind.air < 0 else 0, 3071).round()
             if kind.stripped:
                 image[z][~mask] = int(kind.air)
@@ -154,7 +154,7 @@ def paint(
 def make_case(
     kind: Kind, seed: tuple[int, ...], vary_size: bool = True
 ) -> tuple[list[NDArray[np.int16]], NDArray[np.uint8], Vector]:
-    """One case as arrays: images (Z, Y, X) a channel, labels (Z, Y, X), spacing in mm (X, Y, Z)."""
+    """Make a case as arrays: an image (Z, Y, X) for each channel, labels (Z, Y, X), spacing in mm (X, Y, Z)."""
     rng = np.random.default_rng(seed)
     spacing = tuple(float(s) for s in np.round(np.array(kind.spacing) * rng.uniform(0.95, 1.05, 3), 3))
     vary = rng.uniform(0.92, 1.08, 3) if vary_size else np.ones(3)
@@ -173,7 +173,7 @@ def write_image(path: Path, array: NDArray[np.int16] | NDArray[np.uint8], spacin
 
 
 def write_case(job: tuple[str, int, int, bool], folder: Path, kind: Kind, seed: int, vary_size: bool) -> None:
-    """Write case `number` of a group ("Tr", "Ts", "Un"), with labels if asked for."""
+    """Write case `number` of a group ("Tr", "Ts", "Un"), with labels if requested."""
     group, stream, number, labelled = job
     images, labels, spacing = make_case(kind, (seed, stream, number), vary_size)
     name = f"{'scan' if group == 'Un' else 'case'}_{group.lower()}_{number:03d}"
@@ -198,15 +198,15 @@ def write_dataset(
     """Write a raw nnU-Net data set and return its folder.
 
     Args:
-        raw: the folder nnU-Net calls nnUNet_raw.
-        dataset: its id, 1 to 999.
+        raw: nnU-Net's folder nnUNet_raw.
+        dataset: ID of the dataset, 1 to 999.
         kind_name: a key of KINDS.
         cases: labelled cases, in imagesTr and labelsTr.
         test: further labelled cases, in imagesTs and labelsTs.
-        unlabelled: further cases without labels, in imagesUn, which nnU-Net itself does not look at.
+        unlabelled: further cases without labels, in imagesUn, which nnU-Net ignores.
         size: voxels X Y Z, the same for every case; by default the kind's own, varied by 8 %.
         spacing: mm X Y Z, by default the kind's own field of view divided by the size; always varied by 5 %.
-        seed: another seed, other anatomy.
+        seed: another seed gives other anatomy.
         processes: cases written at a time.
     """
     kind = KINDS[kind_name]
@@ -217,7 +217,7 @@ def write_dataset(
     elif spacing:
         kind = replace(kind, spacing=spacing)
     folder = Path(raw) / f"Dataset{dataset:03d}_Phantom{kind_name.capitalize()}"
-    # A group's stream of random numbers is its place here: more cases of one leave the others as they are.
+    # A group's index seeds its random numbers: more cases in one group do not change the others.
     groups = [("Tr", cases, True), ("Ts", test, True), ("Un", unlabelled, False)]
     jobs = [(g, stream, n, labelled) for stream, (g, total, labelled) in enumerate(groups) for n in range(total)]
     for group, _, _, labelled in jobs:

@@ -1,4 +1,4 @@
-"""The anatomy of the phantoms that `phantom.py` writes: the parts of each kind, from the outside to the inside."""
+"""The anatomy of `phantom.py`'s phantoms: the parts of each kind, from outside to inside."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the anatomy, painted over the parts before it.
+    """A part of the anatomy, painted over the parts before it.
 
     Attributes:
         means: intensity in every channel.
         centre, radii: in half fields of view, axes X Y Z, for ellipsoids.
-        label: written into the segmentation; None leaves the label of what lies below (an unlabelled vessel).
+        label: written into the segmentation; None keeps the label below (an unlabelled vessel).
         inside: the part that bounds this one.
         form: `tubes` and `patches` are level-sets of random fields and fill the whole volume or `inside`.
         within: centre and radii are relative to `inside` instead of the field of view.
@@ -31,7 +31,7 @@ class Part:
     inside: str | None = None
     form: Literal["ellipsoid", "tubes", "patches"] = "ellipsoid"
     within: bool = False
-    jitter: float = 0.08  # of the centre, in the centre's own units
+    jitter: float = 0.08  # shift of the centre, in the centre's own units
     tilt: float = 20.0  # degrees, at most
     rough: float = 0.12
     texture: float = 0.04
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a family of cases has in common."""
+    """The common properties of a family of cases."""
 
     channels: tuple[str, ...]
     labels: Mapping[str, int | list[int]]
@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
             "body": Part((260.0,), radii=(1.25, 1.2, 1.3), texture=0.12),
             "fat": Part((430.0,), inside="body", form="patches", size_mm=7.0),
             "vessels": Part((620.0,), inside="body", form="tubes", size_mm=1.1),
-            # As bright as the organ: brightness alone does not find it.
+            # As bright as the organ, so that brightness alone does not find the organ.
             "neighbour": Part((400.0,), centre=(-0.6, -0.4, 0.1), radii=(0.26, 0.34, 0.5), jitter=0.15),
             "bone": Part((90.0,), centre=(-0.1, 0.8, 0.0), radii=(0.28, 0.24, 1.2), texture=0.2),
             "organ": Part(

@@ -1,7 +1,7 @@
 """Show that two installed versions of this package train alike: views, losses and weights, bit for bit.
 
-Each version trains the same plan by `pcrl_nnunet_pretrain` on one CPU thread, from the same seed. What every step got
-and gave is compared::
+Each version trains the same plan with `pcrl_nnunet_pretrain` on one CPU thread, from the same seed. The script compares
+the inputs and outputs of every step::
 
     python scripts/same_training.py OLD/bin/python NEW/bin/python -d 4 -c 2d
 
@@ -25,7 +25,7 @@ STEPS = 50
 
 
 def record(path: str, arguments: list[str]) -> None:
-    """Pretrain with the version that this interpreter has, and write what every step got and gave."""
+    """Pretrain with this interpreter's version, and write the inputs and outputs of every step."""
     import numpy as np
     import torch
 
@@ -56,7 +56,7 @@ def record(path: str, arguments: list[str]) -> None:
 
 
 def recorded_by(python: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Record a version in a process and a results folder of its own."""
+    """Record a version in its own process and results folder."""
     folder.mkdir()
     output = folder / "recorded.json"
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "NUMBA_NUM_THREADS")}
@@ -68,7 +68,7 @@ def recorded_by(python: str, folder: Path, arguments: list[str]) -> dict[str, An
 
 
 def compared(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return what is equal, and how far the first step's loss and gradient differ, relative to the old ones."""
+    """Return what is equal, and the relative differences of the first step's loss and gradient."""
     pairs = list(zip(old["steps"], new["steps"], strict=True))
     first = pairs[0]
     return {

@@ -1,4 +1,4 @@
-"""nnUNetTrainer subclasses; `pcrl_nnunet_register` lets nnU-Net's commands find them by name."""
+"""Subclasses of nnUNetTrainer. `pcrl_nnunet_register` lets nnU-Net's commands find them by name."""
 
 import re
 
@@ -21,9 +21,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> type[PCRLFinetuneTrainer]:
-    """Make a trainer that takes the pretraining of a method, such as PCRLFinetuneTrainer_mae (PEP 562).
+    """Make a trainer that uses a method's pretraining, such as PCRLFinetuneTrainer_mae (PEP 562).
 
-    nnU-Net names the folder of results by the class. The class stays here, so that it can be pickled.
+    nnU-Net names the results folder by the class. The class stays in this module, so that it can be pickled.
     """
     for trainer in (PCRLFinetuneTrainer, PCRLSemiSupervisedTrainer, PCRLClassificationTrainer):
         if match := re.fullmatch(f"{trainer.__name__}_({METHOD})", name):

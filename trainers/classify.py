@@ -41,18 +41,18 @@ from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import NNUNET_DEFAULT_DEVICE, PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
 
-NUM_MAPS = 4  # activation maps that a validation draws
+NUM_MAPS = 4  # number of activation maps that a validation draws
 
 
 class _Classification(PCRLScratchTrainer):
-    """The part of both trainers of a classification that differs from `PCRLScratchTrainer`.
+    """The common part of both classification trainers, over `PCRLScratchTrainer`.
 
     Overrides: __init__, build_network_architecture, _build_loss, do_split, get_dataloaders, validation_step,
     on_validation_epoch_end, print_to_log_file, extra_content, load_checkpoint, perform_actual_validation.
     """
 
-    # At nnU-Net's 1e-2 a pretrained encoder soon is as if it had not been pretrained. From scratch that rate is better:
-    # comparisons run it as `stock` (docs/evidence/classification.md).
+    # nnU-Net's 1e-2 soon erases the pretraining of an encoder. From scratch that rate is better: comparisons run it as
+    # `stock` (docs/evidence/classification.md).
     defaults = MappingProxyType({"initial_lr": 1e-3})
     needs_masks = False
 
@@ -85,7 +85,7 @@ class _Classification(PCRLScratchTrainer):
         for name in changed:
             self.print_to_log_file(f"{name} was taken from {raw} into {folder}")
 
-    def build_network_architecture(  # a method here: the number of outputs is the table's
+    def build_network_architecture(  # a method, because the table sets the number of outputs
         self,
         plans_manager: Any,
         configuration_manager: Any,
@@ -100,15 +100,15 @@ class _Classification(PCRLScratchTrainer):
         return Classifier(network, len(self.labels.names))
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none."""
+        """Do nothing: the network has no deep supervision."""
 
     def _build_loss(self) -> Any:
         return lambda logits, target: classification_loss(logits, target, self.labels.exclusive)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split, which is drawn by patient if the table has patients."""
+        """Return nnU-Net's split, by patient if the table has patients."""
         base, patient = self.preprocessed_dataset_folder_base, self.labels.patient
-        if self.fold != "all":  # on every rank: all write the same, whichever comes first
+        if self.fold != "all":  # every rank writes the same file
             names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
             with self._or_nothing_left_behind():
                 made = write_split_by_patient(names, self.labels, base)
@@ -124,10 +124,10 @@ class _Classification(PCRLScratchTrainer):
         return train, validation
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the labelled samples of training and validation.
+        """Return the indices of the labelled samples for training and validation.
 
         Raises:
-            SystemExit: one of them is empty.
+            SystemExit: training or validation has no samples.
         """
         train, validation = (self.labels.of_cases(cases) for cases in self.do_split())
         with self._or_nothing_left_behind():
@@ -140,7 +140,7 @@ class _Classification(PCRLScratchTrainer):
         return train, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return our loaders in nnU-Net's augmentation and processes."""
+        """Return our loaders with nnU-Net's augmentation and processes."""
         self.get_tr_and_val_datasets()  # opens every case
         rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         transforms = (
@@ -160,7 +160,7 @@ class _Classification(PCRLScratchTrainer):
         batch = self.classify.batch_size or fitting_batch(
             self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
         )
-        batch = math.ceil(batch / distributed.world_size())  # of all ranks together
+        batch = math.ceil(batch / distributed.world_size())  # for all ranks together
         self.print_to_log_file(f"Batches of {batch} inputs of {'x'.join(map(str, self.size))} voxels, {self.classify}")
         loaders = []
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
@@ -197,7 +197,7 @@ class _Classification(PCRLScratchTrainer):
         return {"loss": loss.cpu().numpy(), "logits": logits.float().cpu().numpy(), "target": target.cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Log the AUROC of every output, and their mean, in the places of nnU-Net's Dice."""
+        """Log every output's AUROC and their mean in place of nnU-Net's Dice."""
         val_outputs = [output for of_rank in distributed.of_all_ranks(val_outputs) for output in of_rank]
         logits, target = (np.concatenate([output[name] for output in val_outputs]) for name in ("logits", "target"))
         areas = [auroc(target[:, i], logits[:, i]) for i in range(logits.shape[1])]
@@ -207,14 +207,14 @@ class _Classification(PCRLScratchTrainer):
         self.logger.log("val_losses", float(np.mean([output["loss"] for output in val_outputs])), self.current_epoch)
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """Print as nnU-Net does, with AUROC for Dice."""
+        """Print like nnU-Net, with AUROC instead of Dice."""
         told = [
             a.replace("pseudo Dice", "AUROC").replace("Pseudo dice", "AUROC") if isinstance(a, str) else a for a in args
         ]
         super().print_to_log_file(*told, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
 
     def extra_content(self) -> dict[str, Any]:
-        """Return what `pcrl_nnunet_classify` needs from the checkpoints."""
+        """Return the checkpoint entries that `pcrl_nnunet_classify` needs."""
         return {
             "pcrl_classification": {
                 "kind": self.labels.kind,
@@ -225,9 +225,9 @@ class _Classification(PCRLScratchTrainer):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load a checkpoint if the network was trained with the present table and size of inputs."""
+        """Load a checkpoint if the network was trained with the present table and input size."""
         then: Mapping[str, Any] = {}
-        with suppress(UserError):  # a file that cannot be read is named below
+        with suppress(UserError):  # an unreadable file is reported below
             then = checkpoint.read_any(str(filename_or_checkpoint)).get("pcrl_classification", {})
         now = self.extra_content()["pcrl_classification"]
         differing = [f"{key} {value}, now {now[key]}" for key, value in then.items() if now[key] != value]
@@ -239,7 +239,7 @@ class _Classification(PCRLScratchTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Write predictions.csv, auroc.json, roc.png and activation maps of a few samples for the validation cases."""
+        """Write predictions.csv, auroc.json, roc.png and a few activation maps for the validation cases."""
         if self.local_rank != 0:
             return
         _, samples = self.samples()
@@ -266,11 +266,11 @@ class _Classification(PCRLScratchTrainer):
 
 
 class PCRLClassificationScratchTrainer(_Classification):
-    """`PCRLClassificationTrainer` without the weights: the fair control."""
+    """`PCRLClassificationTrainer` without pretrained weights: the fair control."""
 
 
 class PCRLClassificationTrainer(_Classification, PCRLFinetuneTrainer):
-    """Classifies cases or points, starting from a pretrained encoder, which it finds as `PCRLFinetuneTrainer` does."""
+    """Classification of cases or points from a pretrained encoder, found as in `PCRLFinetuneTrainer`."""
 
     of_any_method = "PCRLClassificationTrainer"
     control = PCRLClassificationScratchTrainer

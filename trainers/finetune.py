@@ -23,25 +23,26 @@ from pcrl_nnunet.transfer.weights import unwrap
 class PCRLFinetuneTrainer(PCRLScratchTrainer):
     """nnU-Net's training of the plan's network, starting from a pretrained encoder.
 
-    The pretrained weights are loaded when a training starts: not when one continues (``--c``), not for ``--val``, not
-    if nnU-Net has loaded other weights (``-pretrained_weights``). They are those of the plan's ``pcrl.checkpoint``, or
-    of this dataset's own finished pretraining for the same plan and configuration. It is an error if there is none, or
-    if there are pretrainings of several methods: ``PCRLFinetuneTrainer_METHOD`` takes a method's.
-    The encoder may have a rate of its own (``encoder_lr_factor``, ``layer_lr_decay``), and be frozen (a factor of 0, or
-    ``frozen_epochs``). At first the segmentation layers may be trained alone (``seg_layers_only_epochs``).
+    A training loads the pretrained weights at its start. It does not load them when it continues (``--c``), for
+    ``--val``, or if nnU-Net has loaded other weights (``-pretrained_weights``). The weights come from the plan's
+    ``pcrl.checkpoint``, or from this dataset's own finished pretraining for the same plan and configuration. Without
+    any pretraining, or with pretrainings of several methods, the training ends with an error.
+    ``PCRLFinetuneTrainer_METHOD`` uses a method's pretraining.
+    The encoder may have its own rate (``encoder_lr_factor``, ``layer_lr_decay``) or be frozen (a factor of 0, or
+    ``frozen_epochs``). The first epochs may train only the segmentation layers (``seg_layers_only_epochs``).
     Overrides, besides `PCRLScratchTrainer`'s: initialize, on_train_epoch_start.
     """
 
-    method: str | None = None  # of a class that `pcrl_nnunet.trainers` makes by its name
+    method: str | None = None  # set in a class that `pcrl_nnunet.trainers` makes by its name
     of_any_method = "PCRLFinetuneTrainer"
-    control: type[PCRLScratchTrainer] = PCRLScratchTrainer  # the same training without the weights
+    control: type[PCRLScratchTrainer] = PCRLScratchTrainer  # the same training without pretrained weights
     for_classification = "PCRLClassificationTrainer"
 
     _continues = False
     _weights_at_start = ""
 
     def initialize(self) -> None:
-        """Remember the random weights, as nnU-Net does not tell us of ``-pretrained_weights``."""
+        """Store the random weights, to detect ``-pretrained_weights``, which nnU-Net does not report."""
         with self._or_nothing_left_behind():
             super().initialize()
         self._weights_at_start = self._weights_hash()
@@ -53,11 +54,11 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         epochs = settings.frozen_epochs or settings.seg_layers_only_epochs
         if epochs or (settings.encoder_lr_factor, settings.layer_lr_decay) != (1, 1):
             group_by_rate(optimizer, unwrap(self.network), settings)
-            schedule.step(0)  # its first one was for the one group
+            schedule.step(0)  # its first step was for a single group
         return optimizer, schedule
 
     def on_train_epoch_start(self) -> None:
-        """Log the rates of all groups; nnU-Net logs the first one's."""
+        """Log the rates of all groups; nnU-Net logs only the first."""
         super().on_train_epoch_start()
         *others, last = self.optimizer.param_groups
         if not others:
@@ -69,9 +70,9 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         self.print_to_log_file(f"Rate of the encoder, from its first stage on: {of_encoder}; rest: {last['lr']:.3g}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train a step in which parameters at rate 0 neither count in the clipping of gradients nor gather momentum.
+        """Train a step in which parameters at rate 0 neither affect gradient clipping nor gather momentum.
 
-        They keep requires_grad: DDP synchronises only those that have it when it wraps the network.
+        They keep requires_grad: DDP only synchronises parameters that have it when DDP wraps the network.
         """
         frozen = [p for group in self.optimizer.param_groups if group["lr"] == 0 for p in group["params"]]
         frozen = [p for p in frozen if p.requires_grad]
@@ -82,12 +83,12 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
 
         with ExitStack() as hooks:
             for parameter in frozen:
-                hooks.enter_context(parameter.register_hook(torch.zeros_like))  # not none yet: DDP waits for all
-            hooks.enter_context(self.optimizer.register_step_pre_hook(leave_out))  # or weight decay were momentum
+                hooks.enter_context(parameter.register_hook(torch.zeros_like))  # not None: DDP waits for all
+            hooks.enter_context(self.optimizer.register_step_pre_hook(leave_out))  # or weight decay adds momentum
             return super().train_step(batch)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Remember that the weights are those of an earlier training."""
+        """Load a checkpoint, and remember that the weights come from an earlier training."""
         self._continues = True
         super().load_checkpoint(filename_or_checkpoint)
 
@@ -112,7 +113,7 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         loaded = pretrained.load(self.network, path, self._pretraining(), self.settings, label_channels)
 
         train, validation = self.do_split()
-        unseen = set(validation) - set(train)  # none for fold `all`
+        unseen = set(validation) - set(train)  # empty for fold `all`
         held_out = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in unseen]
         seen = cases_seen(loaded.checkpoint, self.plans_manager.dataset_name, held_out)
         self._report({**loaded.content, "validation_cases_seen": seen, **loaded.report.as_dict()}, loaded.text)

@@ -1,4 +1,4 @@
-"""The pretraining as an nnUNetTrainer: folders, logs, progress.png and resuming are what nnU-Net's users know."""
+"""Pretraining as an nnUNetTrainer: folders, logs, progress.png and resuming work as in nnU-Net."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from pcrl_nnunet.views import kernels
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Not a number where there are none."""
+    """Return the mean; NaN without values."""
     return float(np.mean(values)) if values else float("nan")
 
 
 class PCRLPretrainTrainer(nnUNetTrainer):
-    """Pretrains a plan's network without labels, by any method; `pcrl_nnunet_pretrain` runs it.
+    """The pretraining of a plan's network without labels, by any method; `pcrl_nnunet_pretrain` runs it.
 
-    A training is an instance of a class that `of` makes, as nnU-Net fixes the arguments of a trainer. The class is
-    named by the method, so that nnU-Net gives each method's results a folder of their own.
+    A training is an instance of a class that `of` makes, because nnU-Net fixes the arguments of a trainer. The class
+    has the method in its name, so that nnU-Net gives each method its own results folder.
 
-    Replaced of nnUNetTrainer: __init__, initialize, get_dataloaders, run_training,
+    Overrides: __init__, initialize, get_dataloaders, run_training,
     on_train_start, train_step, on_train_epoch_end, on_epoch_end, on_train_end, save_checkpoint, load_checkpoint,
-    perform_actual_validation. There is no validation: the monitor says whether it learns. On SIGTERM, which schedulers
-    send before they end a job, it saves after the step at hand and exits with 0.
+    perform_actual_validation. There is no validation: the monitor says whether the training learns. On SIGTERM, which
+    schedulers send before they end a job, the training saves after the current step and exits with 0.
     """
 
     request: Request
@@ -84,7 +84,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             )
         with output_folder.creating(), weights_and_biases.held_back():
             super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_ddp:  # nnU-Net's own takes the GPU of the process's number among those of all machines, and no CPU
+        if self.is_ddp:  # nnU-Net would use the process's number across all machines as the GPU's, and supports no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings, self.cases = self.request.settings, self.request.cases.used
@@ -95,24 +95,24 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.local_logger = PretrainLogger(self.method)
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
-        self.outputs: list[dict[str, float]] = []  # of this epoch's steps so far
-        self.init: dict[str, Any] | None = None  # what is known of the checkpoint, once it has been loaded
-        self.prepared: dict[str, Any] = {}  # by the method, before the first step
-        self.prepared_before: str | None = None  # fingerprint in a state, which has to go on with the same
+        self.outputs: list[dict[str, float]] = []  # outputs of this epoch's steps so far
+        self.init: dict[str, Any] | None = None  # facts about the checkpoint, once it is loaded
+        self.prepared: dict[str, Any] = {}  # the method's preparation, before the first step
+        self.prepared_before: str | None = None  # fingerprint in a state, which the preparation has to match
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of finished steps."""
         return self.current_epoch * self.num_iterations_per_epoch + len(self.outputs)
 
     def initialize(self) -> None:
-        """Build the plan's network, and the method around it."""
+        """Build the plan's network and the method around it."""
         if self.was_initialized:
             return
         torch.manual_seed(self.settings.seed)
-        if self.device.type == "cuda":  # as nnunetv2.run: of all of a training's few shapes the fastest algorithm
+        if self.device.type == "cuda":  # as in nnunetv2.run: pick the fastest algorithm for each of the few shapes
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-        if self.grad_scaler is not None:  # while it looks for its scale, it leaves the first steps out
+        if self.grad_scaler is not None:  # it skips the first steps while it searches its scale
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -135,18 +135,18 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.was_initialized = True
 
     def views(self) -> Views:
-        """Return what makes the samples."""
+        """Return the maker of samples."""
         made = self.method.views(self.settings.own, self.plan_facts, self.num_input_channels, self.prepared)
         if result.INPUT not in made.arrays:
             raise TypeError(f"the views of {self.method.name} lack the array '{result.INPUT}', which the network gets")
         return made
 
     def loader(self) -> ViewLoader:
-        """Return a loader of whole batches, in this process, from the first step on."""
+        """Return a loader of whole batches in this process, from the first step."""
         return ViewLoader(self.cases, self.views(), self.settings.batch_size, self.settings.seed)
 
     def get_dataloaders(self) -> Batches:
-        """Return batches from the step where the training stands; of each, this rank's part."""
+        """Return this rank's part of the batches, from the current step."""
         first_sample, number = distributed.part_of(self.settings.batch_size, self.method.min_samples_of_rank)
         return make_loader(
             self.cases,
@@ -160,14 +160,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         )
 
     def run_training(self) -> None:
-        """All epochs; the bar is for terminals, the lines are for the log."""
-        # of several processes the others would wait for one that ends alone: they all end after the first step
+        """Run all epochs, with a bar for terminals and lines for the log."""
+        # other processes would wait for one that ends alone: they all end after the same step
         with Sigterm(at_once=not self.is_ddp) as sigterm:
             try:
                 self.on_train_start()
                 sigterm.at_once = False
                 self._run_epochs(sigterm)
-                sigterm.at_once = True  # all states are saved: the end can be done again
+                sigterm.at_once = True  # all states are saved: the end can be repeated
                 sigterm.look()
                 self.on_train_end()
             except Terminated:
@@ -185,7 +185,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 dynamic_ncols=True,
             ) as bar:
                 while self.current_epoch < self.num_epochs:
-                    if not self.outputs:  # else it goes on within an epoch
+                    if not self.outputs:  # otherwise the training resumes within an epoch
                         self.on_epoch_start()
                         self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
                     while len(self.outputs) < self.num_iterations_per_epoch:
@@ -193,7 +193,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                         self.outputs.append(output)
                         bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
-                        # schedulers' signals reach processes between different steps
+                        # a scheduler's signal reaches the processes at different steps
                         if distributed.on_any_rank(sigterm.heard, self.device):
                             latest = os.path.join(self.output_folder, checkpoint.LATEST)
                             self.save_checkpoint(latest)
@@ -212,14 +212,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{why}. To go on: {command_to_go_on(saved)}")
 
     def _write_report(self, finished: bool = False) -> None:
-        """Write report.html, with the commands that come next; it never costs the training."""
+        """Write report.html with the commands that come next. A failure never ends the training."""
         if self.local_rank == 0:
             following = [] if finished else [f"Go on with: {command_to_go_on()}"]
             following.append(self._next_command(os.path.join(self.output_folder, checkpoint.FINAL)))
             self.report.write(self.facts(), following, finished)
 
     def facts(self) -> Facts:
-        """Return how far the training has come, for checkpoint and report."""
+        """Return the training's current facts, for checkpoint and report."""
         return Facts(
             request=self.request,
             folder=self.output_folder,
@@ -236,13 +236,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         )
 
     def on_train_start(self) -> None:
-        """Say what is about to happen, start the loader."""
+        """Log the setup and start the loader."""
         self.initialize()
         self.print_to_log_file(f"Device: {self.device}, output: {self.output_folder}")
         self.print_to_log_file(f"Settings: {self.settings}")
         by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
         self.print_to_log_file(f"Views are computed by {by}")
-        if self.request.init and self.step == 0:  # else its weights are in the training state
+        if self.request.init and self.step == 0:  # otherwise the training state has the weights
             self.init, lines = load_initial(self.request.init, self.plan_network, self.network, self.request.plan)
             for line in lines:
                 self.print_to_log_file(line)
@@ -268,7 +268,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         return Preparation(self.cases, network, self.num_input_channels, own, seed, self.device)
 
     def train_step(self, batch: dict[str, Any], step: int, drawn: Any = None) -> dict[str, float]:
-        """Do one step, with the choices drawn for it unless others are given; return the losses by name."""
+        """Do one step, with the step's own random choices unless given as `drawn`. Return the losses by name."""
         output, losses = self.stepper(batch, step, drawn)
         self.monitor.update(output)
         return losses
@@ -277,13 +277,13 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Log the means of the epoch."""
         epoch = self.current_epoch
         self.logger.log("train_losses", float(np.mean([o["loss"] for o in train_outputs])), epoch)
-        for name in self.method.terms:  # of which some settings lack one
+        for name in self.method.terms:  # some settings lack a term
             self.logger.log(name, _mean([o[name] for o in train_outputs if name in o]), epoch)
         for name, of_group in self.monitor.summary().items():
             self.logger.log(name, _mean(list(of_group.values())), epoch)
 
     def on_epoch_end(self, bar: tqdm | None = None) -> None:
-        """Write one line, alarms, training state, progress.png and now and then the report; the next epoch begins."""
+        """Write a line, alarms, training state, progress.png and sometimes the report, and begin the next epoch."""
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
@@ -321,14 +321,14 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self._write_report()
 
     def on_train_end(self) -> None:
-        """Write what fine-tuning takes, then drop the training states."""
+        """Write the final checkpoint, then remove the training states."""
         if self.local_rank != 0:
             return
         final = os.path.join(self.output_folder, checkpoint.FINAL)
         checkpoint.write(final, self.final_content())
         self._write_report(finished=True)
         output_folder.set_overwriting(self.output_folder, False)
-        # the oldest first: killed in between, --c goes on from the latest
+        # the oldest first: if killed in between, --c resumes from the latest
         for name in (checkpoint.DAMAGED, checkpoint.PREVIOUS, checkpoint.LATEST, PREPARED):
             if os.path.isfile(path := os.path.join(self.output_folder, name)):
                 os.remove(path)
@@ -338,17 +338,17 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         return next_command(self.request, final, self.device.type)
 
     def final_content(self) -> dict[str, Any]:
-        """Return what ``checkpoint_final.pth`` holds; see `pcrl_nnunet.checkpoint`."""
+        """Return the content of ``checkpoint_final.pth``; see `pcrl_nnunet.checkpoint`."""
         return result.content(self.facts(), self.report.epochs[-1]["monitor"] if self.report.epochs else {})
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write the training state, whole or not at all; the one before is kept as checkpoint_previous.pth."""
+        """Write the training state, completely or not at all. The state before becomes checkpoint_previous.pth."""
         if self.local_rank != 0:
             return
         state = {
             "format": checkpoint.STATE_FORMAT,
             "network": self.network.state_dict(),
-            "plan_network": self.plan_network.state_dict(),  # what is not trained stays random, but the same
+            "plan_network": self.plan_network.state_dict(),  # untrained weights stay random, but the same
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
@@ -368,7 +368,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         checkpoint.write(filename, state, os.path.join(os.path.dirname(filename), checkpoint.PREVIOUS))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Continue from a training state; what it was started with has to be what it continues with."""
+        """Continue from a training state, which has to agree with this training."""
         self.initialize()
         given = filename_or_checkpoint
         state = checkpoint.read(given, checkpoint.STATE_FORMAT) if isinstance(given, str) else given
@@ -381,7 +381,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.grad_scaler is not None and state["grad_scaler"] is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
-        if state["outputs"]:  # within an epoch, which has not lasted while nothing was done
+        if state["outputs"]:  # within an epoch: do not count the pause
             state["logging"]["epoch_start_timestamps"][-1] += time() - state["saved_at"]
         self.logger.load_checkpoint(state["logging"])
         self.current_epoch, self.outputs = state["current_epoch"], state["outputs"]
@@ -392,12 +392,12 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             torch.cuda.set_rng_state(state["device_rng"], self.device)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """There is nothing to validate without labels."""
+        """Refuse: without labels there is nothing to validate."""
         raise SystemExit("Error: a pretraining has no validation; fine-tune it with -tr PCRLFinetuneTrainer")
 
 
 def pretrain_trainer(request: Request, device: torch.device) -> PCRLPretrainTrainer:
-    """Build the trainer of a pretraining that was asked for; this creates the output folder."""
+    """Build the trainer of a requested pretraining. This creates the output folder."""
     plan = request.plan
-    plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net hands it over
+    plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net passes it
     return PCRLPretrainTrainer.of(request)(plans, plan.configuration, request.fold, plan.dataset_json, device)

@@ -1,4 +1,4 @@
-"""nnU-Net's training with the settings of fine-tuning, from random weights."""
+"""nnU-Net's training from random weights with the settings of fine-tuning."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ NNUNET_DEFAULT_DEVICE = torch.device("cuda")
 
 
 class PCRLScratchTrainer(nnUNetTrainer):
-    """`PCRLFinetuneTrainer` without the weights: the fair control.
+    """`PCRLFinetuneTrainer` without pretrained weights: the fair control.
 
-    nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its checkpoints name
-    the stock trainer, so that predicting, ensembling and exporting need none of our code.
+    This is nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its
+    checkpoints name the stock trainer, so that predicting, ensembling and exporting need none of our code.
     Overrides: __init__, configure_optimizers, on_train_start, get_dataloaders, get_tr_and_val_datasets, train_step,
     on_train_epoch_end, save_checkpoint, load_checkpoint.
     """
 
     needs_masks = True
-    defaults: Mapping[str, Any] = MappingProxyType({})  # settings that differ from those of `FinetuneSettings`
+    defaults: Mapping[str, Any] = MappingProxyType({})  # defaults that differ from `FinetuneSettings`
     saved_as = nnUNetTrainer.__name__  # the trainer that checkpoints name
     for_classification = "PCRLClassificationScratchTrainer"  # the trainer for a dataset without masks
     _has_begun = False
@@ -62,12 +62,12 @@ class PCRLScratchTrainer(nnUNetTrainer):
                 check_fold(type(self), plans, configuration, int(fold))
             self.settings = FinetuneSettings.from_plan(plans, self.defaults)
             self.check(plans, configuration, fold, dataset_json)
-        # nnU-Net takes an item out of the plan that it is given, and requires it
+        # nnU-Net pops this item from the given plan and requires it
         plans = {"continue_training": False, **copy.deepcopy(plans)}
         with exit_on_user_error(), output_folder.creating(), weights_and_biases.held_back():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.settings.epochs
-        # nnU-Net's 50; a short training, too, continues near to where it was stopped
+        # nnU-Net's 50; shorter for short trainings, to resume near the stop
         self.save_every: int = min(50, max(1, self.num_epochs // 20))
         self.num_iterations_per_epoch = self.settings.iters_per_epoch
         self.num_val_iterations_per_epoch = self.settings.val_iters_per_epoch
@@ -79,11 +79,11 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def check(
         cls, plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
     ) -> None:
-        """Raise `UserError` where a subclass lacks what it needs; nothing has been written yet."""
+        """Raise `UserError` if a subclass lacks something. Nothing has been written yet."""
 
     def configure_optimizers(self) -> tuple[Optimizer, LRScheduler]:
         """Return nnU-Net's optimiser or AdamW, and nnU-Net's schedule with a warm-up."""
-        if not self.enable_deep_supervision:  # DDP, which wraps the network after this, waits for every gradient
+        if not self.enable_deep_supervision:  # DDP wraps the network later and waits for every gradient
             for layer in seg_layers_of(unwrap(self.network))[:-1]:
                 layer.requires_grad_(False)
         optimizer, _ = super().configure_optimizers()
@@ -93,7 +93,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         return optimizer, WarmupPolyLR(optimizer, self.initial_lr, self.num_epochs, self.settings.warmup_epochs)
 
     def on_train_start(self) -> None:
-        """Log the effective settings, then start as nnU-Net does."""
+        """Log the settings in effect, then start like nnU-Net."""
         self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
         self._not_finite: set[str] = set()
         other = getattr(self.optimizer, "other_kind", None)
@@ -107,7 +107,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         self._has_begun = True
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return nnU-Net's loaders, and begin a run of Weights & Biases: nothing is refused after this."""
+        """Return nnU-Net's loaders, and start the run of Weights & Biases, because nothing is refused after this."""
         return self._with_run(super().get_dataloaders())
 
     def _with_run(self, loaders: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -115,13 +115,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
             try:
                 weights_and_biases.begin(self)
             except UserError:
-                for loader in loaders:  # their processes have been started
+                for loader in loaders:  # their processes are running
                     getattr(loader, "_finish", lambda: None)()
                 raise
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
-        """Return nnU-Net's datasets, and open every case: a case that cannot be read ends loaders without a reason."""
+        """Return nnU-Net's datasets, and open every case: an unreadable case would end loaders without a reason."""
         if self.fold != "all":
             with self._or_nothing_left_behind():
                 names = [case.name for case in find_cases(self.preprocessed_dataset_folder)]
@@ -130,13 +130,13 @@ class PCRLScratchTrainer(nnUNetTrainer):
         used = {*datasets[0].identifiers, *datasets[1].identifiers}
         with self._or_nothing_left_behind():
             for case in find_cases(self.preprocessed_dataset_folder, segmentations=True):
-                if case.name.removesuffix("_seg") in used and not case.path.endswith(".npz"):  # to open is to read it
+                if case.name.removesuffix("_seg") in used and not case.path.endswith(".npz"):  # opening .npz reads it
                     CaseVolume(case)
         return datasets
 
     @contextmanager
     def _or_nothing_left_behind(self) -> Iterator[None]:
-        """End the process with the sentence of a `UserError`, and leave nothing behind before the training begins."""
+        """End the process with the sentence of a `UserError`. Before the training begins, leave no files behind."""
         with exit_on_user_error():
             try:
                 yield
@@ -146,7 +146,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
                 raise
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train a step as nnU-Net does, and remember the cases of a loss that is not finite."""
+        """Train a step like nnU-Net, and remember the cases of a loss that is not finite."""
         result: dict[str, Any] = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             self._not_finite |= set(map(str, batch["keys"]))
@@ -155,7 +155,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Stop before weights that are not finite are saved or validated.
 
-        With mixed precision nnU-Net leaves out a step that is not finite, and the training goes on with a warning.
+        With mixed precision nnU-Net skips a step that is not finite, and the training continues with a warning.
         """
         if self._not_finite:
             cases = f"with the cases {', '.join(sorted(self._not_finite))}"
@@ -170,7 +170,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         super().on_train_epoch_end(train_outputs)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load as nnU-Net does; a file that cannot be read ends the process with a sentence."""
+        """Load like nnU-Net. An unreadable file ends the process with a sentence."""
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
@@ -181,15 +181,15 @@ class PCRLScratchTrainer(nnUNetTrainer):
             ) from None
 
     def save_checkpoint(self, filename: str) -> None:
-        """Save as nnU-Net does, but whole or not at all, and with the stock trainer's name."""
+        """Save like nnU-Net, but completely or not at all, and with the stock trainer's name."""
         if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)  # which says so in the log
+            super().save_checkpoint(filename)  # logs that checkpoints are off
             return
         draft = f"{filename}.draft"
         try:
             super().save_checkpoint(draft)
-            content = torch.load(draft, map_location="cpu", weights_only=False)  # the file of a line ago
-        except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
+            content = torch.load(draft, map_location="cpu", weights_only=False)  # just written
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             raise SystemExit(
                 f"Error: could not write {filename} ({error}); the file of that name, if any, is the last good one: "
                 f"make room or the folder writable and continue with --c"
@@ -202,5 +202,5 @@ class PCRLScratchTrainer(nnUNetTrainer):
             checkpoint_file.write(filename, content)
 
     def extra_content(self) -> dict[str, Any]:
-        """Return what a subclass adds to its checkpoints."""
+        """Return a subclass's further entries of checkpoints."""
         return {}

@@ -1,4 +1,4 @@
-"""Semi-supervised training: nnU-Net's, with unlabelled scans beside the labelled ones."""
+"""Semi-supervised training: nnU-Net's training on labelled and unlabelled scans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
 
-NOT_COUNTED = -1  # value of ignored voxels where the dataset has no ignore label
+NOT_COUNTED = -1  # value of ignored voxels if the dataset has no ignore label
 SHOWN = 4  # patches in the picture
 EVERY = 20  # epochs after which the log repeats an alarm
 
@@ -42,8 +42,8 @@ EVERY = 20  # epochs after which the log repeats an alarm
 class _SemiSupervised(PCRLScratchTrainer):
     """Two stages: nnU-Net's training on labelled cases, then mean teacher with bidirectional copy-paste.
 
-    In the second stage, each step sees as many patches as nnU-Net's. Every patch is labelled in one part and shows an
-    unlabelled case in the other, for which a teacher gives the labels. See `pcrl_nnunet.semi_supervised`.
+    In the second stage, a step sees as many patches as a step of nnU-Net. One part of each patch is labelled. The other
+    part shows an unlabelled case, and a teacher predicts its labels. See `pcrl_nnunet.semi_supervised`.
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
 
@@ -51,7 +51,7 @@ class _SemiSupervised(PCRLScratchTrainer):
     def check(
         cls, plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
     ) -> None:
-        """Raise `UserError` for a cascade, settings that cannot be, and a fold without labelled or unlabelled cases."""
+        """Raise `UserError` for a cascade, invalid settings, or a fold without labelled or unlabelled cases."""
         super().check(plans, configuration, fold, dataset_json)
         if resolve(plans, configuration).get("previous_stage") is not None:
             raise UserError(
@@ -61,7 +61,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         semi = SemiSettings.from_plan(plans)
         semi.supervised_epochs(FinetuneSettings.from_plan(plans, cls.defaults).epochs)
         output = output_folder.path_of(cls.__name__, plans["dataset_name"], plans["plans_name"], configuration, fold)
-        if not os.path.isfile(os.path.join(output, checkpoint_file.FINAL)):  # it is validated without the scans, too
+        if not os.path.isfile(os.path.join(output, checkpoint_file.FINAL)):  # validation does not need the scans
             SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
 
     def initialize(self) -> None:
@@ -79,13 +79,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._teacher: Teacher | None = None
         self._history: list[watch.Pseudo] = []
         self._set_aside: set[str] = set()
-        self._used_before: list[str] = []  # unlabelled cases, by the training that goes on
+        self._used_before: list[str] = []  # unlabelled cases of the resumed training
         self._said: dict[tuple[str, str], int] = {}  # last epoch in which an alarm was logged
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return the loaders of labelled cases, and begin one of unlabelled cases beside them."""
+        """Return the loaders of labelled cases, and start a loader of unlabelled cases beside them."""
         plans, this = self.plans_manager.plans, self.configuration_manager
-        with self._or_nothing_left_behind():  # before nnU-Net's loaders have begun their processes
+        with self._or_nothing_left_behind():  # before nnU-Net's loaders start their processes
             self._cases = SemiCases.find(
                 plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
             )
@@ -108,13 +108,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
-        """Return nnU-Net's datasets, and read what the labels say before its loaders begin their processes."""
+        """Return nnU-Net's datasets, and read facts from the labels before the loaders start their processes."""
         datasets = super().get_tr_and_val_datasets()
         self._facts = self._label_facts()
         return datasets
 
     def _label_facts(self) -> LabelFacts:
-        """Read what the labels of the labelled cases say about the classes."""
+        """Read facts about the classes from the labelled cases."""
         manager = self.label_manager
         classes = manager.foreground_regions if self._regions else manager.foreground_labels
         labels = {_as_tuple(value): name for name, value in self.dataset_json["labels"].items()}
@@ -137,7 +137,7 @@ class _SemiSupervised(PCRLScratchTrainer):
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's augmentation.
 
-        Without loading processes it does not time which way to blur is the faster: that would make runs differ.
+        Without loading processes it skips timing the faster way to blur, which would make runs differ.
         """
         transforms = PCRLScratchTrainer.get_training_transforms(*args, **kwargs)
         if get_allowed_n_proc_DA() == 0:
@@ -148,7 +148,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return transforms
 
     def on_train_epoch_start(self) -> None:
-        """Begin the second stage after the epochs of the first. Loading in this process draws from the epoch's seed."""
+        """Begin the second stage after the first stage. Loading in this process draws from the epoch's seed."""
         super().on_train_epoch_start()
         seed = np.random.SeedSequence((self.semi.seed, self.current_epoch, self.local_rank)).generate_state(1)[0]
         random.seed(int(seed))
@@ -166,7 +166,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return teacher
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train nnU-Net's step, on pasted patches in a share of the first stage and in all of the second stage."""
+        """Train nnU-Net's step, with pasted patches in a share of the first stage's steps and in the second stage."""
         rng = np.random.default_rng((self.semi.seed, self.current_epoch, self._step, self.local_rank))
         self._step += 1
         if self._teacher is None:
@@ -189,29 +189,29 @@ class _SemiSupervised(PCRLScratchTrainer):
             self.loss = usual
 
     def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Paste a box of each labelled patch into the patch after it."""
+        """Paste a box of each labelled patch into the next patch."""
         data, labels = self._on_device(batch)
-        # of several processes each may have one patch alone
+        # each of several processes may have only one patch
         other = self._on_device(next(self.dataloader_train)) if len(data) == 1 else (data.roll(1, 0), labels.roll(1, 0))
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
         target = self._at_scales(mixing.paste(other[1], labels, boxes), batch["target"])
         return {**batch, "data": mixing.paste(other[0], data, boxes), "target": target}
 
     def _mixed(self, batch: dict[str, Any], teacher: Teacher, rng: np.random.Generator) -> dict[str, Any]:
-        """Paste labelled and unlabelled patches into each other, with the teacher's labels for the latter."""
+        """Paste labelled and unlabelled patches into each other, with the teacher's labels of unlabelled patches."""
         data, labels = self._on_device(batch)
         unlabelled = next(self.dataloader_unlabelled)
         with self._or_nothing_left_behind():
             if "error" in unlabelled:
                 raise UserError(unlabelled["error"])
         for name, sentence in unlabelled["set_aside"].items():
-            if name not in self._set_aside:  # each process that loads finds it out by itself
+            if name not in self._set_aside:  # each loading process reports it
                 self.print_to_log_file(f"WARNING: set aside: {sentence}")
                 self._set_aside.add(name)
         images = unlabelled["data"].to(self.device, non_blocking=True)
         with autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
             pseudo = teacher.labels(images, self._regions)
-        first = 0 if self._regions else 1  # label maps have a value for background before the classes
+        first = 0 if self._regions else 1  # in label maps, background comes before the classes
         pseudo = keep_largest_pieces(pseudo, [first + number for number in self._facts.in_one_piece])
         self._watch.of_teacher(pseudo)
         self._shown = images[:SHOWN], pseudo[:SHOWN]
@@ -227,14 +227,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         return {"data": mixing.paste(data, images, part), "target": target, "keys": keys}
 
     def _labelled_around(self, number: int, rng: np.random.Generator) -> int:
-        """Return how many of the first patches show the labelled case around the box; the others show it in the box.
+        """Return the number of first patches with the labelled case around the box; the others have it in the box.
 
-        nnU-Net puts the voxel of a class that it looks for into the middle of the last patches. There it would be
-        hidden by the box.
+        nnU-Net centres the last patches on a voxel of a class, where the box would hide it.
         """
         if number > 1:
             return number // 2
-        looks_for_classes = self.oversample_foreground_percent  # 0 or 1 where each process has one patch
+        looks_for_classes = self.oversample_foreground_percent  # 0 or 1 if each process has one patch
         return int(rng.random() >= looks_for_classes)
 
     def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -247,7 +246,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return mixing.at_scales(labels, like) if isinstance(like, list) else labels
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log what the teacher's labels are like, warn where they cannot be trusted, and draw them."""
+        """Log the teacher's labels, warn if they cannot be trusted, and draw them."""
         super().on_train_epoch_end(train_outputs)
         pseudo = self._watch.finish_epoch(self.is_ddp)
         if pseudo is None:
@@ -266,12 +265,12 @@ class _SemiSupervised(PCRLScratchTrainer):
             draw_pseudo_labels(self._history, self._facts, self._supervised_epochs, images, labels, path)
 
     def on_train_end(self) -> None:
-        """End the processes that load unlabelled cases, too."""
+        """End the training, and the processes that load unlabelled cases."""
         super().on_train_end()
         getattr(self.dataloader_unlabelled, "_finish", lambda: None)()
 
     def extra_content(self) -> dict[str, Any]:
-        """Return what a training needs to continue, and the cases that it uses."""
+        """Return the entries that a resumed training needs, and the cases in use."""
         return {
             **super().extra_content(),
             "semi": {
@@ -285,9 +284,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Take the teacher and the history of pseudo-labels, too."""
+        """Load a checkpoint with the teacher and the history of pseudo-labels."""
         super().load_checkpoint(filename_or_checkpoint)
-        assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code takes nothing else
+        assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code only passes a path
         content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)["semi"]
         self._history = [watch.Pseudo(**epoch) for epoch in content["history"]]
         self._used_before = content["unlabelled_cases"]
@@ -305,7 +304,7 @@ class PCRLSemiSupervisedScratchTrainer(_SemiSupervised):
 
 
 class PCRLSemiSupervisedTrainer(_SemiSupervised, PCRLFinetuneTrainer):
-    """Semi-supervised training from a pretrained network, which is found and loaded as by `PCRLFinetuneTrainer`."""
+    """Semi-supervised training from a pretrained network, found and loaded as in `PCRLFinetuneTrainer`."""
 
     of_any_method = "PCRLSemiSupervisedTrainer"
     control = PCRLSemiSupervisedScratchTrainer

@@ -6,11 +6,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 LEVEL = 0.95  # probability of an interval
-MIN_GROUPS = 3  # patients with either value; an interval from fewer would tell nothing of others
+MIN_GROUPS = 3  # patients with either value; an interval from fewer says nothing about other patients
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Return the area under the ROC curve over known values; NaN if all of them are the same.
+    """Return the area under the ROC curve over known values; NaN if all known values are equal.
 
     Args:
         truth: (N,) 1, 0, or NaN for unknown.
@@ -25,20 +25,21 @@ def auroc(truth: np.ndarray, score: np.ndarray) -> float:
 def auroc_interval(
     truth: np.ndarray, score: np.ndarray, groups: np.ndarray, bootstraps: int = 1000
 ) -> dict[str, float]:
-    """Return the AUROC with its percentile bootstrap interval; a group (patient, scan) is drawn as a whole.
+    """Return the AUROC with its percentile bootstrap interval. The bootstrap draws whole groups (patients, scans).
 
     Args:
-        groups: (N,) names.
+        groups: (N,) names of groups.
 
     Returns:
-        auroc, low, high, and the numbers known and positive. Low and high are NaN if positives or negatives are of
+        auroc, low, high, and the numbers known and positive. Low and high are NaN if positives or negatives come from
         fewer than `MIN_GROUPS` groups.
     """
     rng = np.random.default_rng(0)
     names, group = np.unique(groups, return_inverse=True)
     known = ~np.isnan(truth)
     of, positive = group[known], truth[known] == 1
-    _, place = np.unique(score[known], return_inverse=True)  # sorted once: there may be hundreds of thousands
+    # sorted once: there may be hundreds of thousands of values
+    _, place = np.unique(score[known], return_inverse=True)
     drawn = []
     if min(len(np.unique(of[positive])), len(np.unique(of[~positive]))) >= MIN_GROUPS:
         for _ in range(bootstraps):

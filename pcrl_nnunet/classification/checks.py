@@ -1,4 +1,4 @@
-"""Lines of a label table that do not fit the images."""
+"""Checks that a label table fits the images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pcrl_nnunet.classification.world import opened, outside
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
 
-MAX_OUTSIDE = 0.1  # share of the points that may lie outside of their image
+MAX_OUTSIDE = 0.1  # largest tolerated share of points outside their image
 
 
 def check_cases(labels: LabelTable, cases: Mapping[str, Case], transpose: Sequence[int]) -> list[str]:
-    """Return warnings of cases that are not there, and of points that lie outside of their image.
+    """Return warnings about missing cases, and about points outside their image.
 
     Args:
         cases: the preprocessed cases, by name.

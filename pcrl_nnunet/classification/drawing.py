@@ -8,10 +8,10 @@ from pcrl_nnunet.classification.label_table import LabelTable
 
 
 class Drawing:
-    """Draws samples, balanced or as they come.
+    """A drawer of samples, balanced or uniform.
 
-    Balanced drawing takes first a class, or a label and one of its values, all with the same probability, and then one
-    of its samples. So a binary classification sees as many positives as negatives, also of 1,500 among 755,000.
+    Balanced drawing first picks a class, or a label and one of its values, all with the same probability. Then it picks
+    one of its samples. A binary classification sees as many positives as negatives, even with 1,500 among 755,000.
     """
 
     def __init__(self, table: LabelTable, samples: np.ndarray, balanced: bool) -> None:
@@ -25,6 +25,6 @@ class Drawing:
         self.groups = [group for group in groups if len(group)]
 
     def __call__(self, rng: np.random.Generator, number: int) -> np.ndarray:
-        """(number,) indices into the table."""
+        """Draw (number,) indices into the table."""
         drawn = [self.groups[group] for group in rng.integers(len(self.groups), size=number)]
         return np.array([group[rng.integers(len(group))] for group in drawn], dtype=int)

@@ -35,12 +35,12 @@ def roc(
 
 
 def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str, path: str) -> None:
-    """Draw the middle slice of an input's first channel, and on it the activation map of every output, as a PNG.
+    """Draw the activation map of every output on the middle slice of an input's first channel, as a PNG.
 
     Args:
         image: (C, *size).
         maps: (L, *size).
-        titles: one for each map.
+        titles: a title for each map.
     """
     picture = image[0]
     if picture.ndim == 3:
@@ -50,7 +50,7 @@ def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title
     figure = Figure(figsize=(3 * (shown + 1), 3.7), layout="constrained")
     axes = figure.subplots(1, shown + 1)
     figure.suptitle(title)
-    limit = np.percentile(np.abs(maps), 99.5) or 1.0  # a single voxel, such as a maximum, would pale the rest
+    limit = np.percentile(np.abs(maps), 99.5) or 1.0  # a single extreme voxel would make the rest pale
     for i, axis in enumerate(axes):
         axis.imshow(picture, cmap="gray")
         axis.set_axis_off()

@@ -1,4 +1,4 @@
-"""nnU-Net's folds, drawn by patient."""
+"""nnU-Net's folds, split by patient."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pcrl_nnunet.loading.splits import NUM_FOLDS, SPLIT_SEED, SPLITS, writing_sp
 
 
 def write_split_by_patient(names: Sequence[str], table: LabelTable, folder: str) -> str | None:
-    """Make nnU-Net's splits_final.json by patient, unless there is one.
+    """Write nnU-Net's splits_final.json, split by patient, unless the file exists.
 
     Args:
         names: names of the dataset's cases.
-        table: without patients, nnU-Net's own split will do.
+        table: the label table; without patients, nnU-Net's own split is enough.
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
 
     Returns:
-        The path if the file was made.
+        The path if the file was written.
 
     Raises:
         UserError: the file cannot be written, or there are fewer patients than folds.
@@ -40,9 +40,9 @@ def write_split_by_patient(names: Sequence[str], table: LabelTable, folder: str)
 
 
 def split_by_patient(names: Sequence[str], table: LabelTable) -> list[dict[str, list[str]]]:
-    """Return nnU-Net's five folds, with all cases of a patient in one, and positives spread over them.
+    """Return nnU-Net's five folds. A patient's cases stay in one fold, and positives spread over the folds.
 
-    Positives are cases of the last class that a case has, or with the rarest label.
+    Positives are the cases of the last class that any case has, or the cases with the rarest label.
 
     Raises:
         UserError: there are fewer patients than folds.

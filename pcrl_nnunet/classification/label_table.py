@@ -1,11 +1,11 @@
-"""The labels of a classification, of cases or of points, read from a table beside the images.
+"""The labels of a classification, for cases or points, from a table beside the images.
 
-- ``classes.csv`` labels cases: the columns ``case``, one for each label, and if wanted ``patient``. Empty is unknown.
+- ``classes.csv`` labels cases. Its columns: ``case``, one for each label, and optionally ``patient``. Empty is unknown.
 - ``candidates.csv`` labels points, in LUNA16's format: ``seriesuid`` (the case), ``coordX``, ``coordY`` and ``coordZ``
-  in world mm (LPS, as in DICOM and ITK), ``class``, and if wanted ``patient``.
+  in world mm (LPS, as in DICOM and ITK), ``class``, and optionally ``patient``.
 
-One column of other values than 0 and 1 holds classes that exclude each other. Several columns of 0 and 1 hold labels
-that may occur together.
+A single column with values other than 0 and 1 holds classes that exclude each other. Several columns of 0 and 1 hold
+labels that may occur together.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CASE: dict[Kind, str] = {"classes": "case", "candidates": "seriesuid"}
 COORDINATES = ("coordX", "coordY", "coordZ")
 PATIENT = "patient"
 LIKE_PATIENT = ("patient", "patients", "patientid", "subject", "subjects", "subjectid")
-UNKNOWN_WORDS = ("na", "n/a", "nan", "null", "?")  # in a table; of a class nobody thinks so
-MAX_CLASSES = 100  # more different values are no classes, but a measurement
+UNKNOWN_WORDS = ("na", "n/a", "nan", "null", "?")  # spellings of "unknown" in a table; no class has such a name
+MAX_CLASSES = 100  # a column with more different values holds a measurement
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class LabelTable:
 
     Attributes:
         names: names of the L labels or classes, which are the network's outputs.
-        exclusive: a sample has exactly one of them (classes), not any number of them (labels).
+        exclusive: a sample has exactly one class; otherwise it has any number of labels.
         case: (N,) names of cases.
         point: (N, 3) world mm, LPS; None for cases.
-        value: (N, L) 1, 0, or NaN for unknown; a row of exclusive classes is known as a whole or not at all.
-        patient: the patient of every case that has one in the table.
+        value: (N, L) 1, 0, or NaN for unknown; a row of exclusive classes is known completely or not at all.
+        patient: the patient by case, for the cases with a patient in the table.
     """
 
     kind: Kind
@@ -63,18 +63,18 @@ class LabelTable:
         return len(self.case)
 
     def of_cases(self, cases: Sequence[str]) -> np.ndarray:
-        """Return the indices of the samples of these cases that have a known label."""
+        """Return the indices of these cases' samples that have a known label."""
         return np.flatnonzero(np.isin(self.case, list(cases)) & ~np.isnan(self.value).all(1))
 
 
 def bring_tables(raw_folder: str, folder: str) -> list[str]:
-    """Copy a dataset's tables to where nnU-Net's trainings look.
+    """Copy a dataset's tables to the folder that nnU-Net's trainings read.
 
     Returns:
-        The names of the tables that were not there, or have changed.
+        The names of the tables that were missing or have changed.
 
     Raises:
-        UserError: such a table cannot be written.
+        UserError: a table cannot be written.
     """
     changed = []
     for name in FILES.values():
@@ -89,7 +89,7 @@ def bring_tables(raw_folder: str, folder: str) -> list[str]:
 
 
 def planned_labels(plans: Mapping[str, Any], folder: str, raw_folder: str | None) -> LabelTable:
-    """Return the labels of a plan's dataset, from its raw folder if that is there; `UserError` if it has none."""
+    """Return the labels of a plan's dataset, from its raw folder if possible. Raise `UserError` if it has none."""
     if raw_folder is not None:
         bring_tables(raw_folder, folder)
     return read_labels(folder, ClassifySettings.from_plan(plans).table or None)
@@ -99,10 +99,10 @@ def read_labels(folder: str, kind: Kind | None = None) -> LabelTable:
     """Read the table of a dataset's folder.
 
     Args:
-        kind: which of the two tables; None: the one that is there.
+        kind: which of the two tables; None: the only one in the folder.
 
     Raises:
-        UserError: there is no table, or it is not as it should be, with the line.
+        UserError: there is no table, or one of its lines is wrong; the message names the line.
     """
     there = [k for k, file in FILES.items() if os.path.isfile(os.path.join(folder, file))]
     if kind is None and len(there) > 1:
@@ -121,7 +121,7 @@ def read_labels(folder: str, kind: Kind | None = None) -> LabelTable:
 
 
 def read_points(path: str, cases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read points to classify, from a table such as candidates.csv that needs no column class.
+    """Read points to classify, from a table such as candidates.csv. The column class is optional.
 
     Args:
         cases: names of the images.
@@ -130,7 +130,7 @@ def read_points(path: str, cases: Sequence[str]) -> tuple[np.ndarray, np.ndarray
         (N,) names of cases, (N, 3) world mm.
 
     Raises:
-        UserError: it is not as it should be, or none of its points lies in an image of `cases`.
+        UserError: the table is wrong, or none of its points lies in an image of `cases`.
     """
     table = _read(path, (CASE["candidates"], *COORDINATES))
     names = table[CASE["candidates"]].to_numpy(str)
@@ -147,18 +147,18 @@ def _read(path: str, needed: Sequence[str]) -> pd.DataFrame:
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "index_col": False}
     try:
         header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].str.strip()
-        if header.duplicated().any():  # pandas would give them other names
+        if header.duplicated().any():  # pandas would rename them
             raise ValueError(f"two columns are called '{header[header.duplicated()].iloc[0]}'")
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # lines that are longer than the line of names
+            warnings.simplefilter("error", ParserWarning)  # for lines that are longer than the header
             table = pd.read_csv(path, **options)
-    except (OSError, ValueError, ParserWarning) as error:  # pandas' own errors are of the second kind
+    except (OSError, ValueError, ParserWarning) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"{path} cannot be read ({error}); expected a table with commas and a line of names") from error
     table = table.apply(lambda column: column.str.strip())
     nameless = table.columns[header.reindex(range(len(table.columns)), fill_value="") == ""]
     if (table[nameless] != "").any(axis=None):
         raise UserError(f"{path} has a column without a name; give it one, or take it out")
-    table = table.drop(columns=nameless)  # of a comma at the end of every line
+    table = table.drop(columns=nameless)  # from a comma at the end of every line
     missing = [name for name in needed if name not in table]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
@@ -184,7 +184,7 @@ def _parse(path: str, kind: Kind) -> LabelTable:
 
 
 def _label_columns(path: str, kind: Kind, table: pd.DataFrame) -> list[str]:
-    """Return the columns that hold labels; `UserError` for a table without labels, or with unclear lines."""
+    """Return the columns that hold labels. Raise `UserError` if the table has no labels or unclear lines."""
     case = CASE[kind]
     for name in table:
         if name != PATIENT and re.sub(r"[\s_.-]", "", name.lower()) in LIKE_PATIENT:
@@ -222,7 +222,7 @@ def _patients(path: str, kind: Kind, table: pd.DataFrame) -> dict[str, str]:
 
 
 def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np.ndarray]:
-    """Return whether the labels exclude each other, their names, and their values (N, L)."""
+    """Tell whether the labels exclude each other, and return their names and values (N, L)."""
     found = [{value for value in columns[name] if value} for name in columns]
     if empty := [name for name, values in zip(columns, found, strict=True) if not values]:
         raise UserError(f"{path} has no value in column {empty[0]}; fill it in, or take it out")
@@ -242,7 +242,7 @@ def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np
         )
     given = columns.iloc[:, 0].to_numpy(str)
     classes = sorted(found[0])
-    if all(map(_is_number, classes)):  # 1 and 1.0 are one
+    if all(map(_is_number, classes)):  # 1 and 1.0 are equal
         given = np.array([f"{float(value):g}" if value else "" for value in given])
         classes = sorted(set(given) - {""}, key=float)
     if len(classes) > MAX_CLASSES or len(classes) < 2:
@@ -252,7 +252,7 @@ def _values(path: str, columns: pd.DataFrame) -> tuple[bool, tuple[str, ...], np
         )
     one_hot = (given[:, None] == np.array(classes)[None]).astype(float)
     one_hot[given == ""] = np.nan
-    return True, tuple(map(str, classes)), one_hot  # plain ones, not numpy's: they go into checkpoints
+    return True, tuple(map(str, classes)), one_hot  # plain strings, not numpy's: they go into checkpoints
 
 
 def _is_number(value: str) -> bool:

@@ -1,4 +1,4 @@
-"""Batches for the training of a classification. B batch, C channels, L outputs."""
+"""Batches for the training of a classification. B: batch, C: channels, L: outputs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pcrl_nnunet.loading.cases import Case, CaseVolume
 
 
 class ClassificationLoader(SlimDataLoaderBase):
-    """Batches as nnU-Net's trainers take them.
+    """Batches in the form that nnU-Net's trainers expect.
 
-    ``data`` is (B, C, *size), ``target`` (B, L) with NaN for unknown labels, ``keys`` has B names of cases.
+    ``data`` is (B, C, *size), ``target`` is (B, L) with NaN for unknown labels, ``keys`` holds B names of cases.
 
     Args:
-        cases: by name.
+        cases: cases by name.
         samples: indices of the table's samples to draw from.
         size: the network's input, voxels.
-        read_size: size of the patch that `transform` turns and takes the middle of.
-        transform: nnU-Net's, for ``image`` and ``segmentation``; the latter is empty here.
+        read_size: size of the patch that `transform` rotates and crops to its middle.
+        transform: nnU-Net's transform of ``image`` and ``segmentation``; the segmentation is empty here.
         balanced: see `Drawing`.
-        jitter: how far a point may move along each axis, voxels.
+        jitter: the largest shift of a point along each axis, voxels.
         transpose: the plan's transpose_forward.
     """
 
@@ -51,7 +51,7 @@ class ClassificationLoader(SlimDataLoaderBase):
         self.jitter, self.transpose = jitter, transpose
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Draw a batch by numpy's global generator, which nnU-Net's augmenters seed in every process."""
+        """Draw a batch with numpy's global generator, which nnU-Net's augmenters seed in every process."""
         rng = np.random.default_rng(np.random.randint(2**31))
         drawn = self.drawing(rng, self.batch_size)
         threads = torch.get_num_threads()
@@ -78,7 +78,7 @@ class ClassificationLoader(SlimDataLoaderBase):
         return self.transform(image=image, segmentation=nothing)["image"]
 
     def _anywhere(self, shape: Sequence[int], rng: np.random.Generator) -> list[float]:
-        """Return the centre of a patch within the image, or around it along axes where the patch is larger."""
+        """Draw the centre of a patch within the image. Along an axis where the patch is larger it covers the image."""
         flat = len(shape) - len(self.size)
         centre: list[float] = [float(rng.integers(n)) for n in shape[:flat]]
         for length, n in zip(shape[flat:], self.size, strict=True):

@@ -1,4 +1,4 @@
-"""Classification of images that are not preprocessed, with the trained folds."""
+"""Classification of raw images with the trained folds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Points = tuple[np.ndarray, np.ndarray]  # (N,) names of images, (N, 3) world mm
 
 
 def find_images(folder: str, images: ImageFormat) -> tuple[dict[str, Scan], list[SetAside]]:
-    """Find the scans by name, and the images that are set aside unread.
+    """Return the scans by name, and the images that are set aside unread.
 
     Raises:
         UserError: no image has one of nnU-Net's names.
@@ -57,10 +57,10 @@ def load_folds(
         folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
 
     Returns:
-        The predictor, and the kind of table that the folds were trained with.
+        The predictor, and the kind of table that trained the folds.
 
     Raises:
-        UserError: a fold is not trained, or not as the first one.
+        UserError: a fold is not trained, or was trained differently from the first fold.
     """
     networks: list[Any] = []
     described: dict[str, Any] = {}
@@ -88,10 +88,10 @@ def load_folds(
 def classify(
     scans: dict[str, Scan], points: Points | None, plan: Target, predictor: Predictor, kind: Kind, bad: list[SetAside]
 ) -> tuple[list[pd.DataFrame], int]:
-    """Classify scan after scan, or the points in them; images that cannot be read are added to `bad`.
+    """Classify scan after scan, or the points in each scan. Add images that cannot be read to `bad`.
 
     Returns:
-        A table for each image, and the number of points outside of their image.
+        A table for each image, and the number of points outside their image.
     """
     tables, num_outside = [], 0
     for name, scan in tqdm(scans.items(), unit="image", disable=None):
@@ -100,7 +100,7 @@ def classify(
             continue
         try:
             voxels = preprocessed(scan, plan)
-        except Exception as error:  # whatever a file makes nnU-Net do, the others go on
+        except Exception as error:  # one bad file must not stop the others
             bad.append(SetAside(scan.sources[0], short_reason(error)))
             continue
         for note in voxels.notes:

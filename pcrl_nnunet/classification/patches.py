@@ -1,4 +1,4 @@
-"""Patches of images: around points, or to cover a case. C channels."""
+"""Patches of images, around points or covering a case. C: channels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.views.configure import MIN_BOTTLENECK_VOXELS
 from pcrl_nnunet.views.sub_crop import Volume
 
-TILE_STEP = 0.5  # between patches that cover a case, in patches; nnU-Net's
+TILE_STEP = 0.5  # distance of patches that cover a case, in patches; nnU-Net's value
 
-MAX_BATCH = 32  # the paper's
+MAX_BATCH = 32  # the paper's value value
 
 
 def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:
-    """Return the number of inputs, 2 to 32, that have as many voxels as the plan's batch of patches."""
+    """Return the batch size, 2 to 32, with as many voxels as the plan's batch of patches."""
     return max(2, min(MAX_BATCH, math.prod(patch_size) * batch_size // math.prod(size)))
 
 
@@ -32,7 +32,7 @@ def voxels_of(patch_mm: float, spacing: Sequence[float]) -> tuple[int, ...]:
 
 
 def input_size(table: LabelTable, patch_mm: float, configuration: Any) -> tuple[int, ...]:
-    """Return the network's input size in voxels: the plan's patch for cases, a patch of `patch_mm` around points.
+    """Return the network's input size in voxels: the plan's patch for cases, a patch of `patch_mm` for points.
 
     Args:
         configuration: nnU-Net's ConfigurationManager.
@@ -48,7 +48,7 @@ def input_size(table: LabelTable, patch_mm: float, configuration: Any) -> tuple[
     left = math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
     if left < MIN_BOTTLENECK_VOXELS:
         raise UserError(
-            f"patches of {patch_mm} mm are {'x'.join(map(str, size))} voxels, of which an encoder with total stride "
+            f"patches of {patch_mm} mm are {'x'.join(map(str, size))} voxels, and an encoder with total stride "
             f"{'x'.join(map(str, total))} leaves {left}; at least {MIN_BOTTLENECK_VOXELS} are needed: raise "
             f"pcrl.classify.patch_mm"
         )
@@ -56,12 +56,12 @@ def input_size(table: LabelTable, patch_mm: float, configuration: Any) -> tuple[
 
 
 def cut(volume: Volume, centre: Sequence[float], size: Sequence[int]) -> np.ndarray:
-    """Cut (C, *size) around a place of a volume (C, *spatial), with zeros beyond the volume, as nnU-Net pads.
+    """Cut (C, *size) around a place of a volume (C, *spatial), padded with zeros like nnU-Net's patches.
 
-    In 2D the volume's first axis counts slices, of which the nearest is taken.
+    In 2D the volume's first axis counts slices, and the nearest slice is used.
 
     Args:
-        centre: voxels, one for each axis of the volume; becomes voxel n // 2 of the patch.
+        centre: voxels, a coordinate for each axis of the volume; it becomes voxel n // 2 of the patch.
     """
     shape = volume.shape[1:]
     flat = len(shape) - len(size)  # 1 in 2D
@@ -79,11 +79,11 @@ def cut(volume: Volume, centre: Sequence[float], size: Sequence[int]) -> np.ndar
 
 
 def tiles(shape: Sequence[int], size: Sequence[int]) -> list[tuple[float, ...]]:
-    """Return the centres of the patches that cover an image of this spatial shape, as `cut` takes them."""
+    """Return the centres, for `cut`, of the patches that cover an image of this spatial shape."""
     flat = len(shape) - len(size)
     padded = tuple(max(a, b) for a, b in zip(shape[flat:], size, strict=True))
     steps = compute_steps_for_sliding_window(padded, tuple(size), TILE_STEP)
-    # a smaller image lies in the middle of its one patch
+    # a smaller image lies in the middle of its only patch
     shifts = [(n - m) // 2 if m < n else 0 for m, n in zip(shape[flat:], size, strict=True)]
     axes = [[s - shift + n // 2 for s in of_axis] for of_axis, shift, n in zip(steps, shifts, size, strict=True)]
     return list(product(*([range(shape[0])] if flat else []), *axes))
@@ -92,6 +92,6 @@ def tiles(shape: Sequence[int], size: Sequence[int]) -> list[tuple[float, ...]]:
 def patches_of(
     volume: Volume, centres: Sequence[Sequence[float]], size: Sequence[int], batch: int
 ) -> Iterator[torch.Tensor]:
-    """Yield patches (at most `batch`, C, *size), in the order of their centres."""
+    """Yield batches of patches (at most `batch`, C, *size) in the order of the centres."""
     for start in range(0, len(centres), batch):
         yield torch.from_numpy(np.stack([cut(volume, centre, size) for centre in centres[start : start + batch]]))

@@ -1,4 +1,4 @@
-"""Probabilities of a trained classification for cases or points. N samples, L outputs."""
+"""Probabilities of a trained classification for cases or points. N: samples, L: outputs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"
 
 
 class Predictor:
-    """Mean probabilities of one or several trained classifiers (folds).
+    """A predictor of mean probabilities over one or several trained classifiers (folds).
 
-    A case gets the mean logit over patches that cover it, a point the logit of the patch around it.
+    A case gets the mean logit over the patches that cover it. A point gets the logit of the patch around it.
 
     Args:
         networks: in evaluation mode.
         names: names of the L outputs.
-        exclusive: softmax, not sigmoid.
+        exclusive: use softmax instead of sigmoid.
         size: the networks' input, voxels.
     """
 
@@ -44,7 +44,7 @@ class Predictor:
 
     @torch.inference_mode()
     def of_volume(self, volume: Volume, centres: np.ndarray | None) -> np.ndarray:
-        """Return the probabilities (N, L) of points (N, axes) in voxels, or (1, L) of the whole volume."""
+        """Return the probabilities: (N, L) for points (N, axes) in voxels, or (1, L) for the whole volume."""
         around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
         logits: list[list[torch.Tensor]] = [[] for _ in self.networks]
         for batch in patches_of(volume, around, self.size, BATCH):
@@ -62,7 +62,7 @@ class Predictor:
     def of_samples(
         self, labels: LabelTable, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
     ) -> pd.DataFrame:
-        """Return the table of `table_of` for samples of the labelled ones."""
+        """Predict labelled samples, and return their table, see `table_of`."""
         found = np.full((len(samples), len(self.columns)), np.nan, np.float32)
         for of_case, volume, centres in opened(labels, samples, cases, transpose):
             found[of_case] = self.of_volume(volume, centres)
@@ -72,9 +72,9 @@ class Predictor:
     def activation(
         self, labels: LabelTable, index: int, cases: Mapping[str, Case], transpose: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return an input (C, *size) and its class-activation maps (L, *size) by the first network.
+        """Return an input (C, *size) and the first network's class-activation maps (L, *size).
 
-        The input of a case is its patch with the highest logit.
+        For a case the input is the patch with the highest logit.
         """
         ((_, volume, centres),) = opened(labels, np.array([index]), cases, transpose)
         around = tiles(volume.shape[1:], self.size) if centres is None else list(centres)
@@ -89,7 +89,7 @@ class Predictor:
 
 
 def table_of(labels: LabelTable, samples: np.ndarray, found: np.ndarray) -> pd.DataFrame:
-    """Return a line for each sample, in their order: case, coordinates of a point, p_NAME, and the truth as NAME.
+    """Return a line for each sample, in order: case, coordinates of a point, p_NAME, and the truth as NAME.
 
     Args:
         found: (N, L) probabilities.
@@ -103,17 +103,17 @@ def table_of(labels: LabelTable, samples: np.ndarray, found: np.ndarray) -> pd.D
 
 
 def write_evaluation(table: pd.DataFrame, labels: LabelTable, samples: np.ndarray, folder: str) -> list[str]:
-    """Write predictions.csv, roc.png and, last, auroc.json; return a line for each label's AUROC.
+    """Write predictions.csv, roc.png and last auroc.json, and return a line for each label's AUROC.
 
     Args:
-        table: as `table_of` returns it.
+        table: the result of `table_of`.
     """
     table.to_csv(os.path.join(folder, PREDICTIONS), index=False)
     truth, score = labels.value[samples], table[[f"p_{name}" for name in labels.names]].to_numpy()
     groups = np.array([labels.patient.get(name, name) for name in labels.case[samples]])
     found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(labels.names)}
     figures.roc(truth, score, labels.names, found, os.path.join(folder, "roc.png"))
-    # JSON has no NaN, which is the AUROC of a label with one value
+    # JSON has no NaN, the AUROC of a label with one value
     written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
     write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
     return [

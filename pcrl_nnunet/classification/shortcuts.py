@@ -1,7 +1,7 @@
-"""Shortcut baselines, beside which the AUROC of a classification is to be read. N samples.
+"""Shortcut baselines for the AUROC of a classification. N: samples.
 
-A dataset may give its classes away: images of two sources differ in brightness or framing, nodules lie where other
-points do not. A logistic regression on such a feature shows how much of an AUROC it explains.
+A dataset may give its classes away: images of two sources differ in brightness or framing, or nodules lie in other
+places than other points. A logistic regression on such a feature shows how much of an AUROC the feature explains.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import PlannedConfiguration
 
 THUMBNAIL_2D, THUMBNAIL_3D = (16, 16), (8, 8, 8)  # voxels: 256 and 512 features a channel
-MAX_TRAINING = 10_000  # samples; from more, this number is drawn
+MAX_TRAINING = 10_000  # samples; of more, this number is drawn
 
 
 def thumbnail(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Average the input (C, *size) down to a few voxels."""
+    """Downsample the input (C, *size) to a few voxels by averaging."""
     given = torch.from_numpy(image)
     small = adaptive_avg_pool2d(given, THUMBNAIL_2D) if image.ndim == 3 else adaptive_avg_pool3d(given, THUMBNAIL_3D)
     return np.asarray(small).ravel()
 
 
 def mean_intensity(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Return the mean of every channel of the input (C, *size)."""
+    """Return the mean of each channel of the input (C, *size)."""
     return image.reshape(len(image), -1).mean(1)
 
 
 def position(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Return the place of a point, in shares of its image along each axis."""
+    """Return a point's position as a share of the image along each axis."""
     return where
 
 
@@ -64,7 +64,7 @@ def features(
     """Return the features (N, features) of the patch around each point, or of each case's whole image.
 
     Args:
-        size: a patch's, voxels.
+        size: size of a patch, voxels.
         axes: the plan's transpose_forward.
     """
     of_name = SHORTCUTS[name]
@@ -83,10 +83,10 @@ def features(
 
 
 def predict(training: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """Return probabilities (M, L) by a logistic regression for each output.
+    """Return probabilities (M, L) from a logistic regression for each output.
 
-    Features are standardised. A prior variance of the weights of 1 / number of features lets a logit vary by about 1,
-    with one feature or with hundreds.
+    Features are standardised. The weights' prior variance is 1 / number of features: a logit varies by about 1, with
+    one feature or with hundreds.
 
     Args:
         training: (N, features).
@@ -108,11 +108,11 @@ def predict(training: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> np.n
 
 
 def write(name: str, plan: PlannedConfiguration, fold: int, folder: str) -> None:
-    """Fit a shortcut to a fold's training samples, and write the files of a training's validation.
+    """Fit a shortcut to a fold's training samples, and write the same files as a training's validation.
 
     Args:
         name: one of `SHORTCUTS`.
-        folder: gets predictions.csv, roc.png and auroc.json.
+        folder: destination of predictions.csv, roc.png and auroc.json.
     """
     configuration = PlansManager(plan.plans).get_configuration(plan.configuration)
     settings = ClassifySettings.from_plan(plan.plans)

@@ -1,4 +1,4 @@
-"""Points of the world in a preprocessed image."""
+"""Conversion of world points to voxels of a preprocessed image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.loading.cases import Case, CaseVolume
 
-# notes of nnU-Net's readers in a case's .pkl
+# entries of nnU-Net's readers in a case's .pkl
 GEOMETRY = (
     *("sitk_stuff", "nibabel_stuff", "spacing"),
     *("bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"),
@@ -21,10 +21,10 @@ GEOMETRY = (
 
 
 def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequence[int]) -> np.ndarray:
-    """Find points (N, 3) in world mm in a case's image: (N, 3) in voxels.
+    """Convert points (N, 3) in world mm to voxels (N, 3) of a case's image.
 
     Args:
-        shape: the image's, without channels.
+        shape: the image's shape without channels.
         transpose: the plan's transpose_forward.
     """
     return to_voxels(points, _geometry(case.path.rsplit(".", 1)[0] + ".pkl"), shape, transpose)
@@ -33,15 +33,15 @@ def places(points: np.ndarray, case: Case, shape: Sequence[int], transpose: Sequ
 def opened(
     labels: LabelTable, samples: np.ndarray, cases: Mapping[str, Case], transpose: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, CaseVolume, np.ndarray | None]]:
-    """Yield the images of samples, each opened once, with the samples' points.
+    """Open each image of the samples once, and yield it with the samples' points.
 
     Args:
         samples: (N,) indices into the table.
-        cases: by name.
+        cases: cases by name.
         transpose: the plan's transpose_forward.
 
     Yields:
-        (n,) which of the N samples are of the image, the image, and their points (n, 3) in voxels; None for cases.
+        indices (n,) of the image's samples among the N, the image, and points (n, 3) in voxels; None for cases.
     """
     for name, of_case in pd.Series(range(len(samples))).groupby(labels.case[samples], sort=False):
         case, which = cases[str(name)], of_case.to_numpy(int)
@@ -53,7 +53,7 @@ def opened(
 
 @cache
 def _geometry(path: str) -> dict[str, Any]:
-    """Read once the properties of a case that `to_voxels` needs: the file holds megabytes of label locations."""
+    """Read the properties of a case that `to_voxels` needs, once: the file holds megabytes of label locations."""
     properties = load_pickle(path)
     return {name: properties[name] for name in GEOMETRY if name in properties}
 
@@ -61,21 +61,21 @@ def _geometry(path: str) -> dict[str, Any]:
 def to_voxels(
     point: np.ndarray, properties: Mapping[str, Any], shape: Sequence[int], transpose: Sequence[int]
 ) -> np.ndarray:
-    """Find points of the world in a preprocessed image.
+    """Convert world points to voxels of a preprocessed image.
 
-    The way goes through the geometry that nnU-Net's reader noted down: from the world to voxels of the file, to
-    nnU-Net's order of axes, to the crop of the non-zero region, and through resampling, in which voxel centres k become
-    (k + 0.5) * new / old - 0.5. The first voxel of images without a place in the world (PNG, TIFF) lies at 0. 2D images
-    have no third coordinate.
+    The conversion follows the geometry that nnU-Net's reader recorded: from the world to voxels of the file, to
+    nnU-Net's order of axes, to the crop of the non-zero region, and through resampling. Resampling moves voxel centre k
+    to (k + 0.5) * new / old - 0.5. The first voxel of images without a place in the world (PNG, TIFF) lies at 0. 2D
+    images have no third coordinate.
 
     Args:
         point: (N, 3) world mm, LPS.
-        properties: the case's, as nnU-Net's preprocessing saves them.
-        shape: the preprocessed image's, without channels.
+        properties: the case's properties, as saved by nnU-Net's preprocessing.
+        shape: the preprocessed image's shape without channels.
         transpose: the plan's transpose_forward.
 
     Returns:
-        (N, 3) in voxels, not rounded; may lie outside.
+        (N, 3) in voxels, not rounded; points may lie outside the image.
     """
     matrix, origin = _voxel_to_world(properties)
     axes = len(origin)
@@ -87,7 +87,7 @@ def to_voxels(
 
 
 def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (axes, axes) and (axes,), which take voxels (x, y, z), in 2D (x, y), to mm, LPS."""
+    """Return the matrix (axes, axes) and origin (axes,) from voxels (x, y, z), in 2D (x, y), to mm in LPS."""
     if "sitk_stuff" in properties:
         geometry = properties["sitk_stuff"]
         axes = len(geometry["origin"])
@@ -100,5 +100,5 @@ def _voxel_to_world(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
 
 
 def outside(voxels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return (N,) which of the points (N, 3) lie more than a voxel beyond an image of this shape."""
+    """Return the mask (N,) of the points (N, 3) that lie more than a voxel beyond an image of this shape."""
     return np.any((voxels < -1) | (voxels > np.asarray(shape)), axis=1)

@@ -1,1 +1,1 @@
-"""Console scripts, one file each."""
+"""The console scripts, one in a file."""

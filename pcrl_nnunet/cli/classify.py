@@ -1,4 +1,4 @@
-"""pcrl_nnunet_classify: trained classifications on new images, or on points in them."""
+"""pcrl_nnunet_classify: classification of new images, or of points in them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
-    """Read the points of -points, which trainings on points need, and no others."""
+    """Read the points of -points. Trainings on points need them; other trainings refuse them."""
     from pcrl_nnunet.classification.label_table import read_points
     from pcrl_nnunet.errors import UserError
 
@@ -93,7 +93,7 @@ def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
 
 
 def _check_output(path: str) -> None:
-    """Raise `UserError` for a table that could not be written, before the work is done."""
+    """Raise `UserError` for a table that cannot be written, before the work begins."""
     from pcrl_nnunet.errors import UserError
 
     folder = os.path.dirname(os.path.abspath(path))
@@ -102,13 +102,13 @@ def _check_output(path: str) -> None:
 
 
 def _listed(bad: list[Any]) -> str:
-    """Name the images that were set aside, and why; not more than fit on a screen."""
+    """Name the images that were set aside, with reasons, up to a screenful."""
     listed = "; ".join(f"{s.where}: {s.reason}" for s in bad[:LISTED])
     return listed + (f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else "")
 
 
 def main_entry() -> None:
-    """The console script."""
+    """Run the console script."""
     from pcrl_nnunet.errors import console
 
     console(main)

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet.device import device_named  # after the parser, so that --help is quick
+    from pcrl_nnunet.device import device_named  # after the parser, to keep --help quick
 
     device = device_named(args.device)
     layout, runs = _layout(args)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """Return the comparison in its folder, and its runs."""
+    """Return the layout of the comparison's folder, and the runs."""
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms
     from pcrl_nnunet.experiments.cases import read_patients
@@ -90,7 +90,7 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     plan = load_plan(args.d, args.p, args.c)
     refuse_cascade(plan)
     given = read_blocks(args.settings)
-    # raises for a network that it cannot pretrain
+    # raises for a network that cannot be pretrained
     settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
     label_table = find_label_table(args.task, plan)
     folder = args.o or _default_folder(plan, label_table is not None)
@@ -161,7 +161,7 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
         if not registration.is_registered():
             for line in registration.register():
                 print(line)
-        # the predictions of many candidates have gigabytes: once, in the report, will do
+        # the predictions of many candidates take gigabytes: collect them once, in the report
         after_each = (lambda: collect(layout, runs)) if layout.comparison.label_table is None else (lambda: None)
         failed = run_jobs(jobs, layout.folder, environments(layout.variables(), at_a_time), after_each)
         for line in report(layout, runs):
@@ -174,7 +174,7 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
 
 
 def main_entry() -> None:
-    """The console script."""
+    """Run the console script."""
     from pcrl_nnunet.errors import console
 
     console(main)

@@ -1,4 +1,4 @@
-"""`pcrl_nnunet_preprocess`: scans without labels, through a dataset's plan, for pretraining."""
+"""pcrl_nnunet_preprocess: preprocessing of unlabelled scans with a dataset's plan, for pretraining."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ names, in FOLDER and all folders below it; names as nnU-Net has them (CASE_0000.
 channels. They go through the plan of a dataset that nnUNetv2_plan_and_preprocess has prepared, into a folder that
 nnU-Net's own training does not look at. Run it again to go on after a stop, or when scans were added. With -target, the
 images of the dataset itself become pretraining data for the network of another dataset."""
-LISTED = 20  # scans that were set aside; the file has them all
+LISTED = 20  # listed scans that were set aside; the file lists all
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Parse, plan if asked to, preprocess, report."""
+    """Parse, plan if requested, preprocess, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet.errors import UserError  # after the parser, so that --help is quick
+    from pcrl_nnunet.errors import UserError  # after the parser, to keep --help quick
 
     if args.i is None and args.pl is None and args.target is None:
         _without_masks(args.d, args.p, args.c or [], _num_processes(args.np))
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _without_masks(dataset: str, plans_name: str | None, configurations: list[str], num: int) -> None:
-    """Plan and preprocess a dataset that has no labelsTr; with the name of a plan, preprocess by that."""
+    """Plan and preprocess a dataset without labelsTr. If a plan is named, only preprocess with it."""
     import torch
     from tqdm import tqdm
 
@@ -136,7 +136,7 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
 
 
 def _plan(dataset: str, planner_name: str) -> str:
-    """Plan a dataset with one of our planners; the name of the plan."""
+    """Plan a dataset with one of our planners, and return the plan's name."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     import pcrl_nnunet.planners as planners
@@ -168,7 +168,7 @@ def _plan(dataset: str, planner_name: str) -> str:
 
 
 def _plan_for(dataset: str, target: str, plans_name: str, configuration: str | None, normalization: Any) -> str:
-    """Make the plan by which a dataset pretrains for another, if it is not there; its name."""
+    """Make the plan with which a dataset pretrains for another, unless it exists. Return its name."""
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import plan_for, read_source, write_plan
     from pcrl_nnunet.plans import dataset_folder, load_plan
@@ -213,7 +213,7 @@ def _preprocess(
     label_maps_are_scans: bool,
     own: bool = False,
 ) -> None:
-    """Preprocess the scans in a folder, and the dataset's own images where asked for."""
+    """Preprocess the scans in a folder, and the dataset's own images if requested."""
     from tqdm import tqdm
 
     from pcrl_nnunet.ingest.find import find_scans, make_target, own_scans
@@ -223,7 +223,7 @@ def _preprocess(
     from pcrl_nnunet.plans import load_plan
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
-    # By folder, as two configurations may share their data: a cascade and 3d_fullres do.
+    # By folder, because two configurations may share their data, such as a cascade and 3d_fullres.
     targets = {
         unlabelled_folder(p.folder, p.resolved["data_identifier"]): replace(
             make_target(p, _raw_folder(p.folder)), takes_label_maps=label_maps_are_scans
@@ -267,7 +267,7 @@ def _say_next(options: dict[str, Any], configurations: list[str] | None) -> None
 
 
 def _describe(found: Any, folder: str, target: Any) -> None:
-    """Print what was found, and what a person might have meant otherwise."""
+    """Print the findings, and hints at likely mistakes."""
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.scans import VOLUME_ENDINGS
 
@@ -313,7 +313,7 @@ def _list_notes(notes: list[str]) -> None:
 
 
 def _list_set_aside(set_aside: list[Any]) -> None:
-    """Print the bad ones first, and not more than fit on a screen."""
+    """Print the scans that were set aside, bad scans first, up to a screenful."""
     for s in sorted(set_aside, key=lambda s: not s.bad)[:LISTED]:
         print(f"  {'bad' if s.bad else 'skipped'}: {s.where}: {s.reason}")
     if len(set_aside) > LISTED:
@@ -321,7 +321,7 @@ def _list_set_aside(set_aside: list[Any]) -> None:
 
 
 def main_entry() -> None:
-    """The console script."""
+    """Run the console script."""
     from pcrl_nnunet.errors import console
 
     console(main)

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-SETTINGS = ("method", "epochs", "iters_per_epoch", "batch_size", "seed")  # that have a flag
+SETTINGS = ("method", "epochs", "iters_per_epoch", "batch_size", "seed")  # settings with a flag
 DESCRIPTION = """Pretrain an nnU-Net plan's network without labels, on the preprocessed cases of the dataset and on
 those that pcrl_nnunet_preprocess added. Then: nnUNetv2_train ... -tr PCRLFinetuneTrainer."""
 
@@ -88,10 +88,10 @@ def main() -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    # Read when torch is imported. Threads that spin while they wait make a step several times slower on a CPU where
-    # something else, the loading processes above all, wants the same cores.
+    # torch reads it on import. Threads that spin while they wait make a step several times slower on a CPU whose cores
+    # other processes need, above all the loading processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pcrl_nnunet import weights_and_biases  # after the parser, so that --help is quick
+    from pcrl_nnunet import weights_and_biases  # after the parser, to keep --help quick
     from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import existing_plan
@@ -124,7 +124,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     weights_and_biases.check()
     _register()
     if starts_processes:
-        args.device = device.type  # said once
+        args.device = device.type  # printed once
         processes.start(_pretrain, args, args.num_gpus)
         return
     with distributed.process_group(device) as of_rank:
@@ -135,7 +135,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _request(args: argparse.Namespace, plan: Any, fold: int | str, others: Any) -> Any:
-    """Return the pretraining that is asked for, with the settings in effect and the cases."""
+    """Return the requested pretraining, with its cases and the settings in effect."""
     from dataclasses import replace
 
     from pcrl_nnunet.pretraining.request import Request
@@ -146,7 +146,7 @@ def _request(args: argparse.Namespace, plan: Any, fold: int | str, others: Any) 
 
 
 def _register() -> None:
-    """Let nnU-Net find our trainers, by the first process of each machine: every machine has an nnU-Net of its own."""
+    """Register our trainers with nnU-Net, once on each machine: every machine has its own nnU-Net."""
     from pcrl_nnunet import registration
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.pretraining import distributed
@@ -156,19 +156,19 @@ def _register() -> None:
         try:
             for line in registration.register():
                 print(line)
-        except UserError as error:  # pretraining needs no registration, fine-tuning does
+        except UserError as error:  # only fine-tuning needs the registration
             print(f"Warning: {error}")
 
 
 def _run(request: Any, device: Any) -> None:
-    """Pretrain, unless the first rank refuses: no rank builds a trainer before the first one knows how to start."""
+    """Pretrain, unless the first rank refuses. No rank builds a trainer before the first rank knows the start."""
     from pcrl_nnunet.methods.registry import method_class
     from pcrl_nnunet.pretraining import distributed
     from pcrl_nnunet.pretraining.start import starting
     from pcrl_nnunet.trainers.pretrain import pretrain_trainer
 
     least = method_class(request.settings.method).min_samples_of_rank
-    distributed.part_of(request.settings.batch_size, least)  # or says that the processes are too many
+    distributed.part_of(request.settings.batch_size, least)  # raises if there are too many processes
     with ExitStack() as held:
         start = distributed.of_first_rank(lambda: held.enter_context(starting(request)))
         if start.finished:
@@ -180,7 +180,7 @@ def _run(request: Any, device: Any) -> None:
             trainer.print_to_log_file(line)
         if start.state is not None:
             trainer.load_checkpoint(start.state)
-            start.state = None  # it need not stay in memory
+            start.state = None  # frees memory
             trainer.print_to_log_file(f"Continuing after step {trainer.step}")
             if request.init:
                 trainer.print_to_log_file(
@@ -190,7 +190,7 @@ def _run(request: Any, device: Any) -> None:
 
 
 def _dry_run(request: Any, device: Any, number: int) -> None:
-    """Print sizes, estimated and measured memory and hours, and draw views; with -init and --c as without them."""
+    """Print sizes, estimated and measured memory, and hours, and draw views. -init and --c make no difference."""
     from pcrl_nnunet.pretraining.dry_run import described, draw_views, measured
     from pcrl_nnunet.report.pictures import views_of_a_case
     from pcrl_nnunet.trainers.pretrain import pretrain_trainer
@@ -211,7 +211,7 @@ def _dry_run(request: Any, device: Any, number: int) -> None:
 
 
 def main_entry() -> None:
-    """The console script."""
+    """Run the console script."""
     from pcrl_nnunet.errors import console
 
     console(main)

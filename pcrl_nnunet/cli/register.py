@@ -1,4 +1,4 @@
-"""pcrl_nnunet_register: lets nnU-Net's commands see our trainers and planners."""
+"""pcrl_nnunet_register: registration of our trainers and planners with nnU-Net's commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pcrl_nnunet.errors import console
 
 
 def main() -> None:
-    """Entry point without error handling."""
+    """Run the command without error handling."""
     parser = argparse.ArgumentParser(
         prog="pcrl_nnunet_register",
         description="Let nnU-Net's commands see the PCRL trainers and planners. Needed once after installing "
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def main_entry() -> None:
-    """Console script."""
+    """Run the console script."""
     console(main)
 
 

@@ -1,4 +1,4 @@
-"""pcrl_nnunet_transfer: a pretrained encoder for the network of another plan."""
+"""pcrl_nnunet_transfer: transfer of a pretrained encoder to another plan's network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _print_commands(plan: Any, plans_name: str, checkpoint: str) -> None:
-    """Print the lines that train fold 0 with our trainer and with nnU-Net's, to be pasted into a shell."""
+    """Print shell commands that train fold 0 with our trainer and with nnU-Net's."""
     import torch
 
     from pcrl_nnunet.commands import train_command
@@ -72,7 +72,7 @@ def _print_commands(plan: Any, plans_name: str, checkpoint: str) -> None:
 
 
 def main_entry() -> None:
-    """The console script."""
+    """Run the console script."""
     from pcrl_nnunet.errors import console
 
     console(main)

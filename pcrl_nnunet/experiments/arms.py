@@ -18,8 +18,8 @@ from pcrl_nnunet.plans import PlanFacts
 CONTROL, STOCK = "scratch", "stock"
 PSEUDO_LABELS = "pseudo_labels"
 SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
-# A step of the second stage takes 1.6 times as long (ACDC, 2D, a quarter of the width, 12 patches, one CPU thread: the
-# teacher's forward pass, and a second loss). The second stage has 60 % of the steps.
+# A step of the second stage takes 1.6 times as long: the teacher adds a forward pass and a second loss. The second
+# stage has 60 % of the steps. Measured on ACDC: 2D, a quarter of the width, 12 patches, one CPU thread.
 SEMI_COST = 1.4
 # nnUNetTrainer's training, in as many iterations as the other arms have
 NNUNET = {
@@ -27,7 +27,7 @@ NNUNET = {
     **{"initial_lr": 1e-2, "weight_decay": 3e-5, "warmup_share": 0.0},
 }
 PRETRAINED = DEFAULT  # the arm whose verdict comes last
-DEFAULTS = (STOCK, PSEUDO_LABELS, *SHORTCUTS, PRETRAINED)  # those of them that a dataset has
+DEFAULTS = (STOCK, PSEUDO_LABELS, *SHORTCUTS, PRETRAINED)  # a dataset may lack some
 NAME = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*")  # nnU-Net splits names of folders at __
 
 
@@ -38,10 +38,9 @@ class Arm:
     Args:
         pretrain: settings over the plan's ``pcrl.pretrain``; None: the arm does not pretrain.
         finetune: settings over the plan's ``pcrl.finetune``.
-        pretraining: the arm whose pretraining is used; None: its own.
+        pretraining: the arm whose pretraining this arm uses; None: its own.
         semi: settings over the plan's ``pcrl.semi``; None: the arm's training is not semi-supervised.
-        controls: further arms whose training is the same but for what this arm adds; the verdict looks at those that
-            were run.
+        controls: further arms that train without what this arm adds; the verdict compares with each that was run.
         epochs_factor: the epochs of fine-tuning, as a multiple of the other arms' epochs.
         pseudo_labels: train also on the cases without labels, with labels that the control's network predicts.
         shortcut: the name of one of `SHORTCUTS`, which classifies without a network.
@@ -63,10 +62,10 @@ def built_in_arms(
     """Return the arms that need no definition by the user: controls, shortcuts, methods, and ablations of one method.
 
     Args:
-        plan: of the comparison.
-        method: name of the method whose ablations there are.
-        batch_size: samples of a step of that method. All ablations use it, also where more would fit.
-        label_table: of a classification. It has shortcuts instead of pseudo-labels. None: a segmentation.
+        plan: the comparison's plan.
+        method: name of the method whose ablations become arms.
+        batch_size: samples a step of that method. All ablations use it, even if more would fit.
+        label_table: labels of a classification, which has shortcuts instead of pseudo-labels; None: a segmentation.
     """
     for_task = {
         PSEUDO_LABELS: Arm(None, pseudo_labels=True),
@@ -89,7 +88,7 @@ def built_in_arms(
 
 
 def _with_recipes() -> dict[str, Arm]:
-    """Return each method and the control with the recipes that are not nnU-Net's. They go over all other settings."""
+    """Return each method and the control with every recipe but nnU-Net's. A recipe overrides all other settings."""
     arms = {}
     for recipe, changes in RECIPES.items():
         if changes:
@@ -124,7 +123,7 @@ def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping
 
 
 def _defined(name: str, given: Any, built_in: Mapping[str, Arm]) -> Arm:
-    """Return the arm that a user has defined; `UserError` for what cannot be one."""
+    """Return the arm that a user defined, or raise `UserError` if the definition is not valid."""
     if not NAME.fullmatch(name) or name in built_in:
         raise UserError(f"a method cannot be called '{name}'; use letters, digits and single _, and another name")
     try:

@@ -1,4 +1,4 @@
-"""The cases of a comparison: of the dataset, of its split, and scans without labels."""
+"""The cases of a comparison: the dataset's cases, their split, and scans without labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pcrl_nnunet.plans import PlannedConfiguration
 
 @dataclass(frozen=True)
 class Cases:
-    """The cases of a comparison, by the part that they play.
+    """The cases of a comparison by their role.
 
     Attributes:
         by_name: all cases of the dataset.
@@ -41,10 +41,10 @@ class Cases:
 
         Args:
             patients: the content of the file of ``-patients``; empty without it.
-            label_table: what a classification learns, which may name patients; None: a segmentation.
+            label_table: labels of a classification, with patients or without; None: a segmentation.
 
         Raises:
-            UserError: the patients are of other cases, the table is of other cases, or the cases are too few.
+            UserError: the patients or the table name other cases, or the cases are too few.
         """
         identifier = plan.resolved["data_identifier"]
         by_name = {case.name: case for case in find_cases(os.path.join(plan.folder, identifier))}
@@ -66,18 +66,19 @@ class Cases:
         return [*self.split.val, *self.split.test]
 
     def labelled(self, number: int, seed: int) -> list[str]:
-        """Return the cases whose labels are used: drawn by the seed, and a superset of those of smaller numbers."""
+        """Draw the cases whose labels are used, by the seed. A larger number contains the cases of a smaller one."""
         return sorted(draw_by_patient(self.split.train, self.patients, seed)[:number])
 
     def pretraining_fold(self, labelled: Collection[str] = ()) -> dict[str, list[str]]:
-        """Return nnU-Net's fold for a pretraining, which leaves out what is under ``val``.
+        """Return nnU-Net's fold for a pretraining, which leaves out the cases under ``val``.
 
         Args:
-            labelled: training cases that are to be left out, too.
+            labelled: training cases to leave out, too.
         """
         held_out = self.held_out
         patients = {self.patients.get(name, name) for name in held_out}
-        others = sorted(self.by_name.keys() - {*self.split.train, *held_out})  # of a classification: without a label
+        # a classification has cases without a label
+        others = sorted(self.by_name.keys() - {*self.split.train, *held_out})
         without = [name for name in others if self.patients.get(name, name) not in patients]
         held_out += [name for name in others if name not in without]
         return {
@@ -87,7 +88,7 @@ class Cases:
 
 
 def read_patients(path: str | None) -> dict[str, str]:
-    """Read the file of ``-patients``: patient by case; without a path it is empty."""
+    """Read the file of ``-patients`` and return the patient by case; empty without a path."""
     if path is None:
         return {}
     try:
@@ -114,18 +115,18 @@ def _check_patients(patients: Mapping[str, str], cases: Mapping[str, Case], scan
 
 
 def _cases_of_table(cases: Mapping[str, Case], label_table: LabelTable, dataset: str) -> list[str]:
-    """Return the names of the cases that the table of a classification knows a label of."""
+    """Return the names of the cases that have a label in the table of a classification."""
     known = set(label_table.case[label_table.of_cases(list(cases))])
     if not known:
         raise UserError(
-            f"{FILES[label_table.kind]} tells nothing of the {len(cases)} cases of {dataset}; check its names of "
-            f"cases, such as {next(iter(label_table.case))}, against theirs, such as {next(iter(cases))}"
+            f"{FILES[label_table.kind]} has no label for the {len(cases)} cases of {dataset}; compare its names of "
+            f"cases, such as {next(iter(label_table.case))}, with the dataset's, such as {next(iter(cases))}"
         )
     return [name for name in cases if name in known]
 
 
 def _left_out(scans: Sequence[Case], held_out: Mapping[str, Case], patients: Mapping[str, str]) -> dict[str, str]:
-    """Return why a scan without labels must not be trained on, by its name."""
+    """Return the reason to leave out a scan without labels, by the scan's name."""
     copies = find_copies(scans, list(held_out.values()))
     of_patients = {patients[name]: name for name in held_out if name in patients}
     left_out = {}

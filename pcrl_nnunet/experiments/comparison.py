@@ -57,13 +57,13 @@ class Comparison:
     Attributes:
         plan: plan of the dataset.
         cases: cases of the dataset and their split.
-        protocol: what is pretrained on: ``all`` training cases; ``semi``: the training cases without the labelled ones;
-            ``transfer``: nothing of this dataset, but `checkpoint`.
+        protocol: the cases for pretraining. ``all``: all training cases; ``semi``: the training cases without the
+            labelled ones; ``transfer``: none of this dataset, because `checkpoint` is used.
         scored: the part of the split whose cases are scored.
         settings: blocks of settings for all arms, over the plan's ``pcrl`` block.
-        label_table: what a classification learns, which is scored by AUROC; None: a segmentation, scored by Dice.
-        checkpoint: path of a pretraining of other data.
-        encoder: hash of its encoder.
+        label_table: labels of a classification, scored by AUROC; None: a segmentation, scored by Dice.
+        checkpoint: path of a pretraining on other data.
+        encoder: hash of the checkpoint's encoder.
     """
 
     plan: PlannedConfiguration
@@ -88,15 +88,15 @@ class Comparison:
         checkpoint: str | None = None,
         label_table: LabelTable | None = None,
     ) -> Comparison:
-        """Check what is given, and find and split the cases.
+        """Check the arguments, and find and split the cases.
 
         Raises:
-            UserError: the flags contradict each other, a setting is none, or the checkpoint cannot be compared here.
+            UserError: the flags contradict each other, a setting is unknown, or the checkpoint cannot be compared here.
         """
         if (protocol == "transfer") != (checkpoint is not None):
             raise UserError(
-                f"-protocol is {protocol} and -checkpoint {checkpoint}; transfer, and no other one, compares "
-                f"a pretraining of other data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
+                f"-protocol is {protocol} and -checkpoint {checkpoint}; only transfer compares a pretraining of other "
+                f"data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
             )
         _check_settings(plan, arms, settings, checkpoint)
         cases = Cases.find(plan, patients, label_table)
@@ -114,13 +114,13 @@ class Comparison:
         return self.cases.split.val if self.scored == "val" else self.cases.split.test
 
     def runs(self, arms: Sequence[str], numbers: Sequence[int], seeds: int) -> tuple[list[Run], dict[Run, str]]:
-        """Return the runs that this dataset has the cases for, and the others with what they lack."""
+        """Return the runs that this dataset has enough cases for, and the other runs with what they lack."""
         wanted = [Run(arm, number, seed) for seed in range(seeds) for number in numbers for arm in arms]
         lacking = {run: reason for run in wanted if (reason := self.why_not(run)) is not None}
         return [run for run in wanted if run not in lacking], lacking
 
     def why_not(self, run: Run) -> str | None:
-        """Return what a run would need and this dataset lacks; None if it can be done."""
+        """Return what this dataset lacks for a run; None if the run can be done."""
         rest = set(self.cases.split.train) - set(self.labelled_cases(run))
         if rest or self.cases.unlabelled:
             return None
@@ -143,7 +143,7 @@ class Comparison:
         return self.cases.labelled(run.labelled, run.seed)
 
     def pseudo_labelled(self, run: Run) -> dict[str, Case]:
-        """Return the cases that a run trains on with predicted labels, by the name that they get."""
+        """Return the cases that a run trains on with predicted labels, by their name in the run's data."""
         if not self.arms[run.arm].pseudo_labels:
             return {}
         rest = set(self.cases.split.train) - set(self.labelled_cases(run))
@@ -167,7 +167,7 @@ class Comparison:
 
 
 def find_label_table(task: str | None, plan: PlannedConfiguration) -> LabelTable | None:
-    """Return what a classification learns; None for a segmentation.
+    """Return the labels of a classification; None for a segmentation.
 
     Args:
         task: ``segmentation`` or ``classification``; None: a classification if the dataset has no masks.
@@ -191,7 +191,7 @@ def _check_settings(
     settings: Mapping[str, Mapping[str, Any]],
     checkpoint: str | None,
 ) -> None:
-    """Raise `UserError` for settings that no training takes."""
+    """Raise `UserError` for settings that no training accepts."""
     refuse_other_parts("-settings", settings)
     for name, arm in arms.items():
         parts = {"pretrain": arm.pretrain or {}, "finetune": arm.finetune, "semi": arm.semi or {}}
@@ -203,7 +203,7 @@ def _check_settings(
         ClassifySettings.from_plan(plans)
         semi = SemiSettings.from_plan(plans)
         if arm.semi is not None:
-            semi.supervised_epochs(epochs)  # or says that there are too few
+            semi.supervised_epochs(epochs)  # raises if the epochs are too few
         own = {name: value for name, value in (arm.pretrain or {}).items() if name != "method"}
         if checkpoint is not None and own:
             raise UserError(
@@ -213,7 +213,7 @@ def _check_settings(
 
 
 def _checked_encoder(path: str, plan: PlannedConfiguration, cases: Cases) -> str:
-    """Return the hash of a checkpoint's encoder; `UserError` if it does not fit or has seen held-out cases."""
+    """Return the hash of a checkpoint's encoder. Raise `UserError` if it does not fit or has seen held-out cases."""
     content = read_encoder(path)
     try:
         check_architecture(content, plan.plans, plan.configuration, plan.folder)
@@ -221,7 +221,7 @@ def _checked_encoder(path: str, plan: PlannedConfiguration, cases: Cases) -> str
         raise UserError(f"-checkpoint {path}: {error}") from error
     if not content.get("all_cases_known", True):
         raise UserError(
-            f"-checkpoint {path} does not list the cases that it was trained on, among which may be those that are "
+            f"-checkpoint {path} does not list the cases that it was trained on, which may include cases that are "
             f"held out here; take a pretraining of pcrl_nnunet_pretrain"
         )
     seen = cases_seen(content, plan.plans["dataset_name"], [cases.by_name[name] for name in cases.held_out])

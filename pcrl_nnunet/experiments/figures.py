@@ -17,7 +17,7 @@ from pcrl_nnunet.experiments.arms import CONTROL
 
 
 def _colours(arms: Iterable[str]) -> dict[str, Any]:
-    """Return a colour for each arm, all different up to forty: built-in arms outnumber matplotlib's cycle.
+    """Return a colour for each arm, all different for up to forty arms; matplotlib's cycle has too few.
 
     Colours follow the arms' names, the control first, so that all pictures of a comparison agree.
     """
@@ -27,7 +27,7 @@ def _colours(arms: Iterable[str]) -> dict[str, Any]:
 
 
 def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels of a size in inches, with one scale, three a row so that a screen shows them."""
+    """Return a figure with panels of a size in inches and one scale; three panels a row fit on a screen."""
     if not number:
         raise LookupError("no finished run has a curve")
     columns = min(3, number)
@@ -40,12 +40,12 @@ def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]
 
 
 def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str, path: str) -> None:
-    """Draw the score against the number of labelled cases: a point a run, a line through an arm's means.
+    """Draw the score against the number of labelled cases: each run is a point, a line joins an arm's means.
 
     Args:
         runs: columns method, labelled, seed, points.
         measure: name of the score.
-        chance: points that a prediction reaches without a look at the image; drawn dotted.
+        chance: points that a prediction reaches without looking at the image; drawn as a dotted line.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
@@ -72,7 +72,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
 def score_while_training(
     curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], measure: str, path: str
 ) -> None:
-    """Draw the score against iterations, a panel a number of labels, a line a run; an arm's mean is bold.
+    """Draw the score against iterations: a panel for each number of labels, a line for each run, arms' means in bold.
 
     Args:
         curves: iterations and score of each run, both (epochs,), by title and arm.
@@ -82,7 +82,7 @@ def score_while_training(
     colours = _colours(arm for by_arm in curves.values() for arm in by_arm)
     for axis, (title, by_arm) in zip(panels, curves.items(), strict=True):
         for arm, runs in by_arm.items():
-            colour = colours[arm]  # the same in all panels, also where one lacks an arm
+            colour = colours[arm]  # the same in all panels, even if a panel lacks an arm
             for iterations, score in runs:
                 axis.plot(iterations, 100 * score, color=colour, alpha=0.3, lw=0.8)
             epochs = min(len(score) for _, score in runs)
@@ -95,7 +95,7 @@ def score_while_training(
 
 
 def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: str) -> None:
-    """Draw labels as outlines on slices of images, a row a case; the slice is the one with the most truth.
+    """Draw labels as outlines on images, a row for each case, in the slice with the most labelled voxels.
 
     Args:
         rows: image and labels, both (X, Y, Z) or (1, X, Y), by the row's title and the panel's title.
@@ -107,7 +107,7 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
         truth = next(iter(panels.values()))[1]
         area = (truth > 0).sum(axis=tuple(range(1, truth.ndim)))
         largest = np.flatnonzero(area == area.max())
-        index = largest[len(largest) // 2]  # not the first slice, at the edge, of a structure that is alike in all
+        index = largest[len(largest) // 2]  # the middle one of equal slices: the first lies at the structure's edge
         for axis, (name, (image, labels)) in zip(axes, panels.items(), strict=False):
             low, high = np.percentile(image[index], (0.5, 99.5))
             axis.imshow(image[index], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
@@ -116,15 +116,15 @@ def segmentations(rows: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
                     axis.contour(labels[index] == label, [0.5], colors=f"C{int(label) % 10}", linewidths=1)
             axis.set(title=name, xticks=[], yticks=[])
         axes[0].set_ylabel(title, fontsize=8)
-    figure.suptitle("of each case the slice with the most truth; Dice of the whole case", fontsize=9)
+    figure.suptitle("slices with the most labelled voxels; Dice of the whole case", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
 def roc_of_arms(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: str) -> None:
-    """Draw ROC curves, a panel a number of labels and label, a thin line a run; an arm's mean is bold.
+    """Draw ROC curves: a panel for each number of labels and label, a thin line for each run, arms' means in bold.
 
     Args:
-        panels: truth and score of each run, both (N,), known ones of both classes, by title and arm.
+        panels: truth and score of each run, both (N,), by title and arm; the truth is known and has both classes.
     """
     figure, axes = _panels(len(panels), (5, 5.5))
     colours = _colours(arm for by_arm in panels.values() for arm in by_arm)

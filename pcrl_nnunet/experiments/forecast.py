@@ -1,4 +1,4 @@
-"""The work that a comparison has to do, and its hours, measured by a few steps of each kind of training."""
+"""A forecast of a comparison's work and hours, from a few measured steps of each kind of training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ StepOfPretraining = Callable[[PlannedConfiguration, int, torch.device], float]  
 
 @dataclass(frozen=True)
 class Training:
-    """A training that is to do, with its kind, number of steps, and a measurement of the seconds a step takes."""
+    """A training that is still to do: its kind, its number of steps, and a way to measure the seconds of a step."""
 
     name: str
     kind: str
@@ -51,10 +51,10 @@ def forecast(
 ) -> Iterator[str]:
     """Yield lines: the steps, seconds a step of each kind of training, and hours in all.
 
-    The process's environment is that of the comparison from here on.
+    The function gives the process the comparison's environment, for good.
 
     Args:
-        layout: a folder that is prepared.
+        layout: a prepared folder.
         at_a_time: number of processes.
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
@@ -75,8 +75,8 @@ def forecast(
         yield f"  {seconds:.2f} s a step of {kind}, on {device}"
     total = sum(hours.values()) / at_a_time
     about = f"{total:.1f} hours" if total >= 1 else f"{ceil(60 * total)} min"
-    yield f"About {about} of training are to do with -np {at_a_time}, if as many at a time are as fast as one;"
-    yield "starts, evaluations and the prediction of pseudo-labels come on top"
+    yield f"About {about} of training remain with -np {at_a_time}, if trainings at the same time are as fast as one;"
+    yield "starts, evaluations and the prediction of pseudo-labels take additional time"
     note = note_on_stock(layout.comparison)
     if note is not None:
         yield note
@@ -85,7 +85,7 @@ def forecast(
 def _to_do(
     layout: Layout, run: Run, device: torch.device, trainers: ModuleType, step_of_pretraining: StepOfPretraining
 ) -> Iterator[Training]:
-    """Yield the trainings of a run that are to do."""
+    """Yield the trainings that a run still has to do."""
     comparison = layout.comparison
 
     def plan_named(name: str) -> PlannedConfiguration:
@@ -100,18 +100,18 @@ def _to_do(
         kind = f"pretraining of {comparison.pretraining_arm(run)}"
         yield Training(name, kind, settings.epochs * settings.iters_per_epoch, measure)
     if not (layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
-        control = Run(CONTROL, run.labelled, run.seed)  # pseudo-labels may not be there yet
+        control = Run(CONTROL, run.labelled, run.seed)  # the pseudo-labels may not exist yet
         trainer = getattr(trainers, layout.trainer(control))
         plan = plan_named(layout.plans_name(control))
         measure = partial(_seconds_an_iteration, plan, layout.fold(control), device, trainer)
         tuned = comparison.finetune_settings(run.arm)
-        an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # these have no backward pass
+        an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # validation has no backward pass
         cost = 1.0 if comparison.arms[run.arm].semi is None else SEMI_COST
         yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, measure)
 
 
 def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.device, trainer_class: Any) -> float:
-    """Measure nnU-Net's training with its loading of data, in a results folder that is thrown away."""
+    """Measure nnU-Net's training, data loading included, in a temporary results folder."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(nnUNet_results=folder, nnUNet_wandb_enabled="0")
         trainer = trainer_class(plan.plans, plan.configuration, fold, plan.dataset_json, device)
@@ -124,5 +124,5 @@ def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.d
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
             if hasattr(loader, "_finish"):  # as nnU-Net ends batchgenerators' multi-process loaders
                 loader._finish()
-    first = len(ends) // 2  # the first half warms up, and takes batches that were waiting
+    first = len(ends) // 2  # the first half warms up and uses batches that were waiting
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of paired differences, over labelled subsets and patients. S subsets (seeds), K cases."""
+"""Bootstrap intervals of paired differences over labelled subsets and patients. S: subsets (seeds), K: cases."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Replicates:
 
     Attributes:
         observed: (S,) difference of each subset.
-        resampled: (BOOTSTRAPS, S) with cases drawn with replacement, the same draw for all subsets; NaN where a draw
-            has no score.
-        of_subsets: (BOOTSTRAPS, S) how often each subset is drawn.
+        resampled: (BOOTSTRAPS, S) difference with cases drawn with replacement, the same draw for all subsets; NaN if a
+            draw has no score.
+        of_subsets: (BOOTSTRAPS, S) number of times that each subset is drawn.
     """
 
     observed: np.ndarray
@@ -31,9 +31,9 @@ class Replicates:
 def interval(found: Replicates) -> tuple[float, float]:
     """Return the percentile interval of the mean difference, over labelled subsets and cases at once.
 
-    A bootstrap of a few subsets is too narrow: it takes their spread for the spread of all subsets. The distances of
-    the subsets from their mean are widened first, as far as Student's interval of S values is wider than a
-    bootstrap's: t(S-1) / z * sqrt(S / (S-1)). S is at least 2.
+    A bootstrap of a few subsets is too narrow: it takes their spread for the spread of all subsets. This function
+    first widens the distances of the subsets from their mean by the ratio of Student's interval to a bootstrap's:
+    t(S-1) / z * sqrt(S / (S-1)). S is at least 2.
     """
     num = len(found.observed)
     z, t = stats.norm.ppf((1 + LEVEL) / 2), stats.t.ppf((1 + LEVEL) / 2, num - 1)
@@ -44,7 +44,7 @@ def interval(found: Replicates) -> tuple[float, float]:
 
 
 def draw(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (BOOTSTRAPS, num): how often each of `num` things is drawn with replacement."""
+    """Draw `num` things with replacement, and return (BOOTSTRAPS, num) how often each is drawn."""
     return rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)
 
 
@@ -54,8 +54,8 @@ def replicates_of_means(
     """Return the replicates of a mean over cases.
 
     Args:
-        differences: (S, K), of the same cases for every subset.
-        patients: (K,), whose cases are drawn together; None: each case is a patient.
+        differences: (S, K), with the same cases for every subset.
+        patients: (K,), a patient's cases are drawn together; None: each case is a patient.
     """
     num_seeds, num_cases = differences.shape
     _, patient = np.unique(np.arange(num_cases) if patients is None else patients, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The steps of a comparison, and the steps that each has to wait for."""
+"""The steps of a comparison and their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = "pcrl_nnunet.experiments.steps"
 
 
 def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time: int) -> list[Job]:
-    """Return the jobs of the runs, in an order in which they can be done."""
+    """Return the jobs of the runs, each after the jobs that it needs."""
     options = ("-threads", str(threads(at_a_time)), "-device", device.type)
     jobs: dict[str, Job] = {}
     for run in runs:
@@ -34,7 +34,7 @@ def progress(runs: Sequence[Run], jobs: Sequence[Job]) -> str:
 
 
 def _jobs_of_run(layout: Layout, run: Run, options: tuple[str, ...]) -> list[Job]:
-    """Return the pretraining, the prediction of pseudo-labels and the training of a run, as far as it needs them."""
+    """Return the jobs that a run needs: pretraining, prediction of pseudo-labels, training."""
     comparison = layout.comparison
     if comparison.arms[run.arm].shortcut is not None:
         return [_shortcut(layout, run, options[:2])]

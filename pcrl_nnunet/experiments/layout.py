@@ -1,7 +1,7 @@
-"""The folder of a comparison: where its data, plans, folds and results lie, and how they are named.
+"""The folder of a comparison: places and names of its data, plans, folds and results.
 
-It is laid out as nnU-Net's folders are: preprocessed data (links to the dataset's), a plan for each run, a split of its
-own, results. Every training in it is one of nnU-Net's, of a fold of that split.
+The folder looks like nnU-Net's folders: preprocessed data (links to the dataset's), a plan for each run, a split of its
+own, results. Every training in it is a training of nnU-Net on a fold of that split.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Layout:
     """Names and paths of a comparison's runs in its folder.
 
     Attributes:
-        comparison: with the arms of earlier calls, once the folder is prepared.
-        named: the folder that messages name, also while a preview lies elsewhere.
-        folds: nnU-Net's folds by name, in the order of their numbers. New folds are appended.
+        comparison: the comparison; it includes the arms of earlier calls once the folder is prepared.
+        named: the folder that messages name, even while a preview lies elsewhere.
+        folds: nnU-Net's folds by name, ordered by number. New folds are appended.
     """
 
     def __init__(self, comparison: Comparison, folder: str) -> None:
@@ -41,7 +41,7 @@ class Layout:
         self.move_to(folder)
 
     def move_to(self, folder: str) -> None:
-        """Let the comparison lie in another folder."""
+        """Move the comparison to another folder."""
         self.folder = folder
         self.preprocessed, self.results = (os.path.join(folder, name) for name in (PREPROCESSED, RESULTS))
 
@@ -49,16 +49,16 @@ class Layout:
         """Return the environment in which nnU-Net sees the comparison's folders as its own."""
         variables = {PREPROCESSED: self.preprocessed, RESULTS: self.results}
         if self.comparison.label_table is not None:
-            variables["nnUNet_raw"] = ""  # a table that is edited there meanwhile would be taken
+            variables["nnUNet_raw"] = ""  # otherwise a table that is edited there meanwhile would be used
         return variables
 
     def file(self, name: str) -> str:
-        """Return the path of a result; results of validation cases have names of their own."""
+        """Return the path of a result. Results on validation cases have their own names."""
         stem, ending = os.path.splitext(name)
         return os.path.join(self.folder, f"{stem}{'_val' * (self.comparison.scored == 'val')}{ending}")
 
     def has_begun(self) -> bool:
-        """Tell if anything was trained in the folder; until then it may become any comparison."""
+        """Tell if anything was trained in the folder; until then the folder may hold any comparison."""
         return os.path.isfile(os.path.join(self.folder, DESCRIPTION)) and bool(
             glob(os.path.join(glob_escape(self.results), "*", "*", "fold_*"))
         )
@@ -78,7 +78,7 @@ class Layout:
         return f"{identifier}_pseudo_{run.subset}_{self.comparison.scored}"
 
     def pseudo_labels(self, run: Run) -> PseudoLabels:
-        """Return what a run with pseudo-labels trains on, and the cases that are scored."""
+        """Return the data of a run with pseudo-labels: its training cases and the scored cases."""
         cases = self.comparison.cases
         true = [cases.by_name[n] for n in (*self.comparison.labelled_cases(run), *self.comparison.scored_cases)]
         target = os.path.join(self.data_folder, self.data_identifier(run))
@@ -94,7 +94,7 @@ class Layout:
         return f"{kind}{run.subset}_{self.comparison.scored}"
 
     def pretraining_fold_name(self, run: Run) -> str:
-        """Name the fold that a run's pretraining leaves the validation cases of out."""
+        """Name the fold of a run's pretraining, which leaves out the fold's validation cases."""
         return f"pretrain_{run.subset}" if self.comparison.protocol == "semi" else "pretrain"
 
     def fold(self, run: Run) -> int:
@@ -102,13 +102,13 @@ class Layout:
         return list(self.folds).index(self.fold_name(run))
 
     def pretraining_fold(self, run: Run) -> int:
-        """Return the number of the fold that a run's pretraining leaves the validation cases of out."""
+        """Return the number of the fold of a run's pretraining, which leaves out the fold's validation cases."""
         return list(self.folds).index(self.pretraining_fold_name(run))
 
     # ------------------------------------------------------------------------------------------------ plans
 
     def plans_name(self, run: Run) -> str:
-        """Name the plan of a fine-tuning; with pseudo-labels it also names the scored part, which its data hold."""
+        """Name the plan of a fine-tuning. With pseudo-labels the name includes the scored part, which the data hold."""
         scored = "_val" * (self.comparison.scored == "val" and bool(self.comparison.pseudo_labelled(run)))
         return f"{self.comparison.plan.plans['plans_name']}_{run}{scored}"
 
@@ -128,7 +128,7 @@ class Layout:
         return os.path.join(self.results, self.comparison.dataset, name, fold, checkpoint_file.FINAL)
 
     def trainer(self, run: Run) -> str:
-        """Name the class that trains a run; a shortcut, which has none, takes its place in the folder's name."""
+        """Name the class that trains a run. A shortcut has no class; the folder's name holds the shortcut instead."""
         arm, of_masks = self.comparison.arms[run.arm], self.comparison.label_table is None
         if arm.shortcut is not None:
             return f"Shortcut_{arm.shortcut}"
@@ -139,7 +139,7 @@ class Layout:
         return "PCRLFinetuneTrainer" if of_masks else "PCRLClassificationTrainer"
 
     def model(self, run: Run) -> str:
-        """Return the folder of a run's training, in which its fold lies."""
+        """Return the folder of a run's training, which contains the fold."""
         name = f"{self.trainer(run)}__{self.plans_name(run)}__{self.comparison.plan.configuration}"
         return os.path.join(self.results, self.comparison.dataset, name)
 
@@ -152,7 +152,7 @@ class Layout:
         return os.path.join(self.output(run), "checkpoint_final.pth")
 
     def evaluation(self, run: Run) -> str:
-        """Return the path of the evaluation, nnU-Net's own or a classification's, which is written last."""
+        """Return the path of the evaluation, by nnU-Net or of a classification. It is written last."""
         name = "summary.json" if self.comparison.label_table is None else EVALUATION
         return os.path.join(self.output(run), "validation", name)
 
@@ -161,10 +161,10 @@ class Layout:
         return _is_whole_json(self.evaluation(run))
 
     def trained_before(self, run: Run) -> str | None:
-        """Return the path of the network of a run that was done here with the other part scored, if there is one.
+        """Return the path of the same run's network with the other part scored, if this folder has one.
 
-        Its labelled cases and settings are the same: others are refused when the folder is prepared. The scored cases
-        have no part in a training. (Pseudo-labels are predicted again, into the data that hold the scored cases.)
+        Both runs have the same labelled cases and settings: `prepare` refuses others. Scored cases play no part in a
+        training. (Pseudo-labels are predicted again, into the data that hold the scored cases.)
         """
         other = copy(self)
         other.comparison = replace(self.comparison, scored="val" if self.comparison.scored == "test" else "test")
@@ -175,7 +175,7 @@ class Layout:
 
 
 def _is_whole_json(path: str) -> bool:
-    """Tell if a file is there and complete: nnU-Net writes its summary in place."""
+    """Tell if a file exists and is complete: nnU-Net writes its summary in place."""
     with suppress(UserError):
         read_json(path, "train again")
         return True

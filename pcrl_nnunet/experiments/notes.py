@@ -1,4 +1,4 @@
-"""Sentences that warn of reading too much into a table."""
+"""Warnings against reading too much into a table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LONG_ENOUGH = 5000  # iterations with labels: nnU-Net's optimiser may predict ba
 
 
 def note_on_stock(comparison: Comparison) -> str | None:
-    """Say that nnU-Net's schedule is the control's, if it is: of few epochs none is left to warm up in.
+    """Say that nnU-Net's schedule equals the control's if the epochs are too few for a warm-up.
 
-    A single warm-up epoch has the full rate already. None if the two differ, as in a classification by their rates.
+    A single warm-up epoch already has the full rate. None if the schedules differ; in a classification their rates do.
     """
     if STOCK not in comparison.arms or comparison.label_table is not None:
         return None
@@ -24,15 +24,15 @@ def note_on_stock(comparison: Comparison) -> str | None:
     if control.warmup_epochs > 1 or replace(control, warmup_share=stock.warmup_share) != stock:
         return None
     return (
-        f"{STOCK} is {CONTROL} once more here: {control.warmup_share:.0%} of {control.epochs} epochs leave none to "
-        f"warm up in; what the two differ by is chance"
+        f"{STOCK} equals {CONTROL} here: {control.warmup_share:.0%} of {control.epochs} epochs leave none to "
+        f"warm up in; differences between the two are chance"
     )
 
 
 def note_on_learning(
     scores: Scores, learned: Mapping[int, Sequence[str]], remedy: str, shortcuts: Iterable[str] = ()
 ) -> str | None:
-    """Name the networks that learned nothing, with what to do; None if all learned something.
+    """Name the networks that learned nothing and say what to do; None if all learned something.
 
     Args:
         learned: see `networks_that_learned`.
@@ -40,7 +40,7 @@ def note_on_learning(
         shortcuts: arms without a network.
     """
     networks, told = scores.runs[~scores.runs["method"].isin(list(shortcuts))], []
-    by_luck = False  # the mean of too few cases is above chance
+    by_luck = False  # the mean over too few cases is above chance
     for labelled in sorted(learned):
         means = networks[networks["labelled"] == labelled].groupby("method", sort=False)["points"].mean()
         failed = means[~means.index.isin(learned[labelled])]
@@ -62,7 +62,7 @@ def note_on_learning(
 
 
 def remedy_for_learning(comparison: Comparison) -> str:
-    """Say which settings make the trainings with labels longer, and where they are given."""
+    """Name the settings that lengthen the trainings with labels, and the place to give them."""
     now = comparison.finetune_settings(CONTROL)
     wanted = max(4 * now.epochs, -(-LONG_ENOUGH // now.iters_per_epoch))
     finetune = {**comparison.settings.get("finetune", {}), "epochs": wanted}
@@ -76,7 +76,7 @@ def remedy_for_learning(comparison: Comparison) -> str:
 
 
 def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
-    """Name the shortcuts that are as good as the best network: nothing else need have been learned."""
+    """Name the shortcuts that are as good as the best network, which then may have learned nothing else."""
     names, told = set(shortcuts), []
     for labelled in sorted(scores.runs["labelled"].unique()):
         means = scores.runs[scores.runs["labelled"] == labelled].groupby("method")["points"].mean()

@@ -1,4 +1,4 @@
-"""Which pictures a comparison has, and what they show; `figures` draws them."""
+"""The pictures of a comparison and their contents; `figures` draws them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Panels = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def draw_pictures(layout: Layout, scores: Scores, learned: Mapping[int, Sequence[str]]) -> Iterator[str]:
-    """Draw what is done, also by earlier calls, and say where; one that cannot be drawn does not take the others.
+    """Draw all finished runs, earlier calls included, and yield the paths. A failure does not stop other pictures.
 
     Args:
         learned: see `networks_that_learned`. Titles name the numbers of labels with which no network learned.
@@ -53,7 +53,7 @@ def draw_pictures(layout: Layout, scores: Scores, learned: Mapping[int, Sequence
 
 
 def _title(layout: Layout, nothing_learned: Sequence[str]) -> str:
-    """Say what a point is, and with which numbers of labels no network learned."""
+    """Explain a point, and name the numbers of labels with which no network learned."""
     part = {"val": "validation", "test": "test"}[layout.comparison.scored]
     title = f"a point: one labelled subset, all {part} cases"
     numbers = ", ".join(nothing_learned)
@@ -76,8 +76,8 @@ def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: M
     The cases are those with the largest loss, the median and the largest gain in Dice.
 
     Args:
-        runs: that are done.
-        learned: by number of labels, the arms whose networks learned.
+        runs: finished runs.
+        learned: the arms whose networks learned, by number of labels.
 
     Raises:
         LookupError, OSError: there is no such subset; nnUNet_raw has no images.
@@ -107,7 +107,7 @@ def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: M
 
 
 def _pair(layout: Layout, runs: Sequence[Run], learned: Mapping[int, Sequence[str]]) -> tuple[Run, Run]:
-    """Return the control's run and another arm's with the same labels.
+    """Return the control's run and another arm's run with the same labels.
 
     The number of labels is the smallest with which a network learned. The subset is the first that both have done.
     """

@@ -1,4 +1,4 @@
-"""Writing the folder of a comparison: description, links to the data, folds and plans; or a preview of it elsewhere."""
+"""The files of a comparison's folder: description, links to the data, folds and plans. A preview lies elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepare(layout: Layout, runs: Sequence[Run]) -> None:
     """Make the folder, or check that it holds this comparison, and add what the runs need.
 
     Raises:
-        UserError: the folder holds another comparison, or one with other settings for all arms or for one.
+        UserError: the folder holds another comparison, or the same one with other settings.
     """
     description = _described(layout.comparison)
     arms = {name: vars(arm) for name, arm in layout.comparison.arms.items()}
@@ -51,7 +51,7 @@ def prepare(layout: Layout, runs: Sequence[Run]) -> None:
 
 
 def preview_in(layout: Layout, folder: str) -> None:
-    """Let `prepare` write into a folder that is thrown away. Results that exist are seen from there."""
+    """Let `prepare` write into a temporary folder, from which existing results are visible."""
     if not layout.has_begun():
         layout.move_to(folder)
         return
@@ -114,7 +114,7 @@ def _folds(layout: Layout, runs: Sequence[Run]) -> dict[str, dict[str, list[str]
 
 
 def _described(comparison: Comparison) -> dict[str, Any]:
-    """Return what has to stay the same in all calls of a comparison, as it is after a round trip through JSON."""
+    """Return what all calls of a comparison must have in common, after a round trip through JSON."""
     split = comparison.cases.split
     description: dict[str, Any] = {
         "dataset": comparison.dataset,
@@ -127,7 +127,7 @@ def _described(comparison: Comparison) -> dict[str, Any]:
         "settings": with_settings(comparison.plan.plans, comparison.settings)["pcrl"],
     }
     if comparison.encoder is not None:
-        description["encoder"] = comparison.encoder  # another pretraining may have taken the file's place in between
+        description["encoder"] = comparison.encoder  # another pretraining may have replaced the file
     table = _table(comparison)
     if table is not None:
         with open(table, "rb") as file:
@@ -139,11 +139,11 @@ def _earlier_arms(layout: Layout, description: Mapping[str, Any], arms: Mapping[
     """Take over the folds of earlier calls and return their arms.
 
     Raises:
-        UserError: the folder was begun with another description, or an arm was defined otherwise.
+        UserError: the folder was begun with another description or another definition of an arm.
     """
     there = read_json(os.path.join(layout.folder, DESCRIPTION), "give another folder with -o")
     layout.folds = there.pop("folds")
-    # a folder that was begun before an arm had as many fields: these have their defaults
+    # an older folder lacks new fields of an arm: they get their defaults
     earlier = json.loads(json.dumps({name: vars(Arm(**arm)) for name, arm in there.pop("methods", {}).items()}))
     _refuse_other(layout, there, description, "the same settings to go on")
     again = {name: given for name, given in json.loads(json.dumps(arms)).items() if name in earlier}
@@ -156,7 +156,7 @@ def _refuse_other(
 ) -> None:
     """Raise `UserError` if the folder was begun with something else."""
     for where, (before, after) in differences(there, now).items():
-        if before != after:  # what an earlier version did not write is None
+        if before != after:  # None: an earlier version did not write it
             raise UserError(
                 f"{layout.named} holds a comparison with another {kind}{where} ({short(before)}, now "
                 f"{short(after)}); give another folder with -o, or {remedy}"
@@ -179,7 +179,7 @@ def _link_data(layout: Layout) -> None:
 
 
 def _link_unlabelled(layout: Layout, folder: str) -> None:
-    """Link the scans without labels, and remove links of an earlier call to scans that are left out now.
+    """Link the scans without labels, and remove an earlier call's links to scans that are now left out.
 
     Pretraining takes all files of the folder.
     """

@@ -1,4 +1,4 @@
-"""Running jobs: several processes at a time, which end with this one."""
+"""Jobs as child processes: several at a time, which end with this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Job:
     """One process.
 
     Args:
-        after: names of the jobs whose results it needs.
+        after: names of the jobs whose results this job needs.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Job:
 
 
 class Processes:
-    """Starts jobs as child processes, and ends the children that are left.
+    """Child processes for jobs: starts them, and ends the children that are left.
 
     Args:
-        folder: where the children run, with a folder ``logs`` for what they print. (Python looks for modules where it
-            is started: in a clone of this package it would find half of it.)
-        environments: variables of each of so many processes at a time.
+        folder: working directory of the children, with a folder ``logs`` for their output. (Python looks for modules in
+            its working directory: in a clone of this package it would find half of it.)
+        environments: environment variables of each slot; there are as many slots as entries.
     """
 
     def __init__(self, folder: str, environments: Sequence[Mapping[str, str]]) -> None:
@@ -48,7 +48,7 @@ class Processes:
         self.ended = Event()
 
     def run(self, job: Job) -> bool:
-        """Run a job in a free slot. Returns whether it is done."""
+        """Run a job in a free slot, and tell if it is done."""
         slot = self.slots.get()
         try:
             with open(os.path.join(self.folder, "logs", f"{job.name}.log"), "a", encoding="utf-8") as log:
@@ -61,7 +61,7 @@ class Processes:
                     cwd=self.folder,
                 )
                 self.children.add(child)
-                if self.ended.is_set():  # too late to be among the children that were ended
+                if self.ended.is_set():  # this child started after the others were ended
                     child.terminate()
                 return child.wait() == 0 and job.is_done()
         finally:
@@ -69,7 +69,7 @@ class Processes:
 
     @contextmanager
     def ended_with_us(self) -> Iterator[None]:
-        """End the children if this process is interrupted or terminated; they go on from their checkpoints."""
+        """End the children if this process is interrupted or terminated. Later they resume from their checkpoints."""
 
         def stop(number: int, frame: Any) -> None:
             raise KeyboardInterrupt
@@ -90,7 +90,7 @@ class Processes:
 def run_jobs(
     jobs: Sequence[Job], folder: str, environments: Sequence[Mapping[str, str]], after_each: Callable[[], Any]
 ) -> list[str]:
-    """Run the jobs that are not done, as soon as the jobs that they need are.
+    """Run each unfinished job as soon as the jobs that it needs are done.
 
     Args:
         folder: see `Processes`.
@@ -98,7 +98,7 @@ def run_jobs(
         after_each: called whenever jobs have ended.
 
     Returns:
-        the names of the jobs that failed, or that need one that failed.
+        the names of the jobs that failed or that need a failed job.
     """
     processes = Processes(folder, environments)
     waiting = [job for job in jobs if not job.is_done()]
@@ -114,7 +114,7 @@ def run_jobs(
             for job in [job for job in waiting if done.issuperset(job.after)][: len(environments) - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(processes.run, job)] = job
-            if not running:  # the jobs that are left need one that failed
+            if not running:  # the remaining jobs need a failed job
                 failed += [job.name for job in waiting]
                 break
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:

@@ -1,6 +1,6 @@
 """One round of pseudo-labelling: a trained network's predictions become the labels of cases without labels.
 
-A separate folder of preprocessed data holds links to the images and to the true labels, and the predicted labels.
+A separate folder of preprocessed data holds links to the images and true labels, and the predicted labels.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pcrl_nnunet.semi_supervised.loader import inside_mask
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """A folder of preprocessed cases in which some have predicted labels.
+    """A folder of preprocessed cases, some with predicted labels.
 
     Args:
         folder: path of the folder.
         true: cases with true labels; `CASE_seg.b2nd` and `CASE.pkl` lie beside the image.
-        predicted: cases whose labels are predicted, by the name that they get in the folder.
+        predicted: cases whose labels are predicted, by their name in the folder.
     """
 
     folder: str
@@ -42,7 +42,7 @@ class PseudoLabels:
 
     @property
     def finished(self) -> str:
-        """Path of the file that names the cases when all is done; nnU-Net accepts no other files in the folder."""
+        """Path of the file that names the cases, written last. nnU-Net accepts no other files in the folder."""
         return f"{self.folder}.txt"
 
     @classmethod
@@ -53,17 +53,17 @@ class PseudoLabels:
         return cls(given["folder"], true, {name: Case(**case) for name, case in given["predicted"].items()})
 
     def describe(self, path: str) -> None:
-        """Write a JSON file that tells another process what to do."""
+        """Write the JSON file that another process loads."""
         write_text(path, json.dumps(asdict(self), indent=1))
 
     def write(self, model: str, fold: int, device: torch.device) -> None:
-        """Predict the labels, and go on where an earlier call was stopped.
+        """Predict the labels, and resume where an earlier call stopped.
 
         Args:
             model: folder of a finished training, the parent of fold_X.
 
         Raises:
-            UserError: an older nnU-Net has preprocessed a case, or a case cannot be read.
+            UserError: an older nnU-Net preprocessed a case, or a case cannot be read.
         """
         for case in (*self.true, *self.predicted.values()):
             if not case.path.endswith(".b2nd"):
@@ -98,20 +98,20 @@ class PseudoLabels:
 
 
 def _predicted(predictor: nnUNetPredictor, case: Case) -> np.ndarray:
-    """Return labels (1, *spatial) on the grid of the image, int8 as nnU-Net keeps them (int16 for more than 127)."""
+    """Return labels (1, *spatial) on the image's grid: int8 as nnU-Net stores them, int16 for more than 127 labels."""
     volume = CaseVolume(case)
     image = torch.from_numpy(volume[tuple(slice(0, n) for n in volume.shape)])
     logits = predictor.predict_logits_from_preprocessed_data(image)
     labels = np.asarray(predictor.label_manager.convert_logits_to_segmentation(logits))[None]
     masked = predictor.configuration_manager.use_mask_for_norm
     if any(masked):
-        # nnU-Net's training keeps zero what is outside of the mask, which it finds by -1 in the segmentation
+        # nnU-Net's training keeps voxels outside the mask at zero, and finds them by -1 in the segmentation
         labels = np.where((labels == 0) & ~inside_mask(image.numpy(), masked), -1, labels)
     return labels.astype(np.int16 if labels.max() > 127 else np.int8)
 
 
 def class_locations(seg: np.ndarray, label_manager: Any) -> dict[Any, Any]:
-    """Return where the labels lie, as nnU-Net's preprocessing notes it for the sampling of foreground.
+    """Return the labels' locations as nnU-Net's preprocessing records them for sampling foreground.
 
     Args:
         seg: (1, *spatial).

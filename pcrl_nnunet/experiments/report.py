@@ -16,9 +16,9 @@ from pcrl_nnunet.experiments.verdict import verdict
 
 
 def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield the table, the pictures' paths and the verdicts; the default method's verdict, if it is there, comes last.
+    """Yield the table, the pictures' paths and the verdicts. The default method's verdict comes last if it exists.
 
-    If no network learned anything, the last line says so instead.
+    If no network learned anything, the last line says that instead.
     """
     scores = collect(layout, runs)
     rows = table(scores)
@@ -31,7 +31,7 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     yield from filter(None, (shortcut_warning(scores, SHORTCUTS), on_stock, on_learning))
     if not any(learned.values()) and on_learning:
         return
-    controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # the better of two alike would be the luckier one
+    controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # of two equal controls the luckier would win
     others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
     for arm in sorted(others, key=lambda arm: arm == PRETRAINED):
         yield verdict(scores, arm, learned, (*controls, *layout.comparison.arms[arm].controls))

@@ -1,4 +1,4 @@
-"""The results of finished runs: their scores, in files for the user, and their curves."""
+"""The results of finished runs: scores, written to files for the user, and curves."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def runs_in(table: pd.DataFrame) -> list[Run]:
 
 
 def curve(layout: Layout, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the iterations and the score that nnU-Net validates by after each epoch: Dice or AUROC, mean over labels.
+    """Return the iterations and nnU-Net's validation score after each epoch: Dice or AUROC, mean over labels.
 
-    It is of the cases that were scored when the network was trained, see `Layout.trained_before`. A shortcut, which
-    does not iterate, and a run that is not done have none.
+    The score comes from the cases that were scored when the network was trained, see `Layout.trained_before`. Return
+    None for a shortcut, which does not iterate, and for an unfinished run.
     """
     if not os.path.isfile(layout.network(run)):
         return None
@@ -65,7 +65,7 @@ def curve(layout: Layout, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _drop_best_checkpoint(layout: Layout, run: Run) -> None:
-    """Remove nnU-Net's second checkpoint of a finished run, of its best epoch: nothing here uses it."""
+    """Remove a finished run's checkpoint of the best epoch: nothing here uses it."""
     best = os.path.join(layout.output(run), "checkpoint_best.pth")
     if layout.is_done(run) and os.path.isfile(best):
         os.remove(best)
@@ -74,7 +74,7 @@ def _drop_best_checkpoint(layout: Layout, run: Run) -> None:
 def _collected(
     layout: Layout, name: str, columns: Sequence[str], runs: Iterable[Run], of_run: Callable[[Layout, Run], Rows]
 ) -> pd.DataFrame:
-    """Return a file's lines of other runs, and the lines of the runs that are done; the control's come first."""
+    """Return the lines of the finished runs and the file's lines of other runs. The control's lines come first."""
     path, tables = layout.file(name), []
     if os.path.isfile(path):
         names, numbers = ("method", "case", "label"), ("dice", "truth", "score")
@@ -87,12 +87,12 @@ def _collected(
     rows = [(run.arm, run.labelled, run.seed, *row) for run in done for row in of_run(layout, run)]
     tables.append(pd.DataFrame(rows, columns=list(columns)))
     everything = pd.concat([table for table in tables if len(table)] or tables)
-    # so that the control comes first in every picture, whichever arms were called last
+    # the control comes first in every picture, whichever arms were called last
     return everything.sort_values("method", key=lambda arm: arm != CONTROL, kind="stable", ignore_index=True)
 
 
 def _shares_of_labels(layout: Layout, table: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """Return the share of the voxels for each scored case and label: the evaluation of any finished run has it."""
+    """Return the share of voxels of each label in each scored case; any finished run's evaluation contains it."""
     for run in runs_in(table):
         if run.arm in layout.comparison.arms and layout.is_done(run):
             counted = ("TP", "FP", "FN", "TN")
@@ -109,7 +109,7 @@ def _of_segmentation(layout: Layout, run: Run) -> Rows:
 
 
 def _evaluated(layout: Layout, run: Run) -> list[tuple[str, str, dict[str, float]]]:
-    """Return case, label and what nnU-Net measured."""
+    """Return case, label and nnU-Net's measures."""
     dataset_json = layout.comparison.plan.dataset_json
     # nnU-Net spells a region as a tuple
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in dataset_json["labels"].items()}

@@ -1,4 +1,4 @@
-"""The scores of a comparison's runs, Dice or AUROC, and paired differences of arms. S subsets (seeds), K cases."""
+"""The scores of a comparison's runs, Dice or AUROC, and paired differences of arms. S: subsets (seeds), K: cases."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pcrl_nnunet.experiments.intervals import Replicates
 # "method" is what users call an arm.
 COLUMNS = ("method", "labelled", "seed", "case", "label", "dice")
 PREDICTION_COLUMNS = ("method", "labelled", "seed", "case", "sample", "label", "truth", "score")
-MAX_BLOCKS = 500  # patients that are drawn one by one; of more patients several are in one block
-LEARNED = 1.0  # points above `Scores.chance`: a network with fewer has learned nothing
+MAX_BLOCKS = 500  # the bootstrap draws blocks of several patients if there are more patients than this
+LEARNED = 1.0  # points above `Scores.chance`: a network with fewer learned nothing
 
 Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]
 
@@ -26,7 +26,7 @@ class Scores(ABC):
 
     Attributes:
         measure: name of the score.
-        chance: the most points that a prediction reaches without a look at the image.
+        chance: the most points that a prediction reaches without looking at the image.
         runs: columns method, labelled, seed, points; one row a run.
     """
 
@@ -36,16 +36,16 @@ class Scores(ABC):
 
     @abstractmethod
     def replicates(self, arm: str, over: str | None, labelled: int, rng: np.random.Generator) -> Replicates | None:
-        """Return the differences on the subsets that both arms have; None if there is no such subset.
+        """Return the differences on the subsets that both arms have; None if they share no subset.
 
         Args:
-            over: another arm; None: the prediction with the points of `chance`.
+            over: another arm; None: a prediction with the points of `chance`.
         """
 
     def has_learned(self, arm: str, labelled: int) -> bool:
-        """Tell if an arm's networks are surely better than `chance`, and by `LEARNED` points at least.
+        """Tell if an arm's networks are surely better than `chance`, by at least `LEARNED` points.
 
-        The interval is of these networks on other cases: other subsets might teach more, or nothing.
+        The interval is for these networks on other cases. Networks of other subsets might learn more, or nothing.
         """
         found = self.replicates(arm, None, labelled, np.random.default_rng(0))
         if found is None:
@@ -54,11 +54,11 @@ class Scores(ABC):
         return bool(low > 0 and found.observed.mean() >= LEARNED)
 
     def gain(self, arm: str, over: str, labelled: int) -> dict[str, float]:
-        """Return the paired difference of two arms on the subsets and cases that both have, in points.
+        """Return the paired difference of two arms in points, on the subsets and cases that both have.
 
         Returns:
-            pairs (subsets), difference, low, high; empty without a pair. The interval of a single pair is NaN: it says
-            nothing of other subsets.
+            pairs (subsets), difference, low, high; empty without a pair. The interval of a single pair is NaN: one
+            subset says nothing about others.
         """
         found = None if arm == over else self.replicates(arm, over, labelled, np.random.default_rng(0))
         if found is None:
@@ -71,12 +71,12 @@ class DiceScores(Scores):
     """Mean over cases of the mean over a case's labels.
 
     If neither the case nor the prediction contains a label, nnU-Net gives no score. That prediction is right, and its
-    Dice counts as 1: otherwise a network that finds nothing where nothing is would not be better than one that does.
+    Dice counts as 1. Otherwise it would be no better than a false positive.
 
     Args:
         scores: columns `COLUMNS`.
         patients: patient by case. A case without an entry is its own patient.
-        shares: the share of the voxels that have the label, by case and label.
+        shares: the share of voxels that have the label, by case and label.
     """
 
     measure = "Dice"
@@ -111,15 +111,15 @@ class DiceScores(Scores):
 
 
 def blind_dice(shares: Mapping[tuple[str, str], float]) -> pd.Series[float]:
-    """Return the points of each case that a prediction can reach without a look at the image.
+    """Return the points that a prediction can reach in each case without looking at the image.
 
-    Voxels that are drawn at random, a share q of them, have a Dice of about 2 p q / (p + q) with a label of a share p:
-    at most 2 p / (1 + p), where all voxels are drawn. If a case lacks the label, only a prediction without it is right.
-    Each label is predicted nowhere or everywhere, whichever is better over the cases. Labels that exclude each other
-    cannot all be everywhere, so that the points are an upper bound.
+    A random share q of the voxels has a Dice of about 2 p q / (p + q) with a label of share p. The maximum is
+    2 p / (1 + p), with all voxels. If a case lacks the label, only a prediction without the label is right. Each label
+    is predicted nowhere or everywhere, whichever is better over the cases. The points are an upper bound: labels that
+    exclude each other cannot all be everywhere.
 
     Args:
-        shares: the share p of the voxels that have the label, by case and label.
+        shares: the share p of voxels that have the label, by case and label.
     """
     if not shares:
         return pd.Series(dtype=float)
@@ -153,10 +153,10 @@ class AurocScores(Scores):
         self.predictions, self.patients = predictions, patients or {}
 
     def replicates(self, arm: str, over: str | None, labelled: int, rng: np.random.Generator) -> Replicates | None:
-        """See `Scores.replicates`; None also if the positives or the negatives are too few to tell chance.
+        """See `Scores.replicates`; also None if the positives or the negatives are too few to rule out chance.
 
-        An AUROC is a mean over pairs of a positive and a negative. The pairs are summed up once by the patients of
-        both: a draw of patients is then a weighted sum of these.
+        An AUROC is a mean over pairs of a positive and a negative. The pairs are summed once for each two patients; the
+        AUROC of a draw of patients is then a weighted sum.
         """
         of_number = self.predictions[self.predictions["labelled"] == labelled]
         names = {case: self.patients.get(case, case) for case in of_number["case"].unique()}
@@ -182,7 +182,7 @@ class AurocScores(Scores):
         """Return truth and score, both (N,), of each run by panel and arm, where both classes are known.
 
         Args:
-            titles: of the numbers of labelled cases.
+            titles: title by number of labelled cases.
         """
         panels: Curves = {}
         for (labelled, label, arm, _), own in self.predictions.groupby(
@@ -196,7 +196,7 @@ class AurocScores(Scores):
 
 
 def _fewest_patients(predictions: pd.DataFrame, names: Mapping[str, str]) -> int:
-    """Return the number of patients that the positives or negatives of a label come from, the smallest of all."""
+    """Return the smallest number of patients among the positives or negatives of any label."""
     known = predictions.dropna(subset="truth").assign(patient=lambda frame: frame["case"].map(names))
     of_classes = known.groupby(["label", "truth"])["patient"].nunique()
     return int(of_classes.min()) if len(of_classes) else 0
@@ -205,7 +205,7 @@ def _fewest_patients(predictions: pd.DataFrame, names: Mapping[str, str]) -> int
 def _more_right_pairs(
     first: pd.DataFrame, second: pd.DataFrame, places: Mapping[str, int], num: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return, for each label with any pair, how many more pairs the first has in the right order, and all pairs.
+    """Return two counts for each label with pairs: the first's lead in pairs in the right order, and all pairs.
 
     Args:
         first, second: predictions of the same samples.
@@ -227,15 +227,15 @@ def _more_right_pairs(
 def _differences(labels: list[tuple[np.ndarray, np.ndarray]], drawn: np.ndarray) -> np.ndarray:
     """Return (BOOTSTRAPS,): the difference of two AUROCs in each draw of blocks, mean over the labels."""
     sums = np.array([[((drawn @ matrix) * drawn).sum(1) for matrix in of_label] for of_label in labels])
-    counts = sums[:, 1] > 0  # (labels, BOOTSTRAPS): a draw may have no pair of a rare label
+    counts = sums[:, 1] > 0  # (labels, BOOTSTRAPS): a draw may lack pairs of a rare label
     differences = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(counts.shape), where=counts)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN where a draw has no pair at all
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN if a draw has no pair at all
         mean: np.ndarray = differences.sum(0) / counts.sum(0)
     return mean
 
 
 def _pairs(truth: np.ndarray, score: np.ndarray | None, place: np.ndarray, num: int) -> np.ndarray:
-    """Return (num, num): pairs in the right order, ties half, by place of the positive and of the negative.
+    """Return (num, num): number of pairs in the right order, ties half, by place of positive and negative.
 
     Args:
         truth: (N,) 1, 0, or NaN for unknown.

@@ -1,4 +1,4 @@
-"""Settings of a comparison: blocks of the plan, of all arms, and of one arm, each over the one before."""
+"""Settings of a comparison: the plan's blocks, then blocks for all arms, then one arm's. Later blocks win."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = ("pretrain", "finetune", "semi", "classify")  # parts of the plan's pcrl
 
 
 def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a plan with settings over its own; later settings win over earlier ones."""
+    """Return a copy of a plan with these settings; later settings win over earlier settings and the plan's."""
     plan = dict(deepcopy(plans))
     block = plan.setdefault("pcrl", {})
     for part in PARTS:
@@ -29,7 +29,7 @@ def with_settings(plans: Mapping[str, Any], *settings: Mapping[str, Any]) -> dic
 
 
 def _with(block: Mapping[str, Any], given: Mapping[str, Any], configurations: Iterable[str]) -> dict[str, Any]:
-    """Return a block with settings over it; a setting for all configurations wins over the block's of a single one."""
+    """Return a block with settings over it. A setting for all configurations wins over a configuration's own."""
     kept = dict(block)
     for name in configurations:
         if name in block:
@@ -38,7 +38,7 @@ def _with(block: Mapping[str, Any], given: Mapping[str, Any], configurations: It
 
 
 def _without(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a block without the settings that are given, also within blocks of blocks."""
+    """Return a block without the given settings, nested blocks included."""
     kept = {}
     for name, value in block.items():
         if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
@@ -49,14 +49,14 @@ def _without(block: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def refuse_other_parts(where: str, block: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a block that has other things than `PARTS` with settings in them."""
+    """Raise `UserError` for a block with entries that are not `PARTS` or that hold no settings."""
     for part, given in block.items():
         if part not in PARTS or not isinstance(given, Mapping):
             raise UserError(f"{where} has {part}: {short(given)}; expected the blocks of settings {', '.join(PARTS)}")
 
 
 def read_blocks(path: str | None) -> dict[str, Any]:
-    """Read a JSON file of the form ``{NAME: {...}, ...}``; without a path there are no blocks."""
+    """Read a JSON file of the form ``{NAME: {...}, ...}``; empty without a path."""
     content = {} if path is None else read_json(path, "expected a JSON file of the form {NAME: {...}, ...}")
     if not all(isinstance(block, dict) for block in content.values()):
         raise UserError(f"{path} holds no blocks of names and values; expected {{NAME: {{...}}, ...}}")

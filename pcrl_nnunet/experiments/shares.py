@@ -17,10 +17,10 @@ def threads(at_a_time: int) -> int:
 
 
 def environments(variables: Mapping[str, str], at_a_time: int) -> list[dict[str, str]]:
-    """Return the variables of each of so many processes at a time: a share of the cores, and a GPU in turn.
+    """Return the environment variables of each process: a share of the cores, and the GPUs in turn.
 
     Args:
-        variables: of all processes, over those of this one.
+        variables: variables for all processes; they override the variables of this process.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

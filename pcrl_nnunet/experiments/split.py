@@ -52,7 +52,7 @@ def split_cases(cases: Iterable[str], patients: Mapping[str, str], seed: int = S
 
 
 def draw_by_patient(cases: Iterable[str], patients: Mapping[str, str], seed: int) -> list[str]:
-    """Return the cases in a random order in which the cases of a patient follow one another."""
+    """Return the cases in random order; a patient's cases stay together."""
     rng = np.random.default_rng(seed)
     by_patient: dict[str, list[str]] = {}
     for case in sorted(cases):
@@ -65,7 +65,7 @@ def number_labelled(text: str, available: int) -> int:
     """Return the number of cases that ``10``, ``10%`` or ``all`` stands for.
 
     Raises:
-        UserError: there are not as many cases, or the number is 0.
+        UserError: there are fewer cases, or the number is 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
     if text != "all" and (match is None or (not match[2] and "." in match[1])):

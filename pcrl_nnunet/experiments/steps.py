@@ -2,8 +2,8 @@
 
     python -m pcrl_nnunet.experiments.steps pretrain|train|pseudo_label|shortcut ...
 
-A step ends with the command that started it, however that ends (Linux; elsewhere where the command is stopped in
-order), and in order, so that the processes end that load its data.
+A step ends with the command that started it. On Linux this holds however the command ends; elsewhere only if the
+command is stopped in order. The step ends in order, so that its data loading processes end, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def end_with_parent() -> None:
-    """End in order on SIGTERM, which on Linux also comes when the parent process ends."""
+    """Make this process end in order on SIGTERM, which on Linux also comes when the parent process ends."""
     signal.signal(signal.SIGTERM, _end)
     if os.name == "posix":
         signal.signal(signal.SIGALRM, _end)
@@ -31,21 +31,21 @@ def end_with_parent() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     if os.name == "posix":
-        signal.alarm(SECONDS_TO_END)  # Python drops what is raised while it forks, as for the loading processes
+        signal.alarm(SECONDS_TO_END)  # Python drops exceptions raised while it forks the loading processes
     sys.exit(128 + signal.SIGTERM)
 
 
 def pretrain(arguments: list[str]) -> None:
-    """Become pcrl_nnunet_pretrain, which answers SIGTERM itself."""
+    """Become pcrl_nnunet_pretrain, which handles SIGTERM itself."""
     os.execv(sys.executable, [sys.executable, "-m", "pcrl_nnunet.cli.pretrain", *arguments])
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run a training of nnU-Net, and score it; nnU-Net's own command would take all cores for each of several runs."""
+    """Train with nnU-Net, and score the network. nnU-Net's own command would take all cores for each run."""
     import torch
     from nnunetv2.run.run_training import run_training
 
-    if args.trained and not os.path.exists(args.network):  # nnU-Net goes on with the scoring
+    if args.trained and not os.path.exists(args.network):  # nnU-Net continues with the scoring
         print(f"Trained before, as {args.trained}; only scored now", flush=True)  # noqa: T201 (into the log of the step)
         _take_over(args.trained, args.network)
     run_training(
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _take_over(trained: str, network: str) -> None:
-    """Copy a trained network, with the record of what it was initialised with, into the folder of another fold."""
+    """Copy a trained network and the record of its initialisation into the folder of another fold."""
     from pcrl_nnunet.files import remove_drafts, whole
 
     folder = os.path.dirname(network)
@@ -74,7 +74,7 @@ def _take_over(trained: str, network: str) -> None:
 
 
 def pseudo_label(args: argparse.Namespace) -> None:
-    """Predict labels of the cases in a description, with a trained network."""
+    """Predict the labels of a description's cases with a trained network."""
     import torch
 
     from pcrl_nnunet.experiments.pseudo_labels import PseudoLabels
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Run a step, which ends with its parent."""
+    """Run a step that ends with its parent."""
     end_with_parent()
     if arguments[:1] == ["pretrain"]:
         pretrain(arguments[1:])

@@ -1,4 +1,4 @@
-"""The table of a comparison: one row an arm and number of labelled cases."""
+"""The table of a comparison: one row for each arm and number of labelled cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(scores: Scores) -> pd.DataFrame:
 
 
 def networks_that_learned(rows: pd.DataFrame, shortcuts: Iterable[str] = ()) -> dict[int, list[str]]:
-    """Return the arms whose networks learned, by number of labels; empty where none did.
+    """Return the arms whose networks learned, by number of labels; a list is empty if none learned.
 
     Args:
         rows: see `table`.

@@ -1,4 +1,4 @@
-"""The verdict: a sentence to act on."""
+"""The verdict of a comparison in a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pcrl_nnunet.experiments.arms import CONTROL, STOCK
 from pcrl_nnunet.experiments.scores import Scores
 
-WORTH = 0.5  # points: a gain that surely is smaller does not pay
+WORTH = 0.5  # points: a gain that is surely smaller does not pay
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Gain:
 def verdict(
     scores: Scores, arm: str, learned: Mapping[int, Sequence[str]], controls: Sequence[str] = (CONTROL, STOCK)
 ) -> str:
-    """Say what an arm gains, with every number of labels, over the better of the controls.
+    """Say what an arm gains over the better control, for every number of labels.
 
     Args:
-        learned: see `networks_that_learned`. If neither the arm nor the control learned, their difference says nothing.
+        learned: see `networks_that_learned`. If neither arm nor control learned, their difference means nothing.
     """
     gains, nothing = [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
@@ -63,9 +63,9 @@ def verdict(
         else:
             nothing.append(f"with {labelled} labels neither {arm} nor {control} surely learned anything")
     if not gains and nothing:
-        return f"Nothing can be said of {arm}: {'; '.join(nothing)}."
+        return f"Nothing can be said about {arm}: {'; '.join(nothing)}."
     if not gains:
-        return f"Nothing can be said of {arm} yet: there is no finished pair of it and {CONTROL}."
+        return f"Nothing can be said about {arm} yet: there is no finished pair of {arm} and {CONTROL}."
     told = [gain.sentence(scores.measure) for gain in gains]
     return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
 
@@ -88,10 +88,10 @@ def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure:
 
 
 def _better_control(scores: Scores, arm: str, labelled: int, controls: Sequence[str]) -> str | None:
-    """Return the better of the controls on the subsets that an arm has, too; None if there is none.
+    """Return the better control on the arm's subsets; None without a control.
 
-    A control that was run on fewer of these subsets than the other is left out. It would leave pairs out, and its mean
-    over other subsets would say how easy they are.
+    A control that ran on fewer of these subsets than another is left out. It would lose pairs, and its mean would
+    depend on how easy its subsets are.
     """
     of_number = scores.runs[scores.runs["labelled"] == labelled]
     points = of_number.pivot(index="seed", columns="method", values="points")

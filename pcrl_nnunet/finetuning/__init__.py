@@ -1,1 +1,1 @@
-"""Fine-tuning: the checks before it, its schedule, and the pretrained weights that it starts from."""
+"""Fine-tuning: its checks, its schedule, and the pretrained weights that it starts from."""

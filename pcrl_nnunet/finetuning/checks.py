@@ -1,4 +1,4 @@
-"""Checks before a training makes its output folder; nnU-Net would end in a traceback, or train something else."""
+"""Checks before a training makes its output folder. Without them nnU-Net may crash or train something else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pcrl_nnunet.plans import check_configuration, folder_of
 
 
 def check_surroundings(plan: Mapping[str, Any], configuration: str, device: torch.device) -> None:
-    """Raise `UserError` if folders, configuration, device or preprocessed cases are not there."""
+    """Raise `UserError` if folders, configuration, device or preprocessed cases are missing."""
     folder_of("nnUNet_results")
     check_configuration(plan, configuration)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -33,7 +33,7 @@ def check_surroundings(plan: Mapping[str, Any], configuration: str, device: torc
         raise UserError("-device mps was asked for, but torch finds none; add -device cpu to train without")
     identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
     folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
-    find_cases(os.path.join(folder, identifier))  # or says that there are none
+    find_cases(os.path.join(folder, identifier))  # raises if there are none
     refuse_outdated(plan, configuration, folder)
     weights_and_biases.check()
 
@@ -46,7 +46,7 @@ def refuse_without_masks(
     device: torch.device,
     classifies: str,
 ) -> None:
-    """Raise `UserError` for the segmentation of a dataset whose only label is the foreground that we found.
+    """Raise `UserError` for the segmentation of a dataset whose only label is our computed foreground.
 
     Args:
         classifies: name of the trainer that classifies such a dataset.
@@ -65,9 +65,9 @@ def refuse_without_masks(
 
 
 def check_fold(trainer: type[nnUNetTrainer], plan: Mapping[str, Any], configuration: str, fold: int) -> None:
-    """Raise `UserError` for a fold that the split lacks, or cases of it that are not there.
+    """Raise `UserError` for a fold that the split lacks, or for missing cases of a fold.
 
-    A finished training may have lost its training cases: the validation cases are enough to validate it.
+    A finished training may lack its training cases: its validation needs only the validation cases.
     """
     folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
     output = output_folder.path_of(trainer.__name__, plan["dataset_name"], plan["plans_name"], configuration, fold)

@@ -1,4 +1,4 @@
-"""The pretrained weights that a fine-tuning starts from: found, loaded, reported."""
+"""The pretrained weights of a fine-tuning: search, loading and report."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ORIGIN = ("method", "datasets", "configuration", "fold", "epochs")
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The pretraining that a fine-tuning asks for.
+    """The pretraining that a fine-tuning needs.
 
     Attributes:
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
-        method: take this method's pretraining alone; None: the only one there is.
-        trainer: name of the trainer that takes the only pretraining; with _METHOD behind it, it takes a method's.
-        control: name of the trainer that needs none.
+        method: use this method's pretraining; None: the only pretraining.
+        trainer: name of the trainer that uses the only pretraining; with _METHOD appended it uses a method's.
+        control: name of the trainer without pretraining.
     """
 
     plan: Mapping[str, Any]
@@ -46,10 +46,10 @@ class Pretraining:
     control: str
 
     def find(self) -> str:
-        """Return the checkpoint that the plan names, else this dataset's own pretraining.
+        """Return the plan's checkpoint, else this dataset's own pretraining.
 
         Raises:
-            UserError: neither is there, or pretrainings of several methods are.
+            UserError: neither exists, or there are pretrainings of several methods.
         """
         named = pcrl_block(self.plan).get("checkpoint")
         if named is not None:
@@ -80,7 +80,7 @@ class Pretraining:
         )
 
     def _configurations(self) -> list[str]:
-        """Return the configuration, and for a cascade the one with the same network and data without labels."""
+        """Return the configuration. For a cascade add the configuration with the same network and unlabelled input."""
         cascade = resolve(self.plan, self.configuration).get("previous_stage") is not None
         images = self.plan["configurations"][self.configuration].get("inherits_from", "3d_fullres")
         return [self.configuration, images] if cascade else [self.configuration]
@@ -103,7 +103,7 @@ class Pretraining:
 
 
 def warning_of_newer(path: str) -> str | None:
-    """Return a warning if a newer pretraining beside a finished one is not finished."""
+    """Return a warning if a newer, unfinished pretraining lies beside a finished one."""
     newer = os.path.join(os.path.dirname(path), checkpoint_file.LATEST)
     if os.path.isfile(newer) and os.path.getmtime(newer) > os.path.getmtime(path):
         return f"WARNING: {path} is of an earlier pretraining; a newer one is not finished: {newer}"
@@ -115,8 +115,8 @@ class Loaded:
     """Pretrained weights in a network.
 
     Attributes:
-        content: plain values, for transfer.json.
-        text: the same for the log.
+        content: plain values for transfer.json.
+        text: the same content for the log.
     """
 
     checkpoint: Mapping[str, Any]
@@ -126,15 +126,15 @@ class Loaded:
 
 
 def load(network: nn.Module, path: str, wanted: Pretraining, settings: FinetuneSettings, label_channels: int) -> Loaded:
-    """Load what a method trained of the plan's network: the encoder, and the decoder if the method trained it.
+    """Load the pretrained encoder, and the decoder if the method trained it.
 
     Args:
-        network: the plan's, changed in place; may be compiled or wrapped by DDP.
-        path: the checkpoint's.
+        network: the plan's network, changed in place; may be compiled or wrapped by DDP.
+        path: path of the checkpoint.
         label_channels: number of input channels that hold a cascade's labels.
 
     Raises:
-        UserError: the checkpoint cannot be read, or does not fit.
+        UserError: the checkpoint cannot be read or does not fit.
     """
     checkpoint, partial = read_encoder(path), settings.allow_partial_encoder
     try:

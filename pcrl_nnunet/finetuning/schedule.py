@@ -1,4 +1,4 @@
-"""Learning rates of a fine-tuning."""
+"""The learning rates of a fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pcrl_nnunet.networks import encoder_of, seg_layers_of
 
 
 class WarmupPolyLR(PolyLRScheduler):
-    """nnU-Net's schedule after a linear warm-up; a step is an epoch, which nnU-Net gives as it starts.
+    """nnU-Net's schedule after a linear warm-up. A step is an epoch, and nnU-Net passes its number at the start.
 
-    A parameter group may have a ``factor`` of the rate, and a number of first epochs at rate 0, ``frozen_epochs``.
+    A parameter group may have a ``factor`` of the rate, and ``frozen_epochs``, a number of first epochs at rate 0.
     """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float, max_steps: int, warmup_steps: int) -> None:
@@ -24,7 +24,7 @@ class WarmupPolyLR(PolyLRScheduler):
         super().__init__(optimizer, initial_lr, max_steps - warmup_steps)
 
     def step(self, current_step: int | None = None) -> None:
-        """Set the rate of an epoch; None is the call that torch's base class makes before the first one."""
+        """Set the rate of an epoch. torch's base class calls it with None before the first epoch."""
         step = current_step or 0
         super().step(max(0, step - self.warmup_steps))
         for group in self.optimizer.param_groups:
@@ -34,9 +34,9 @@ class WarmupPolyLR(PolyLRScheduler):
 
 
 def keep_own_groups(optimizer: Optimizer) -> None:
-    """Let an optimiser take the momentum of a checkpoint alone: the plan may have other rates and decay by now.
+    """Make an optimiser load only a checkpoint's momentum: rates and decay in the plan may have changed.
 
-    The momentum of another kind of optimiser is left out. Its kind is then the optimiser's attribute ``other_kind``.
+    The momentum of another kind of optimiser is left out. The attribute ``other_kind`` then names that kind.
     """
 
     def with_own_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -51,13 +51,13 @@ def keep_own_groups(optimizer: Optimizer) -> None:
 
 
 def group_by_rate(optimizer: Optimizer, network: nn.Module, settings: FinetuneSettings) -> None:
-    """Split an optimiser's one group into groups of neighbouring parameters with the same factor of the rate.
+    """Split an optimiser's only group into groups of neighbouring parameters with the same factor of the rate.
 
-    Every parameter keeps its number in the optimiser's state, whatever the number of groups.
+    Every parameter keeps its number in the optimiser's state, for any number of groups.
     """
     encoder, only = encoder_of(network), settings.seg_layers_only_epochs
-    shares: dict[int, tuple[float, int, bool]] = {}  # factor, frozen epochs, whether it is the encoder's
-    for coarser, part in enumerate([*reversed(encoder.stages[1:]), encoder]):  # the last one adds stem and stage 0
+    shares: dict[int, tuple[float, int, bool]] = {}  # factor, frozen epochs, whether it belongs to the encoder
+    for coarser, part in enumerate([*reversed(encoder.stages[1:]), encoder]):  # the last part adds stem and stage 0
         factor = settings.encoder_lr_factor * settings.layer_lr_decay**coarser
         for parameter in part.parameters():
             shares.setdefault(id(parameter), (factor, max(only, settings.frozen_epochs), True))

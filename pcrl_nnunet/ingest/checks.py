@@ -1,7 +1,7 @@
-"""Checks that every road from a file to voxels goes through: before a file is read, and of what was read.
+"""Checks of every image file, before and after it is read.
 
-The readers beneath (ITK, nibabel, tifffile) fill, cut or replace voxels in some cases without an error. Each check here
-stands for one of these cases. `Unusable` says what came; the caller adds the file's name.
+The readers (ITK, nibabel, tifffile) sometimes fill, cut or replace voxels without an error. Each check here catches one
+of these cases. `Unusable` says what came; the caller adds the file's name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from PIL import Image
 from pcrl_nnunet.ingest.scans import ImageFormat, Unusable
 
 GIPL_HEADER = 256  # bytes
-MAX_SPACINGS_APART = 0.05  # relative: pixdim and sform of one NIfTI header
-MAX_SHIFT = 0.5  # voxels that channels may lie apart: beyond, they show different tissue
+MAX_SPACINGS_APART = 0.05  # relative difference of pixdim and sform in one NIfTI header
+MAX_SHIFT = 0.5  # voxels between channels: farther apart, they show different tissue
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_BEGINNINGS = {  # of files whose names promise something else
+_BEGINNINGS = {  # of files whose names are misleading
     b"\x1f\x8b": "a gzip archive",
     b"BZh": "a bzip2 archive",
     b"PK\x03\x04": "a zip archive",
@@ -47,7 +47,7 @@ _BEGINNINGS = {  # of files whose names promise something else
 
 
 def kind_of(file: str) -> str:
-    """Say what a file is by its first bytes, for a message."""
+    """Name a file's kind by its first bytes, for a message."""
     with open(file, "rb") as stream:
         start = stream.read(352)
     if start.startswith(b"\x1f\x8b"):
@@ -63,10 +63,10 @@ def kind_of(file: str) -> str:
 
 
 def check_file(file: str) -> None:
-    """Look at a file before a reader does.
+    """Check a file before a reader opens it.
 
     Raises:
-        Unusable: it ends too early, is not what its ending says, or holds no plain grey-scale numbers.
+        Unusable: the file ends too early, has the wrong ending, or its values are not plain grey-scale numbers.
     """
     name = file.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -82,7 +82,7 @@ def check_file(file: str) -> None:
 
 
 def header_of(file: str) -> sitk.ImageFileReader:
-    """Read a header with SimpleITK; `Unusable` where there is none."""
+    """Read a header with SimpleITK, or raise `Unusable`."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     try:
@@ -101,7 +101,7 @@ def _check_itk_header(file: str) -> None:
         raise Unusable(f"complex numbers ({pixel}); expected real ones: store magnitude or phase as an image")
     if components > 1:
         raise Unusable(f"a colour or vector image with {components} values a voxel; expected one", bad=False)
-    if file.lower().endswith(".gipl"):  # ITK leaves voxels that are missing at the end as they are in memory
+    if file.lower().endswith(".gipl"):  # ITK leaves memory uninitialised for missing voxels
         item = sitk.Image([1] * header.GetDimension(), header.GetPixelID()).GetSizeOfPixelComponent()
         needed, size = int(np.prod(header.GetSize())) * item, os.path.getsize(file) - GIPL_HEADER
         if size < needed:
@@ -109,7 +109,7 @@ def _check_itk_header(file: str) -> None:
 
 
 def _check_nifti(file: str) -> None:
-    """ITK fills voxels that are missing at the end with zeros, and turns NaN into 0, without a word."""
+    """Refuse missing voxels and NaN, which ITK silently replaces by zeros."""
     with open(file, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     try:
@@ -125,7 +125,7 @@ def _check_nifti(file: str) -> None:
             dtype = header.get_data_dtype()
             broken, size, needed = 0, 0, int(np.prod(header.get_data_shape(), dtype=object)) * dtype.itemsize
             stream.seek(header.get_data_offset())
-            while chunk := stream.read(dtype.itemsize << 20):  # to the end: this verifies the checksum, too
+            while chunk := stream.read(dtype.itemsize << 20):  # reading to the end verifies the checksum
                 size += len(chunk)
                 if dtype.kind == "f":
                     values = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
@@ -155,13 +155,13 @@ def _check_nifti_header(header: nibabel.Nifti1Header) -> None:
         if not np.allclose(columns, spacing, rtol=MAX_SPACINGS_APART):
             raise Unusable(f"its header says two voxel sizes, {_mm(spacing)} (pixdim) and {_mm(columns)} (sform)")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    # NaN and 0 mean "none". ITK ignores an infinite slope and takes 0 for an intercept that is NaN.
+    # NaN and 0 mean "none". ITK ignores an infinite slope and reads an intercept of NaN as 0.
     if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
         raise Unusable(f"its header says that intensities are {slope:g} x + {intercept:g}")
 
 
 def _check_meta_image(file: str) -> None:
-    """ITK is vague on voxels that are missing, too few or damaged."""
+    """Refuse missing, too few and damaged voxels, whose errors in ITK are vague."""
     fields: dict[str, str] = {}
     with open(file, "rb") as stream:
         while "ElementDataFile" not in fields and (line := stream.readline(1 << 16)):
@@ -171,7 +171,7 @@ def _check_meta_image(file: str) -> None:
     if "ElementDataFile" not in fields:
         raise Unusable(f"{kind_of(file)}, or a MetaImage header that ends too early; expected a whole MetaImage")
     where = fields["ElementDataFile"]
-    if where.startswith("LIST") or "%" in where or fields.get("HeaderSize", "0") != "0":  # for ITK to find
+    if where.startswith("LIST") or "%" in where or fields.get("HeaderSize", "0") != "0":  # ITK resolves these
         return
     voxels = file if where == "LOCAL" else os.path.join(os.path.dirname(file), where)
     start = start if where == "LOCAL" else 0
@@ -199,7 +199,7 @@ def _check_meta_image(file: str) -> None:
 
 
 def _check_tiff(file: str) -> None:
-    """Tifffile gives a part of the pages, or fills them, where they differ; NumPy drops imaginary parts."""
+    """Refuse pages that differ, which tifffile drops or fills, and complex numbers, which NumPy makes real."""
     with tifffile.TiffFile(file) as tiff:
         kinds = {(page.shape, str(page.dtype)) for page in tiff.pages}
         if len(kinds) > 1 or len(tiff.series) > 1:
@@ -217,14 +217,15 @@ def _check_png(file: str) -> None:
 
 
 def check_grids(files: Sequence[str], images: ImageFormat) -> None:
-    """Refuse channels whose voxels do not lie on each other once the reader has read them.
+    """Refuse channels whose voxels do not coincide after reading.
 
-    nnU-Net's readers stop for another shape or spacing, and only warn of another origin or direction.
+    nnU-Net's readers stop if shape or spacing differ, but only warn if origin or direction differ.
 
     Raises:
-        Unusable: names the channel, and how it lies otherwise.
+        Unusable: the channel, and how its grid differs.
     """
-    if len(files) < 2 or images.is_2d or images.file_ending in (".tif", ".tiff"):  # these know no place in space
+    # 2D images and TIFFs have no position in space
+    if len(files) < 2 or images.is_2d or images.file_ending in (".tif", ".tiff"):
         return
     reorients = issubclass(images.reader, (NibabelIOWithReorient, SimpleITKIOWithReorient))
     (shape, affine), *others = [_grid(header_of(file), reorients) for file in files]
@@ -235,12 +236,12 @@ def check_grids(files: Sequence[str], images: ImageFormat) -> None:
 def check_same_grid(
     shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray, channel: int
 ) -> None:
-    """Compare two grids by their shapes and by where their corners lie in the world.
+    """Compare the shapes of two grids and the positions of their corners in the world.
 
     Args:
         shape: voxels of channel 0000.
         affine: (4, 4), voxels of channel 0000 to mm.
-        other_shape, other_affine: the same of the channel that is named.
+        other_shape, other_affine: the same for the other channel.
 
     Raises:
         Unusable: the shapes differ, or a corner lies over half a voxel away.
@@ -260,7 +261,7 @@ def check_same_grid(
 
 
 def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """(4, 4), voxels to mm in RAS, of a 3D image or header of SimpleITK."""
+    """Return the affine (4, 4), voxels to mm in RAS, of a 3D image or header of SimpleITK."""
     dimension = len(image.GetSize())
     used = min(3, dimension)
     affine = np.eye(4)
@@ -280,14 +281,14 @@ def _grid(header: sitk.ImageFileReader, reorients: bool) -> tuple[tuple[int, ...
 
 
 def check_voxels(data: np.ndarray, spacing: Sequence[float], images: ImageFormat) -> None:
-    """Refuse what preprocessing would let through.
+    """Refuse bad images that preprocessing would accept.
 
     Args:
         data: (C, Z, Y, X).
         spacing: mm, in the array's order.
 
     Raises:
-        Unusable: another number of channels, too few slices, a voxel size that cannot be, voxels that are not finite,
+        Unusable: another number of channels, too few slices, an impossible voxel size, voxels that are not finite, or
             an empty channel.
     """
     if data.shape[0] != images.num_channels:
@@ -301,7 +302,7 @@ def check_voxels(data: np.ndarray, spacing: Sequence[float], images: ImageFormat
 
 
 def check_intensities(data: np.ndarray) -> None:
-    """Refuse voxels (C, ...) that are not finite, and channels of one value."""
+    """Refuse voxels (C, ...) that are not finite, and channels with a single value."""
     broken = data.size - np.count_nonzero(np.isfinite(data))
     if broken:
         raise Unusable(f"{broken} voxels are NaN or infinite")
@@ -312,10 +313,10 @@ def check_intensities(data: np.ndarray) -> None:
 
 
 def short_reason(error: Exception, shouted: str = "") -> str:
-    """Say in one line what is wrong with a file.
+    """Describe in one line what is wrong with a file.
 
     Args:
-        shouted: what was printed before; some of nnU-Net's readers print the reason and raise an empty error.
+        shouted: the reader's output; some of nnU-Net's readers print the reason and raise an empty error.
     """
     text = str(error)
     if isinstance(error, Unusable):
@@ -334,7 +335,7 @@ def short_reason(error: Exception, shouted: str = "") -> str:
 
 
 def itk_reason(error: Exception) -> str:
-    """Return the first line of an error, without the places in ITK's source."""
+    """Return the first line of an error, without locations in ITK's source."""
     text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x[0-9a-f]+\): )?", "", str(error), flags=re.DOTALL)
     return next(iter(text.strip().splitlines()), "")
 

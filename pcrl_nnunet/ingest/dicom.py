@@ -1,8 +1,7 @@
-"""DICOM files become volumes as their headers say, or are refused.
+"""Volumes from DICOM files. Files that cannot form a volume by their headers are refused.
 
-A frame is one image of a file: a series of single-frame files and one multi-frame file go through the same checks.
-Headers are read with pydicom, voxels by `dicom_voxels`. Positions are mm in the
-patient's coordinates (LPS).
+A frame is one image of a file. A series of single-frame files and one multi-frame file go through the same checks.
+pydicom reads headers, `dicom_voxels` reads voxels. Positions are mm in the patient's coordinates (LPS).
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from pcrl_nnunet.ingest.scans import SetAside, Unusable
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 # The SOP classes whose frames are slices of a volume: CT, MR, nuclear medicine, PET.
 VOLUMES = frozenset(_STORAGE + ending for ending in ("2", "2.1", "2.2", "4", "4.1", "4.4", "20", "128", "128.1", "130"))
-MODALITIES = frozenset({"CT", "MR", "NM", "PT", ""})  # of these SOP classes
+MODALITIES = frozenset({"CT", "MR", "NM", "PT", ""})  # modalities of these SOP classes
 NO_SLICES = {  # by ImageType
     **dict.fromkeys(("LOCALIZER", "SCOUT", "TOPOGRAM"), "a localiser"),
     "SCREEN SAVE": "a secondary capture",
 }
-IN_UNITS = frozenset({"CT", "PT"})  # stored values become HU or Bq/ml, whatever MONOCHROME1 says of their display
-UNEVEN = 0.1  # of the median distance of slices
-STRAIGHT = 0.1  # pixels that slices may drift sideways: what positions are rounded by
+IN_UNITS = frozenset({"CT", "PT"})  # stored values become HU or Bq/ml; MONOCHROME1 concerns only their display
+UNEVEN = 0.1  # share of the median distance of slices
+STRAIGHT = 0.1  # pixels of sideways drift that rounded positions explain
 TILT = 1.0  # degrees
 SKEW = 0.01  # cosine between rows and columns
-ONE_SLICE = 999.0  # times the pixel size: the thickness that nnU-Net gives to a single slice
+ONE_SLICE = 999.0  # times the pixel size: nnU-Net's thickness of a single slice
 NEEDED = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 
 
@@ -45,7 +44,7 @@ class Frame:
     """One image of a DICOM file. position (3,) mm; orientation (6,): unit vectors along rows and columns."""
 
     file: str
-    number: int  # in its file
+    number: int  # index in its file
     instance: str  # SOP instance UID
     patient: str
     series: str
@@ -59,7 +58,7 @@ class Frame:
     intercept: float
     inverted: bool  # MONOCHROME1: small values are bright
     tilt: float  # degrees, of the gantry
-    context: tuple[str, ...]  # stack, time point and echo, where the header says them
+    context: tuple[str, ...]  # stack, time point and echo, if the header has them
     multi: bool  # one of several frames of its file
 
 
@@ -78,10 +77,10 @@ def is_dicom(path: str) -> bool:
 
 
 def read_frames(file: str) -> list[Frame] | SetAside:
-    """Read a file's header, without its voxels; return its frames, or why they are no slices of a volume."""
+    """Read a file's header without voxels, and return its frames or the reason why they are not slices."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of odd values; those that matter are looked at below
+            warnings.simplefilter("ignore")  # pydicom warns about odd values; the important ones are checked below
             header = pydicom.dcmread(file, stop_before_pixels=True, force=file.lower().endswith((".dcm", ".ima")))
             return _no_volume(header, file) or list(_frames(header, file))
     except Unusable as error:
@@ -90,13 +89,13 @@ def read_frames(file: str) -> list[Frame] | SetAside:
         return SetAside(file, error.strerror or str(error))
     except InvalidDicomError:
         return SetAside(file, "not a DICOM file, whatever its name says, or damaged")
-    except Exception as error:  # a damaged header raises what its element likes
+    except Exception as error:  # a damaged header raises any error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return SetAside(file, f"a DICOM header that cannot be read ({reason})")
 
 
 def _no_volume(header: Dataset, file: str) -> SetAside | None:
-    """Refuse what is no slice of a volume, by SOP class, modality and image type."""
+    """Refuse files that are not slices of a volume, by SOP class, modality and image type."""
     sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
     name = UID(sop_class).name.removesuffix(" Storage") if sop_class else "an unknown kind"
     if "Rows" not in header or "Columns" not in header:
@@ -124,7 +123,7 @@ def _no_volume(header: Dataset, file: str) -> SetAside | None:
 
 
 def _functional_groups(header: Dataset) -> list[Dataset]:
-    """Return the groups that all frames share, and those of each frame."""
+    """Return the shared functional groups and the groups of each frame."""
     return [*header.get("SharedFunctionalGroupsSequence", ()), *header.get("PerFrameFunctionalGroupsSequence", ())]
 
 
@@ -170,12 +169,12 @@ def _frames(header: Dataset, file: str) -> Iterator[Frame]:
 
 
 def _context(places: Sequence[Dataset]) -> tuple[str, ...]:
-    """Return stack, time point and echo; echo times agree to a tenth of a millisecond."""
+    """Return stack, time point and echo, with the echo time rounded to a tenth of a millisecond."""
     found = {key: place.get(key) for place in reversed(places) for key in _CONTEXT if place.get(key) is not None}
     return tuple(f"{value:.1f}" if isinstance(value, float) else str(value) for value in found.values())
 
 
-_SEQUENCES = (  # of functional groups: where a multi-frame file keeps what a single frame has at the top
+_SEQUENCES = (  # functional groups, which hold a multi-frame file's elements that a single frame has at the top
     *("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence"),
     *("PixelValueTransformationSequence", "FrameContentSequence", "MREchoSequence"),
 )
@@ -183,15 +182,15 @@ _CONTEXT = ("StackID", "TemporalPositionIndex", "TemporalPositionIdentifier", "E
 
 
 def _without_place(header: Dataset) -> Dataset:
-    """Return what the top of a multi-frame header says of all frames: never one position for all."""
+    """Return the top level of a multi-frame header without positions, which differ between frames."""
     return Dataset({key: value for key, value in header.items() if key != 0x00200032})
 
 
 def _first(places: Sequence[Dataset], name: str) -> tuple[float, ...]:
-    """Return the numbers of the first place that has this element; none where no place has it.
+    """Return the numbers of the first place that has this element; empty if no place has it.
 
     Raises:
-        Unusable: the element is there, and is no number.
+        Unusable: the element exists but is not a number.
     """
     for place in places:
         if name in place:
@@ -214,17 +213,17 @@ def _several(value: Any) -> list[Any]:
 
 
 def same_image(one: Sequence[Frame], other: Sequence[Frame]) -> bool:
-    """Tell whether two files of one SOP instance are the same image: anonymised files may share their UIDs."""
+    """Tell whether two files of one SOP instance hold the same image: anonymised files may share a UID."""
     if list(map(_place, one)) != list(map(_place, other)):
         return False
     try:
         return np.array_equal(stored_values(one[0].file)[0], stored_values(other[0].file)[0])
-    except Unusable:  # a damaged copy is named where it is read
+    except Unusable:  # a damaged copy is reported when it is read
         return False
 
 
 def same_direction(one: Frame, other: Frame) -> bool:
-    """Tell whether two images are slices of one stack by their directions, as far as headers round these."""
+    """Tell whether the directions of two images agree, up to rounding, as in slices of one stack."""
     if len(one.orientation) != len(other.orientation):
         return False
     return not one.orientation or bool(np.abs(np.subtract(one.orientation, other.orientation)).max() < SKEW)
@@ -235,10 +234,10 @@ def _place(frame: Frame) -> tuple[Any, ...]:
 
 
 def ordered(frames: Sequence[Frame], min_slices: int) -> list[Frame]:
-    """Return the frames of one stack along its normal.
+    """Sort the frames of one stack along its normal.
 
     Raises:
-        Unusable: they are not one evenly sampled grey-scale volume.
+        Unusable: the frames do not form an evenly sampled grey-scale volume.
     """
     first = frames[0]
     if not all(len(f.pixel_size) == 2 and np.isfinite(f.pixel_size).all() and min(f.pixel_size) > 0 for f in frames):
@@ -290,7 +289,7 @@ def _normal(frame: Frame) -> np.ndarray:
 
 
 def _drift(frames: Sequence[Frame]) -> np.ndarray:
-    """(N, 2): pixels, in rows and columns, by which each frame lies beside the first one's normal."""
+    """Return (N, 2): each frame's distance from the first frame's normal, in pixels along rows and columns."""
     first = frames[0]
     moved = np.array([frame.position for frame in frames]) - first.position
     along_rows, along_columns = np.array(first.orientation[:3]), np.array(first.orientation[3:])
@@ -303,14 +302,14 @@ def _drift(frames: Sequence[Frame]) -> np.ndarray:
 def read_volume(files: Sequence[str], min_slices: int) -> tuple[sitk.Image, list[str]]:
     """Read the frames of one stack, from one file or several, as a volume with a straight grid.
 
-    Slices that drift sideways (a gantry tilt) are shifted back, by linear interpolation; what no slice covers gets the
-    smallest value.
+    Slices that drift sideways (a gantry tilt) are shifted back by linear interpolation. Voxels that no slice covers get
+    the smallest value.
 
     Returns:
-        float32, and sentences on what was done.
+        the volume in float32, and notes on the changes.
 
     Raises:
-        Unusable: see `ordered`; a file that cannot be decoded.
+        Unusable: see `ordered`; or a file cannot be decoded.
     """
     frames: list[Frame] = []
     for file in files:
@@ -340,7 +339,7 @@ def read_volume(files: Sequence[str], min_slices: int) -> tuple[sitk.Image, list
 
 
 def _decoded(frames: Sequence[Frame]) -> np.ndarray:
-    """(Z, Y, X) float32: the frames' values in the units of their own slopes."""
+    """Decode the frames' values (Z, Y, X) in float32, scaled by each frame's own slope."""
     in_one_file = {frames[0].file: stored_values(frames[0].file)} if frames[0].multi else {}  # decoded once
     slices = []
     for frame in frames:
@@ -351,7 +350,7 @@ def _decoded(frames: Sequence[Frame]) -> np.ndarray:
 
 
 def _straightened(volume: np.ndarray, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shift slices (Z, Y, X) to where they lie, in a grid that holds them all.
+    """Shift slices (Z, Y, X) to their true positions, in a grid that holds them all.
 
     Args:
         drift: (Z, 2) pixels, in rows and columns.

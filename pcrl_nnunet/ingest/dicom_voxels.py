@@ -1,4 +1,4 @@
-"""The stored values of a DICOM file, decoded by GDCM (in SimpleITK) whatever their compression."""
+"""The stored values of a DICOM file of any compression, decoded by GDCM (in SimpleITK)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pydicom.uid import MultiFrameGrayscaleByteSecondaryCaptureImageStorage
 
 from pcrl_nnunet.ingest.scans import Unusable
 
-PIXELS = (  # all that GDCM needs to decode stored values
+PIXELS = (  # the elements that GDCM needs to decode stored values
     *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("NumberOfFrames", "PixelData"),
 )
 
 
 def stored_values(file: str) -> tuple[np.ndarray, float]:
-    """Decode the stored values (frames, rows, columns) of a file, and the sum of the smallest and largest possible one.
+    """Decode a file's stored values (frames, rows, columns), and return the sum of the possible extremes, too.
 
-    GDCM applies one slope to all frames and inverts MONOCHROME1 in a way of its own, so it is given a file without
-    these.
+    GDCM applies one slope to all frames and inverts MONOCHROME1 in its own way, so it gets a file without these
+    elements.
 
     Raises:
         Unusable: the voxels end too early or cannot be decoded.

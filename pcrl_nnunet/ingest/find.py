@@ -1,4 +1,4 @@
-"""Finding scans in any folder, whatever their names: which files are one scan, and what is no scan."""
+"""The search for scans in any folder, whatever their names: it groups files into scans and sets others aside."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from pcrl_nnunet.ingest.checks import header_of
 from pcrl_nnunet.ingest.scans import VOLUME_ENDINGS, Found, ImageFormat, Scan, SetAside, Target, Unusable
 from pcrl_nnunet.plans import PlannedConfiguration
 
-# Images that a dataset may not take: their owner is told, rather than counting them as "other files".
+# Images that a dataset may not take. The user hears of them; they do not count as "other files".
 IMAGE_ENDINGS = (*VOLUME_ENDINGS, ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".webp", ".img", ".hdr")
-_LABELS_FOLDER = re.compile(r"labels(Tr|Ts|Va|Pr)?[A-Za-z]{0,2}")  # as nnU-Net's datasets have them
+_LABELS_FOLDER = re.compile(r"labels(Tr|Ts|Va|Pr)?[A-Za-z]{0,2}")  # as in nnU-Net's datasets
 
 
 def make_target(planned: PlannedConfiguration, raw_dataset_folder: str) -> Target:
-    """Look up the dataset's own images, for their orientation and to recognise copies. Without them it works, too."""
+    """Make the target. The dataset's own images are optional: they give the orientation and reveal copies."""
     own = {file: scan.name for scan in own_scans(raw_dataset_folder, planned.dataset_json) for file in scan.files}
     target = Target(planned.plans, planned.dataset_json, planned.configuration, own)
     return replace(target, orientation=_common_orientation(list(own)[:20], target.images.reader))
 
 
 def own_scans(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> list[Scan]:
-    """Return the images that nnU-Net trains on, as nnU-Net looks for them; none where the folder is not there."""
+    """Return the images that nnU-Net trains on, found as nnU-Net finds them; empty without the folder."""
     root = os.path.abspath(raw_dataset_folder)
     files: dict[str, list[str]] = defaultdict(list)
     if "dataset" in dataset_json:
@@ -54,7 +54,7 @@ def own_scans(raw_dataset_folder: str, dataset_json: dict[str, Any]) -> list[Sca
 
 
 def reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> type[BaseReaderWriter]:
-    """Return the reader that nnU-Net chooses for the first image that any reader can read; `UserError` for none."""
+    """Return nnU-Net's reader for the first readable image, or raise `UserError` if no image is readable."""
     for scan in scans:
         with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):  # nnU-Net prints tracebacks
             return determine_reader_writer_from_dataset_json(dataset_json, scan.files[0], verbose=False)
@@ -65,7 +65,7 @@ def reader_of(scans: Sequence[Scan], dataset_json: dict[str, Any]) -> type[BaseR
 
 
 def left_over(folder: str, file_ending: str) -> list[SetAside]:
-    """Return the images of a folder that nnU-Net does not see: of another ending, or without a channel's number."""
+    """Return a folder's images that nnU-Net does not see: with another ending, or without a channel's number."""
     found = []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)
@@ -81,7 +81,7 @@ def left_over(folder: str, file_ending: str) -> list[SetAside]:
 
 
 def misnumbered(scan: Scan, images: ImageFormat) -> str:
-    """Say which channels a scan of nnU-Net's names has, where they are not those of the dataset; else empty."""
+    """Describe the channels of a scan with nnU-Net's names if they differ from the dataset's; else empty."""
     found = [re.search(r"_(\d{4})$", file[: -len(images.file_ending)]) for file in scan.files]
     numbers = [match[1] for match in found if match]
     expected = [f"{channel:04d}" for channel in range(images.num_channels)]
@@ -91,12 +91,12 @@ def misnumbered(scan: Scan, images: ImageFormat) -> str:
 
 
 def _common_orientation(files: Iterable[str], reader: type[BaseReaderWriter]) -> str | None:
-    """Return the orientation that the reader gives to most of a dataset's own images; None if that cannot be told."""
+    """Return the orientation of most of a dataset's own images after reading; None if it is unknown."""
     if issubclass(reader, (NibabelIOWithReorient, SimpleITKIOWithReorient)):
         return "RAS"
     seen: Counter[str] = Counter()
     for file in files:
-        with contextlib.suppress(Unusable):  # a damaged image of the dataset is for nnU-Net to report
+        with contextlib.suppress(Unusable):  # nnU-Net reports damaged images of the dataset
             header = header_of(file)
             if len(header.GetDirection()) >= 9:
                 matrix = np.reshape(header.GetDirection(), (header.GetDimension(),) * 2)[:3, :3]
@@ -108,17 +108,17 @@ def _common_orientation(files: Iterable[str], reader: type[BaseReaderWriter]) ->
 
 
 def find_scans(folder: str, target: Target, map_: Callable[..., Iterable[Any]] = map) -> Found:
-    """Look through a folder and everything below it; hidden files and nnU-Net's folders of labels are left out.
+    """Search a folder and everything below it, except hidden files and nnU-Net's folders of labels.
 
     Args:
-        folder: any folder; its files may be named in any way.
-        target: the plan that the scans are for. It decides the number of channels and the file types.
-        map_: `Executor.map` reads DICOM headers (1 ms each) in parallel.
+        folder: any folder, with files of any name.
+        target: the plan that the scans are for. It sets the number of channels and the file types.
+        map_: pass `Executor.map` to read DICOM headers (1 ms each) in parallel.
     """
     folder, images, found = os.path.abspath(folder), target.images, Found()
     endings = _endings(images)
     dicom_files: list[str] = []
-    refused: dict[str, list[str]] = defaultdict(list)  # ending -> images of a kind that the dataset does not take
+    refused: dict[str, list[str]] = defaultdict(list)  # ending -> images that the dataset does not take
     for directory, names in _walk(folder, found):
         volumes: dict[str, dict[str, str]] = defaultdict(dict)  # ending -> stem -> path
         for name in names:
@@ -158,7 +158,7 @@ def _how(ending: str, images: ImageFormat) -> str:
 
 
 def _walk(folder: str, found: Found) -> Iterator[tuple[str, list[str]]]:
-    visited = set()  # links are followed, as people link to their data, but never in a circle
+    visited = set()  # links are followed, because people link to their data, but never in a circle
 
     def unreadable(error: OSError) -> None:
         found.set_aside.append(SetAside(str(error.filename), f"a folder that may not be read ({error.strerror})"))
@@ -183,7 +183,7 @@ def _group_channels(folder: str, directory: str, stems: dict[str, str], how: str
     numbered, namesakes = [], []
     for stem in stems:
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        # A dataset of one channel: scan_0001 is the second of many scans rather than a second channel.
+        # In a dataset of one channel, scan_0001 is the second scan and not a second channel.
         if match and (count > 1 or match[2] == "0000"):
             channels[match[1]][int(match[2])] = stem
         else:
@@ -236,9 +236,9 @@ def _needs_channels(images: ImageFormat) -> str:
 
 
 def _case_name(folder: str, path: str, stem: str | None = None, keep: bool = False) -> str:
-    """Make a name from the path below the folder: safe in any file system, and the same in every run.
+    """Make a name from the path below the folder that is safe in any file system and the same in every run.
 
-    The hash tells names apart that become equal by replacing letters; a plain nnU-Net name is kept as it is.
+    The hash distinguishes names that become equal when letters are replaced. A plain nnU-Net name stays as it is.
     """
     readable = os.path.relpath(stem or path, folder).replace(os.sep, "__")
     safe = re.sub(r"[^A-Za-z0-9_-]+", "_", readable).strip("_")[-80:]
@@ -259,7 +259,7 @@ Stack = list[dicom.Frame]
 
 def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, found: Found) -> None:
     """Turn DICOM frames into scans: one patient, one series, one matrix, one direction."""
-    series: dict[tuple[object, ...], list[Stack]] = defaultdict(list)  # of each, a stack a direction
+    series: dict[tuple[object, ...], list[Stack]] = defaultdict(list)  # a stack for each direction
     headers = _without_copies(headers, found)
     damaged = _set_aside_files([header for header in headers if isinstance(header, SetAside)], found)
     for header in headers:
@@ -296,7 +296,7 @@ def _group_series(folder: str, headers: list[Stack | SetAside], target: Target, 
 
 
 def _set_aside_files(refused: list[SetAside], found: Found) -> dict[str, str]:
-    """Name DICOM files that are no slices, once a folder and reason; return a damaged file of each folder."""
+    """Report DICOM files that are not slices, once for each folder and reason. Return a damaged file of each folder."""
     groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
     for one in refused:
         groups[os.path.dirname(one.where), one.reason, one.bad].append(one.where)
@@ -307,7 +307,7 @@ def _set_aside_files(refused: list[SetAside], found: Found) -> dict[str, str]:
 
 
 def _stacks(frames: Stack) -> list[Stack]:
-    """Split a series that lies in several folders, unless it is one volume: all of its positions differ."""
+    """Split a series by folder, unless all of its positions differ, as in one volume."""
     by_folder: dict[str, Stack] = defaultdict(list)
     for frame in frames:
         by_folder[os.path.dirname(frame.file)].append(frame)
@@ -317,7 +317,7 @@ def _stacks(frames: Stack) -> list[Stack]:
 
 
 def _without_copies(headers: list[Stack | SetAside], found: Found) -> list[Stack | SetAside]:
-    """Leave out files that are there twice: one SOP instance, the same place and the same voxels."""
+    """Drop duplicate files, which have the same SOP instance, place and voxels."""
     first: dict[str, Stack] = {}
     kept: list[Stack | SetAside] = []
     copies = []

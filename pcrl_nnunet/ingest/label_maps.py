@@ -1,7 +1,7 @@
-"""Label maps are no scans: recognised by their voxels, more readily where a name says so.
+"""Recognition of label maps, which are not scans, by their voxels. A telling name lowers the threshold.
 
-A label map has few values for its size, in flat regions. A scan has noise: neighbours rarely agree. Labels are whole
-numbers as a rule; some programs scale them.
+A label map has few values for its size, in flat regions. A scan has noise: neighbours rarely agree. Labels are usually
+whole numbers, but some programs scale them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 
 import numpy as np
 
-MAX_LABEL_VALUES = 8  # an image of so few different values has no noise: no scanner makes one
-VOXELS_A_VALUE = 100  # few values for its size: so many voxels or more each
+MAX_LABEL_VALUES = 8  # an image with so few different values has no noise, so it is not a scan
+VOXELS_A_VALUE = 100  # few values for its size: at least so many voxels for each value
 FLAT = 0.75  # share of equal neighbours: to 0.15 in CT and MRI, to 0.4 in 8-bit radiographs, above 0.9 in label maps
 FLAT_IF_NAMED = 0.6
-SAMPLED = 500_000  # voxels are enough to count values
+SAMPLED = 500_000  # this many voxels are enough to count values
 NAMES = frozenset(
     {"label", "labels", "labelmap", "seg", "segs", "segm", "segmentation", "segmentations", "mask", "masks"}
     | {"aseg", "aparc", "parcellation", "gt"}
@@ -23,7 +23,7 @@ NAMES = frozenset(
 
 
 def label_word(path: str) -> str:
-    """Return the part of a file's name or of its folders' that says that it is a label map; empty if none does.
+    """Return the part of a file's or folder's name that points to a label map; empty without such a part.
 
     Parts are split at ``_``, ``-``, ``.`` and spaces, so that ``unlabelled_001`` has none. Digits at the end of a part
     do not count: ``label0001`` is "label".
@@ -36,14 +36,14 @@ def label_word(path: str) -> str:
 
 
 def looks_like_labels(image: np.ndarray, named: bool = False) -> str:
-    """Say why an image is taken for a label map; empty if it is not.
+    """Explain why an image looks like a label map; empty if it does not.
 
-    The most frequent value, the smallest and the largest are left out of the comparison of neighbours: the air of a CT,
-    the zeros around a brain and clipped intensities are flat in scans, too.
+    The comparison of neighbours leaves out the most frequent, the smallest and the largest value. The air of a CT, the
+    zeros around a brain and clipped intensities are flat in scans, too.
 
     Args:
         image: (Z, Y, X), one channel.
-        named: its name or folder says so, too.
+        named: the file's or folder's name points to a label map, too.
     """
     sample = image.reshape(-1)[:: 1 + image.size // SAMPLED]
     values, counts = np.unique(sample, return_counts=True)
@@ -59,7 +59,7 @@ def looks_like_labels(image: np.ndarray, named: bool = False) -> str:
 
 
 def _flatness(image: np.ndarray, besides: list[float]) -> float:
-    """Return the share of equal ones, 0 to 1, among neighbours that both have other values than `besides`."""
+    """Return the share of equal neighbours, 0 to 1, among pairs in which neither has a value in `besides`."""
     counted = ~np.isin(image, besides)
     equal = pairs = 0
     for axis in range(image.ndim):

@@ -1,8 +1,7 @@
-"""Datasets without masks, for classification or wholly unlabelled, through nnU-Net's own planning and preprocessing.
+"""nnU-Net's planning and preprocessing of datasets without masks, for classification or wholly unlabelled.
 
-nnU-Net wants a mask of every case: for the statistics of its intensities, and to train on. Here the mask is the
-foreground found from the image, made in a raw dataset beside the real one; nnU-Net does the rest, with its own code,
-and writes what it always writes.
+nnU-Net needs a mask of every case for intensity statistics and for training. This module writes masks of the image's
+foreground into a temporary raw dataset. nnU-Net's own code does the rest and writes its usual files.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ from pcrl_nnunet.plans import lacks_masks, read_json
 
 LABELS = {"background": 0, "foreground": 1}
 WITHOUT_MASKS = "pcrl_without_masks"  # in the preprocessed dataset.json, which nnU-Net copies from the raw one
-MASKS = "pcrl_masks"  # in nnUNet_preprocessed, while at work; no name of a dataset
-SAMPLED = 10**6  # voxels are enough for a threshold
+MASKS = "pcrl_masks"  # temporary folder in nnUNet_preprocessed; not a dataset's name
+SAMPLED = 10**6  # this many voxels are enough for a threshold
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Find the body: brighter than Otsu's threshold in any channel, and what that surrounds within a slice.
+    """Return the body: voxels above Otsu's threshold in any channel, and the holes within a slice.
 
-    So lungs belong to it, dark as they are.
+    Dark lungs belong to the body for that reason.
 
     Args:
-        image: (C, Z, Y, X) as `read_scan` gives it: finite.
+        image: (C, Z, Y, X) from `read_scan`, finite.
 
     Returns:
         (Z, Y, X) bool.
@@ -70,19 +69,19 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 
 def write_mask(scan: Scan, images: ImageFormat, path: str) -> SetAside | list[str]:
-    """Write the mask of a case, whole or not at all; return notes on the image, or why it has no mask."""
+    """Write the mask of a case, complete or not at all. Return notes on the image, or the reason for no mask."""
     try:
         voxels = read_scan(scan, images)
         mask = foreground(voxels.data).astype(np.uint8)
         _write_seg(mask, voxels.properties, images, path)
-    except Exception as error:  # whatever a file makes the writer do, the others go on
+    except Exception as error:  # one bad file must not stop the others
         return SetAside(scan.sources[0], short_reason(error))
     why = next(filter(None, map(looks_like_labels, voxels.data)), "")
     return voxels.notes + ([f"it looks like a label map: {why}"] if why else [])
 
 
 def _write_seg(mask: np.ndarray, properties: dict[str, Any], images: ImageFormat, path: str) -> None:
-    """Write with nnU-Net's writer, which puts the spacing of a TIFF into a second file; the mask comes last."""
+    """Write with nnU-Net's writer, which puts a TIFF's spacing into a second file. The mask is written last."""
     folder, name = os.path.split(path)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         images.reader().write_seg(mask, os.path.join(draft, name), properties)
@@ -91,12 +90,12 @@ def _write_seg(mask: np.ndarray, properties: dict[str, Any], images: ImageFormat
 
 
 def is_without_masks(dataset_name: str, dataset_json: Mapping[str, Any]) -> bool:
-    """Tell whether a preprocessed dataset has no masks but the foreground that was found from its images.
+    """Tell whether a preprocessed dataset has only foreground masks that were computed from its images.
 
-    Planning notes this in dataset.json. Of a dataset planned before it did, nnUNet_raw tells, where it is set.
+    Planning records this in dataset.json. Older versions did not; then nnUNet_raw shows it if the variable is set.
 
     Args:
-        dataset_json: of the preprocessed dataset.
+        dataset_json: the preprocessed dataset's dataset.json.
     """
     if WITHOUT_MASKS in dataset_json:
         return bool(dataset_json[WITHOUT_MASKS])
@@ -104,10 +103,10 @@ def is_without_masks(dataset_name: str, dataset_json: Mapping[str, Any]) -> bool
 
 
 def trainer_for(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
-    """Name the trainer of ours that learns what a dataset has: masks, or a table of classes; None if it has neither.
+    """Name our trainer for a dataset with masks or with a table of classes; None if it has neither.
 
     Args:
-        plans, dataset_json: of the preprocessed dataset.
+        plans, dataset_json: the preprocessed dataset's files.
     """
     name = plans["dataset_name"]
     if not is_without_masks(name, dataset_json):
@@ -127,18 +126,18 @@ def plan_and_preprocess(
     log: Callable[[str], None],
     progress: bool,
 ) -> list[SetAside]:
-    """Plan and preprocess a dataset without masks; return the images that could not be used.
+    """Plan and preprocess a dataset without masks, and return the unusable images.
 
-    Masks that an interrupted run has made are kept, unless an image has been written since.
+    Masks of an interrupted run are kept, unless the image is newer.
 
     Args:
         raw_folder: nnUNet_raw/DatasetXXX_NAME.
         preprocessed: nnUNet_preprocessed.
-        plans_name: of a plan that is there, to preprocess by; None: plan, too.
+        plans_name: name of an existing plan to preprocess with; None: plan, too.
         configurations: empty for nnU-Net's choice.
 
     Raises:
-        UserError: over 10 % bad, or nnU-Net failed.
+        UserError: over 10 % of the images are bad, or nnU-Net failed.
     """
     name = os.path.basename(raw_folder)
     dataset_json = read_json(os.path.join(raw_folder, "dataset.json"), "describe the dataset as nnU-Net wants it")
@@ -180,12 +179,12 @@ def plan_and_preprocess(
 
 
 def _absurd(scans: Sequence[Scan], images: ImageFormat) -> list[SetAside]:
-    """Set images aside whose voxel size is absurd beside that of most images, by their headers."""
+    """Set aside images whose header has an absurd voxel size compared to most images."""
     if images.is_2d:
         return []
     spacings: dict[Scan, Sequence[float]] = {}
     for scan in scans:
-        with suppress(Unusable):  # the reason is given where the image is read
+        with suppress(Unusable):  # the reason is reported when the image is read
             path = spacing_file(scan.files, images)
             spacings[scan] = read_json(path, "")["spacing"] if path else header_of(scan.files[0]).GetSpacing()[:3]
     found = []
@@ -199,9 +198,9 @@ def _absurd(scans: Sequence[Scan], images: ImageFormat) -> list[SetAside]:
 
 
 def _link_images(scans: Sequence[Scan], images: ImageFormat | None, raw: str, ending: str) -> None:
-    """Link images, and files with their spacing, under the names that nnU-Net's raw datasets have."""
+    """Link images and files with their spacing under the names of nnU-Net's raw datasets."""
     folder = os.path.join(raw, "imagesTr")
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     os.makedirs(folder)
     for scan in scans:
         for channel, file in enumerate(scan.files):
@@ -211,7 +210,7 @@ def _link_images(scans: Sequence[Scan], images: ImageFormat | None, raw: str, en
 
 
 def _is_newer(path: str, files: Sequence[str]) -> bool:
-    """Tell whether a file is there that was written after the others, which are there, too."""
+    """Tell whether a file and the others exist, and the file is newer than the others."""
     if not all(map(os.path.isfile, (path, *files))):
         return False
     return all(os.path.getmtime(path) >= os.path.getmtime(file) for file in files)
@@ -219,9 +218,9 @@ def _is_newer(path: str, files: Sequence[str]) -> bool:
 
 @contextmanager
 def planned_again(raw_folder: str, preprocessed_folder: str) -> Iterator[None]:
-    """nnUNet_raw with the dataset as planning has described it, with its labels and the number of its cases.
+    """Provide an nnUNet_raw with planning's own dataset.json, which has its labels and number of cases.
 
-    nnU-Net's planners read them from there, and copy them over those of the preprocessed dataset.
+    nnU-Net's planners read the file there, and copy it over the preprocessed dataset's file.
     """
     before, name = os.environ["nnUNet_raw"], os.path.basename(raw_folder)
     dataset_json = read_json(os.path.join(raw_folder, "dataset.json"), "describe the dataset as nnU-Net wants it")

@@ -1,4 +1,4 @@
-"""The one road from a file to voxels: for scans without labels, datasets without masks, classification, converters."""
+"""The only way from a file to voxels, shared by unlabelled scans, maskless datasets, classification and converters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, Unusable, Voxels
 
 
 def read_scan(scan: Scan, images: ImageFormat) -> Voxels:
-    """Read a scan in the orientation and axis order that the dataset's own reader gives.
+    """Read a scan in the orientation and axis order of the dataset's own reader.
 
     Raises:
-        Unusable: for whatever keeps the file from being read right, and for voxels that nothing can be learned from.
+        Unusable: the file cannot be read correctly, or nothing can be learned from its voxels.
     """
     try:
         if scan.how == "plan":
@@ -37,17 +37,17 @@ def read_scan(scan: Scan, images: ImageFormat) -> Voxels:
             voxels = _stacked([_turned(read_image(file), images.orientation) for file in scan.files])
     except (Unusable, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes a reader raise anything
+    except Exception as error:  # a damaged file may raise anything
         raise Unusable(short_reason(error)) from error
     check_voxels(voxels.data, voxels.properties["spacing"], images)
     return voxels
 
 
 def read_image(file: str) -> sitk.Image:
-    """Read a file with SimpleITK; a fourth axis of one is dropped.
+    """Read a file with SimpleITK, and drop a fourth axis of length one.
 
     Raises:
-        Unusable: see `check_file`; a series of volumes.
+        Unusable: see `check_file`; or the file holds several volumes.
     """
     check_file(file)
     with _alone([file]) as (path,):
@@ -60,19 +60,19 @@ def read_image(file: str) -> sitk.Image:
 
 
 def _read_as_planned(files: Sequence[str], images: ImageFormat) -> Voxels:
-    """Read with the plan's own reader; what the reader prints becomes notes."""
+    """Read with the plan's own reader, and turn its output into notes."""
     for file in files:
         check_file(file)
     check_grids(files, images)
     printed = io.StringIO()
-    handler = logging.StreamHandler(printed)  # tifffile logs what it skips
+    handler = logging.StreamHandler(printed)  # tifffile logs the parts that it skips
     logging.getLogger("tifffile").addHandler(handler)
     try:
         with contextlib.redirect_stdout(printed), _with_spacing(files, images) as paths, _alone(paths) as alone:
             data, properties = images.reader().read_images(alone)
     except Exception as error:
         reason = short_reason(error, printed.getvalue())
-        raise Unusable(re.sub(r"; File: \S+|! File: \S+", "", reason)) from error  # the path may be that of a link
+        raise Unusable(re.sub(r"; File: \S+|! File: \S+", "", reason)) from error  # the path may belong to a link
     finally:
         logging.getLogger("tifffile").removeHandler(handler)
     if damage := re.search(r"invalid page offset|corrupted|failed to reshape", printed.getvalue()):
@@ -90,7 +90,7 @@ def _stacked(channels: Sequence[sitk.Image]) -> Voxels:
 
 
 def _turned(image: sitk.Image, orientation: str | None) -> sitk.Image:
-    """Make a 2D image a volume of one thick slice, as nnU-Net does, and turn a volume."""
+    """Turn a 2D image into a volume of one thick slice, like nnU-Net, and reorient a volume."""
     if image.GetDimension() == 2:
         return sitk.JoinSeries(image, 0.0, dicom.ONE_SLICE * max(image.GetSpacing()))
     return sitk.DICOMOrient(image, orientation) if orientation else image
@@ -98,7 +98,7 @@ def _turned(image: sitk.Image, orientation: str | None) -> sitk.Image:
 
 @contextlib.contextmanager
 def _alone(files: Sequence[str]) -> Iterator[list[str]]:
-    """Give files whose reader finds no neighbour: of X.nii.gz beside X.nii, ITK reads the voxels of X.nii."""
+    """Yield paths without neighbouring files: for X.nii.gz beside X.nii, ITK reads the voxels of X.nii."""
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for number, file in enumerate(files):
@@ -112,9 +112,9 @@ def _alone(files: Sequence[str]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _with_spacing(files: Sequence[str], images: ImageFormat) -> Iterator[Sequence[str]]:
-    """Give nnU-Net's TIFF reader the json with the spacing where it looks for one, whatever the files are called.
+    """Yield paths at which nnU-Net's TIFF reader finds the json with the spacing, for any file name.
 
-    The reader cuts five letters (_0000) off any name, and assumes 1 mm where it then finds no file.
+    The reader cuts five letters (_0000) off any name. If it then finds no file, it assumes 1 mm.
     """
     path, ending = spacing_file(files, images), os.path.splitext(files[0])[1]
     if path is None or path == f"{files[0][: -len(ending) - len('_0000')]}.json":
@@ -129,10 +129,10 @@ def _with_spacing(files: Sequence[str], images: ImageFormat) -> Iterator[Sequenc
 
 
 def spacing_file(files: Sequence[str], images: ImageFormat) -> str | None:
-    """Return the json that has the spacing of a 3D TIFF; None for formats that carry it themselves.
+    """Return the json with the spacing of a 3D TIFF; None for formats that contain their spacing.
 
     Raises:
-        Unusable: there is no json, or it has no three lengths.
+        Unusable: there is no json, or it does not hold three lengths.
     """
     if not issubclass(images.reader, Tiff3DIO):
         return None

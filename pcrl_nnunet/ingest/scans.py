@@ -1,6 +1,6 @@
-"""The words that finding, reading and preprocessing share: a scan, the plan that it is for, and why it is set aside.
+"""The types that search, reading and preprocessing share: scans, the plan that they are for, scans set aside.
 
-Arrays are (C, Z, Y, X) as nnU-Net's readers return them, float32; spacings are mm in the same order.
+Arrays are (C, Z, Y, X) float32, as nnU-Net's readers return them. Spacings are mm in the same order.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ MIN_SLICES = 3  # a volume with fewer voxels along an axis is a localiser
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images of a dataset are stored and read.
+    """The format of a dataset's images.
 
     Attributes:
         reader: nnU-Net's reader of the dataset's own files.
-        file_ending: of the dataset's own files, in small letters.
-        num_channels: of one case.
-        min_slices: a scan with fewer voxels along an axis is no volume.
-        orientation: three letters such as "RAS". Files that nnU-Net's reader does not take are turned to it.
-            None leaves them as they are stored.
+        file_ending: ending of the dataset's own files, in lower case.
+        num_channels: number of channels of a case.
+        min_slices: a scan with fewer voxels along an axis is not a volume.
+        orientation: three letters such as "RAS". Files that nnU-Net's reader cannot read are reoriented to it.
+            None: they keep their orientation.
     """
 
     reader: type[BaseReaderWriter]
@@ -41,18 +41,18 @@ class ImageFormat:
 
     @classmethod
     def of(cls, reader: type[BaseReaderWriter], dataset_json: dict[str, Any], **more: Any) -> ImageFormat:
-        """Take ending and channels from a dataset.json."""
+        """Make the format from a dataset.json."""
         names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
         return cls(reader, dataset_json["file_ending"].lower(), len(names), **more)
 
     @property
     def is_2d(self) -> bool:
-        """The dataset has photographs or radiographs (PNG, BMP, TIFF) rather than volumes."""
+        """Whether the dataset has photographs or radiographs (PNG, BMP, TIFF) instead of volumes."""
         return issubclass(self.reader, NaturalImage2DIO)
 
     @property
     def wanted(self) -> str:
-        """Name the files that the dataset takes, for a message."""
+        """The names of file types that the dataset takes, for a message."""
         if self.is_2d:
             return f"2D images ({', '.join(self.reader.supported_file_endings)})"
         endings = dict.fromkeys((self.file_ending, *VOLUME_ENDINGS))
@@ -64,9 +64,9 @@ class Target:
     """The configuration of a plan that scans are preprocessed for.
 
     Attributes:
-        own_images: path -> case name of the dataset's own raw images; empty where they cannot be found.
+        own_images: case name by path of the dataset's own raw images; empty if they cannot be found.
         orientation: see `ImageFormat`.
-        takes_label_maps: somebody knows that images which look like label maps are scans.
+        takes_label_maps: the user says that images which look like label maps are scans.
     """
 
     plans: dict[str, Any]
@@ -86,7 +86,7 @@ class Target:
 
     @property
     def images(self) -> ImageFormat:
-        """The format of the dataset's images; a dataset of thin volumes takes scans that are as thin."""
+        """The format of the dataset's images. A dataset of thin volumes takes equally thin scans."""
         thinnest = min(int(n) for n in self.plans["original_median_shape_after_transp"])
         return ImageFormat.of(
             self.plans_manager.image_reader_writer_class,
@@ -96,7 +96,7 @@ class Target:
         )
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the preprocessed voxels; cases made with other settings must not lie in one folder."""
+        """The settings that determine preprocessed voxels. Cases with other settings must not share a folder."""
         configuration = self.configuration_manager.configuration
         keys = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
                 "resampling_fn_data_kwargs")  # fmt: skip
@@ -109,14 +109,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan that was found, not yet read.
+    """A scan that was found but not yet read.
 
     Attributes:
-        name: of the case that it becomes.
-        files: absolute paths, one a channel or, for DICOM, one a slice.
+        name: name of the scan's case.
+        files: absolute paths, one for each channel or, for DICOM, one for each slice.
         how: "plan" for the plan's own reader, "itk" or "dicom" for SimpleITK.
-        own: an image of the dataset itself; its name is the case's.
-        folder: that was searched; empty for own images.
+        own: an image of the dataset itself; the scan has the case's name.
+        folder: the folder that was searched; empty for own images.
     """
 
     name: str
@@ -127,11 +127,11 @@ class Scan:
 
     @property
     def sources(self) -> list[str]:
-        """Name the scan for a person: its files, or the folder of a DICOM series."""
+        """The scan's files, or the folder of a DICOM series, for a message."""
         return [os.path.dirname(self.files[0])] if self.how == "dicom" and len(self.files) > 1 else list(self.files)
 
     def stamp(self) -> dict[str, int]:
-        """Return what changes when a file does; cheap enough for thousands of scans."""
+        """Return a fingerprint of the scan's files that is cheap enough for thousands of scans."""
         stats = [os.stat(file) for file in self.files]
         return {
             "files": len(stats),
@@ -146,8 +146,8 @@ class Voxels:
 
     Attributes:
         data: (C, Z, Y, X) float32.
-        properties: as nnU-Net's readers give them; "spacing" in mm, in the array's order.
-        notes: sentences for the user: warnings of the reader, and what was done to the voxels.
+        properties: the properties of nnU-Net's readers; "spacing" in mm, in the array's order.
+        notes: sentences for the user: the reader's warnings and changes of voxels.
     """
 
     data: np.ndarray
@@ -160,7 +160,7 @@ class SetAside:
     """A scan that is not used.
 
     Attributes:
-        bad: it should have been usable; otherwise it is intact, but nothing to learn from.
+        bad: the scan should have been usable; otherwise it is intact, but nothing can be learned from it.
     """
 
     where: str
@@ -169,7 +169,7 @@ class SetAside:
 
 
 class Unusable(Exception):
-    """Raised while a scan is found, read or preprocessed; becomes a `SetAside`."""
+    """The reason why a scan cannot be found, read or preprocessed. It becomes a `SetAside`."""
 
     def __init__(self, reason: str, bad: bool = True) -> None:
         super().__init__(reason)
@@ -178,7 +178,7 @@ class Unusable(Exception):
 
 @dataclass
 class Found:
-    """The content of a folder: scans, what was set aside unread, and the number of other files by ending."""
+    """The content of a folder: scans, files set aside unread, and the number of other files by ending."""
 
     scans: list[Scan] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Sizes that cannot be: a case too small for the network, or too large for the memory, most often by a wrong unit.
+"""Checks for impossible sizes: a case too small for the network or too large for the memory, often by a wrong unit.
 
-They are told from the header's numbers, before a voxel is computed.
+The checks use the header's numbers, before a voxel is computed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 
 from pcrl_nnunet.ingest.scans import Target, Unusable
 
-# A voxel edge, averaged over the axes, that differs from the plan's by this factor. Thick slices against thin ones stay
-# below; millimetres for centimetres or micrometres do not.
+# The factor by which a voxel's edge, averaged over the axes, may differ from the plan's. Thick slices against thin
+# slices stay below it; millimetres instead of centimetres or micrometres do not.
 ABSURD = 8.0
-ABSURD_AXIS = 30.0  # the same of the longest or the shortest edge
-COPIES = 4  # of a case in memory while nnU-Net resamples: before and after, each in double precision now and then
+ABSURD_AXIS = 30.0  # the same for the longest or the shortest edge
+COPIES = 4  # of a case in memory while nnU-Net resamples: before and after, each at times in double precision
 
 
 def check_spacing(spacing: Sequence[float], usual: Sequence[float], where: str) -> None:
-    """Refuse a voxel size that is absurd beside the usual one.
+    """Refuse a voxel size that is absurd compared to the usual size.
 
     Args:
-        spacing, usual: mm, of all axes in any order.
-        where: of the usual one, for the message.
+        spacing, usual: mm, all axes in any order.
+        where: origin of the usual size, for the message.
 
     Raises:
-        Unusable: a factor of `ABSURD` or more in the mean edge, or of `ABSURD_AXIS` in one edge.
+        Unusable: the sizes differ by a factor of at least `ABSURD` in the mean edge, or `ABSURD_AXIS` in one edge.
     """
     mean, other_mean = (math.prod(map(float, s)) ** (1 / len(s)) for s in (spacing, usual))
     ratios = {mean / other_mean: ABSURD, max(spacing) / max(usual): ABSURD_AXIS, min(spacing) / min(usual): ABSURD_AXIS}
@@ -43,20 +43,20 @@ def check_spacing(spacing: Sequence[float], usual: Sequence[float], where: str) 
 
 
 def check_size(shape: Sequence[int], spacing: Sequence[float], files: Sequence[str], target: Target) -> None:
-    """Refuse a scan that would be too small or too large a case of the plan's configuration.
+    """Refuse a scan whose case would be too small or too large in the plan's configuration.
 
     Args:
         shape: (Z, Y, X) voxels as read.
         spacing: mm, in the same order.
-        files: of the scan, for the unit that their header has.
+        files: the scan's files, whose header may name a unit.
 
-    Raises:
-        Unusable: with the spacing, the size that the case would have, and the unit that was assumed.
+        Raises:
+            Unusable: the message has the spacing, the case's size and the assumed unit.
     """
     axes = target.plans["transpose_forward"]
     shape, spacing = [shape[i] for i in axes], [float(spacing[i]) for i in axes]
     wanted = list(target.configuration_manager.spacing)
-    if len(wanted) < len(spacing):  # 2D: slices keep their distance
+    if len(wanted) < len(spacing):  # in 2D slices keep their distance
         wanted = [spacing[0], *wanted]
     size = [int(n) for n in compute_new_shape(shape, spacing, wanted)]
     told = (
@@ -76,7 +76,7 @@ def check_size(shape: Sequence[int], spacing: Sequence[float], files: Sequence[s
 
 
 def below_stride(size: Sequence[int], target: Target) -> str:
-    """Say which axis of a preprocessed case is shorter than the network's total stride; empty if none is.
+    """Name the axis of a preprocessed case that is shorter than the network's total stride; empty without one.
 
     Args:
         size: spatial shape of the case, voxels.
@@ -92,16 +92,16 @@ def below_stride(size: Sequence[int], target: Target) -> str:
 
 
 def unit_of(file: str) -> str:
-    """Say which unit of length a file's header names, or that mm was assumed."""
+    """Name the unit of length in a file's header, or say that mm was assumed."""
     unit = "unknown"
     if file.lower().endswith((".nii", ".nii.gz")):
-        with suppress(Exception):  # a header that cannot be read is reported where the file is checked
+        with suppress(Exception):  # an unreadable header is reported by the checks of the file
             unit = nibabel.load(file).header.get_xyzt_units()[0]
     return "mm was assumed" if unit == "unknown" else f"its header says {unit}"
 
 
 def memory() -> float:
-    """Bytes of this machine or, if less, of this process's control group; infinite where the system does not say."""
+    """Return the smaller memory of this machine and this process's control group in bytes; infinite if unknown."""
     found = math.inf
     with suppress(AttributeError, ValueError, OSError):
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

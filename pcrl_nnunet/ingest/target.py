@@ -1,8 +1,8 @@
-"""One dataset pretrains for another: images of SOURCE, in a plan with spacing, patch and network of TARGET.
+"""Pretraining on one dataset for another: images of SOURCE in a plan with TARGET's spacing, patch and network.
 
-`plan_for` makes that plan from what SOURCE is like and from a plan of TARGET; the rest is files. Normalisation and
-channels are SOURCE's: the intensity statistics of another dataset clip its images to constants (livers' do lungs), or
-take CT for MR. The plan lies beside SOURCE's own ones, under a name of its own and with data folders of its own.
+`plan_for` makes that plan from SOURCE's properties and a plan of TARGET; the rest handles files. Normalisation and
+channels are SOURCE's. Another dataset's intensity statistics would clip images to constants (livers' statistics do so
+with lungs), or take CT for MR. The plan lies beside SOURCE's own plans, with its own name and data folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pcrl_nnunet.methods.registry import method_class, names
 from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
 from pcrl_nnunet.settings import differences, pcrl_block, without_settings
 
-TARGET_KEY = "pcrl_target"  # of such a plan: which plan of which dataset it is for; nnU-Net does not look at it
+TARGET_KEY = "pcrl_target"  # key in such a plan: names TARGET and its plan; nnU-Net ignores it
 NEEDED_OF_FINGERPRINT = (
     *("foreground_intensity_properties_per_channel", "median_relative_size_after_cropping"),
     *("shapes_after_crop", "spacings"),
@@ -37,7 +37,7 @@ NEEDED_OF_FINGERPRINT = (
 
 @dataclass(frozen=True)
 class Source:
-    """The parts that a dataset brings into the plan: dataset.json, fingerprint, and the class that reads the images."""
+    """The parts of a dataset that the plan needs: dataset.json, fingerprint, and the class that reads the images."""
 
     dataset_name: str
     dataset_json: dict[str, Any]
@@ -52,26 +52,26 @@ class Source:
 def plan_for(
     source: Source, target_plans: Mapping[str, Any], normalization: Literal["source", "target"] = "source"
 ) -> tuple[dict[str, Any], list[str]]:
-    """The plan by which images of `source` pretrain for `target_plans`.
+    """Return the plan with which images of `source` pretrain for `target_plans`.
 
-    Its configurations are those of TARGET, less 3D ones where the images of SOURCE are flat. The ``pretrain`` part of
-    TARGET's ``pcrl`` block comes along, the rest of the block is about TARGET's own training. Of its views, which are
-    in voxels of the same spacing and for the same network, only crop sizes beyond SOURCE's median image do not: cut
-    down to the image, both crops of a pair would be all of it. The defaults then take their place.
+    The plan has TARGET's configurations, without 3D configurations if SOURCE's images are flat. It keeps the
+    ``pretrain`` part of TARGET's ``pcrl`` block; the rest of the block concerns TARGET's own training. Settings of
+    views stay, because spacing and network are the same. Only crop sizes beyond SOURCE's median image become the
+    defaults: cut down to the image, both crops of a pair would be the whole image.
 
     Args:
-        target_plans: as nnU-Net's planner writes it.
-        normalization: whose scheme and intensity statistics.
+        target_plans: a plan of nnU-Net's planner.
+        normalization: the dataset that gives scheme and intensity statistics.
 
     Returns:
-        the plan, of plain JSON values; and a sentence about everything of TARGET's plan that was left out.
+        the plan, with plain JSON values, and a sentence about each part of TARGET's plan that was left out.
 
     Raises:
-        UserError: no configuration is left, or TARGET's normalisation is for another number of channels.
+        UserError: no configuration is left, or TARGET's normalisation has another number of channels.
     """
     target = {"dataset_name": target_plans["dataset_name"], "plans_name": target_plans["plans_name"]}
     name = plans_name_for(**target)
-    axes = [int(axis) for axis in target_plans["transpose_forward"]]  # of the fingerprint's (Z, Y, X)
+    axes = [int(axis) for axis in target_plans["transpose_forward"]]  # order of the fingerprint's (Z, Y, X)
     spacings = np.array(source.fingerprint["spacings"], float)[:, axes]  # (cases, 3), mm
     shapes = np.array(source.fingerprint["shapes_after_crop"], float)[:, axes]  # (cases, 3), voxels
     median_shape = np.median(shapes, 0)
@@ -115,16 +115,16 @@ def _configurations(
     spacings: np.ndarray,
     shapes: np.ndarray,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return TARGET's configurations for the images of SOURCE, and the names of those that the images are too flat for.
+    """Return TARGET's configurations for SOURCE's images, and the configurations that flat images rule out.
 
     Args:
-        spacings, shapes: (cases, 3) of SOURCE's images, mm and voxels, axes as TARGET's plan has them.
+        spacings, shapes: (cases, 3) of SOURCE's images, mm and voxels, in the order of axes of TARGET's plan.
     """
     name = plans_name_for(target_plans["dataset_name"], target_plans["plans_name"])
     schemes, masks = _own_normalization(source)
     median_shape = np.median(shapes, 0)
     configurations: dict[str, Any] = {}
-    identifiers: dict[str, str] = {}  # configurations that shared their data, as a cascade does, go on to do so
+    identifiers: dict[str, str] = {}  # configurations that share their data, as in a cascade, still share it
     flat = []
     for configuration in target_plans["configurations"]:
         this = deepcopy(resolve(target_plans, configuration))
@@ -152,14 +152,15 @@ def _configurations(
 
 
 def plans_name_for(dataset_name: str, plans_name: str) -> str:
-    """The name, in SOURCE's folder, of the plan for a plan of TARGET."""
+    """Return the name, in SOURCE's folder, of the plan for a plan of TARGET."""
     return f"{plans_name}_for_{dataset_name}"
 
 
 def _own_normalization(source: Source) -> tuple[list[str], list[bool]]:
-    """Schemes and use of the non-zero mask, a channel an entry, as nnU-Net's planner decides on them.
+    """Return each channel's scheme and use of the non-zero mask, as nnU-Net's planner chooses them.
 
-    On two attributes of it: the planner itself wants raw data, and copies their split into the preprocessed folder.
+    A namespace with two attributes stands in for the planner, which needs raw data and copies the split into the
+    preprocessed folder.
     """
     planner = SimpleNamespace(dataset_json=source.dataset_json, dataset_fingerprint=source.fingerprint)
     schemes, masks = ExperimentPlanner.determine_normalization_scheme_and_whether_mask_is_used_for_norm(planner)
@@ -169,10 +170,10 @@ def _own_normalization(source: Source) -> tuple[list[str], list[bool]]:
 def _pretrain_part(
     given: Mapping[str, Any], left_out: Collection[str], configurations: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return TARGET's ``pcrl.pretrain`` for a plan with these configurations, and what was left out of it.
+    """Return TARGET's ``pcrl.pretrain`` for a plan with these configurations, and the parts that were left out.
 
     Args:
-        left_out: the names of TARGET's configurations that the plan lacks.
+        left_out: names of TARGET's configurations that the plan lacks.
     """
     settings = {name: value for name, value in deepcopy(dict(given)).items() if name not in left_out}
     medians = {name: this["median_image_size_in_voxels"] for name, this in configurations.items()}
@@ -184,7 +185,7 @@ def _pretrain_part(
 
 
 def _fitted(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]]) -> list[str]:
-    """Take out of the methods' own blocks what exceeds a median image, in place; return a sentence for each."""
+    """Remove crop sizes beyond a median image from the methods' blocks, in place. Return a sentence for each."""
     notes = []
     for method in names():
         for median in medians if isinstance(block.get(method), dict) else ():
@@ -201,14 +202,14 @@ def _fitted(block: dict[str, Any], where: str, medians: Sequence[Sequence[float]
 
 
 def read_source(folder: str, raw_folder: str) -> Source:
-    """Look at a dataset; what is planned or preprocessed of it does not matter.
+    """Read a dataset's source files. Its own plans and preprocessed data play no part.
 
     Args:
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
         raw_folder: nnUNet_raw/DatasetXXX_NAME.
 
     Raises:
-        UserError: it has no fingerprint, no raw images, or none that nnU-Net can read.
+        UserError: the dataset has no fingerprint, or no raw images that nnU-Net can read.
     """
     name = os.path.basename(folder)
     step, file = "nnUNetv2_extract_fingerprint", os.path.join(folder, "dataset_fingerprint.json")
@@ -227,22 +228,22 @@ def read_source(folder: str, raw_folder: str) -> Source:
 
 
 def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
-    """Write the plan into SOURCE's folder, and dataset.json where planning has not yet put it there.
+    """Write the plan into SOURCE's folder, and dataset.json if planning has not yet written it.
 
     Returns:
-        whether that was needed: a plan that is there already, is kept with its ``pcrl`` block.
+        whether the plan was written: an existing plan is kept, with its ``pcrl`` block.
 
     Raises:
-        UserError: there is another plan of that name, or the folder cannot be written to.
+        UserError: another plan has that name, or the folder is not writable.
     """
     path = os.path.join(folder, f"{plan['plans_name']}.json")
     if os.path.exists(path):
         there = read_json(path, "delete it and run this again")
         if changed := list(differences(without_settings(there), without_settings(plan))):
             raise UserError(
-                f"{path} is there already, with other values than it would have now of {', '.join(changed[:5])} (was "
-                f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to have the new "
-                f"one, delete or rename that file, whose pcrl block you may want to keep, and run this again"
+                f"{path} exists, and its values of {', '.join(changed[:5])} differ from the new plan's (was "
+                f"{plan[TARGET_KEY]['dataset_name']} planned again, or another -normalization given?); to use the new "
+                f"plan, delete or rename that file, whose pcrl block you may want to keep, and run this again"
             )
         return False
     with writing(folder, "check permissions and free space"):
@@ -253,14 +254,14 @@ def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
 
 
 def existing_plan(dataset: str, target: str, plans_name: str) -> str:
-    """The name of SOURCE's plan for a plan of TARGET.
+    """Return the name of SOURCE's plan for a plan of TARGET.
 
     Args:
         dataset, target: names or IDs of SOURCE and TARGET.
-        plans_name: of TARGET's plan.
+        plans_name: name of TARGET's plan.
 
     Raises:
-        UserError: with the command that makes it, where it is not there.
+        UserError: the plan does not exist; the message has the command that makes it.
     """
     name = plans_name_for(os.path.basename(dataset_folder(target)), plans_name)
     path = os.path.join(dataset_folder(dataset, "nnUNetv2_extract_fingerprint"), f"{name}.json")
@@ -270,6 +271,6 @@ def existing_plan(dataset: str, target: str, plans_name: str) -> str:
 
 
 def preprocess_command(source: str, dataset_name: str, plans_name: str, configuration: str | None = None) -> str:
-    """Return the command that makes SOURCE's plan for a plan of another dataset, and the images for it."""
+    """Return the command that makes SOURCE's plan for a plan of another dataset, and preprocesses the images."""
     plans = None if plans_name == "nnUNetPlans" else plans_name
     return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans, c=configuration)

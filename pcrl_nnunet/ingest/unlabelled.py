@@ -1,9 +1,9 @@
-"""Scans without labels go through a dataset's plan into a folder where nnU-Net's own training never looks.
+"""Preprocessing of unlabelled scans with a dataset's plan, into a folder that nnU-Net's own training never reads.
 
-`preprocessed` puts one scan through the plan's own preprocessor, `preprocess_scan` writes the result into one file, and
-`preprocess` does so for all that `find.find_scans` found, in parallel. It goes on where an earlier run was stopped.
+`preprocessed` runs the plan's own preprocessor on one scan. `preprocess_scan` writes the result into one file.
+`preprocess` handles all scans of `find.find_scans` in parallel, and resumes where an earlier run stopped.
 
-Arrays are (C, X, Y, Z) as nnU-Net trains on them, float32.
+Arrays are (C, X, Y, Z) float32, as nnU-Net trains on them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from pcrl_nnunet.lock import locked
 
 MANIFEST = "cases.json"
 BAD_LIST = "bad_cases.txt"
-MAX_BAD = 0.1  # more bad scans than this share: something is wrong with the folder, not with a scan
+MAX_BAD = 0.1  # with a larger share of bad scans, the folder is wrong and not a scan
 MIN_TRIED = 10  # one bad scan among the first few says nothing about the folder
-READ_BY = 2  # counts the changes of how files are read; cases that were read otherwise are made again
+READ_BY = 2  # version of the reading code; cases of another version are made again
 _FLUSH_SECONDS = 5.0
 
 
 def unlabelled_folder(preprocessed_dataset_folder: str, data_identifier: str) -> str:
-    """Where the unlabelled cases of a plan's configuration lie: beside nnU-Net's own data folder, never in it."""
+    """Return the folder of a configuration's unlabelled cases: beside nnU-Net's own data folder, never in it."""
     return os.path.join(preprocessed_dataset_folder, f"{data_identifier}_unlabelled")
 
 
@@ -63,16 +63,16 @@ def unlabelled_cases(preprocessed_dataset_folder: str, data_identifier: str) -> 
 
 
 def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> dict[str, Any] | SetAside:
-    """Put one scan through the plan's preprocessor into `folder`/NAME.b2nd, which appears complete or not at all.
+    """Preprocess one scan with the plan into `folder`/NAME.b2nd, which appears complete or not at all.
 
     Args:
-        scratch: a folder on the same file system; holds a folder NAME while the scan is in work.
+        scratch: a folder on the same file system; it holds a folder NAME during the work.
 
     Returns:
-        The case's entry in the manifest, or why there is none.
+        The case's entry in the manifest, or the reason why there is none.
 
     Raises:
-        UserError: when the file cannot be written, which is no fault of the scan.
+        UserError: the file cannot be written, which is not the scan's fault.
     """
     unfinished = os.path.join(scratch, scan.name)
     os.makedirs(unfinished, exist_ok=True)
@@ -82,7 +82,7 @@ def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> di
         if twin is not None:
             raise Unusable(f"the same file as the dataset's own image {twin}", bad=False)
         voxels = preprocessed(scan, target)
-    except Exception as error:  # whatever a file makes nnU-Net do, the other scans go on
+    except Exception as error:  # one bad file must not stop the other scans
         return SetAside(scan.sources[0], short_reason(error), getattr(error, "bad", True))
     else:
         size = _save(voxels.data, target.configuration_manager.patch_size, scan.name, folder, unfinished)
@@ -95,14 +95,14 @@ def preprocess_scan(scan: Scan, target: Target, folder: str, scratch: str) -> di
 
 
 def preprocessed(scan: Scan, target: Target) -> Voxels:
-    """Read a scan, check it and put it through the plan's preprocessor.
+    """Read a scan, check it and run the plan's preprocessor.
 
     Returns:
         (C, X, Y, Z) float32 as nnU-Net would train on it, with nnU-Net's properties.
 
     Raises:
-        Unusable: a file that is not read right, a label map, a size that cannot be, or voxels that the plan's
-            normalisation turns into a constant.
+        Unusable: the file is not read correctly, is a label map, has an impossible size, or the plan's normalisation
+            turns its voxels into a constant.
     """
     voxels = read_scan(scan, target.images)
     if not scan.own:
@@ -125,7 +125,7 @@ def preprocessed(scan: Scan, target: Target) -> Voxels:
 
 
 def _label_notes(scan: Scan, data: np.ndarray, target: Target) -> list[str]:
-    """Refuse label maps; warn of scans whose name alone says that they are."""
+    """Refuse label maps, and warn about scans with a label map's name but a scan's voxels."""
     word = label_word(os.path.relpath(scan.files[0], scan.folder)) if scan.folder else ""
     why = "" if target.takes_label_maps else next(filter(None, (looks_like_labels(c, bool(word)) for c in data)), "")
     if why:
@@ -134,7 +134,7 @@ def _label_notes(scan: Scan, data: np.ndarray, target: Target) -> list[str]:
 
 
 def _own_twin(scan: Scan, own_images: dict[str, str]) -> str | None:
-    """Return the dataset's own image with the same bytes, if any. Copies in other formats are told by their voxels."""
+    """Return the dataset's own image with the same bytes, if any. Copies in other formats are found by their voxels."""
     paths_by_size = _by_size(tuple(own_images))
     for file in scan.files:
         for path in paths_by_size.get(os.path.getsize(file), ()):
@@ -147,13 +147,13 @@ def _own_twin(scan: Scan, own_images: dict[str, str]) -> str | None:
 def _by_size(paths: tuple[str, ...]) -> dict[int, list[str]]:
     found = defaultdict(list)
     for path in paths:
-        with contextlib.suppress(OSError):  # a missing image of the dataset is for nnU-Net to report
+        with contextlib.suppress(OSError):  # nnU-Net reports missing images of the dataset
             found[os.path.getsize(path)].append(path)
     return dict(found)
 
 
 def _save(data: np.ndarray, patch_size: list[int], name: str, folder: str, unfinished: str) -> int:
-    """Write (C, X, Y, Z) as nnU-Net's preprocessing does, less labels and properties. Returns the size in bytes."""
+    """Write (C, X, Y, Z) like nnU-Net's preprocessing, without labels and properties. Return the size in bytes."""
     blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
     no_labels = np.zeros((1, 1, 1, 1), np.int16)
     try:
@@ -176,7 +176,7 @@ def _save(data: np.ndarray, patch_size: list[int], name: str, folder: str, unfin
 
 @dataclass
 class Summary:
-    """The outcome for the scans of a folder."""
+    """The outcome of preprocessing a folder's scans."""
 
     made: int = 0
     already: int = 0
@@ -189,7 +189,7 @@ class Summary:
 
     @property
     def total(self) -> int:
-        """Scans that should be usable."""
+        """The number of scans that should be usable."""
         return self.made + self.already + len(self.bad)
 
 
@@ -201,16 +201,16 @@ def preprocess(
     log: Callable[[str], None],
     progress: bool = True,
 ) -> Summary:
-    """Preprocess what is not there yet. Finished cases survive whatever happens; the next run goes on from them.
+    """Preprocess the missing cases. Finished cases survive any failure, and the next run resumes from them.
 
     Args:
         folder: see `unlabelled_folder`; made if missing.
-        log: gets a line for every bad scan as it turns up.
-        progress: draw a bar on the terminal, instead of ten lines to `log`.
+        log: receives a line for every bad scan as it turns up.
+        progress: draw a bar on the terminal instead of ten lines to `log`.
 
     Raises:
-        UserError: over 10 % bad; no usable scan; a plan that has changed since the folder's cases were made; a worker
-            that was killed; a folder that cannot be written to.
+        UserError: over 10 % of the scans are bad; no scan is usable; the plan has changed since the folder's cases were
+            made; a worker was killed; the folder is not writable.
     """
     if target.configuration_manager.preprocessor_class is None:
         raise UserError(f"The plan's preprocessor {target.configuration_manager.preprocessor_name} is not installed.")
@@ -223,7 +223,7 @@ def preprocess(
             scans = [_named_apart(scan, cases) for scan in found.scans]
             todo = [scan for scan in scans if not _is_done(scan, cases.get(scan.name), folder)]
             summary.already = len(scans) - len(todo)
-            _write_manifest(folder, target, cases)  # before any case, so that no case is of unknown origin
+            _write_manifest(folder, target, cases)  # before any case, so that the origin of every case is known
             try:
                 _stop_if_too_many_bad(summary, total, folder, done=not todo)
                 _preprocess_all(todo, target, folder, pool, cases, summary, total, log, progress)
@@ -281,7 +281,7 @@ def _preprocess_all(
                 f"smaller -np, finished scans are kept. In work were: {at_work}."
             ) from None
         except BaseException:
-            stop(pool)  # before the scratch folder goes
+            stop(pool)  # before the scratch folder is removed
             raise
 
 
@@ -297,7 +297,7 @@ def _stop_if_too_many_bad(summary: Summary, total: int, folder: str, done: bool)
 
 
 def _named_apart(scan: Scan, cases: dict[str, Any]) -> Scan:
-    """Another name if the scan's has gone to one of another folder (not to the same one, its folder moved)."""
+    """Rename the scan if its name belongs to a scan of another folder. The same scan in a moved folder keeps it."""
     entry = cases.get(scan.name)
     if scan.own or entry is None or entry["sources"][0] == scan.sources[0] or entry["stamp"] == scan.stamp():
         return scan
@@ -317,7 +317,7 @@ def _is_done(scan: Scan, entry: dict[str, Any] | None, folder: str) -> bool:
 
 @contextlib.contextmanager
 def _scratch(folder: str) -> Iterator[str]:
-    """A folder for unfinished files, without what a killed run has left of its own."""
+    """Provide a folder for unfinished files, and remove the folders of killed runs."""
     scratch = os.path.join(folder, "unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     os.makedirs(scratch)
@@ -328,10 +328,10 @@ def _scratch(folder: str) -> Iterator[str]:
 
 
 def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
-    """The entries of the cases made so far.
+    """Return the entries of the cases made so far.
 
     Raises:
-        UserError: when they were made in another way than `target` would.
+        UserError: the cases were made with other settings than `target` has.
     """
     path = os.path.join(folder, MANIFEST)
     remedy = f"delete the folder {folder} and run again"
@@ -360,7 +360,7 @@ def _load_manifest(folder: str, target: Target) -> dict[str, Any]:
 
 
 def refuse_other_settings(folder: str, target: Target) -> None:
-    """Raise `UserError` if the cases of a folder were made in another way than `target` would make them."""
+    """Raise `UserError` if the cases of a folder were made with other settings than `target` has."""
     _load_manifest(folder, target)
 
 

@@ -1,4 +1,4 @@
-"""Processes that read and preprocess images."""
+"""Worker processes that read and preprocess images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 @contextmanager
 def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that stop with their parent, leave Ctrl-C to it and do not write on its terminal."""
+    """Provide processes that stop with their parent, leave Ctrl-C to it and do not write on its terminal."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes started here
@@ -37,7 +37,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    silence = os.open(os.devnull, os.O_WRONLY)  # image libraries write warnings past Python; reasons come as results
+    silence = os.open(os.devnull, os.O_WRONLY)  # image libraries write warnings past Python; reasons arrive as results
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     parent = multiprocessing.parent_process()

@@ -1,1 +1,1 @@
-"""Preprocessed cases, and the loading of views from them, with exact replay."""
+"""Preprocessed cases, and a loader of their views with exact replay."""

@@ -1,4 +1,4 @@
-"""Preprocessed nnU-Net cases, read by box. C channels."""
+"""Preprocessed nnU-Net cases, read by box. C: channels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SUFFIXES = (".b2nd", ".npy", ".npz")  # an unpacked .npy is faster than its .npz
 
 @dataclass(frozen=True)
 class Case:
-    """One preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it.
+    """A preprocessed image on disk: (C, *spatial), as nnU-Net's preprocessing wrote it.
 
     Attributes:
-        weight: how often it is drawn, beside others.
+        weight: relative frequency of the case among samples.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Case:
 
 
 def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
-    """The images in a folder of preprocessed data, by name; properties are not looked at.
+    """Return the images in a folder of preprocessed data, sorted by name. Properties are ignored.
 
     Args:
-        folder: of one configuration's data.
-        segmentations: give these as well, with their ending _seg as a part of the name.
+        folder: folder of a configuration's data.
+        segmentations: include segmentations, named with their ending _seg.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
     files = [file for file in os.listdir(folder) if not is_draft(file)] if os.path.isdir(folder) else []
     found: dict[str, Case] = {}
@@ -53,22 +53,22 @@ def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
 
 
 class UnreadableCase(UserError):
-    """A case cannot be read, or has voxels that are not finite."""
+    """A case that cannot be read, or has voxels that are not finite."""
 
     def __init__(self, case: Case, message: str) -> None:
         super().__init__(message)
         self.case = case
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let the error come back from another process."""
+        """Make the error picklable, to return from another process."""
         return type(self), (self.case, str(self))
 
 
 class CaseVolume:
-    """An opened case: `shape`, and slicing that reads only the slices asked for (a whole image from .npz).
+    """An opened case with a `shape`. Slicing reads only the requested part (a whole image from .npz).
 
     Raises:
-        UnreadableCase: on opening or slicing, where the file is missing, damaged or has voxels that are not finite.
+        UnreadableCase: on opening or slicing, if the file is missing or damaged or has voxels that are not finite.
     """
 
     def __init__(self, case: Case) -> None:
@@ -82,13 +82,13 @@ class CaseVolume:
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         try:
-            # a memory map of a file that has been cut since would end the process with a bus error
+            # a memory map of a file that was truncated later would end the process with a bus error
             if os.path.getsize(self.case.path) < self._bytes:
                 raise OSError("the file has become shorter")
             data = np.asarray(self._array[index], dtype=np.float32)
         except Exception as error:
             raise _unreadable(self.case, error) from error
-        # the sum of an array with a NaN or an infinity is one; looking at each voxel takes longer
+        # NaN or infinity in an array makes its sum NaN or infinite; checking each voxel takes longer
         if not np.isfinite(data.sum()) and not np.isfinite(data).all():
             raise UnreadableCase(
                 self.case,
@@ -106,7 +106,7 @@ def _unreadable(case: Case, error: Exception) -> UnreadableCase:
 
 def _open(path: str) -> Any:
     if path.endswith(".b2nd"):
-        # memory-mapped, as nnU-Net does, a box is read in half of the time
+        # a memory map, as in nnU-Net, halves the time to read a box
         mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
         return blosc2.open(urlpath=path, mode="r", dparams={"nthreads": 1}, **mapped)
     if path.endswith(".npy"):
@@ -116,9 +116,9 @@ def _open(path: str) -> Any:
 
 
 def unpack(case: Case) -> Case:
-    """The case as an .npy, which is made beside its .npz where it is one: of that, boxes can be read.
+    """Return the case as .npy, unpacked beside its .npz if necessary: boxes can be read from .npy.
 
-    As nnU-Net's `unpack_dataset`, but a file is there whole or not at all, whatever ends the process.
+    Like nnU-Net's `unpack_dataset`, but a file appears complete or not at all, whatever ends the process.
     """
     if not case.path.endswith(".npz"):
         return case
@@ -133,7 +133,7 @@ def unpack(case: Case) -> Case:
 
 
 def fingerprint(case: Case) -> str:
-    """sha256 of the shape and of the central 64 voxels an axis: tells cases apart without reading whole volumes."""
+    """Return the sha256 of shape and central 64 voxels of each axis, which identifies a case by a small read."""
     volume = CaseVolume(case)
     shape = volume.shape[1:]
     centre = Box(tuple(max(0, n // 2 - 32) for n in shape), tuple(min(n, n // 2 + 32) for n in shape))

@@ -1,7 +1,7 @@
-"""Cases that are one image under several names, found by their preprocessed voxels.
+"""The search for copies of an image under other names, by preprocessed voxels.
 
-Name, format, compression and number type of the files do not matter. An image that was turned or rounded has other
-voxels and is not found, nor is an image that another plan normalises otherwise.
+Name, format, compression and number type of the files do not matter. A rotated or rounded image has other voxels and is
+not found. Neither is an image that another plan normalises differently.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _Known = TypeVar("_Known")
 
 
 def find_copies(cases: Sequence[Case], originals: Sequence[Case]) -> dict[Case, Case]:
-    """Map each case that has the voxels of an original to that original.
+    """Map each case with the voxels of an original to that original.
 
-    Shapes are compared first: of thousands of cases, voxels are read of the few that have the shape of an original.
+    Shapes are compared first: among thousands of cases, only the few with an original's shape are read.
 
     Raises:
         UserError: a case cannot be read.
@@ -38,10 +38,10 @@ def find_copies(cases: Sequence[Case], originals: Sequence[Case]) -> dict[Case, 
 
 
 def with_known_voxels(cases: Sequence[Case], known: Mapping[str, _Known]) -> dict[Case, _Known]:
-    """Map each case whose fingerprint is known to what is known by it.
+    """Map each case with a known fingerprint to the known value.
 
     Args:
-        known: by `fingerprint`.
+        known: values by `fingerprint`.
     """
     if not known:
         return {}
@@ -51,7 +51,7 @@ def with_known_voxels(cases: Sequence[Case], known: Mapping[str, _Known]) -> dic
 
 
 def _same_voxels(one: Case, other: Case) -> bool:
-    """Compare whole images, an index of the first axis at a time: a fingerprint is of the central voxels alone."""
+    """Compare whole images, slice by slice of the first axis: a fingerprint covers only the central voxels."""
     volumes = CaseVolume(one), CaseVolume(other)
     every = slice(None)
     return all(
@@ -65,5 +65,5 @@ def _shape(case: Case) -> tuple[int, ...]:
 
 
 def _threads() -> ThreadPool:
-    """Threads, as neither reading nor hashing holds the interpreter; each has one central box in memory."""
+    """Return a pool of threads: reading and hashing release the GIL. Each thread holds one central box in memory."""
     return ThreadPool(max(1, get_allowed_n_proc_DA()))

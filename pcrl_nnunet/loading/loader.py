@@ -1,6 +1,6 @@
 """The loader of samples: processes that make views of cases, in order and with exact replay.
 
-B samples of a batch.
+B: samples of a batch.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.sub_crop import MAX_BACKGROUND
 
 CACHED = 2  # batches that wait in each worker's queue
-BACKGROUND_SAMPLES = 48  # samples that the share of background is said of
+BACKGROUND_SAMPLES = 48  # samples that measure the share of background
 
 
 class ViewLoader(SlimDataLoaderBase):
-    """Batches of samples, each a function of (seed, step, sample) alone, whoever makes it.
+    """Batches of samples. Each sample depends only on (seed, step, sample), not on the process that makes it.
 
-    A batch has the arrays that its views name, with B before their shapes, and ``cases``, B names.
+    A batch has the arrays of its views, with B before their shapes, and ``cases``, B names.
 
     Args:
-        cases: to draw from, by their weights.
-        views: what makes a sample from a case.
+        cases: cases to draw from, by weight.
+        views: maker of a sample from a case.
         batch_size: B.
-        seed: of the training.
-        first_sample: number of the batch's first sample; processes that train together each make a part of a batch.
+        seed: seed of the training.
+        first_sample: number of the batch's first sample; each of several training processes makes a part of a batch.
         first_step: number of the first batch.
-        num_workers: processes that share the steps, each with its copy of this loader; 0 for none.
+        num_workers: number of processes that share the steps, each with a copy of this loader; 0: none.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class ViewLoader(SlimDataLoaderBase):
         self._up_to = None if len(set(weights)) <= 1 else up_to / up_to[-1]
 
     def generate_train_batch(self, memory: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-        """Make the batch of this worker's next step, in arrays of the views' shapes where they are given."""
+        """Make the batch of this worker's next step, in the given memory if any."""
         step = self.first_step + self.thread_id + self.batches_done * self.number_of_threads_in_multithreaded
         self.batches_done += 1
-        # One thread: batchgenerators' workers would each use all cores, and results must not depend on the number.
+        # One thread: otherwise each worker would use all cores, and results must not depend on the number.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -104,7 +104,7 @@ class ViewLoader(SlimDataLoaderBase):
         return case, sample
 
     def background_line(self) -> str:
-        """Return how much background the views of a training show, as half a sentence; empty where it is not known."""
+        """Return a phrase about the views' share of background; empty if it is unknown."""
         found: dict[str, list[Sequence[float]]] = {}
         for index in range(BACKGROUND_SAMPLES):
             case, rng = self._draw(0, index)
@@ -119,14 +119,14 @@ class ViewLoader(SlimDataLoaderBase):
         return line.replace("%", " %")
 
     def examples(self, number: int) -> Iterator[tuple[Case, np.random.Generator]]:
-        """Yield a few cases, evenly from first to last, each with the generator of a sample; always the same."""
+        """Yield a few cases, evenly from first to last, each with a sample's generator. They are always the same."""
         cases: list[Case] = self._data
         for i in sorted({round(k * (len(cases) - 1) / max(1, number - 1)) for k in range(number)}):
             yield cases[i], np.random.default_rng((self.seed, i))
 
     def _draw(self, step: int, index: int) -> tuple[Case, np.random.Generator]:
-        """Draw the case of a sample; the generator goes on to draw the sample."""
-        # not (seed, step, ...), which is the generator of the step's random choices
+        """Draw the case of a sample, and return the generator that then draws the sample."""
+        # not (seed, step, ...), which seeds the step's random choices
         rng = np.random.default_rng((self.seed, 0, step, index))
         if self._up_to is None:
             return self._data[rng.integers(len(self._data))], rng
@@ -134,10 +134,10 @@ class ViewLoader(SlimDataLoaderBase):
 
 
 def shared_memory(size: int) -> heap.Arena:
-    """Bytes, its `buffer`, of this process and of those that it starts.
+    """Reserve memory, its `buffer`, that this process shares with its children.
 
-    multiprocessing takes them where they seem to be free; if others have the same thought, or the temporary folder has
-    no room either, writing to them ends the process with a bus error. So they are reserved here.
+    multiprocessing takes memory that looks free. If other processes take it, too, or the temporary folder is full,
+    writing ends the process with a bus error. Reserving the memory prevents this.
 
     Raises:
         UserError: neither /dev/shm nor the temporary folder has room.
@@ -162,20 +162,20 @@ def shared_memory(size: int) -> heap.Arena:
 
 
 class _Worker(SlimDataLoaderBase):
-    """A `ViewLoader` in another process, which writes its batches into memory of both, a slot each, one after another.
+    """A `ViewLoader` in another process, which writes its batches into slots of shared memory, one after another.
 
-    Through batchgenerators' queue goes the slot's number. A batch of the paper's sizes has 17 MB: they would be copied
-    four times on their way, most of it into memory that the system has to find first. And a `UserError` goes through
-    it: batchgenerators would only say that a worker is gone.
+    Only the slot's number goes through batchgenerators' queue. A batch of the paper's sizes has 17 MB, and the queue
+    would copy it four times, mostly into newly allocated memory. A `UserError` goes through the queue, too: otherwise
+    batchgenerators would only say that a worker is gone.
 
-    A slot is written again when its batch has been released. There are as many as batchgenerators holds at a time, so
-    that nobody waits for one.
+    A slot is reused after its batch has been released. There are as many slots as batchgenerators holds at a time, so
+    that no worker waits for a slot.
     """
 
     def __init__(self, loader: ViewLoader, num_workers: int) -> None:
         super().__init__(None, loader.batch_size, num_workers)
         self.loader = loader
-        in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, and before and after it
+        in_hand = max(3, CACHED * num_workers // 2) + 2  # in batchgenerators' last queue, before it and after it
         self.slots = CACHED + 1 + math.ceil(in_hand / num_workers)
         self._arrays = {
             name: ((num_workers, self.slots, loader.batch_size, *spec.shape), np.dtype(spec.dtype))
@@ -185,20 +185,20 @@ class _Worker(SlimDataLoaderBase):
             name: shared_memory(max(1, dtype.itemsize * math.prod(shape)))
             for name, (shape, dtype) in self._arrays.items()
         }
-        self._released = multiprocessing.RawValue("q", 0)  # batches, which are delivered in order
+        self._released = multiprocessing.RawValue("q", 0)  # number of released batches; they are delivered in order
 
     def set_thread_id(self, thread_id: int) -> None:
-        """The first thing that batchgenerators does in the worker's process."""
+        """Set up the worker's process: batchgenerators calls this first."""
         super().set_thread_id(thread_id)
         self.loader.set_thread_id(thread_id)
         if multiprocessing.parent_process() is not None:
-            # schedulers send it to all processes of a job: the training answers, and ends its workers when it is done
+            # schedulers send SIGTERM to all processes of a job: the training handles it and ends its workers at the end
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if sys.platform == "linux":  # a training that is killed cannot end them
+            if sys.platform == "linux":  # a killed training cannot end its workers
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return ``slot``, its number, and ``cases``; or ``error``, or ``traceback``."""
+        """Return the slot's number ``slot`` and ``cases``; or ``error``; or ``traceback``."""
         number = self.loader.batches_done
         last = self.thread_id + (number - self.slots) * self.number_of_threads_in_multithreaded
         while self._released.value <= last:
@@ -208,25 +208,25 @@ class _Worker(SlimDataLoaderBase):
             return {"slot": slot, "cases": self.loader.generate_train_batch(self.memory(slot))["cases"]}
         except UserError as error:
             return {"error": str(error)}
-        except Exception:  # of a method's views: batchgenerators would only say that a worker is gone
+        except Exception:  # a bug in a method's views: batchgenerators would only say that a worker is gone
             return {"traceback": traceback.format_exc()}
 
     def memory(self, slot: tuple[int, int]) -> dict[str, np.ndarray]:
-        """A slot's arrays."""
+        """Return a slot's arrays."""
         return {
             name: np.frombuffer(self._shared[name].buffer, dtype, math.prod(shape)).reshape(shape)[slot]
             for name, (shape, dtype) in self._arrays.items()
         }
 
     def release(self, batches: int) -> None:
-        """The next ones after those released before are not looked at any more."""
+        """Release the next batches after the ones released before."""
         self._released.value += batches
 
 
 class Batches:
-    """Iterator over a loader's batches in order, from this process or from workers. `close` ends the workers.
+    """An iterator over a loader's batches in order, from this process or from workers. `close` ends the workers.
 
-    Workers write into memory that is used again: a batch is valid until the next one is asked for.
+    Workers reuse memory: a batch is valid until the next batch is requested.
     """
 
     def __init__(self, loader: ViewLoader, num_workers: int, pin_memory: bool) -> None:
@@ -239,7 +239,7 @@ class Batches:
         else:
             kernels.compile_all()  # once, before the processes are forked
             self._worker = _Worker(loader, num_workers)
-            # given seeds make batchgenerators deliver in order; nothing draws from them
+            # with seeds batchgenerators delivers in order; nothing draws from the seeds
             self._source = MultiThreadedAugmenter(
                 self._worker, None, num_workers, CACHED, seeds=list(range(num_workers))
             )
@@ -277,10 +277,10 @@ class Batches:
         return batch
 
     def close(self) -> None:
-        """End the workers, if there are any, and give no more batches."""
+        """End the workers, if any, and the iteration."""
         if self._worker and isinstance(self._source, MultiThreadedAugmenter):
-            self._worker.release(2**32)  # one that waits for a slot would not hear that it is over
-            with suppress(AssertionError):  # a worker that could not start; its own error has been raised
+            self._worker.release(2**32)  # a worker that waits for a slot would not notice the end
+            with suppress(AssertionError):  # a worker failed to start; its own error has been raised
                 self._source._finish()
         self._source = iter(())
 
@@ -295,10 +295,10 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Batches:
-    """Return batches of a `ViewLoader`, which has the arguments; the same bit for bit for any number of workers.
+    """Return batches of a `ViewLoader` with these arguments, bit for bit the same for any number of workers.
 
     Args:
-        pin_memory: give pinned tensors instead of arrays, where there is CUDA.
+        pin_memory: yield pinned tensors instead of arrays if CUDA is available.
     """
     loader = ViewLoader(cases, views, batch_size, seed, first_sample, first_step, num_workers)
     return Batches(loader, num_workers, pin_memory)

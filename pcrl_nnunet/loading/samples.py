@@ -1,4 +1,4 @@
-"""The views that make a sample of a case: the part of a method that the loader needs. C image channels."""
+"""The views that make a sample from a case: the part of a method that the loader needs. C: image channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Sample = dict[str, np.ndarray]  # one sample's arrays by name
 
 
 class ArraySpec(NamedTuple):
-    """The shape and the type of one sample's array. The loader reserves memory by it."""
+    """The shape and type of an array of a sample, for which the loader reserves memory."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -25,13 +25,13 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class ShownView:
-    """A view as people see it.
+    """A view for display.
 
     Attributes:
-        kind: name of its colour in the picture, such as "global 1" or "local".
-        title: above the view.
+        kind: kind of view, which sets its colour in the picture, such as "global 1" or "local".
+        title: text above the view.
         images: (C, *size) by the name of the row, such as "before" and "after pixel augmentation".
-        box: where it lies, in voxels of the image; None: nowhere in particular.
+        box: position of the view, in voxels of the image; None: no position.
     """
 
     kind: str
@@ -42,11 +42,11 @@ class ShownView:
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample as people see it.
+    """A sample for display.
 
     Attributes:
-        sample: its arrays.
-        views: drawn from left to right.
+        sample: the sample's arrays.
+        views: views from left to right.
         bounds: box around the views, in voxels of the image.
         slice: first spatial index of the image for 2D views of a 3D image; empty otherwise.
     """
@@ -58,11 +58,11 @@ class ShownSample:
 
 
 class Views(ABC):
-    """Makes a sample from a case. Works in loading processes: it pickles, uses numpy, and draws from `rng` alone.
+    """A maker of samples. It works in loading processes, so it must pickle, use numpy, and draw only from `rng`.
 
     Attributes:
-        arrays: of one sample. ``input``, which is needed, is what the network gets: (..., C, *size).
-        spacing: of the preprocessed images, mm.
+        arrays: shapes and types of a sample's arrays. ``input`` is required and goes to the network: (..., C, *size).
+        spacing: spacing of the preprocessed images, mm.
     """
 
     arrays: Mapping[str, ArraySpec]
@@ -73,13 +73,13 @@ class Views(ABC):
         """Make the arrays of one sample.
 
         Args:
-            case: that the sample is drawn from.
+            case: the sample's case.
             volume: the case's image (C, *spatial), read by slicing.
             rng: the only source of randomness, seeded by (seed, step, sample).
         """
 
     def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
-        """Make a sample for people to look at. By default every array that looks like an image is a view."""
+        """Make a sample for display. By default every array with an image's shape is a view."""
         sample = self(case, volume, rng)
         axes = 1 + len(self.spacing)
         views = []
@@ -94,5 +94,5 @@ class Views(ABC):
         return ShownSample(sample, views)
 
     def background(self, case: Case, volume: Volume, rng: np.random.Generator) -> Mapping[str, Sequence[float]]:
-        """Return the shares of background, 0 to 1, of a sample's views by kind; empty: not known."""
+        """Return the share of background, 0 to 1, of a sample's views by kind; empty if unknown."""
         return {}

@@ -1,4 +1,4 @@
-"""nnU-Net's splits_final.json: a fold of a dataset, checked against the cases that are there."""
+"""nnU-Net's splits_final.json: a dataset's folds, checked against the existing cases."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import writing
 
 SPLITS = "splits_final.json"
-NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's
+NUM_FOLDS, SPLIT_SEED = 5, 12345  # nnU-Net's values
 MOST_NAMED = 5
-# what people leave at the end of a case's name: a channel's number, an ending of images or of preprocessed data
+# usual surplus at the end of a case's name: a channel's number, an ending of images or preprocessed data
 _SURPLUS = re.compile(
     r"(_\d{4})?\.(nii(\.gz)?|mha|mhd|nrrd|nhdr|gipl|png|bmp|jpe?g|tiff?|dcm|b2nd|np[yz]|pkl)$", re.IGNORECASE
 )
@@ -36,15 +36,15 @@ class Fold:
 
 
 def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part] = ("train", "val")) -> Fold:
-    """Return a fold of the dataset's split file, or of the split that nnU-Net will write of the same cases.
+    """Return a fold from the dataset's split file, or from the split that nnU-Net will write for these cases.
 
     Args:
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
-        cases: names of the cases that are there.
-        parts: whose names have to be among the cases.
+        cases: names of the existing cases.
+        parts: parts of the fold whose cases have to exist.
 
     Raises:
-        UserError: the file is damaged, has no such fold, or names cases in it that are not there.
+        UserError: the file is damaged, lacks the fold, or the fold names missing cases.
     """
     file = os.path.join(folder, SPLITS)
     folds = _read(file) if os.path.isfile(file) else _default_folds(folder, cases)
@@ -63,7 +63,7 @@ def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part
 
 
 def refuse_unwritable(folder: str) -> None:
-    """Raise `UserError` where nnU-Net would have to write the split file and may not."""
+    """Raise `UserError` if nnU-Net would have to write the split file but has no permission."""
     file = os.path.join(folder, SPLITS)
     if os.path.isfile(file):
         return
@@ -72,7 +72,7 @@ def refuse_unwritable(folder: str) -> None:
 
 
 def writing_split(file: str) -> AbstractContextManager[None]:
-    """Make a `UserError` of what keeps a split file, which is not there, from being written."""
+    """Turn an error on writing the missing split file into a `UserError`."""
     return writing(
         f"there is no {file}, which the first training of a fold writes, and its folder",
         f"make the folder writable for that training, or put a {SPLITS} there",
@@ -110,7 +110,7 @@ def _default_folds(folder: str, cases: Collection[str]) -> list[Fold]:
 
 
 def _listed(missing: Sequence[str], cases: Collection[str]) -> str:
-    """Name the missing cases, a few of many, each with the case that is meant where that can be told."""
+    """Name the missing cases, or a few of many, each with the probably intended case."""
     by_form: dict[str, list[str]] = {}
     for case in cases:
         by_form.setdefault(_form(case), []).append(case)
@@ -123,7 +123,7 @@ def _listed(missing: Sequence[str], cases: Collection[str]) -> str:
 
 
 def _form(name: str) -> str:
-    """Reduce a name to what people do not mistake: no folder, ending or channel, no capitals, no leading zeros."""
+    """Normalise a name for comparison: no folder, ending or channel, no capitals, no leading zeros."""
     bare = _SURPLUS.sub("", os.path.basename(name.strip().replace("\\", "/")))
     bare = re.sub(r"_0000$", "", bare)
     return re.sub(r"0+(?=\d)", "", re.sub(r"[\s_-]+", "_", bare.casefold()))

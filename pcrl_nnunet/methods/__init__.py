@@ -1,4 +1,4 @@
-"""One file a method, the contract that they keep (`base`), and how they are found by name (`registry`)."""
+"""The methods, one in a file, their contract (`base`), and the search by name (`registry`)."""
 
 from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.methods.base import Method, ParameterGroup, Picture, Preparation, StepOutput

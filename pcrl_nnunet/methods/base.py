@@ -1,10 +1,10 @@
 """The contract between a method of pretraining and the engine that trains it.
 
-A method says what a sample is (`Views`), what is learned from a batch (`Method`) and how to see that something is
-learned (`Quantity`). The engine loads, trains, saves, resumes, shares a batch among processes, watches and reports. The
-engine knows no method by name. `docs/adding_a_method.md` has an example.
+A method defines samples (`Views`), the loss of a batch (`Method`), and quantities that show whether it learns
+(`Quantity`). The engine loads, trains, saves, resumes, shares a batch among processes, monitors and reports. The engine
+knows no method by name. `docs/adding_a_method.md` has an example.
 
-B samples of a batch, C image channels, c channels of a feature, * space.
+B: samples of a batch, C: image channels, c: channels of a feature, *: space.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class StepOutput:
     """The result of one step.
 
     Attributes:
-        loss: with gradient; a mean over the batch's samples.
+        loss: the loss with gradient, a mean over the batch's samples.
         terms: named parts of the loss, detached.
-        values: by `Quantity` and group (such as a level of the decoder), detached.
-        vectors: (K, c) by group, detached: features whose spread and rank the monitor looks at.
-        kept: (B, ...) by name, detached: what `Method.after_step` takes, such as new keys of a queue. The engine
-            gathers the tensors of all processes, in the order of the samples.
+        values: values by `Quantity` and group (such as a level of the decoder), detached.
+        vectors: features (K, c) by group, detached; the monitor measures their spread and rank.
+        kept: (B, ...) by name, detached: tensors for `Method.after_step`, such as new keys of a queue. The engine
+            gathers them from all processes, in the order of the samples.
     """
 
     loss: Tensor
@@ -47,13 +47,13 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Picture:
-    """Images of K examples for the report. All have the grey scale of the second one, by custom the target.
+    """Images of K examples for the report. The second picture, usually the target, sets the grey scale of all.
 
     Attributes:
-        title: such as "input", "target" or "level 1".
+        title: title such as "input", "target" or "level 1".
         images: (K, C, *size).
-        caption: below the image.
-        errors: (K, C), mean squared error over the variance of the target; None: no error is known.
+        caption: text below the image.
+        errors: (K, C), mean squared error over the variance of the target; None: unknown.
     """
 
     title: str
@@ -67,8 +67,8 @@ class ParameterGroup:
     """Parameters that the optimiser treats alike.
 
     Attributes:
-        lr_factor: of the training's learning rate.
-        decays: the learning rate decays by a cosine; False: it stays.
+        lr_factor: factor of the training's learning rate.
+        decays: whether the learning rate decays by a cosine; otherwise it stays.
         clip: largest norm of this group's gradient; None: the gradients of all such groups are clipped together.
     """
 
@@ -78,7 +78,7 @@ class ParameterGroup:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", tuple(self.parameters))  # what `Module.parameters` gives is used up once
+        object.__setattr__(self, "parameters", tuple(self.parameters))  # `Module.parameters` is an iterator
 
 
 @dataclass(frozen=True)
@@ -86,38 +86,38 @@ class Preparation:
     """The material of a stage before the training; see `Method.prepare`."""
 
     cases: Sequence[Case]
-    network: nn.Module  # a copy of the plan's, with random weights, or with those of -init; it may be trained
+    network: nn.Module  # a copy of the plan's network, with random weights or the weights of -init; it may be trained
     channels: int
-    settings: Any  # the method's own
+    settings: Any  # the method's own settings
     seed: int
     device: torch.device
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """The settings of a method that has none of its own."""
+    """The settings of a method without settings of its own."""
 
 
 class Method(nn.Module, ABC):
-    """A method of pretraining: the network that is trained, and one step of its training.
+    """A method of pretraining: the trained network, and one step of its training.
 
-    It holds the encoder of the plan's network, or more of that network, under any name. What its `groups` train of the
-    plan's network is what fine-tuning loads. State that is no parameter (a queue, a momentum copy) is a buffer or a
-    submodule without gradient: the engine saves it, and gives it to all processes at the start. `after_step` has to do
-    the same on all processes.
+    A method holds the encoder of the plan's network, or more of that network, under any name. Fine-tuning loads the
+    parts of the plan's network that its `groups` train. State other than parameters (a queue, a momentum copy) is a
+    buffer or a submodule without gradient: the engine saves it, and copies it to all processes at the start.
+    `after_step` has to do the same on all processes.
 
     Attributes of the class:
-        name: for ``-method`` and for folders; letters, digits and single underscores.
-        title: for people.
-        citations: of the papers.
-        Settings: a frozen dataclass, the plan's ``pcrl.pretrain.<name>``. `configure` gives fields without a default.
-        defaults: of the shared settings, where they differ from `SharedSettings`.
-        min_batch_size: samples that a step needs, and why.
-        min_samples_of_rank: samples that each of several processes needs.
+        name: name for ``-method`` and for folders; letters, digits and single underscores.
+        title: name for display.
+        citations: citations of the papers.
+        Settings: a frozen dataclass, the plan's ``pcrl.pretrain.<name>``. `configure` sets fields without a default.
+        defaults: defaults of shared settings that differ from `SharedSettings`.
+        min_batch_size: number of samples that a step needs, and why.
+        min_samples_of_rank: number of samples that each of several processes needs.
         terms: labels of the loss's terms in log and pictures, by the name in `StepOutput.terms`.
-        terms_caption: what a good training shows in the chart of the terms.
-        quantities: that are watched.
-        pictures_caption: what the report's pictures show.
+        terms_caption: description of the terms' chart in a good training.
+        quantities: the monitored quantities.
+        pictures_caption: description of the report's pictures.
     """
 
     name: ClassVar[str]
@@ -133,7 +133,7 @@ class Method(nn.Module, ABC):
     pictures_caption: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Refuse a method of which the engine could not make the steps that need the most memory."""
+        """Refuse a method whose most expensive steps the engine could not make, or whose terms have a reserved name."""
         super().__init_subclass__()
         if cls.draw is not Method.draw and cls.variants is Method.variants:
             raise TypeError(f"{cls.__name__} overrides draw and not variants; say what draw may give in variants, too")
@@ -141,10 +141,10 @@ class Method(nn.Module, ABC):
             raise TypeError(f"{cls.__name__} has a term called loss, which is the name of the whole; rename the term")
 
     def __init__(self, network: Any, channels: int, settings: Any) -> None:  # noqa: ARG002, RUF100
-        """Take what is trained of the plan's network.
+        """Take the trained parts of the plan's network.
 
         Args:
-            network: of nnU-Net's plan.
+            network: network of nnU-Net's plan.
             channels: C.
             settings: an instance of `Settings`.
         """
@@ -161,31 +161,31 @@ class Method(nn.Module, ABC):
         Returns:
             An instance of `Settings`, and the number of samples of a step that fit the plan's budget of voxels.
 
-        Raises:
-            UserError: a setting is not known or out of its range.
+            Raises:
+                UserError: a setting is unknown or out of range.
         """
         return replaced(cls.Settings(), f"pcrl.pretrain.{cls.name}", given), plan.batch_size
 
     @classmethod
     def facts(cls, settings: Any) -> Mapping[str, str]:
-        """Return what the dry run says about the sizes and choices of the settings, by name."""
+        """Return sizes and choices of the settings by name, for the dry run."""
         return {}
 
     @classmethod
     def editable(cls, settings: Any) -> dict[str, Any]:
-        """Return the settings, as plain values, that a planner writes into a plan for people to edit."""
+        """Return the settings that a planner writes into a plan for users to edit, as plain values."""
         return asdict(settings)
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
-        """Take over the plan's ``pcrl.pretrain.<name>`` for another dataset.
+        """Adapt the plan's ``pcrl.pretrain.<name>`` to another dataset.
 
         Args:
             given: the block; it may have wrong settings.
             median: size of that dataset's median image, voxels.
 
         Returns:
-            The block without the sizes that exceed the image, and the names of these.
+            The block without the sizes that exceed the image, and the names of these sizes.
         """
         return dict(given), []
 
@@ -194,31 +194,31 @@ class Method(nn.Module, ABC):
         """Return the rows of the paper's tables by name: settings over the plan's ``pcrl.pretrain``.
 
         Args:
-            plan: of the comparison.
-            batch_size: of the method itself.
+            plan: plan of the comparison.
+            batch_size: batch size of the method itself.
         """
         return {}
 
     @classmethod
     def prepare(cls, preparation: Preparation) -> dict[str, Any]:
-        """Return plain values and arrays that `views` takes. Runs once, before the training, on the first process."""
+        """Return plain values and arrays for `views`. Runs once before the training, on the first process."""
         return {}
 
     @classmethod
     @abstractmethod
     def views(cls, settings: Any, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> Views:
-        """Return what makes the samples."""
+        """Return the maker of samples."""
 
     def groups(self) -> list[ParameterGroup]:
-        """Return what is trained."""
+        """Return the trained parameters."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """Draw a step's random choices. They are the same in all processes: `rng` is seeded by (seed, step)."""
+        """Draw a step's random choices. All processes draw the same: `rng` is seeded by (seed, step)."""
         return None
 
     def variants(self) -> list[Any]:
-        """Return drawn choices such that one step each touches all that a training can touch, the dearest last."""
+        """Return choices of `draw`, the most expensive last. A step with each covers all that a training does."""
         return [None]
 
     @abstractmethod
@@ -232,11 +232,11 @@ class Method(nn.Module, ABC):
         """
 
     def after_step(self, output: StepOutput, stepped: bool) -> None:
-        """Update what no gradient updates. `stepped` is False where mixed precision has left the step out."""
+        """Update state without gradients. `stepped` is False if mixed precision has skipped the step."""
 
     def after_loading(self) -> None:
-        """Follow weights that ``-init`` has loaded: a momentum copy that `__init__` made is of the random ones."""
+        """Follow the weights of ``-init``: a momentum copy from `__init__` still has the random weights."""
 
     def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
-        """Return what the report shows of a batch; called without gradient and in evaluation mode."""
+        """Return the report's pictures of a batch. Called without gradient and in evaluation mode."""
         return []

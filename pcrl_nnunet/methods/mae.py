@@ -1,8 +1,8 @@
 """Masked autoencoding of nnU-Net's U-Net (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022; for
 nnU-Net's networks: Wald et al., "Revisiting MAE Pre-training for 3D Medical Image Segmentation", CVPR 2025).
 
-A sample is one crop of the patch size, of which most blocks are masked. The network sees the rest and restores what is
-masked. B samples, C image channels, * space.
+A sample is a crop of the patch size in which most blocks are masked. The network sees the rest and restores the masked
+blocks. B: samples, C: image channels, *: space.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pcrl_nnunet.views.sub_crop import Volume
 
 WHERE = "pcrl.pretrain.mae"
 LARGEST_BLOCK = 16  # voxels; Wald et al.
-MASK = 0.0  # the mean of z-scored intensities; where nnU-Net normalises within a mask, the value of the background
+MASK = 0.0  # the mean of z-scored intensities; if nnU-Net normalises within a mask, the background's value
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class MAESettings:
     """The settings of masked autoencoding.
 
     Attributes:
-        block_size: of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that is
-            less. So a block is never larger than what one voxel of the bottleneck stands for.
-        mask_share: share of the blocks that are masked.
-        augmentation: of the crop.
+        block_size: size of the masked blocks, voxels. The default is 16 or the encoder's total stride, whichever is
+            less: a block is never larger than the area of one bottleneck voxel.
+        mask_share: share of masked blocks.
+        augmentation: augmentation of the crop.
     """
 
     block_size: Size
@@ -54,7 +54,7 @@ class MAESettings:
 class MaskedCrops(Views):
     """Crops of the plan's patch size.
 
-    The arrays: ``target`` (C, *patch size), the crop; ``input``, the same with zeros in the masked blocks; ``masked``
+    The arrays: ``target`` (C, *patch size), the crop; ``input``, the crop with zeros in the masked blocks; ``masked``
     (1, *patch size) of bool.
     """
 
@@ -72,7 +72,7 @@ class MaskedCrops(Views):
 
 
 class MAE(RestorationMethod):
-    """Masked autoencoding by the plan's whole U-Net."""
+    """Masked autoencoding with the plan's whole U-Net."""
 
     name = "mae"
     title = "Masked autoencoder"
@@ -84,17 +84,17 @@ class MAE(RestorationMethod):
     )
     Settings = MAESettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    terms_caption = "The error of what is masked should fall."
+    terms_caption = "The error of the masked blocks should fall."
     pictures_caption = (
         "A crop without its masked blocks, the crop itself, and the masked blocks as the network restores them."
     )
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[MAESettings, int]:
-        """Take blocks of 16 voxels or of the total stride. Patch and batch are the plan's own.
+        """Derive blocks of 16 voxels or of the total stride. Patch and batch are the plan's own.
 
         Raises:
-            UserError: a setting is not known or out of its range, or a mask would cover no block or all blocks.
+            UserError: a setting is unknown or out of range, or a mask would cover no block or all blocks.
         """
         total = np.prod(plan.strides, axis=0).tolist()
         block = tuple(min(LARGEST_BLOCK, stride) for stride in total)
@@ -114,11 +114,11 @@ class MAE(RestorationMethod):
 
     @classmethod
     def facts(cls, settings: MAESettings) -> dict[str, str]:
-        """Return the blocks and how many of them are masked."""
+        """Return the size of the blocks and the share of masked blocks."""
         size = "x".join(map(str, settings.block_size))
         return {"masked": f"{settings.mask_share:.0%} of the blocks of {size} voxels"}
 
     @classmethod
     def views(cls, settings: MAESettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> MaskedCrops:
-        """Return what makes the samples."""
+        """Return the maker of samples."""
         return MaskedCrops(settings, plan, channels)

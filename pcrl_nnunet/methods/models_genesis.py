@@ -1,7 +1,7 @@
 """Models Genesis (Zhou et al., "Models Genesis", Medical Image Analysis 67, 2021): restoration of corrupted crops by
 the whole U-Net.
 
-A sample is one crop of the patch size, and the same crop corrupted. B samples, C image channels, * space.
+A sample is a crop of the patch size, and the same crop corrupted. B: samples, C: image channels, *: space.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pcrl_nnunet.views.crop import draw_crop
 from pcrl_nnunet.views.settings import SpatialAugmentation
 from pcrl_nnunet.views.sub_crop import Volume
 
-FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # of crop and target alike
+FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # the same for crop and target
 
 
 @dataclass(frozen=True)
 class ModelsGenesisSettings:
-    """The settings of Models Genesis: of the corruption, and of the crop before it."""
+    """The settings of Models Genesis: corruption, and augmentation of the crop before it."""
 
     corruption: Corruption = field(default_factory=Corruption)
     augmentation: SpatialAugmentation = FLIPS
 
 
 class CorruptedCrops(Views):
-    """Crops of the plan's patch size: ``target``, and ``input``, the same corrupted, both (C, *patch size)."""
+    """Crops of the plan's patch size: ``target``, and its corruption ``input``, both (C, *patch size)."""
 
     def __init__(self, settings: ModelsGenesisSettings, plan: PlanFacts, channels: int) -> None:
         self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
@@ -48,7 +48,7 @@ class CorruptedCrops(Views):
 
 
 class ModelsGenesis(RestorationMethod):
-    """Restoration of corrupted crops by the plan's whole U-Net."""
+    """Restoration of corrupted crops with the plan's whole U-Net."""
 
     name = "models_genesis"
     title = "Models Genesis"
@@ -58,11 +58,11 @@ class ModelsGenesis(RestorationMethod):
     )
     Settings = ModelsGenesisSettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    pictures_caption = "A corrupted crop, the crop itself, and what the network makes of the corrupted one."
+    pictures_caption = "A corrupted crop, the crop itself, and the network's restoration."
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[ModelsGenesisSettings, int]:
-        """Take the plan's own patch and batch."""
+        """Use the plan's own patch and batch."""
         return replaced(ModelsGenesisSettings(), f"pcrl.pretrain.{cls.name}", given), plan.batch_size
 
     @classmethod
@@ -75,5 +75,5 @@ class ModelsGenesis(RestorationMethod):
     def views(
         cls, settings: ModelsGenesisSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]
     ) -> CorruptedCrops:
-        """Return what makes the samples."""
+        """Return the maker of samples."""
         return CorruptedCrops(settings, plan, channels)

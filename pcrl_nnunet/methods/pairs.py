@@ -1,6 +1,6 @@
-"""Pairs of views of a case, which methods share that compare views.
+"""Pairs of views of a case, for methods that compare views.
 
-N local views, C image channels, G global and L local input sizes.
+N: local views, C: image channels, G: global input size, L: local input size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AFTER = "after pixel\naugmentation"
 
 
 def fitted_views(given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
-    """Take over a method's block of settings without the sizes of crops, if one exceeds the median image.
+    """Adapt a method's block of settings: drop the crop sizes if one of them exceeds the median image.
 
     See `Method.fitted`.
     """
@@ -58,7 +58,7 @@ class PairViews(Views):
         return {name: made[name] for name in self.arrays}
 
     def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
-        """Make a sample with its boxes in the image, and with the views before pixel augmentation."""
+        """Make a sample with its boxes in the image and with the views before pixel augmentation."""
         plain = self._resample(**self._draw(data=volume, rng=rng))
         before = [view.copy() for name in ("target", "local") for view in plain.get(name, ())]
         made = self._augment(**plain)
@@ -74,5 +74,5 @@ class PairViews(Views):
         return ShownSample(sample, views, boxes.bounds, tuple(made["origin"][:extra]))
 
     def background(self, case: Case, volume: Volume, rng: np.random.Generator) -> dict[str, list[float]]:
-        """Return the shares of background of the global and the local crops; pixels are read, and no view is made."""
+        """Return the shares of background of the global and local crops. Voxels are read, but no view is made."""
         return background_of_views(self._draw(data=volume, rng=rng))

@@ -1,9 +1,9 @@
 """PCRLv2 (Zhou et al., "A Unified Visual Information Preservation Framework for Self-supervised Pre-training in Medical
 Image Analysis", IEEE TPAMI 2023): multi-scale pixel restoration and siamese feature comparison.
 
-A sample is a pair of global views and N local ones. B samples, N local views, C image channels, c channels of a level,
-G global and L local input sizes, * space. Level i = 1..n-1 is the decoder's, from coarse to full resolution; level 0 is
-the encoder's last output.
+A sample is a pair of global views and N local views. B: samples, N: local views, C: image channels, c: channels of a
+level, G: global input size, L: local input size, *: space. Levels i = 1..n-1 are the decoder's, from coarse to full
+resolution; level 0 is the encoder's last output.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ class PCRLv2Settings:
     """The settings of PCRLv2.
 
     Attributes:
-        restoration: ``single``: both losses on one level drawn a step, where the decoder stops (the paper);
-            ``full``: also restoration at full resolution in every step, with the drawn level's restoration fading out
-            by a cosine (the authors' code).
-        levels: a step draws one pair [level to restore from, level to compare], null for none (Table 3); empty: every
-            level of the decoder for both.
-        comparison: ``pairwise``: of the same level (the paper's choice); ``cross_scale``: of two drawn ones (Table 2).
-        comparison_weight: of both comparison terms; 1 in the paper. Behind instance norm the averages that are compared
-            differ little between samples: their batch norm makes gradients of the encoder that at first are 5 to 20
-            times those of the restoration (docs/evidence/classification.md).
-        skip_connections: of the decoder (Table 1).
+        restoration: ``single``: each step draws one level for both losses, and the decoder stops there (the paper);
+            ``full``: every step also restores at full resolution, and the drawn level's restoration fades out by a
+            cosine (the authors' code).
+        levels: each step draws one pair [level to restore from, level to compare], null for none (Table 3); empty:
+            every level of the decoder for both.
+        comparison: ``pairwise``: compare the same level (the paper's choice); ``cross_scale``: compare two drawn levels
+            (Table 2).
+        comparison_weight: weight of both comparison terms; 1 in the paper. After instance norm the compared averages
+            differ little between samples. Their batch norm therefore gives the encoder gradients that at first are 5
+            to 20 times the restoration's gradients (docs/evidence/classification.md).
+        skip_connections: whether the decoder has skip connections (Table 1).
     """
 
     views: ViewSettings
@@ -77,7 +78,7 @@ class PCRLv2Settings:
 
 
 def _are_levels(given: Any) -> bool:
-    """Tell whether a value is [restored from, compared], each a level or None, and not both of them None."""
+    """Tell whether a value is [level to restore from, level to compare], each a level or None, but not both None."""
     return (
         isinstance(given, (list, tuple))
         and len(given) == 2
@@ -87,15 +88,15 @@ def _are_levels(given: Any) -> bool:
 
 
 class Levels(NamedTuple):
-    """The levels that a step restores from and compares; None: it does not."""
+    """The levels that a step restores from and compares. None: the step does not."""
 
     restoration: int | None
     comparison: int | None
-    comparison_of_second: int | None  # of the second global view: another level only in a cross-scale comparison
+    comparison_of_second: int | None  # level of the second global view; differs only in a cross-scale comparison
 
     @property
     def deepest(self) -> int:
-        """The level where the decoder can stop."""
+        """The level at which the decoder can stop."""
         return max(level for level in self if level is not None)
 
 
@@ -111,7 +112,7 @@ class PCRLv2(Method):
     Settings = PCRLv2Settings
     # hippocampus in 2D, 200 steps: error 0.58 of the variance; 0.65 and less rank at 0.1
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    # on 2 samples it maps every feature to +-1
+    # with 2 samples it maps every feature to +-1
     min_batch_size = (4, "the comparison heads' batch normalisation")
     min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
@@ -135,7 +136,7 @@ class PCRLv2(Method):
         encoder = encoder_of(network)
         self.comparison_weight = settings.comparison_weight
         self.encoder = encoder
-        accept_any_size(encoder)  # local views' sizes are no multiples of the strides
+        accept_any_size(encoder)  # local views' sizes are not multiples of the strides
         self.decoder = Decoder(encoder, settings.skip_connections)
         self.full_resolution = settings.restoration == "full"
         n = self.decoder.num_levels
@@ -174,18 +175,18 @@ class PCRLv2(Method):
 
     @classmethod
     def editable(cls, settings: PCRLv2Settings) -> dict[str, Any]:
-        """Return what a planner writes into a plan for people to edit."""
+        """Return the settings that a planner writes into a plan for users to edit."""
         views = {name: value for name, value in asdict(settings.views).items() if name in EDITABLE}
         return {"restoration": settings.restoration, "levels": settings.levels, "views": views}
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
-        """Leave out the sizes of crops if one exceeds the median image."""
+        """Drop the crop sizes if one of them exceeds the median image."""
         return fitted_views(given, median)
 
     @classmethod
     def facts(cls, settings: PCRLv2Settings) -> dict[str, str]:
-        """Return the views' sizes and what a step draws."""
+        """Return the views' sizes and a step's choices."""
         views = settings.views
         return {
             "global crops": f"{', '.join(map(_x, views.global_crop_sizes))} voxels",
@@ -200,9 +201,9 @@ class PCRLv2(Method):
     def ablations(cls, plan: PlanFacts, batch_size: int) -> dict[str, dict[str, Any]]:
         """Return the rows of Tables 1 to 3.
 
-        Table 3 adds to the comparison step by step: its rows before the last two have global views only, and its last
-        row, with sub-crop, is PCRLv2 itself. The batch size is the same in all rows: without local views more samples
-        would fit.
+        Table 3 extends the method step by step. Its rows before the last two have only global views, and its last row,
+        with sub-crop, is PCRLv2 itself. All rows have the same batch size, though more samples would fit without local
+        views.
         """
         n = len(plan.strides) - 1
 
@@ -221,16 +222,16 @@ class PCRLv2(Method):
             "multi_crop": row(views={"crops": "multi_crop"}),  # row 5
         }
         if n <= 3:
-            del rows["three_levels"]  # they are all levels
+            del rows["three_levels"]  # they would be all levels
         return rows
 
     @classmethod
     def views(cls, settings: PCRLv2Settings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> PairViews:
-        """Return what makes pairs and their local views."""
+        """Return the maker of pairs and their local views."""
         return PairViews(settings.views, settings.augmentation, channels)
 
     def draw(self, rng: np.random.Generator) -> Levels:
-        """i ~ U{1..n-1}."""
+        """Draw the levels, i ~ U{1..n-1}."""
         restoration, comparison = self.levels[rng.integers(len(self.levels))]
         other = comparison
         if self.crosses_scales and comparison is not None:
@@ -247,7 +248,7 @@ class PCRLv2(Method):
 
         Args:
             batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L) unless N is 0.
-            drawn: levels.
+            drawn: the step's levels.
             progress: share of the training that is done, 0 to 1.
         """
         levels, target, local = drawn, batch["target"], batch.get("local")
@@ -283,7 +284,7 @@ class PCRLv2(Method):
         return StepOutput(torch.stack(weighted).sum(), detached, values, vectors)
 
     def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
-        """Return the first global view: input, target, and what every level restores."""
+        """Return the first global view: input, target, and every level's restoration."""
         target = batch["target"]
         shown = [
             Picture("input", batch["input"][:, 0], "what the network gets"),
@@ -303,15 +304,16 @@ class PCRLv2(Method):
     def _features_of_local(self, x: Tensor, level: int) -> Tensor:
         """Return the local views' features of one level.
 
-        At full resolution, where a step takes the most memory, the backward pass computes them again instead of keeping
-        what is before them: as the first of the forward pass they are its last, when the global views' are freed.
+        At full resolution, where a step takes the most memory, the backward pass recomputes them instead of keeping the
+        activations before them. They come first in the forward pass and last in the backward pass, when the global
+        views' activations are already freed.
         """
         if level < self.decoder.num_levels:
             return self._features(x, level)[-1]
         return checkpoint(lambda x: self._features(x, level)[-1], x, use_reentrant=False)
 
     def _compared_global(self, features: list[Tensor], first: int, second: int) -> tuple[Tensor, Tensor]:
-        """v and p (B, 2, c) of the global views, the first one of one level, the second of another or the same."""
+        """Return v and p (B, 2, c) of the two global views, each from its own level."""
         if first == second:
             both = self.comparison_heads[str(first)](features[first])
             v, p = (x.unflatten(0, (-1, 2)) for x in both)
@@ -324,13 +326,13 @@ class PCRLv2(Method):
         return v, p
 
     def _restored(self, features: list[Tensor], level: int, target: Tensor) -> Tensor:
-        """(B, 2, C, *G)"""
+        """Return the restored views (B, 2, C, *G)."""
         restored: Tensor = self.restoration_heads[str(level)](features[level], target.shape[3:])
         return restored.unflatten(0, target.shape[:2])
 
 
 def _both_views(restored: Tensor, target: Tensor) -> Tensor:
-    """L_R = MSE of the first view + MSE of the second (PCRLv2, Eq. 4)."""
+    """Return L_R = MSE of the first view + MSE of the second (PCRLv2, Eq. 4)."""
     return restoration_loss(restored[:, 0], target[:, 0]) + restoration_loss(restored[:, 1], target[:, 1])
 
 

@@ -1,7 +1,7 @@
 """Quantities that show whether a pretraining learns, and the alarms that they raise.
 
-A cosine loss near -1 is no proof of learning: constant features reach it, too. B samples, K vectors, c channels of a
-feature, C image channels, * space.
+A cosine loss near -1 is no proof of learning: constant features reach it, too. B: samples, K: vectors, c: channels of a
+feature, C: image channels, *: space.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-COLLAPSED_SD = 1 / 3  # of 1/sqrt(c), the sd of vectors spread evenly over the sphere
+COLLAPSED_SD = 1 / 3  # share of 1/sqrt(c), the sd of vectors spread evenly over the sphere
 COLLAPSED_RANK = 2.0
 NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
-DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; 1 is what the mean of each view reaches
-DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which a network at its start nearly reaches
-EARLY_STEPS = 200  # before them nothing is judged: an epoch's mean still holds the first steps
-# Before these a loss may stand still and begin to learn all the same (docs/evidence/hippocampus.md): the restoration,
+DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; the mean of each view reaches 1
+DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which an untrained network nearly reaches
+EARLY_STEPS = 200  # no verdict before: an epoch's mean still contains the first steps
+# Before these a loss may stand still and still begin to learn (docs/evidence/hippocampus.md): the restoration,
 GRACE_STEPS = 500
-COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts where there is nothing to compare
+COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts with nothing to compare
 
-Alarm = tuple[int, str]  # the number of steps from which on it is one, and its sentence
+Alarm = tuple[int, str]  # the number of steps from which it counts, and its sentence
 
 
 def _no_alarm(group: str, values: Mapping[str, float]) -> Alarm | None:
@@ -33,17 +33,17 @@ def _no_alarm(group: str, values: Mapping[str, float]) -> Alarm | None:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that is watched while a training runs, its chart, and its alarm.
+    """A number that is monitored during a training, with its chart and its alarm.
 
     Attributes:
-        name: in `StepOutput.values`, log and checkpoint.
-        heading: of the chart.
-        good: what a good training shows.
-        caption: explains the chart.
-        lower: end of the chart's axis.
-        line: a value that is drawn dotted, such as that of chance.
-        of_vectors: computes it from an epoch's vectors (K, c) of a group; None: the method's steps give it.
-        alarm: says what failed, from all quantities of a group in an epoch; None: nothing did.
+        name: name in `StepOutput.values`, log and checkpoint.
+        heading: heading of the chart.
+        good: description of a good training.
+        caption: explanation of the chart.
+        lower: lower end of the chart's axis.
+        line: value of a dotted line, such as chance.
+        of_vectors: computes the quantity from an epoch's vectors (K, c) of a group; None: the method's steps return it.
+        alarm: returns what failed, from all quantities of a group in an epoch; None: nothing failed.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Quantity:
 
 
 def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
-    """Mean cosine of p and v (B, c) of the same sample, less that of different samples; 0 tells nothing apart."""
-    # float32 also under autocast: half precision would round away small differences
+    """Return the mean cosine of p and v (B, c) within samples minus the mean between samples; 0: no distinction."""
+    # float32 even under autocast: half precision would round away small differences
     with nullcontext() if p.is_meta else torch.autocast(p.device.type, enabled=False):
         cosines = F.normalize(p.float(), dim=1) @ F.normalize(v.float(), dim=1).T
     matched = cosines.diagonal().mean()
@@ -67,10 +67,10 @@ def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
 
 
 def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the target's variance: 1 for the mean of each view, 0 for the target.
+    """Return the mean squared error over the target's variance: 1 for the mean of each view, 0 for the target.
 
-    The variance is taken within a view and channel, then averaged over these: views differ in their mean, channels
-    differ more, and restoring no more than means must not look like a success.
+    The variance is computed within each view and channel, then averaged. Views and channels differ in their means, and
+    restoring only these means must not look like a success.
 
     Args:
         restored, target: (B, views, C, *).
@@ -80,11 +80,11 @@ def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
 
 
 def variance_within(target: Tensor, masked: Tensor | None = None) -> Tensor:
-    """Return the variance within a sample and channel, the mean over these: the error of each sample's mean.
+    """Return the variance within a sample and channel, averaged: the error of predicting each sample's mean.
 
     Args:
         target: (B, C, *).
-        masked: (B, 1, *) of bool: only these voxels count; some of every sample. None: all voxels.
+        masked: (B, 1, *) of bool: only these voxels count, and every sample has some. None: all voxels.
     """
     target = target.float().flatten(2)
     if masked is None:
@@ -97,15 +97,15 @@ def variance_within(target: Tensor, masked: Tensor | None = None) -> Tensor:
 
 
 def sd_ratio(v: Tensor) -> Tensor:
-    """Mean over channels of the sd of the L2-normalised v (K, c), over 1/sqrt(c) (SimSiam, section 4.1).
+    """Return the sd of the L2-normalised v (K, c), averaged over channels, over 1/sqrt(c) (SimSiam, section 4.1).
 
-    The BatchNorm before v hides most collapses from it: `effective_rank` and `matched_minus_shuffled` see more.
+    The BatchNorm before v hides most collapses from this ratio: `effective_rank` and `matched_minus_shuffled` see more.
     """
     return F.normalize(v.float(), dim=1).std(0).mean() * v.shape[1] ** 0.5
 
 
 def effective_rank(v: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values of the centred v (K, c) (Roy & Vetterli, 2007)."""
+    """Return exp of the entropy of the normalised singular values of the centred v (K, c) (Roy & Vetterli, 2007)."""
     singular = torch.linalg.svdvals(v.float() - v.float().mean(0))
     share = singular / singular.sum().clamp_min(1e-12)
     return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
@@ -117,7 +117,7 @@ def _of(group: str) -> str:
 
 def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
     ratio = values["restoration_ratio"]
-    if ratio < DEAD_RESTORATION:  # False also where it is not a number
+    if ratio < DEAD_RESTORATION:  # False for NaN, too
         return None
     diverged = ratio > DIVERGED_RESTORATION
     return (
@@ -139,7 +139,7 @@ def _not_told_apart(group: str, values: Mapping[str, float]) -> Alarm | None:
 
 
 def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
-    spread, rank = values.get("sd_ratio", 1.0), values["effective_rank"]  # a method may watch the rank alone
+    spread, rank = values.get("sd_ratio", 1.0), values["effective_rank"]  # a method may monitor only the rank
     if spread >= COLLAPSED_SD and rank >= COLLAPSED_RANK:
         return None
     sd = f"sd {spread:.2f} of an even spread's, " if "sd_ratio" in values else ""

@@ -1,4 +1,4 @@
-"""The methods by name: the built-in ones, and those of other installed packages.
+"""The methods by name: built-in methods and methods of other installed packages.
 
 A package offers a method by an entry point of the group ``pcrl_nnunet.methods``. A method's module is imported only
 when its name is chosen.
@@ -16,8 +16,8 @@ from pcrl_nnunet.output_folder import METHOD
 
 GROUP = "pcrl_nnunet.methods"
 DEFAULT = "pcrlv2"
-METHOD_OF_0_1_0 = "pcrlv2"  # of the checkpoints of that version, which knew no other
-# Names that mean something else: shared settings, nnU-Net's configurations, arms of a comparison.
+METHOD_OF_0_1_0 = "pcrlv2"  # the only method in checkpoints of that version
+# Names with another meaning: shared settings, nnU-Net's configurations, arms of a comparison.
 RESERVED = (
     *("method", "own", "batch_size", "epochs", "iters_per_epoch", "seed", "optimizer", "initial_lr", "momentum"),
     *("weight_decay", "2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "all", "scratch", "stock"),
@@ -33,15 +33,15 @@ BUILT_IN = {
 
 
 def names() -> list[str]:
-    """Return the names of all methods, the built-in ones first. Nothing is imported, and reserved names are none."""
+    """Return the names of all methods, built-in methods first, without reserved names and without importing any."""
     return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*BUILT_IN, *RESERVED})]
 
 
 def method_class(name: str) -> type[Method]:
-    """Import a method by its name. A built-in name cannot be taken by another package.
+    """Import a method by its name. Another package cannot take a built-in name.
 
     Raises:
-        UserError: there is none of this name, several packages offer it, or it is not a method.
+        UserError: no method has this name, several packages offer it, or it is not a method.
     """
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
@@ -61,7 +61,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def _loaded(point: EntryPoint) -> type[Method]:
-    found = point.load()  # what it raises is the package's own, with its traceback
+    found = point.load()  # the package's own errors keep their traceback
     package = _package(point)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What methods share that restore images by nnU-Net's whole U-Net. B samples, C image channels, * space."""
+"""The base of methods that restore images with nnU-Net's whole U-Net. B: samples, C: image channels, *: space."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pcrl_nnunet.networks import RestoringUNet
 
 
 class RestorationMethod(Method):
-    """Restores ``target`` from ``input``, both (B, C, *), by the plan's U-Net with its skip connections.
+    """Restoration of ``target`` from ``input``, both (B, C, *), with the plan's U-Net and its skip connections.
 
-    Encoder and decoder are trained, so that fine-tuning starts from both. Where a batch has ``masked`` (B, 1, *), only
-    the masked voxels count.
+    Encoder and decoder are trained, so that fine-tuning starts from both. If a batch has ``masked`` (B, 1, *), only the
+    masked voxels count.
     """
 
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
@@ -43,7 +43,7 @@ class RestorationMethod(Method):
         )
 
     def pictures(self, batch: Mapping[str, Tensor]) -> list[Picture]:
-        """Return the input, the target, and what is restored; of masked images with the visible part around it."""
+        """Return input, target and restoration. The restoration of a masked image includes the visible part."""
         target, masked = batch["target"].float(), batch.get("masked")
         restored = self.unet(batch["input"]).float()
         where = torch.ones_like(target, dtype=torch.bool) if masked is None else masked.expand_as(target)

@@ -1,7 +1,7 @@
 """SimSiam (Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021): two views of a scan predict each
 other's features.
 
-B samples, C image channels, c channels of the bottleneck, d = 2c of the features, G input size, * space.
+B: samples, C: image channels, c: channels of the bottleneck, d = 2c: channels of the features, G: input size, *: space.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BOTTLENECK = 4  # the predictor's width is d over this
 
 @dataclass(frozen=True)
 class SimSiamSettings:
-    """The settings of SimSiam: of the views, which come in pairs alone, and of their augmentation."""
+    """The settings of SimSiam: views, which come only in pairs, and their augmentation."""
 
     views: ViewSettings
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0, p_cutout=0))
@@ -60,12 +60,12 @@ class SimSiam(Method):
         "The comparison should fall towards -1. A comparison near -1 alone is no proof: features that are the same for "
         "all images reach it, too; see above."
     )
-    quantities = (MATCHING, RANK)  # behind the last batch normalisation the spread tells nothing
+    quantities = (MATCHING, RANK)  # after the last batch normalisation the spread says nothing
 
     def __init__(self, network: Any, channels: int, settings: SimSiamSettings) -> None:
         super().__init__(network, channels, settings)
         self.encoder = encoder_of(network)
-        accept_any_size(self.encoder)  # a user's size of the views may be no multiple of the strides
+        accept_any_size(self.encoder)  # a user's view size may not be a multiple of the strides
         d = 2 * self.encoder.output_channels[-1]
         self.projector = nn.Sequential(
             *_layer(d, d), *_layer(d, d), nn.Linear(d, d, bias=False), nn.BatchNorm1d(d, affine=False)
@@ -74,7 +74,7 @@ class SimSiam(Method):
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[SimSiamSettings, int]:
-        """Derive size and number of the views from the plan, see `configure_views`; there are no local views."""
+        """Derive size and number of the views from the plan, see `configure_views`. There are no local views."""
         rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
         views, _ = configure_views(*rule, num_local=0)
         settings = replaced(SimSiamSettings(views), WHERE, given)
@@ -85,13 +85,13 @@ class SimSiam(Method):
 
     @classmethod
     def editable(cls, settings: SimSiamSettings) -> dict[str, Any]:
-        """Return what a planner writes into a plan for people to edit."""
+        """Return the settings that a planner writes into a plan for users to edit."""
         views = settings.views
         return {"views": {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}}
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
-        """Leave out the sizes of crops if one exceeds the median image."""
+        """Drop the crop sizes if one of them exceeds the median image."""
         return fitted_views(given, median)
 
     @classmethod
@@ -107,7 +107,7 @@ class SimSiam(Method):
     def views(
         cls, settings: SimSiamSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]
     ) -> SimSiamViews:
-        """Return what makes pairs of views."""
+        """Return the maker of pairs of views."""
         return SimSiamViews(settings, channels)
 
     def groups(self) -> list[ParameterGroup]:
@@ -120,7 +120,7 @@ class SimSiam(Method):
     def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
         """Compute the symmetric loss of a batch (Eq. 4) from ``input`` (B, 2, C, *G)."""
         pooled = self.pooled(batch["input"].flatten(0, 1))
-        # float32 also under autocast: samples differ little, and batch normalisation would enlarge rounding errors
+        # float32 even under autocast: samples differ little, and batch normalisation would enlarge rounding errors
         with nullcontext() if pooled.is_meta else torch.autocast(pooled.device.type, enabled=False):
             features = self.projector(pooled.float())
             z, p = (x.unflatten(0, (-1, 2)) for x in (features, self.predictor(features)))
@@ -131,7 +131,7 @@ class SimSiam(Method):
     def pooled(self, image: Tensor) -> Tensor:
         """Return the mean and the maximum over space of the bottleneck's channels, (B, d).
 
-        Behind instance norm the means alone hardly differ between images.
+        After instance norm, means alone hardly differ between images.
         """
         feature = self.encoder(image)[-1].float().flatten(2)  # half precision would round the means' small differences
         return torch.cat((feature.mean(2), feature.amax(2)), 1)

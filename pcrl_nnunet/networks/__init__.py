@@ -1,4 +1,4 @@
-"""Networks around the plan's encoder: the pretraining's decoder without skip connections and heads, the classifier."""
+"""Networks around the plan's encoder: the decoder without skip connections, the heads, the classifier."""
 
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of

@@ -1,4 +1,4 @@
-"""A plan's encoder with a linear head. B batch, C image channels, c channels of a stage, L outputs, * space."""
+"""A plan's encoder with a linear head. B: batch, C: image channels, c: channels of a stage, L: outputs, *: space."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn.functional import interpolate
 
 
 class Classifier(nn.Module):
-    """Mean and maximum over space of the encoder's stages, and a linear layer.
+    """A linear layer on the mean and maximum over space of all encoder stages.
 
-    The papers pool the last stage alone, in a network with batch norm. nnU-Net's instance norm removes the mean of
-    every channel, so that a mean behind the nonlinearity hardly varies. A head on the last stage's mean alone hardly
-    learns (docs/evidence/classification.md).
+    The papers pool only the last stage, in a network with batch norm. nnU-Net's instance norm removes the mean of every
+    channel, so that a mean after the nonlinearity hardly varies. A head on the last stage's mean hardly learns
+    (docs/evidence/classification.md).
 
     Args:
-        network: a plan's network, whose encoder is taken.
+        network: a plan's network, which provides the encoder.
         num_outputs: L.
     """
 
@@ -26,7 +26,7 @@ class Classifier(nn.Module):
         self.encoder = network.encoder
         accept_any_size(self.encoder)
         self.head = nn.Linear(2 * sum(self.encoder.output_channels), num_outputs)
-        # transfer finds the encoder by these
+        # transfer finds the encoder by these keys
         self.key_to_encoder, self.key_to_stem = network.key_to_encoder, network.key_to_stem
         self.keys_to_in_proj = network.keys_to_in_proj
 
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     def activation_maps(self, image: Tensor) -> Tensor:
         """Return class-activation maps (Zhou et al., CVPR 2016) of images (B, C, *), summed over stages: (B, L, *).
 
-        The mean of a map plus the bias is the logit. So the weight of a maximum counts at the maximum's place alone.
+        The mean of a map plus the bias is the logit. The weight of a maximum counts only at the maximum's place.
         """
         features = self.encoder(image)
         weights = self.head.weight.split([n for feature in features for n in 2 * [feature.shape[1]]], 1)
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 def accept_any_size(encoder: nn.Module) -> None:
-    """Let the encoder take images whose size is no multiple of its strides, in place.
+    """Make the encoder accept image sizes that are not multiples of its strides, in place.
 
     The shortcut of a residual block then ends where the strided convolution beside it ends.
     """

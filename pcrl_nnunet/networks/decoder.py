@@ -1,7 +1,7 @@
 """The U-Net without skip connections (nsUNet; PCRLv2, Eq. 1) on the encoder of any nnU-Net plan.
 
-B batch, C channels, * space (2D or 3D), n encoder stages; level i = 1..n-1 from coarse to full resolution, level 0 is
-the bottleneck.
+B: batch, C: channels, *: space (2D or 3D), n: encoder stages. Levels i = 1..n-1 go from coarse to full resolution;
+level 0 is the bottleneck.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NEEDED = ("output_channels", "strides", "kernel_sizes", "conv_op", "norm_op", "
 
 
 def encoder_of(network: nn.Module) -> Any:
-    """The encoder of a plan's network; `UserError` where it has none of nnU-Net's form (stages with strides)."""
+    """Return the encoder of a plan's network. Raise `UserError` if it lacks nnU-Net's form (stages with strides)."""
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module) or any(not hasattr(encoder, name) for name in _NEEDED):
         raise UserError(
@@ -32,19 +32,21 @@ def encoder_of(network: nn.Module) -> Any:
 
 
 def seg_layers_of(network: Any) -> Sequence[nn.Module]:
-    """Return the segmentation layers of nnU-Net's own decoder, the finest last; none where it has no such decoder."""
+    """Return the segmentation layers of nnU-Net's own decoder, the finest last; empty without such a decoder."""
     return tuple(getattr(getattr(network, "decoder", None), "seg_layers", ()))
 
 
 class Decoder(nn.Module):
-    """F_i = two blocks on the up-sampled F_{i-1}, F_0 the bottleneck; each level up-samples by its stage's own stride.
+    """The decoder: F_i = two blocks on the up-sampled F_{i-1}, with the bottleneck as F_0.
+
+    Each level up-samples by its stage's own stride.
 
     Args:
-        encoder: of the plan's network; the decoder mirrors its channels, kernels, strides, norm and activation.
-        skip_connections: also give each level its stage's features, as in a U-Net (Table 1 has both; the paper none).
+        encoder: encoder of the plan's network; the decoder mirrors its channels, kernels, strides, norm and activation.
+        skip_connections: give each level its stage's features, as in a U-Net (Table 1 has both; the paper uses none).
     """
 
-    def __init__(self, encoder: Any, skip_connections: bool = False):  # of nnU-Net, with attributes nn.Module lacks
+    def __init__(self, encoder: Any, skip_connections: bool = False):  # has attributes that nn.Module lacks
         super().__init__()
         self.skip_connections = skip_connections
         channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
@@ -75,15 +77,15 @@ class Decoder(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """n - 1 for n encoder stages."""
+        """Number of levels: n - 1 for n encoder stages."""
         return len(self.channels)
 
     def forward(self, stages: Sequence[Tensor], level: int) -> list[Tensor]:
-        """F_0..F_level; the levels above are not computed.
+        """Return F_0..F_level. Finer levels are not computed.
 
-        Without skip connections only the bottleneck of the encoder's outputs is decoded; of the others the size is
-        taken. Where it is not a multiple of the stride, the up-sampled feature ends beyond it and is cut there: voxel k
-        of a stage is voxel k * stride of the stage above, and a local view of 9 voxels is not decoded as one of 16.
+        Without skip connections, only the bottleneck is decoded, and the encoder's other outputs provide their size. If
+        the size is not a multiple of the stride, the up-sampled feature is larger and is cut to it: voxel k of a stage
+        is voxel k * stride of the stage above, and a local view of 9 voxels is not decoded as a view of 16.
 
         Args:
             stages: the encoder's outputs (B, C, *), from full resolution to the bottleneck.

@@ -1,4 +1,4 @@
-"""Features of the samples of all processes."""
+"""Gathering of features from all processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def gathered(part: Tensor) -> Tensor:
-    """Put the parts of all processes one behind the other, in the order of the batch's samples.
+    """Concatenate the parts of all processes, in the order of the batch's samples.
 
-    Gradients flow back to each process's own part, summed over the processes. One process gets its own part.
+    Gradients flow back to each process's own part, summed over the processes. A single process gets its own part.
 
     Args:
-        part: (B, ...) of this process; B may differ between processes.
+        part: (B, ...), this process's part; B may differ between processes.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return part

@@ -1,4 +1,4 @@
-"""The heads of a decoder level. B batch, c channels of the level, C image channels, * space."""
+"""The heads of a decoder level. B: batch, c: channels of the level, C: image channels, *: space."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _INTERPOLATION = {4: "bilinear", 5: "trilinear"}
 
 
 class RestorationHead(nn.Module):
-    """R_i: Conv-BN-ReLU-Conv, stride 1, resized to the target's space (PCRLv2, Eq. 2-4).
+    """The restoration head R_i: Conv-BN-ReLU-Conv, stride 1, resized to the target's size (PCRLv2, Eq. 2-4).
 
-    The output is linear, not the authors' sigmoid: targets are z-scored, not in [0, 1].
+    The output is linear instead of the authors' sigmoid, because targets are z-scored and not in [0, 1].
 
     Args:
         conv_op: nn.Conv2d or nn.Conv3d.
-        channels: c of the level.
+        channels: c, channels of the level.
         image_channels: C; all channels are restored.
-        kernel_size: of the first convolution.
+        kernel_size: kernel size of the first convolution.
     """
 
     def __init__(self, conv_op: type[nn.Module], channels: int, image_channels: int, kernel_size: int | Sequence[int]):
@@ -35,7 +35,7 @@ class RestorationHead(nn.Module):
         )
 
     def forward(self, feature: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, c, *) to (B, C, *size)."""
+        """Restore (B, C, *size) from (B, c, *)."""
         image = self.layers(feature)
         if image.shape[2:] == tuple(size):
             return image
@@ -43,13 +43,13 @@ class RestorationHead(nn.Module):
 
 
 class ComparisonHead(nn.Module):
-    """v = BN(GAP(F_i)), p = FC(ReLU(BN(FC(v)))), widths c -> 2c -> c (PCRLv2, Eq. 5-6).
+    """The comparison head: v = BN(GAP(F_i)), p = FC(ReLU(BN(FC(v)))), widths c -> 2c -> c (PCRLv2, Eq. 5-6).
 
-    BatchNorm1d also where the backbone uses InstanceNorm: over one vector a sample InstanceNorm would give zeros.
+    The head uses BatchNorm1d even if the backbone uses InstanceNorm, which would turn a single vector into zeros.
 
     Args:
-        channels: c of the level.
-        width: that the pooled features are projected to first, so that levels can be compared with each other.
+        channels: c, channels of the level.
+        width: width of a first projection of the pooled features, which makes levels comparable.
     """
 
     def __init__(self, channels: int, width: int | None = None):
@@ -58,15 +58,15 @@ class ComparisonHead(nn.Module):
         channels = width or channels
         self.norm = nn.BatchNorm1d(channels)
         self.predictor = nn.Sequential(
-            nn.Linear(channels, 2 * channels, bias=False),  # the BN after it has the bias
+            nn.Linear(channels, 2 * channels, bias=False),  # the next BN has the bias
             nn.BatchNorm1d(2 * channels),
             nn.ReLU(inplace=True),
             nn.Linear(2 * channels, channels),
         )
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, c, *) to v and p, each (B, c), or (B, width)."""
-        # float32 also under autocast: after InstanceNorm samples differ little, and BN would enlarge rounding errors
+        """Return v and p of (B, c, *), each (B, c) or (B, width)."""
+        # float32 even under autocast: after InstanceNorm samples differ little, and BN would enlarge rounding errors
         with nullcontext() if feature.is_meta else torch.autocast(feature.device.type, enabled=False):
             v = self.norm(self.project(feature.float().flatten(2).mean(2)))
             return v, self.predictor(v)

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
 def network_of_plan(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> tuple[Any, int]:
-    """Return the network of a plan's configuration with random weights, and its number of input channels."""
+    """Return the network of a plan's configuration, with random weights, and its number of input channels."""
     manager = PlansManager(deepcopy(plans))
     this = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, this, dataset_json)

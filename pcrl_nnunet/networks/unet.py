@@ -1,4 +1,4 @@
-"""nnU-Net's own U-Net, with its skip connections, as a network that restores images. B batch, C channels, * space."""
+"""nnU-Net's own U-Net with skip connections, as a network that restores images. B: batch, C: channels, *: space."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pcrl_nnunet.networks.decoder import encoder_of, seg_layers_of
 
 
 class RestoringUNet(nn.Module):
-    """The encoder and the decoder of a plan's network, and an output of image channels after its last stage.
+    """The encoder and decoder of a plan's network, with an output of image channels after the last stage.
 
-    It shares the parameters of the plan's network. The segmentation layers have no part in it.
+    It shares the parameters of the plan's network, without the segmentation layers.
 
     Args:
-        network: of the plan.
-        channels: C of the image.
+        network: network of the plan.
+        channels: C, channels of the image.
     """
 
     def __init__(self, network: Any, channels: int) -> None:
@@ -34,7 +34,7 @@ class RestoringUNet(nn.Module):
         self.output = self.encoder.conv_op(layers[-1].in_channels, channels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *) to (B, C, *); sizes are multiples of the strides, as in nnU-Net."""
+        """Restore (B, C, *) from (B, C, *). Sizes are multiples of the strides, as in nnU-Net."""
         *skips, x = self.encoder(image)
         for up, stage, skip in zip(self.transpconvs, self.stages, reversed(skips), strict=True):
             x = stage(torch.cat((up(x), skip), 1))

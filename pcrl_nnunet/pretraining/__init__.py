@@ -1,1 +1,1 @@
-"""A pretraining: its cases, how it starts, and what watches it."""
+"""A pretraining: its cases, start, steps, monitor and result."""

@@ -1,4 +1,4 @@
-"""The cases of a pretraining: which there are, and which a fold leaves out."""
+"""The cases of a pretraining, and the cases that a fold leaves out."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from pcrl_nnunet.loading.splits import SPLITS, fold_of
 from pcrl_nnunet.plans import read_json, resolve
 from pcrl_nnunet.pretraining import distributed
 
-Place = tuple[str, str]  # nnUNet_preprocessed/DatasetXXX_NAME, and the identifier of the data in it
-Others = Mapping[str, tuple[Place, str]]  # of further datasets by name: where the cases are, `checkpoint.plans_hash`
+Place = tuple[str, str]  # nnUNet_preprocessed/DatasetXXX_NAME, and the data identifier in it
+Others = Mapping[str, tuple[Place, str]]  # further datasets by name: the cases' place, `checkpoint.plans_hash`
 
 
 @dataclass(frozen=True)
 class PretrainingCases:
-    """The cases that a pretraining sees, and those that it leaves out.
+    """The cases that a pretraining sees, and the cases that it leaves out.
 
     Attributes:
         dataset: name of the plan's dataset.
         labelled, unlabelled: cases of that dataset.
         others: cases of further datasets, by the dataset's name.
-        fold: number of the fold that is left out, or ``all``, which leaves out none.
+        fold: number of the fold whose validation cases are left out; ``all`` leaves out none.
         held_out_cases: the fold's validation cases.
-        copies: the original's name for the name of each case that is left out as a copy of a validation case.
-        target: dataset whose network is pretrained and whose folds count, where it is another one.
+        copies: cases that are left out as copies of a validation case: the original's name by the copy's name.
+        target: the dataset of the network and of the folds, if it differs from `dataset`.
         other_plans: `checkpoint.plans_hash` of the further datasets' plans, by the dataset's name.
     """
 
@@ -80,7 +80,7 @@ class PretrainingCases:
         return "\n".join(lines)
 
     def note_on_fold(self) -> str:
-        """A sentence about the validation cases; empty where no split concerns the cases."""
+        """A sentence about the validation cases; empty if no split applies."""
         whose = f" of {self.target}" if self.target else ""
         if self.fold != "all":
             if not self.held_out:
@@ -89,26 +89,24 @@ class PretrainingCases:
             copies = f", and {number} {'copy' if number == 1 else 'copies'} of them" if number else ""
             return f"The validation cases of fold {self.fold}{whose} are left out{copies}."
         if self.target:
-            return (
-                f"Copies of validation cases{whose} are seen, too, if there are any; -f N leaves out those of fold N."
-            )
-        return "The images of validation cases are seen, too; -f N leaves out those of fold N." if self.labelled else ""
+            return f"Copies of validation cases{whose} are seen, too, if there are any; -f N leaves out fold N's."
+        return "The images of validation cases are seen, too; -f N leaves out fold N's." if self.labelled else ""
 
     @classmethod
     def find(
         cls, plans: Mapping[str, Any], configuration: str, fold: int | str, others: Others = MappingProxyType({})
     ) -> PretrainingCases:
-        """Look for the preprocessed cases, and leave out the fold's validation cases with all copies of them.
+        """Find the preprocessed cases, and leave out the fold's validation cases and all copies of them.
 
-        Unlabelled cases alone will do. A fold needs labelled ones, of this dataset or of the target dataset.
+        Unlabelled cases alone are enough. A fold needs labelled cases of this dataset or of the target dataset.
 
         Args:
-            plans: of the first dataset. If it has a table of patients, its folds are made by patient, as a
-                classification does.
-            others: where the cases of further datasets are, and by which plan.
+            plans: plan of the first dataset. If the dataset has a table of patients, its folds are split by patient,
+                as in a classification.
+            others: places and plans of the further datasets' cases.
 
         Raises:
-            UserError: there are no cases, or no such fold; or the fold names cases that are not there.
+            UserError: there are no cases, the fold does not exist, or it names missing cases.
         """
         place = os.path.join(nnUNet_preprocessed, plans["dataset_name"]), _identifier(plans, configuration)
         target = plans.get(TARGET_KEY)
@@ -145,13 +143,13 @@ class PretrainingCases:
 
 
 def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
-    """Return the cases of several datasets with weights: a dataset is drawn by the square root of its size.
+    """Return the cases of several datasets, weighted so that a dataset is drawn by the square root of its size.
 
-    In proportion to the size itself, a large dataset would be nearly all that is seen. Drawn alike often, the few cases
-    of a small one would be seen again and again.
+    In proportion to size, a large dataset would fill nearly all samples. With equal weights, the few cases of a small
+    dataset would be seen again and again.
 
     Args:
-        datasets: by name. The cases of all but the first get the dataset's name before their own.
+        datasets: cases by dataset. Cases of all but the first dataset get the dataset's name as a prefix.
     """
     own = next(iter(datasets))
     return [
@@ -162,7 +160,7 @@ def of_several(datasets: Mapping[str, list[Case]]) -> list[Case]:
 
 
 def unpacked(cases: Sequence[Case], say: Callable[[str], None]) -> list[Case]:
-    """Make .npy of an older preprocessing's .npz, as nnU-Net does before it trains: of these, boxes can be read."""
+    """Unpack an older preprocessing's .npz to .npy, as nnU-Net does before training: boxes can be read from .npy."""
     if not any(case.path.endswith(".npz") for case in cases):
         return list(cases)
     say("Unpacking the .npz files of an older preprocessing")
@@ -178,7 +176,7 @@ def _identifier(plans: Mapping[str, Any], configuration: str) -> str:
 
 
 def _cases_in(place: Place) -> tuple[list[Case], list[Case]]:
-    """Find the labelled and the unlabelled cases; either may be missing, not both."""
+    """Find the labelled and the unlabelled cases; one of the two may be missing."""
     unlabelled = unlabelled_cases(*place)
     own = os.path.join(*place)
     return [] if unlabelled and not os.path.isdir(own) else find_cases(own), unlabelled
@@ -187,8 +185,8 @@ def _cases_in(place: Place) -> tuple[list[Case], list[Case]]:
 def _validation_cases(plans: Mapping[str, Any], place: Place, fold: int, labelled: Sequence[Case]) -> set[Case]:
     if not labelled:
         raise UserError(
-            f"fold {fold} was asked for, and there are only unlabelled cases, which no split leaves out, in "
-            f"{unlabelled_folder(*place)}; leave -f out"
+            f"fold {fold} was asked for, but {unlabelled_folder(*place)} has only unlabelled cases, which belong to no "
+            f"fold; leave -f out"
         )
     folder, names = place[0], [case.name for case in labelled]
     _split_by_patient(folder, names, plans)
@@ -197,7 +195,7 @@ def _validation_cases(plans: Mapping[str, Any], place: Place, fold: int, labelle
 
 
 def _validation_cases_of_target(target: Mapping[str, str], configuration: str, fold: int) -> set[Case]:
-    """Find the validation cases of the dataset that is pretrained for, whose copies another dataset may have."""
+    """Find the validation cases of the target dataset; another dataset may have copies of them."""
     folder = os.path.join(nnUNet_preprocessed, target["dataset_name"])
     plans = read_json(os.path.join(folder, f"{target['plans_name']}.json"), "plan that dataset again")
     identifier = _identifier(plans, configuration)
@@ -205,18 +203,18 @@ def _validation_cases_of_target(target: Mapping[str, str], configuration: str, f
         cases = find_cases(os.path.join(folder, identifier))
     except UserError as error:
         raise UserError(
-            f"fold {fold} of {target['dataset_name']} was asked for, and its cases, copies of which would be left out, "
+            f"fold {fold} of {target['dataset_name']} was asked for, but its cases, which are needed to find copies, "
             f"are not in {os.path.join(folder, identifier)}; preprocess them with nnUNetv2_preprocess, or leave -f out"
         ) from error
     return _validation_cases(plans, (folder, identifier), fold, cases)
 
 
 def _split_by_patient(folder: str, names: list[str], plans: Mapping[str, Any]) -> None:
-    """Make the split of a dataset that has a table for classification with patients, unless there is one.
+    """Write the split of a dataset with a classification table of patients, unless the split exists.
 
-    A classification would make the same. nnU-Net's own split, by case, has patients on both sides.
+    A classification would write the same split. nnU-Net's own split by case puts patients on both sides.
     """
-    if os.path.isfile(os.path.join(folder, SPLITS)):  # whatever the table says: a segmentation may have no use for it
+    if os.path.isfile(os.path.join(folder, SPLITS)):  # takes precedence over the table, which a segmentation may ignore
         return
     raw = os.path.join(nnUNet_raw, plans["dataset_name"]) if nnUNet_raw.is_set() else None
     if any(os.path.isfile(os.path.join(place, file)) for place in (folder, raw) if place for file in FILES.values()):

@@ -1,7 +1,7 @@
-"""One training on several processes (ranks), each with a part of every batch.
+"""Training on several processes (ranks), each with a part of every batch.
 
-Without a process group all functions do what one process needs. In one, the sums over ranks make the training that of
-one process with the same batch, up to the order in which floats are added.
+Without a process group all functions work for a single process. In a group, sums over ranks make the training equal to
+a single process with the same batch, up to the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _T = TypeVar("_T")
 
 
 def launched() -> bool:
-    """Tell if torchrun or `-num_gpus` has started this process as one of several."""
+    """Tell if torchrun or `-num_gpus` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; a cluster may allot fewer than the machine has."""
+    """Return the number of cores that this process may use; a cluster may allot only some of the machine's cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -39,12 +39,12 @@ def is_distributed() -> bool:
 
 
 def rank() -> int:
-    """Return the number of this process; process 0 writes."""
+    """Return the number of this process; only process 0 writes."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -55,10 +55,10 @@ def local_rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes, if this one was launched with any; all but the first are silent.
+    """Join the other processes, if there are any. All processes but the first are silent.
 
     Yields:
-        this process's device: of GPUs the one with its number on the machine.
+        this process's device: the GPU with the process's number on the machine.
     """
     if not launched():
         yield device
@@ -66,17 +66,17 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     of_rank = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
     if of_rank.type == "cuda":
         torch.cuda.set_device(of_rank)
-    # ranks wait for the first one's unpacking of old preprocessed data, preparation, report and files
+    # ranks wait while the first rank unpacks old data, prepares, and writes report and files
     dist.init_process_group("nccl" if of_rank.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         if rank() == 0:
             yield of_rank
         else:
-            os.environ["nnUNet_wandb_enabled"] = "0"  # the run is listed once
+            os.environ["nnUNet_wandb_enabled"] = "0"  # list the run once
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 yield of_rank
     except UserError:
-        raise  # the group ends with the process: before, the others' errors would be said instead of this one
+        raise  # the group ends with the process: ending it now would show the others' errors instead of this one
     except BaseException:
         dist.destroy_process_group()
         raise
@@ -84,20 +84,20 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def part_of(batch_size: int, least: int = 1) -> tuple[int, int]:
-    """Return the first sample and the number of samples of this rank's part; raises `UserError` as `largest_part`."""
+    """Return the first sample and the number of samples of this rank's part. Raise `UserError` as `largest_part`."""
     largest_part(batch_size, world_size(), least)
     first, last = (batch_size * number // world_size() for number in (rank(), rank() + 1))
     return first, last - first
 
 
 def largest_part(batch_size: int, ranks: int, least: int = 1) -> int:
-    """Return the number of samples of the rank with the most.
+    """Return the largest number of samples of any rank.
 
     Args:
         least: number of samples that each rank needs.
 
     Raises:
-        UserError: there are too few for this number of ranks.
+        UserError: there are too few samples for this number of ranks.
     """
     if batch_size < least * ranks:
         raise UserError(
@@ -108,7 +108,7 @@ def largest_part(batch_size: int, ranks: int, least: int = 1) -> int:
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum over ranks, without gradient."""
+    """Return the sum over ranks, without gradient."""
     values = values.detach().clone()
     if is_distributed():
         dist.all_reduce(values)
@@ -121,7 +121,7 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum over ranks, in place. Which parameters have gradients follows from what is drawn, the same on all ranks."""
+    """Sum gradients over ranks, in place. All ranks draw the same choices, so the same parameters have gradients."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not is_distributed() or not gradients:
         return
@@ -132,7 +132,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def of_first_rank(make: Callable[[], _T]) -> _T:
-    """Call a function on the first rank alone. Returns its result, or raises its `UserError`, on every rank."""
+    """Call a function on the first rank only, and return its result or raise its `UserError` on every rank."""
     if not is_distributed():
         return make()
     holder: list[Any] = [None, None]
@@ -149,13 +149,13 @@ def of_first_rank(make: Callable[[], _T]) -> _T:
 
 
 def wait_for_all() -> None:
-    """Until every rank is here."""
+    """Wait until every rank is here."""
     if is_distributed():
         dist.barrier()
 
 
 def of_all_ranks(value: _T) -> list[_T]:
-    """Every rank's value, by rank."""
+    """Return every rank's value, by rank."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -164,27 +164,27 @@ def of_all_ranks(value: _T) -> list[_T]:
 
 
 def require_same(what: str, value: str) -> None:
-    """Raises `UserError`, on all ranks, unless they have the same value."""
+    """Raise `UserError` on all ranks unless they have the same value."""
     values = of_all_ranks(value)
     differing = [number for number, other in enumerate(values) if other != values[0]]
     if differing:
         raise UserError(
-            f"the {what} of rank 0 are not those of rank {', '.join(map(str, differing))}: every machine needs the "
-            f"same plans and preprocessed data, and the same version of pcrl_nnunet"
+            f"rank 0 and rank {', '.join(map(str, differing))} have different {what}: every machine needs the same "
+            f"plans and preprocessed data, and the same version of pcrl_nnunet"
         )
 
 
 def same_weights(network: nn.Module) -> None:
-    """Give all ranks the weights of the first."""
+    """Give all ranks the weights of the first rank."""
     if is_distributed():
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
 def synchronise_batch_norms(network: nn.Module) -> None:
-    """Let every batch norm normalise over the samples of all ranks, in place, on any device.
+    """Make every batch norm normalise over the samples of all ranks, in place, on any device.
 
-    torch's SyncBatchNorm has no CPU, and its conversion puts two modules in the place of one that has two names.
+    torch's SyncBatchNorm does not run on a CPU, and its conversion replaces a module with two names by two modules.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -192,18 +192,18 @@ def synchronise_batch_norms(network: nn.Module) -> None:
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch norm of all ranks' samples while training: mean and variance of c channels come from an all-gather."""
+    """Batch norm over all ranks' samples while training. An all-gather gives mean and variance of c channels."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # any number of dimensions
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, c, *) to (B, c, *)."""
+        """Normalise (B, c, *) to (B, c, *)."""
         if not self.training or not is_distributed():
             return super().forward(input)
         others = [0, *range(2, input.ndim)]
         variance, mean = torch.var_mean(input.float(), others, correction=0)
-        number = mean.new_tensor([input.numel() / input.shape[1]])  # of values a channel, which ranks may have more of
+        number = mean.new_tensor([input.numel() / input.shape[1]])  # values for each channel; ranks may differ
         of_ranks: Tensor = AllGatherGrad.apply(torch.cat([mean, variance, number]))
         means, variances, numbers = of_ranks.split([len(mean), len(mean), 1], 1)
         share = numbers / numbers.sum()
@@ -216,7 +216,7 @@ class SyncedBatchNorm(_BatchNorm):
         return (output + self.bias.view(shape) if self.affine else output).to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor, number: Tensor) -> None:
-        """Running statistics, as nn.BatchNorm keeps them: of the unbiased variance."""
+        """Update the running statistics like nn.BatchNorm, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

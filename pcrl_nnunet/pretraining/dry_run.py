@@ -1,4 +1,4 @@
-"""A few real steps of a pretraining, which tell its sizes, memory and hours (``--dry_run``)."""
+"""A few real steps of a pretraining, which measure its sizes, memory and hours (``--dry_run``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 from pcrl_nnunet.views import kernels
 
 NUM_PICTURES = 3
-PICTURE = "views_of_"  # begins the names of pictures
+PICTURE = "views_of_"  # prefix of the pictures' names
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Measurement:
     trainer: Any
     loader: ViewLoader
     batch_size: int  # of one process
-    estimated_bytes: int | None  # peak of the network; None: it cannot be told from shapes alone
+    estimated_bytes: int | None  # peak of the network; None: shapes alone do not tell it
     peak_bytes: float  # on the GPU, or of the process
-    preparing: float  # seconds of the method's stage before the training; 0: it has none
-    loading: float  # seconds a batch takes one worker
+    preparing: float  # seconds of the method's stage before the training; 0: no such stage
+    loading: float  # seconds that one worker needs for a batch
     seconds_a_step: float
 
 
@@ -47,16 +47,16 @@ def measured(
     draw_views: Callable[[ViewLoader, Mapping[str, Any]], None] | None = None,
     processes: int = 1,
 ) -> Measurement:
-    """Do one step of each variant on the device, in a results folder that is thrown away.
+    """Do one step of each variant on the device, in a temporary results folder.
 
     Args:
         make_trainer: makes the trainer of the pretraining.
         draw_views: draws the views of a few cases, from the loader and the dataset.json.
-        processes: that share a batch. The part of one is measured, without what they exchange.
+        processes: number of processes that share a batch. One process's part is measured, without communication.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
-        os.environ["nnUNet_wandb_enabled"] = "0"  # this is no run to be listed
+        os.environ["nnUNet_wandb_enabled"] = "0"  # do not list this run
         trainer = make_trainer()
         trainer.initialize()
         preparing = 0.0
@@ -69,7 +69,7 @@ def measured(
         workers = get_allowed_n_proc_DA()
         estimate = estimated_peak(trainer.network, views.arrays, number, settings.optimizer)
         loader = ViewLoader(trainer.cases, views, number, settings.seed)
-        kernels.compile_all()  # once a training, not once a batch
+        kernels.compile_all()  # compiled once for a training, so it must not count as part of a batch
         start = time()
         next(loader)
         loading = time() - start
@@ -80,7 +80,7 @@ def measured(
         )
         variants = trainer.network.variants()
         try:
-            # the dearest first: it needs the most memory, and warms up
+            # the most expensive variant first: it needs the most memory, and warms up
             trainer.train_step(next(trainer.dataloader_train), 0, variants[-1])
             seconds = []
             for drawn in variants:
@@ -90,8 +90,8 @@ def measured(
         finally:
             trainer.dataloader_train.close()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
-    # the queues of the workers were full: in the long run a step takes no less than its batch
-    # (without workers the batch was made within the step)
+    # the workers' queues were full: in the long run a step takes at least as long as its batch
+    # (without workers, the step includes making the batch)
     a_step = max(sum(seconds) / len(seconds), loading / max(1, workers))
     return Measurement(trainer, loader, number, estimate, peak, preparing, loading, a_step)
 
@@ -109,8 +109,8 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
     }
     yield from (_line(name, text) for name, text in facts.items() if text)
     if processes > 1:
-        yield _line("processes", f"{processes}; memory and time are of one of them, with {found.batch_size} of these")
-        yield _line("", "samples, without the exchange of gradients")
+        yield _line("processes", f"{processes}; memory and time are for one process with {found.batch_size} samples,")
+        yield _line("", "without the exchange of gradients")
     yield _line("length", f"{settings.epochs} epochs of {settings.iters_per_epoch} steps")
     if prepares(method):
         yield _line("before the training", f"{found.preparing / 60:.1f} minutes in which {method.title} prepares it")
@@ -130,7 +130,7 @@ def _line(name: str, text: str) -> str:
 
 
 def _peak_of_process() -> float:
-    """Return bytes; not a number where the system does not say (Windows)."""
+    """Return the peak memory in bytes; NaN if the system does not tell it (Windows)."""
     try:
         import resource
     except ImportError:
@@ -139,10 +139,10 @@ def _peak_of_process() -> float:
 
 
 def draw_views(loader: ViewLoader, dataset_json: Mapping[str, Any], folder: str, draw: Callable[..., None]) -> None:
-    """Draw one picture a case, for a few cases, evenly from first to last.
+    """Draw a picture of each of a few cases, evenly from first to last.
 
     Args:
-        folder: for the pictures; those of an earlier dry run are replaced.
+        folder: folder for the pictures; pictures of an earlier dry run are replaced.
         draw: `report.pictures.views_of_a_case`.
     """
     with writing(f"the pictures in {folder}", "run this in a folder that you may write to"):

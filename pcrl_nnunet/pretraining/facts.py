@@ -1,4 +1,4 @@
-"""A pretraining as far as it has come: what its checkpoint and its report are about."""
+"""The current facts of a pretraining, for its checkpoint and its report."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pcrl_nnunet.pretraining.request import Request
 
 @dataclass(frozen=True)
 class Facts:
-    """A pretraining as far as it has come.
+    """The current facts of a pretraining.
 
     Attributes:
-        folder: of the output.
-        cases: as they are read.
-        plan_network: the plan's own network, which shares what is trained with the method.
+        folder: the output folder.
+        cases: the cases as they are read.
+        plan_network: the plan's own network, which shares trained weights with the method.
         network: the method with its weights.
-        channels: of the images.
-        loader: of the training's samples.
-        init: what is known of the checkpoint that the training started from.
-        steps: done.
-        log: an epoch a value, by name.
+        channels: names of the images' channels.
+        loader: loader of the training's samples.
+        init: facts about the checkpoint that the training started from.
+        steps: number of finished steps.
+        log: values by name, one for each epoch.
         say: writes a line to the training's log.
     """
 
@@ -47,5 +47,5 @@ class Facts:
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that are complete."""
+        """Number of complete epochs."""
         return self.steps // self.request.settings.iters_per_epoch

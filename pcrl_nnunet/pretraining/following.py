@@ -15,11 +15,11 @@ from pcrl_nnunet.transfer.find import methods_in
 
 
 def next_command(request: Request, final: str, device: str) -> str:
-    """Return a line that says what to do with a finished pretraining.
+    """Return a line with the command to run after a pretraining.
 
     Args:
-        final: path of its checkpoint.
-        device: its type.
+        final: path of the pretraining's checkpoint.
+        device: type of its device.
     """
     plans, configuration, fold = request.plan.plans, request.plan.configuration, request.fold
     if TARGET_KEY in plans:

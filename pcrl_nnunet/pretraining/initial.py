@@ -20,16 +20,16 @@ KNOWN = ("method", "datasets", "configuration", "fold", "epochs", "cases")
 def load_initial(
     path: str, plan_network: nn.Module, method: Method, plan: PlannedConfiguration
 ) -> tuple[dict[str, Any], list[str]]:
-    """Load what a checkpoint's method trained of the plan's network, and of the same method its own weights.
+    """Load a checkpoint's trained weights into the plan's network, and the method's own weights if the methods agree.
 
     Args:
-        path: of the checkpoint.
-        plan_network: whose encoder the method trains.
-        method: on the plan's network.
-        plan: of the pretraining.
+        path: path of the checkpoint.
+        plan_network: the plan's network, whose encoder the method trains.
+        method: the method on the plan's network.
+        plan: the pretraining's plan.
 
     Returns:
-        What is known of the checkpoint, and lines for the log.
+        Facts about the checkpoint, and lines for the log.
 
     Raises:
         UserError: the encoder does not fit the plan's network.
@@ -42,7 +42,7 @@ def load_initial(
         raise UserError(f"-init {path}: {error}") from error
     own, given = method.state_dict(), content.get("method_weights", {})
     fitting = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
-    # modules are counted from the coarsest level: with other stages, or of another method, their names mean others
+    # names count modules from the coarsest level: with other stages or methods the same name means another module
     if content["method"] != method.name or decoder_levels(given) != decoder_levels(own):
         fitting = {}
     if content["method"] == method.name:

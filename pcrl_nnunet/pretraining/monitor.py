@@ -1,6 +1,6 @@
-"""Is it learning? The quantities of an epoch's steps, and the verdict on them.
+"""The monitor's answer to "Is it learning?": an epoch's quantities, and the verdict on them.
 
-K vectors, c channels of a feature.
+K: vectors, c: channels of a feature.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from pcrl_nnunet.methods.base import StepOutput
 from pcrl_nnunet.methods.quantities import EARLY_STEPS, Alarm, Quantity
 
-KEPT_VECTORS = 512  # a group and epoch, for spread and rank
+KEPT_VECTORS = 512  # for each group and epoch, for spread and rank
 
-Summary = Mapping[str, Mapping[str, float]]  # the monitor's values: by quantity and group, the mean over an epoch
+Summary = Mapping[str, Mapping[str, float]]  # the monitor's values: the mean over an epoch, by quantity and group
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Verdict:
     Attributes:
         state: "alarm" if there is an alarm; "learning" if every quantity shows it; else "too early".
         text: the answer as a sentence.
-        alarms: sentences that say what fails in which group, and what to do.
+        alarms: sentences that name the failure and the group, and say what to do.
     """
 
     state: Literal["too early", "learning", "alarm"]
@@ -35,17 +35,16 @@ class Verdict:
 
 
 def judge(summary: Summary, steps_done: int, quantities: Sequence[Quantity]) -> Verdict:
-    """Say whether a pretraining learns. The log, the report and everybody else ask this function.
+    """Judge whether a pretraining learns. The log, the report and all others call this function.
 
     - Under 200 steps it is too early to tell.
-    - A failure of a quantity is an alarm from the number of steps on that the quantity says. Before, it means that it
-      is too early to tell.
-    - It learns if nothing fails.
+    - Each quantity sets a number of steps. From then on, a failure is an alarm; before, it is too early to tell.
+    - If nothing fails, the pretraining learns.
 
     Args:
-        summary: of the last epoch, as `Monitor.summary` gives it.
-        steps_done: since the training began.
-        quantities: of the method.
+        summary: result of `Monitor.summary` for the last epoch.
+        steps_done: number of steps since the training began.
+        quantities: the method's quantities.
     """
     found = _failures(summary, quantities)
     alarms = tuple(text for needed, text in found if steps_done >= needed)
@@ -61,7 +60,7 @@ def judge(summary: Summary, steps_done: int, quantities: Sequence[Quantity]) -> 
 
 
 def _failures(summary: Summary, quantities: Sequence[Quantity]) -> list[Alarm]:
-    """Return what an epoch failed at, each with the number of steps from which on it is an alarm."""
+    """Return an epoch's failures. Each holds the number of steps from which it is an alarm."""
     found = []
     for quantity in quantities:
         for group in summary.get(quantity.name, {}):
@@ -71,10 +70,10 @@ def _failures(summary: Summary, quantities: Sequence[Quantity]) -> list[Alarm]:
 
 
 class Monitor:
-    """Collects one epoch's steps by group; `summary` gives their means, which `judge` judges.
+    """A collector of one epoch's steps by group. `summary` returns their means, and `judge` judges the means.
 
     Attributes:
-        collected: plain values and tensors, which a training that goes on takes over.
+        collected: plain values and tensors, which a resumed training takes over.
     """
 
     def __init__(self, quantities: Sequence[Quantity]) -> None:
@@ -86,7 +85,7 @@ class Monitor:
         self.collected: dict[str, dict[str, Any]] = {"vectors": {}, "values": {}}
 
     def update(self, output: StepOutput) -> None:
-        """Take one step."""
+        """Collect one step."""
         for name, of_groups in output.values.items():
             for group, value in of_groups.items():
                 self.collected["values"].setdefault(name, {}).setdefault(group, []).append(float(value))
@@ -96,7 +95,7 @@ class Monitor:
                 kept.append(vectors.float().cpu())
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Return the means by quantity and group; groups that no step of the epoch had are absent."""
+        """Return the means by quantity and group, without groups that no step of the epoch had."""
         vectors = {group: torch.cat(v) for group, v in sorted(self.collected["vectors"].items(), key=_natural)}
         means: dict[str, dict[str, float]] = {}
         for quantity in self.quantities:
@@ -109,5 +108,5 @@ class Monitor:
 
 
 def _natural(item: tuple[str, Any]) -> tuple[int, str]:
-    """Sort "level 2" before "level 10"."""
+    """Return a key that sorts "level 2" before "level 10"."""
     return len(item[0]), item[0]

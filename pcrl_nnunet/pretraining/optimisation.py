@@ -1,4 +1,4 @@
-"""The optimiser of a pretraining, its learning rates, and the clipping of its gradients."""
+"""The optimiser of a pretraining, its learning rates and gradient clipping."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pcrl_nnunet.methods.base import ParameterGroup
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 
-GRADIENT_CLIP = 12  # nnU-Net's
+GRADIENT_CLIP = 12  # nnU-Net's value
 
 
 class CosineDecay(CosineAnnealingLR):
-    """A cosine decay to 0 over all steps. The rate of a parameter group with ``decays`` False stays."""
+    """A cosine decay to 0 over all steps. A parameter group with ``decays`` False keeps its rate."""
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rates of the next step."""
@@ -40,7 +40,7 @@ def optimiser(groups: Sequence[ParameterGroup], settings: PretrainSettings) -> t
 
 
 def clip(groups: Sequence[ParameterGroup]) -> Tensor:
-    """Clip the gradients in place; return their norm before. Groups with a ``clip`` of their own are clipped alone."""
+    """Clip the gradients in place, and return the norm before. A group with its own ``clip`` is clipped separately."""
     together = [parameter for group in groups if group.clip is None for parameter in group.parameters]
     norms = [torch.nn.utils.clip_grad_norm_(together, GRADIENT_CLIP)]
     norms += [
@@ -48,5 +48,5 @@ def clip(groups: Sequence[ParameterGroup]) -> Tensor:
     ]
     if len(norms) == 1:
         return norms[0]
-    device = groups[0].parameters[0].device  # where a group has no gradient, torch gives 0 on the CPU
+    device = groups[0].parameters[0].device  # torch returns 0 on the CPU for a group without gradients
     return torch.stack([norm.to(device) for norm in norms]).norm()

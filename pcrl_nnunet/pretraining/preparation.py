@@ -31,15 +31,15 @@ def prepared(
     folder: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return what the method has prepared. The first process prepares; a training that goes on reads the file.
+    """Return the method's preparation. The first process prepares; a resumed training reads the file.
 
     Args:
-        agreement: settings, plan and cases of the training. The file of a training with others is made anew.
-        folder: of the training's output.
+        agreement: settings, plan and cases of the training. If they differ from the file's, the file is made anew.
+        folder: the training's output folder.
         say: writes a line to the log.
 
     Raises:
-        UserError: the file is damaged, or cannot be written.
+        UserError: the file is damaged or cannot be written.
     """
     if not prepares(method):
         return {}
@@ -55,23 +55,23 @@ def prepared(
             made = make_anew(method, preparation)
             content = {"format": FORMAT, "of_training": of_training, "prepared": _converted(made, _as_tensor)}
             checkpoint.write(path, content)
-        # checkpoints hold tensors, and views work with arrays
+        # checkpoints hold tensors, views use arrays
         return _converted(content["prepared"], _as_array)
 
     return distributed.of_first_rank(make)
 
 
 def refuse_another_preparation(now: Mapping[str, Any], before: str | None, folder: str) -> None:
-    """Raise `UserError` where a training would go on with something else than it began with.
+    """Raise `UserError` if a training would resume with another preparation than it began with.
 
     Args:
-        now: what the method has prepared.
-        before: `fingerprint_of` what the training began with; None: it begins.
+        now: the method's preparation.
+        before: `fingerprint_of` the preparation at the beginning; None: the training begins.
     """
     if before not in (None, fingerprint_of(now)):
         raise UserError(
-            f"the method has prepared something else than the training in {folder} began with; bring back its "
-            f"{PREPARED} and the cases as they were, or start anew with --overwrite in the place of --c"
+            f"the method's preparation differs from the one that the training in {folder} began with; restore its "
+            f"{PREPARED} and the cases, or start anew with --overwrite instead of --c"
         )
 
 
@@ -99,10 +99,10 @@ def fingerprint_of(value: Any) -> str:
 
 
 def make_anew(method: type[Method], preparation: Preparation) -> dict[str, Any]:
-    """Call `Method.prepare`. What it draws and trains changes nothing of the training that follows.
+    """Call `Method.prepare` without any effect on the training that follows.
 
     Raises:
-        TypeError: it returns something else than plain values and arrays of numbers.
+        TypeError: the method returns anything but plain values and arrays of numbers.
     """
     devices = [preparation.device] if preparation.device.type == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -1,4 +1,4 @@
-"""Several processes of this machine that share a training (``-num_gpus``)."""
+"""The processes of this machine that share a training (``-num_gpus``)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nnunetv2.run.run_training import find_free_network_port
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.pretraining import distributed
 
-GRACE = 5  # seconds, for the other processes to end in order after the first that fails
+GRACE = 5  # seconds that the other processes have to end in order after the first failure
 
 
 def to_start(number: int, device: torch.device) -> bool:
-    """Tell whether this process has to start the processes that share a training.
+    """Tell whether this process has to start the processes of a training.
 
     Args:
-        number: of processes.
+        number: number of processes.
 
     Raises:
-        UserError: there are not so many GPUs, or torchrun has started the processes.
+        UserError: there are too few GPUs, or torchrun has started the processes.
     """
     if number < 1:
         raise UserError(f"-num_gpus is {number}; expected 1 or more")
@@ -42,8 +42,8 @@ def to_start(number: int, device: torch.device) -> bool:
 
 
 def start(run: Callable[[Any], None], argument: Any, number: int) -> None:
-    """Call a function in so many processes, and wait for them. The first error that a user caused is raised here."""
-    # they read it when they import torch
+    """Call a function in `number` processes, and wait for them. The first `UserError` is raised here."""
+    # the processes read it when they import torch
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, distributed.cores() // number)))
     variables = {
         "MASTER_ADDR": "127.0.0.1",
@@ -57,12 +57,12 @@ def start(run: Callable[[Any], None], argument: Any, number: int) -> None:
         while not ranks.join(grace_period=GRACE):
             pass
     except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
-        if not errors.empty():  # of the first that failed; others then fail for want of it
+        if not errors.empty():  # the error of the first failure; the others fail as a consequence
             raise UserError(errors.get()) from None
         if isinstance(error, torch.multiprocessing.ProcessRaisedException):
             raise
         raise UserError(
-            f"{error} (see above for what it said); the training has ended, and its state of the last epoch is kept: "
+            f"{error} (see its output above); the training has ended, and its state of the last epoch is kept: "
             f"continue with --c"
         ) from None
     finally:
@@ -70,7 +70,7 @@ def start(run: Callable[[Any], None], argument: Any, number: int) -> None:
 
 
 def _rank(number: int, run: Callable[[Any], None], argument: Any, variables: dict[str, str], errors: Any) -> None:
-    """Run one of the processes."""
+    """Run one process."""
     os.environ |= {**variables, "RANK": str(number), "LOCAL_RANK": str(number)}
     try:
         run(argument)

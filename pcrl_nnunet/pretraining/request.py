@@ -1,4 +1,4 @@
-"""The checks of a pretraining that was asked for, before anything is written."""
+"""A requested pretraining, and the checks before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pcrl_nnunet.transfer.shapes import check_architecture
 
 @dataclass(frozen=True)
 class Request:
-    """A pretraining that was asked for."""
+    """A requested pretraining."""
 
     plan: PlannedConfiguration
     fold: int | str
@@ -37,11 +37,11 @@ class Request:
     def of_plan(
         cls, plan: PlannedConfiguration, fold: int | str, others: Others = MappingProxyType({}), **overrides: Any
     ) -> Request:
-        """Return a pretraining from the first step on, with the settings in effect and the cases.
+        """Return a pretraining from the first step, with its cases and the settings in effect.
 
         Args:
             others: see `other_datasets`.
-            overrides: settings over those of the plan; None means not given.
+            overrides: settings that override the plan's; None means not given.
         """
         settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
         return cls(plan, fold, settings, PretrainingCases.find(plan.plans, plan.configuration, fold, others))
@@ -53,13 +53,13 @@ class Request:
 
     @property
     def finals(self) -> list[str]:
-        """Paths where the result may lie. Version 0.1.0 had a folder without a method's name for its one method."""
+        """Possible paths of the result. Version 0.1.0 had one method, and its folder had no method's name."""
         named = os.path.join(self.folder, checkpoint.FINAL)
         return [named, self.unnamed_final] if self.settings.method == METHOD_OF_0_1_0 else [named]
 
     @property
     def unnamed_final(self) -> str:
-        """Path of the result in the folder without a method's name, where pcrl_nnunet_transfer writes."""
+        """Path of the result in the folder without a method's name, to which pcrl_nnunet_transfer writes."""
         return os.path.join(self._folder_of(output_folder.PRETRAINER), checkpoint.FINAL)
 
     def _folder_of(self, trainer: str) -> str:
@@ -69,7 +69,7 @@ class Request:
         )
 
     def anew(self) -> Request:
-        """Return the same pretraining, from its first step."""
+        """Return the same pretraining from the first step."""
         return replace(self, init=None, continues=False, overwrite=False)
 
 
@@ -86,13 +86,13 @@ def other_datasets(
     """Find the preprocessed data of the datasets after the first.
 
     Args:
-        datasets: as ``-d`` has them.
-        target: as ``-target`` has it.
-        plans_name: as ``-p`` has it.
-        plan: of the first dataset.
+        datasets: value of ``-d``.
+        target: value of ``-target``.
+        plans_name: value of ``-p``.
+        plan: plan of the first dataset.
 
     Raises:
-        UserError: one of them is not prepared for the first's (or -target's) plan, or has other channels.
+        UserError: a dataset is not prepared for the first's (or -target's) plan, or has other channels.
     """
     found: dict[str, tuple[Place, str]] = {}
     for dataset in datasets[1:]:
@@ -119,7 +119,7 @@ def other_datasets(
 
 
 def check_initial(plan: PlannedConfiguration, path: str) -> None:
-    """Raise `UserError` for a checkpoint that could not be started from."""
+    """Raise `UserError` for a checkpoint that a pretraining cannot start from."""
     try:
         check_architecture(read_encoder(path), plan.plans, plan.configuration, plan.folder)
     except UserError as error:
@@ -127,7 +127,7 @@ def check_initial(plan: PlannedConfiguration, path: str) -> None:
 
 
 def refuse_initial_that_has_seen(path: str, cases: PretrainingCases) -> None:
-    """Raise `UserError` for an encoder that has seen the cases which this pretraining leaves out."""
+    """Raise `UserError` for an encoder that has seen cases which this pretraining leaves out."""
     seen = cases_seen(read_encoder(path), cases.target or cases.dataset, cases.held_out_cases)
     if seen:
         raise UserError(

@@ -25,7 +25,7 @@ PACKAGES = ("pcrl_nnunet", "nnunetv2", "torch", "batchgenerators", "dynamic_netw
 
 
 def weights(plan_network: nn.Module, method: Method) -> dict[str, Any]:
-    """Return the plan's network with what the method has trained of it, and the method's own weights.
+    """Return the plan's network with the weights that the method trained, and the method's own weights.
 
     A parameter of the plan's network is pretrained if the method trains it, and a buffer if the method holds it. All
     others are random.
@@ -53,10 +53,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def content(facts: Facts, summary: Summary) -> dict[str, Any]:
-    """Return the whole content.
+    """Return the whole content of the file.
 
     Args:
-        summary: of the last epoch, as the monitor gives it.
+        summary: the monitor's summary of the last epoch.
     """
     plan, network, settings = facts.request.plan, facts.network, facts.request.settings
     input_size = facts.loader.views.arrays[INPUT].shape[-len(plan.resolved["patch_size"]) :]
@@ -95,9 +95,9 @@ def content(facts: Facts, summary: Summary) -> dict[str, Any]:
 def cases_seen(
     cases: Sequence[Case], init: Mapping[str, Any] | None, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return name, path within nnUNet_preprocessed and fingerprint of the cases, and those that ``-init`` had seen.
+    """Return name, path within nnUNet_preprocessed and fingerprint of the cases, and the cases that ``-init`` had seen.
 
-    A case that has gone bad since it was seen must not cost the finished training: its fingerprint is None.
+    A case that was damaged after training must not cost the finished training: its fingerprint is None.
     """
 
     def of_case(case: Case) -> str | None:
@@ -107,7 +107,7 @@ def cases_seen(
             say(f"WARNING: the checkpoint knows a case by its name only: {error}")
             return None
 
-    with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:  # reading and hashing do not hold the interpreter
+    with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:  # reading and hashing release the GIL
         fingerprints = pool.map(of_case, cases)
     own = [
         {"name": case.name.rsplit("/", 1)[-1], "path": relative_path(case), "sha256": sha256}

@@ -1,11 +1,11 @@
-"""Settings of a pretraining: the shared ones, and the method's own.
+"""Settings of a pretraining: shared settings and the method's own.
 
-Everything has a default derived from the plan. A plan may carry a block that changes them::
+Every setting has a default from the plan. A block in the plan changes the defaults::
 
     "pcrl": {"pretrain": {"method": "pcrlv2", "epochs": 240, "pcrlv2": {"restoration": "full"},
                           "3d_fullres": {"batch_size": 16, "pcrlv2": {"views": {"num_local": 4}}}}}
 
-A block with the name of a configuration holds for that configuration alone.
+A block with the name of a configuration applies to that configuration only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WHERE = "pcrl.pretrain"
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """One pretraining. A step sees `batch_size` samples; an epoch has `iters_per_epoch` steps."""
+    """The settings of a pretraining. A step sees `batch_size` samples; an epoch has `iters_per_epoch` steps."""
 
     method: str
-    own: Any = field(metadata=NOT_IN_BLOCK)  # the method's: an instance of its `Settings`
+    own: Any = field(metadata=NOT_IN_BLOCK)  # the method's settings, an instance of its `Settings`
     batch_size: int = number(1, at_least=1)
     epochs: int = number(240, at_least=1)
     iters_per_epoch: int = number(250, at_least=1)
@@ -46,12 +46,12 @@ class PretrainSettings:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
+        """Number of steps of the whole training."""
         return self.epochs * self.iters_per_epoch
 
 
 def method_of(plan: Mapping[str, Any], name: str | None = None) -> type[Method]:
-    """Return the method that is asked for by name, else by the plan, else the default one."""
+    """Return the method with the given name, else the plan's method, else the default method."""
     given = part(pcrl_block(plan), "pretrain", "pcrl.").get("method", DEFAULT)
     if not isinstance(given, str):
         raise UserError(f"{WHERE}.method is {given!r}; expected one of {', '.join(names())}")
@@ -61,16 +61,16 @@ def method_of(plan: Mapping[str, Any], name: str | None = None) -> type[Method]:
 def pretrain_settings(
     plan: Mapping[str, Any], name: str, configuration: Mapping[str, Any], **overrides: Any
 ) -> PretrainSettings:
-    """Return the settings in effect: defaults by the plan, then its ``pcrl.pretrain`` part, then overrides.
+    """Return the settings in effect: defaults from the plan, then its ``pcrl.pretrain`` part, then overrides.
 
     Args:
         plan: nnU-Net's plan.
-        name: of the configuration, such as 3d_fullres.
-        configuration: what nnU-Net's `ConfigurationManager` holds for it (inheritance resolved).
+        name: name of the configuration, such as 3d_fullres.
+        configuration: content of nnU-Net's `ConfigurationManager` (inheritance resolved).
         overrides: fields of `PretrainSettings`; None means not given.
 
     Raises:
-        UserError: a setting is not known or out of its range.
+        UserError: a setting is unknown or out of range.
     """
     overrides = {key: value for key, value in overrides.items() if value is not None}
     method = method_of(plan, overrides.pop("method", None))
@@ -81,14 +81,14 @@ def pretrain_settings(
     blocks = {other: given.pop(other) for other in [*given] if other in known or isinstance(given[other], Mapping)}
     for other in blocks.keys() - known:
         raise UserError(
-            f"{WHERE}.{other} is a block for no method and for no configuration of the plan; expected one of "
+            f"{WHERE}.{other} names neither a method nor a configuration of the plan; expected one of "
             f"{', '.join([*names(), *plan['configurations']])}"
         )
     own, batch_size = method.configure(facts, part(blocks, method.name, f"{WHERE}."))
     wanted, defaults = {**given, **overrides}, dict(method.defaults)
     optimizer = wanted.get("optimizer", defaults.get("optimizer", "sgd"))
     if optimizer != defaults.get("optimizer", "sgd"):
-        defaults.pop("initial_lr", None)  # the rate of another optimizer
+        defaults.pop("initial_lr", None)  # the rate belongs to another optimizer
     if optimizer == "adamw":
         defaults.setdefault("initial_lr", ADAMW_LR)
     settings = replaced(PretrainSettings(method.name, own, batch_size), WHERE, {**defaults, **wanted})
@@ -102,7 +102,7 @@ def pretrain_settings(
 
 
 def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a block of settings with that of the configuration over it, and without those of the others."""
+    """Merge the configuration's block into a block of settings, and drop the blocks of other configurations."""
     shared = {key: value for key, value in given.items() if key not in plan["configurations"]}
     own = part(given, name, f"{WHERE}.")
     if "method" in own:
@@ -116,7 +116,7 @@ def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: s
 def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's settings in the form of `PretrainSettings.as_dict`.
 
-    Version 0.1.0 knew one method, whose settings lay among the shared ones.
+    Version 0.1.0 had one method, whose settings lay among the shared settings.
     """
     if "method" in settings:
         return dict(settings)

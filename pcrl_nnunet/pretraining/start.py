@@ -1,7 +1,7 @@
-"""How a pretraining starts: from nothing, from a state, in the place of another one, or not at all.
+"""The start of a pretraining: from nothing, from a state, in place of an earlier one, or a refusal.
 
-All of this is known before a trainer is built, as nnU-Net's trainers create and delete files at once. The folder is
-locked first. A refusal leaves it as it was.
+All checks run before a trainer is built, because nnU-Net's trainers create and delete files at once. The folder is
+locked first. A refusal leaves the folder unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pcrl_nnunet.pretraining.settings import in_present_form
 from pcrl_nnunet.pretraining.state import agreement, refuse_another
 from pcrl_nnunet.settings import differences, without_settings
 
-OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning takes
+OF_A_TRAINING = (  # in the output folder, besides the logs and the result
     *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
     *(PREPARED, "report.html", "progress.png", weights_and_biases.FOLDER),
 )
@@ -36,10 +36,10 @@ OF_A_TRAINING = (  # in the output folder, besides the logs and what fine-tuning
 
 @dataclass
 class Start:
-    """How it starts: with neither of the first two, from nothing."""
+    """The start of a pretraining. Without `finished` and `state` it starts from nothing."""
 
-    finished: str | None = None  # path of the result: there is nothing left to train
-    state: dict[str, Any] | None = None  # to go on from
+    finished: str | None = None  # path of the result, if the training is finished
+    state: dict[str, Any] | None = None  # to resume from
     state_path: str = ""
     lines: list[str] = field(default_factory=list)  # for the log
     log: str | None = None  # path, once there is a trainer
@@ -47,11 +47,11 @@ class Start:
 
 @contextmanager
 def starting(request: Request) -> Iterator[Start]:
-    """Lock the output folder, refuse or say how to start. After a `UserError` within, an unused folder goes again.
+    """Lock the output folder, and refuse or yield the start. A `UserError` within removes an unused folder again.
 
     Raises:
-        UserError: another pretraining is at work in the folder or has left its files there, the folder or the copy of
-            the plan cannot be written, or ``--c`` would go on with something else.
+        UserError: another pretraining works in the folder or has left files there; the folder or the copy of the plan
+            cannot be written; ``--c`` would continue something else.
     """
     folder, lock = request.folder, os.path.join(request.folder, LOCK)
     folder_was_there, lock_was_there = os.path.isdir(folder), os.path.exists(lock)
@@ -63,7 +63,7 @@ def starting(request: Request) -> Iterator[Start]:
                 yield from _locked_start(request)
             except UserError:
                 if not lock_was_there:
-                    with suppress(OSError):  # it has gone with the folder, or the folder has become read-only
+                    with suppress(OSError):  # the folder is gone or has become read-only
                         os.remove(lock)
                 raise
     except UserError:
@@ -112,13 +112,13 @@ def _how(request: Request) -> Start:
 
 
 def _refuse_fitted(final: str, plans_name: str) -> None:
-    """Raises `UserError` where the folder holds what `pcrl_nnunet_transfer` has written."""
+    """Raise `UserError` if the folder holds files of `pcrl_nnunet_transfer`."""
     try:
         fitted = os.path.isfile(final) and checkpoint.read(final).get("adapted")
     except UserError as error:
         if isinstance(error.__cause__, PermissionError):
             raise
-        return  # the file is damaged, or of another version: it is no reason to keep it in place
+        return  # a damaged file, or a file of another version, is no reason to refuse
     if fitted:
         raise UserError(
             f"{final} was fitted by pcrl_nnunet_transfer, and {plans_name} is the plan to fine-tune it with; to "
@@ -127,7 +127,7 @@ def _refuse_fitted(final: str, plans_name: str) -> None:
 
 
 def _refuse_earlier_state(request: Request) -> None:
-    """Raise `UserError` where version 0.1.0 has left an unfinished pretraining, which it alone can go on with."""
+    """Raise `UserError` for an unfinished pretraining of version 0.1.0, which only that version can continue."""
     if request.unnamed_final not in request.finals:
         return
     state = os.path.join(os.path.dirname(request.unnamed_final), checkpoint.LATEST)
@@ -139,7 +139,7 @@ def _refuse_earlier_state(request: Request) -> None:
 
 
 def _refuse_to_start_over(folder: str, states: list[str], finals: list[str]) -> None:
-    """Raise `UserError`, with the ways to go on, where a pretraining has left a state or a result."""
+    """Raise `UserError` if a pretraining has left a state or a result. The message names the ways to continue."""
     others = (
         f"pretrain beside it with -name NAME, or in its place with --overwrite, which keeps its files in "
         f"{_free_folder(folder)}"
@@ -169,7 +169,7 @@ def _from_nothing(request: Request) -> str:
 
 
 def _from_state(request: Request, latest: str, previous: str) -> Start:
-    """The latest training state, or, where that is damaged, the one before; `UserError` where both are."""
+    """Return the latest training state, or the state before if it is damaged. Raise `UserError` if both are."""
     start = Start(state_path=latest)
     try:
         start.state = checkpoint.read(latest, checkpoint.STATE_FORMAT)
@@ -179,24 +179,24 @@ def _from_state(request: Request, latest: str, previous: str) -> Start:
         start.state_path, start.state = previous, checkpoint.read(previous, checkpoint.STATE_FORMAT)
         start.lines.append(f"WARNING: {error}. Going on from the state before, {previous}, instead")
     refuse_another(start.state, agreement(request), start.state_path)
-    if start.lines and os.path.isfile(latest):  # else the next save would put it in the place of the good one
+    if start.lines and os.path.isfile(latest):  # else the next save would replace the good state by it
         os.replace(latest, os.path.join(request.folder, checkpoint.DAMAGED))
     return start
 
 
 def _check_finished(content: Mapping[str, Any], request: Request, path: str) -> None:
-    """Raises `UserError` where a finished pretraining is not the one that was asked for."""
+    """Raise `UserError` if a finished pretraining differs from the requested one."""
     then, now = in_present_form(content["settings"]), request.settings.as_dict()
     differing = [
         f"{name} {before}, now {after}"
         for name, (before, after) in differences(then, now).items()
-        if before is not None  # a setting that an older version did not have
+        if before is not None  # an older version lacks some settings
     ]
     _refuse_finished(path, "settings", "; ".join(differing))
     plans = [without_settings(plans) for plans in (content["plans"], request.plan.plans)]
     names = (name for name in sorted({*plans[0], *plans[1]}) if plans[0].get(name) != plans[1].get(name))
     _refuse_finished(path, "plans", ", ".join(names))
-    others = content.get("other_plans", {})  # a file from before has none
+    others = content.get("other_plans", {})  # an older file has none
     names = (name for name, plan in request.cases.other_plans.items() if others.get(name, plan) != plan)
     _refuse_finished(path, "plans of other datasets", ", ".join(names))
     num_own = len(content["cases"]) - len((content.get("init") or {"cases": ()})["cases"])
@@ -215,9 +215,9 @@ def _refuse_finished(path: str, what: str, differing: str) -> None:
 
 @contextmanager
 def _put_aside(folder: str, start: Start) -> Iterator[None]:
-    """Move the files of an earlier training into a folder of their own; its result also stays until there is a new one.
+    """Move an earlier training's files into their own folder. A copy of its result stays until there is a new result.
 
-    An error or a signal within, before the new training has written anything but its log, brings them back.
+    An error or a signal within restores the files, unless the new training has written more than its log.
     """
     logs = glob(os.path.join(escape(folder), output_folder.LOGS))
     names = [name for name in (*OF_A_TRAINING, *map(os.path.basename, logs)) if os.path.exists(f"{folder}/{name}")]
@@ -243,7 +243,7 @@ def _put_aside(folder: str, start: Start) -> Iterator[None]:
     except BaseException:
         if not _has_files(folder):
             output_folder.set_overwriting(folder, False)
-            for path in (kept, start.log):  # an earlier log may have the same name, which is a time in seconds
+            for path in (kept, start.log):  # an earlier log may have the same name, a time in seconds
                 if path and os.path.isfile(path):
                     os.remove(path)
             for name in names:

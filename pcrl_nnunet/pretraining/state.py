@@ -1,4 +1,4 @@
-"""The training state and the training that goes on from it have to agree."""
+"""The check that a resumed training agrees with its training state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pcrl_nnunet.settings import differences, without_settings
 
 
 def agreement(request: Request) -> dict[str, Any]:
-    """Return what a training state and the training that goes on from it have to agree in."""
+    """Return the facts that a training state and the resumed training must share."""
     return {
         "settings": request.settings.as_dict(),
         "plans": without_settings(request.plan.plans),
@@ -26,12 +26,12 @@ def agreement(request: Request) -> dict[str, Any]:
 
 
 def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:
-    """Raise `UserError` where a training state differs from the `agreement` of the training at hand.
+    """Raise `UserError` if a training state differs from this training's `agreement`.
 
     Args:
-        path: of the state.
+        path: path of the state.
     """
-    of_state = {**state, "plans": without_settings(state["plans"])}  # its settings are among the state's own
+    of_state = {**state, "plans": without_settings(state["plans"])}  # the state holds the settings separately
     for what, value in now.items():
         then = of_state[what]
         if then != value:
@@ -46,12 +46,12 @@ def refuse_another(state: Mapping[str, Any], now: Mapping[str, Any], path: str) 
 
 
 def agree_with_other_ranks(request: Request, cases: Sequence[Case]) -> None:
-    """Raise `UserError`, on all ranks, where another machine has other settings, plans, cases or versions."""
+    """Raise `UserError` on all ranks if the machines differ in settings, plans, cases or versions."""
     paths = {case.name: case.path for case in cases}
     for what, value in (
         ("settings", repr(request.settings)),
         ("plans", plans_hash(request.plan.plans)),
-        # None: it is not there, which is said where it is read
+        # None: the file is missing, which reading it will report
         ("cases", repr({name: os.path.getsize(p) if os.path.exists(p) else None for name, p in paths.items()})),
         ("versions", repr(versions())),
     ):

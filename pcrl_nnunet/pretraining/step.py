@@ -26,9 +26,9 @@ class Stepper:
     """Forward and backward pass, exchange among processes, clipping, optimiser, and the method's own update.
 
     Attributes:
-        method: on the device.
-        groups: what is trained.
-        grad_scaler: for mixed precision; None: float32.
+        method: the method, on the device.
+        groups: the trained parameters.
+        grad_scaler: scaler for mixed precision; None: float32.
     """
 
     method: Method
@@ -40,18 +40,18 @@ class Stepper:
     device: torch.device
 
     def __call__(self, batch: Mapping[str, Any], step: int, drawn: Any = None) -> tuple[StepOutput, dict[str, float]]:
-        """Do one step, with the choices drawn for it unless others are given.
+        """Do one step. Random choices are drawn for the step unless given as `drawn`.
 
         Args:
             batch: this process's part of the batch: arrays, and the names of the ``cases``.
-            step: its number.
+            step: number of the step.
 
         Returns:
-            The method's output, and the losses by name, of the whole batch.
+            The method's output and the losses by name, for the whole batch.
 
         Raises:
-            UserError: the loss or the gradient is not finite, before the weights are touched; or the GPU's memory does
-                not suffice.
+            UserError: the loss or the gradient is not finite (the weights are still unchanged), or the GPU's memory is
+                too small.
         """
         data = {
             name: torch.as_tensor(value).to(self.device, non_blocking=True)
@@ -60,7 +60,7 @@ class Stepper:
         }
         if drawn is None:
             drawn = self.method.draw(np.random.default_rng((self.settings.seed, step)))
-        # losses are means over a batch: times its share of the batch, the sum over the processes is the whole's mean
+        # losses are means over a part: weighted by its share of the batch, they sum to the whole batch's mean
         share = len(batch["cases"]) / self.settings.batch_size if distributed.is_distributed() else 1.0
         self.optimizer.zero_grad(set_to_none=True)
         try:
@@ -78,7 +78,7 @@ class Stepper:
         return output, dict(zip(("loss", *output.terms), values, strict=True))
 
     def _check(self, output: StepOutput) -> None:
-        """Raise `TypeError` for an output that log and report would not show as the method's author expects."""
+        """Raise `TypeError` for an output that log and report would not show as its author expects."""
         method, quantities = self.method, {quantity.name for quantity in self.method.quantities}
         if output.loss.ndim:
             raise TypeError(f"the loss of {method.name} has the shape {tuple(output.loss.shape)}; expected one number")
@@ -89,7 +89,7 @@ class Stepper:
     def _step(
         self, data: Mapping[str, Tensor], drawn: Any, cases: Sequence[str], step: int, share: float
     ) -> StepOutput:
-        # float32 on the CPU: its bfloat16 3D convolutions gave gradients that were not finite
+        # float32 on the CPU: bfloat16 3D convolutions there gave gradients that were not finite
         with autocast("cuda") if self.device.type == "cuda" else nullcontext():
             output: StepOutput = self.method(data, drawn, step / self.settings.steps)
         self._check(output)
@@ -104,12 +104,12 @@ class Stepper:
             scale = self.grad_scaler.get_scale()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-            stepped = self.grad_scaler.get_scale() >= scale  # it shrinks where a step is left out
+            stepped = self.grad_scaler.get_scale() >= scale  # the scale shrinks if a step is skipped
         else:
             loss.backward()
             distributed.sum_gradients(self.method.parameters())
             norm = clip(self.groups)
-            _stop_unless_finite("gradient", norm, cases, step)  # clipping makes NaN of an infinite one
+            _stop_unless_finite("gradient", norm, cases, step)  # clipping turns an infinite gradient into NaN
             self.optimizer.step()
         with torch.no_grad():
             kept = {name: gathered(value) for name, value in output.kept.items()}
@@ -118,7 +118,7 @@ class Stepper:
 
 
 def _stop_unless_finite(what: str, value: Tensor, cases: Sequence[str], step: int) -> None:
-    if torch.isfinite(value):  # on all ranks or on none: it is their sum
+    if torch.isfinite(value):  # equal on all ranks, because it is their sum
         return
     names = sorted({case for of_rank in distributed.of_all_ranks(cases) for case in of_rank})
     raise UserError(

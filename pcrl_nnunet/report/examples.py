@@ -1,6 +1,6 @@
-"""The examples of a report: a few cases, their views, and what a method makes of them.
+"""The examples of a report: a few cases, their views, and a method's pictures of them.
 
-K examples, C channels, G size of a view.
+K: examples, C: channels, G: size of a view.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Example:
 
 
 def examples_of(loader: ViewLoader, dataset_json: Mapping[str, Any]) -> list[Example]:
-    """Return the examples of a training; always the same."""
+    """Return the examples of a training, which are always the same."""
     return list(_examples(loader, dataset_json))
 
 
@@ -56,7 +56,7 @@ def _examples(loader: ViewLoader, dataset_json: Mapping[str, Any]) -> Iterator[E
 
 
 def pictures_of(facts: Facts, examples: Sequence[Example]) -> list[Picture]:
-    """Return the method's pictures of the examples, on the CPU. The network is left as it was."""
+    """Return the method's pictures of the examples, on the CPU. The network stays unchanged."""
     batch = {
         name: torch.from_numpy(np.stack([example.sample[name] for example in examples])).to(facts.device)
         for name in examples[0].sample
@@ -76,7 +76,7 @@ def pictures_of(facts: Facts, examples: Sequence[Example]) -> list[Picture]:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients: running statistics stay, and nothing is drawn."""
+    """Switch to evaluation mode without gradients: running statistics stay, and nothing is drawn at random."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -88,11 +88,11 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def strip(example: Example, index: int, pictures: Sequence[Picture], channel: int) -> str:
-    """Show one channel of the pictures of an example side by side, in the grey scale of the second picture.
+    """Show one channel of an example's pictures side by side, in the grey scale of the second picture.
 
     Args:
-        index: of the example among all.
-        pictures: of all examples; the second one is the target where there is one.
+        index: index of the example.
+        pictures: pictures of all examples; the second picture is the target, if there is one.
     """
     scale = pictures[min(1, len(pictures) - 1)].images[index, channel].numpy()
     low, high = np.percentile(scale, (0.5, 99.5))

@@ -1,4 +1,4 @@
-"""Pieces of HTML. All text is escaped."""
+"""Building blocks of HTML. All text is escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pcrl_nnunet.report.pictures import chart_svg
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page that needs no network; its form and its style are files of this package."""
+    """Return a whole page that works offline. Its template and style are files of this package."""
     here = files("pcrl_nnunet.report")
     form, style = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "style.css"))
     return Template(form).substitute(title=text(title), style=style, body=body)
@@ -35,7 +35,7 @@ def chart(
 
 
 def table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[object]]) -> str:
-    """Cells are escaped; of a column's head the second line is smaller."""
+    """Return a table with escaped cells. The second line of a column's head is smaller."""
     cells = "".join(f"<th>{text(name)}<small>{text(small)}</small></th>" for name, small in head)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     above = f"<thead><tr>{cells}</tr></thead>" if cells else ""
@@ -43,7 +43,7 @@ def table(head: Sequence[Sequence[str]], rows: Iterable[Sequence[object]]) -> st
 
 
 def value(given: Any) -> str:
-    """Return a setting for people to read."""
+    """Return a setting in readable form."""
     if isinstance(given, (tuple, list)):
         nested = any(isinstance(item, (tuple, list)) for item in given)
         return (", " if nested else "x").join(map(value, given)) or "none given"

@@ -1,4 +1,4 @@
-"""report.html beside a pretraining: one file that shows what was trained on what, and how it went."""
+"""report.html of a pretraining: one file that shows the training, its data and its course."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from pcrl_nnunet.report.examples import Example, examples_of, pictures_of, strip
 from pcrl_nnunet.report.html import chart, number, page, table, text
 
 NAME = "report.html"
-WORTH = 100  # a report while it trains: when this many times as long has passed as the last one took, so 1 % at most
+WORTH = 100  # wait this many times the last report's duration before the next: at most 1 % of the training
 ALARMS_LISTED = 50
-_COLOURS = {"learning": "good", "too early": "open", "alarm": "bad"}  # classes of the style
+_COLOURS = {"learning": "good", "too early": "open", "alarm": "bad"}  # CSS classes
 
 
 class Report:
-    """Remembers the monitor's values of every epoch, and writes report.html.
+    """The report of a pretraining: collects the monitor's values of every epoch and writes report.html.
 
     Attributes:
-        epochs: plain values for the training state: the number of each epoch and the monitor's summary.
+        epochs: plain values for the training state: each epoch's number and the monitor's summary.
     """
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
-        self._examples: list[Example] = []  # the same ones throughout a training
-        self._background: str | None = None  # as are the shares of background
-        self._last: float | None = None  # when the last one was written, and
-        self._took = 0.0  # how long that took, s
+        self._examples: list[Example] = []  # the same examples throughout a training
+        self._background: str | None = None  # likewise
+        self._last: float | None = None  # time of the last report
+        self._took = 0.0  # seconds that it took
 
     def add(self, epoch: int, summary: Summary) -> None:
-        """Remember the monitor's values at the end of an epoch; the first epoch is 1."""
+        """Store the monitor's values at the end of an epoch; the first epoch is 1."""
         self.epochs.append({"epoch": epoch, "monitor": dict(summary)})
 
     def is_due(self) -> bool:
-        """Tell whether writing a report now costs little: the first one, or long after the last one."""
+        """Tell whether a report now costs little time: the first report, or one long after the last."""
         return self._last is None or monotonic() - self._last >= WORTH * self._took
 
     def write(self, facts: Facts, following: Sequence[str], finished: bool) -> None:
-        """Write the file. What goes wrong is a warning in the log: a report must not cost the training.
+        """Write the file. An error becomes a warning in the log, because a report must not end the training.
 
-        Neither the network nor any random generator is changed.
+        The network and all random generators stay unchanged.
 
         Args:
             following: "What to do: COMMAND" for each command that comes next.
-            finished: whether the training is.
+            finished: whether the training is finished.
         """
         start, path = monotonic(), os.path.join(facts.folder, NAME)
         try:
@@ -76,7 +76,7 @@ class Report:
         for title, make in parts:
             try:
                 content = make()
-            except Exception as error:  # the others are worth having
+            except Exception as error:  # keep the other sections
                 facts.say(f"WARNING: the report lacks its section '{title}' ({_said(error)}); the training goes on")
                 content = f'<p class="alarm">This section could not be made ({text(_said(error))}).</p>'
             if content:
@@ -116,7 +116,7 @@ class Report:
         return chart(quantity.heading, quantity.caption, ordered, quantity.lower, quantity.line)
 
     def _earlier(self, facts: Facts) -> str:
-        """List the alarms of the epochs before the last."""
+        """List the alarms of all epochs but the last."""
         steps, quantities = facts.request.settings.iters_per_epoch, facts.network.quantities
         epochs = [(e["epoch"], judge(e["monitor"], e["epoch"] * steps, quantities)) for e in self.epochs[:-1]]
         found = [(epoch, alarm) for epoch, verdict in epochs for alarm in verdict.alarms]
@@ -161,8 +161,8 @@ class Report:
             self._background = facts.loader.background_line()
         background = f"<p>Background: {text(self._background)}.</p>" if self._background else ""
         return (
-            f"<p>Where the views of a few cases lie, and what they show before and after augmentation. Look whether "
-            f"the boxes hold the parts of the body that matter, and whether one can still recognise these in the "
+            f"<p>The views of a few cases: their places, and their content before and after augmentation. Check that "
+            f"the boxes hold the parts of the body that matter, and that you can still recognise these parts in the "
             f"views. Each channel has its own rows: a structure lies at the same place in all channels. "
             f"Training draws new views in every step. On a narrow screen the pictures can be moved sideways.</p>"
             f"{background}{figures}"
@@ -174,6 +174,6 @@ class Report:
 
 
 def _said(error: Exception) -> str:
-    """Return an error's type, its text and where it came from."""
+    """Return an error's type, text and origin."""
     where = extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error}, in {os.path.basename(where.filename)}, line {where.lineno}"

@@ -1,4 +1,4 @@
-"""Pictures of a pretraining: its curves, its views, and what it restores."""
+"""Pictures of a pretraining: curves, views and restorations."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pcrl_nnunet.loading.samples import ShownSample, ShownView
 from pcrl_nnunet.views.boxes import Box
 from pcrl_nnunet.views.sub_crop import Volume
 
-_COLOURS = ("tab:cyan", "tab:orange", "tab:green", "tab:pink", "tab:olive")  # of the kinds of views, in their order
+_COLOURS = ("tab:cyan", "tab:orange", "tab:green", "tab:pink", "tab:olive")  # for the kinds of views, in order
 
-_Grey = dict[str, Any]  # how `imshow` shows a channel
+_Grey = dict[str, Any]  # arguments of `imshow` for a channel
 
 
 def views_of_a_case(
@@ -32,18 +32,18 @@ def views_of_a_case(
     channels: Sequence[str],
     path: str | IO[bytes],
 ) -> None:
-    """Draw where the views of one sample lie, and what they show, as a PNG.
+    """Draw the positions and contents of one sample's views, as a PNG.
 
     Above: slices through the middle of the box around the views, with all boxes projected onto them, in mm. Below: the
-    middle slices of the views. Both have rows for each channel, in a grey scale of its own.
+    middle slices of the views. Both have a row for each channel, with its own grey scale.
 
     Args:
-        case: name, for the title.
-        volume: (C, *spatial); only the slices shown are read.
+        case: name of the case, for the title.
+        volume: (C, *spatial); only the shown slices are read.
         shown: the sample; boxes are in voxels of the volume.
-        spacing: mm, an axis of the views each.
-        channels: names of the C channels, which are shown where there are several.
-        path: where to, a file's or an open one.
+        spacing: mm for each axis of the views.
+        channels: names of the C channels, shown if there are several.
+        path: path of the PNG, or an open file.
     """
     views, dim = shown.views, len(spacing)
     rows = list(dict.fromkeys(name for view in views for name in view.images))
@@ -56,7 +56,7 @@ def views_of_a_case(
     names = [f"{name}\n" for name in channels] if len(channels) > 1 else [""]
     heights = (4.7 if len(channels) == 1 else 3.6 * len(channels)), 1.3 + 1.5 * len(rows) * len(channels)
     figure = Figure(figsize=(max(8.0, 2.1 * len(views)), sum(heights)), layout="constrained")
-    # of views that do not say where they lie the image's middle slice is shown
+    # for views without a position, the image's middle slice is shown
     where = "".join(f", {'' if shown.slice else 'middle '}slice {index} of {volume.shape[1]}" for index in first)
     title = f"{case}{where}: image {_x(volume.shape[1:])} voxels, {_x(spacing)} mm a voxel"
     figure.suptitle(title, parse_math=False)  # a case may be called $x$
@@ -84,7 +84,7 @@ def _draw_boxes(
     names: Sequence[str],
     greys: Sequence[_Grey],
 ) -> None:
-    """Show the slices of every channel, with all boxes projected onto them."""
+    """Draw the slices of every channel, with all boxes projected onto them."""
     axes = figure.subplots(len(greys), len(planes), squeeze=False)
     for row, name, grey in zip(range(len(greys)), names, greys, strict=True):
         for axis, plane, of_plane in zip(axes[row], planes, slices, strict=True):
@@ -98,13 +98,13 @@ def _draw_boxes(
 def _draw_view(
     axes: Sequence[Axes], view: ShownView, rows: Sequence[str], spacing: Sequence[float], greys: Sequence[_Grey]
 ) -> None:
-    """Show a view's images below each other: its rows for each channel."""
+    """Draw a view's images below each other, with rows for each channel."""
     size = next(iter(view.images.values())).shape[1:]
     lines, aspect = [view.title], spacing[-2] / spacing[-1]
     if view.box is not None:
         mm = [n * s for n, s in zip(view.box.shape, spacing, strict=True)]
         lines += [f"{_x(view.box.shape)} voxels", f"{_x(mm)} mm"]
-        aspect = (mm[-2] / size[-2]) / (mm[-1] / size[-1])  # as in the body: a view's voxels are no cubes
+        aspect = (mm[-2] / size[-2]) / (mm[-1] / size[-1])  # as in the body: a view's voxels are not cubes
     axes[0].set_title("\n".join([*lines, f"to {_x(size)} voxels"]), fontsize=10)
     for channel, grey in enumerate(greys):
         for row, name in enumerate(rows):
@@ -115,7 +115,7 @@ def _draw_view(
 
 
 def _grey(values: np.ndarray) -> _Grey:
-    """Return the grey scale that shows nearly all of the values."""
+    """Return the grey scale that covers nearly all values."""
     low, high = np.percentile(values, (0.5, 99.5))
     return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
 
@@ -123,7 +123,7 @@ def _grey(values: np.ndarray) -> _Grey:
 def _boxes_on_a_slice(
     axis: Axes, image: np.ndarray, shown: ShownSample, plane: tuple[int, int], spacing: Sequence[float], grey: _Grey
 ) -> None:
-    """Show a slice in mm, with all boxes projected onto it."""
+    """Draw a slice in mm, with all boxes projected onto it."""
     row, column = plane
     extent = (0, image.shape[1] * spacing[column], image.shape[0] * spacing[row], 0)
     axis.imshow(image, extent=extent, **grey)
@@ -139,12 +139,12 @@ def _boxes_on_a_slice(
 
 
 def _middle(image: np.ndarray, channel: int = 0) -> np.ndarray:
-    """The middle slice of a channel of (C, *size)."""
+    """Return the middle slice of a channel of (C, *size)."""
     return image[channel, image.shape[1] // 2] if image.ndim == 4 else image[channel]
 
 
 def _slices(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[int, int]) -> np.ndarray:
-    """The slice through the middle of `bounds` that `plane` spans, of every channel: (C, rows, columns)."""
+    """Return the slice (C, rows, columns) through the middle of `bounds` in `plane`, for every channel."""
     middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
     through = [slice(None) if axis in plane else slice(m, m + 1) for axis, m in enumerate(middle)]
     index = (slice(None), *(slice(i, i + 1) for i in first), *through)
@@ -172,12 +172,12 @@ _ON_BOTH = ("#4c8dd6", "#e0803a", "#3fa66b", "#c85f9b", "#8d76d6", "#b3962b", "#
 
 
 def slice_png(image: np.ndarray, channel: int, low: float, high: float) -> bytes:
-    """The middle slice of an image's channel, a pixel a voxel, as a PNG.
+    """Return the middle slice of an image's channel as a PNG, with a pixel for each voxel.
 
     Args:
         image: (C, *size).
-        channel: its number.
-        low, high: what is black, and what white.
+        channel: number of the channel.
+        low, high: values shown black and white.
     """
     file = BytesIO()
     imsave(file, _middle(image, channel), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), format="png")
@@ -187,12 +187,12 @@ def slice_png(image: np.ndarray, channel: int, low: float, high: float) -> bytes
 def chart_svg(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], lower: float | None = None, line: float | None = None
 ) -> str:
-    """Curves over epochs as an <svg> element for a page, in the page's colours.
+    """Return curves over epochs as an <svg> element for a page, in the page's colours.
 
     Args:
-        curves: label -> epochs and values, both (N,); with a label that is empty there is no legend.
-        lower: end of the axis.
-        line: a value that is drawn dotted.
+        curves: label -> epochs and values, both (N,); an empty label gives no legend.
+        lower: lower end of the axis.
+        line: value of a dotted line.
     """
     style: Any = {"svg.fonttype": "none", "font.size": 9, "grid.color": _INK, "text.color": _INK}
     style |= {key: _INK for key in ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
@@ -213,8 +213,8 @@ def chart_svg(
             above: dict[str, Any] = {"bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "frameon": False}
             axis.legend(loc="lower left", ncols=4, handlelength=1.2, columnspacing=1.2, **above)
         file = StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # whose names would be links
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # their names would become links
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
-    text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :])  # the next chart has the same ones
+    text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :])  # ids would repeat in the next chart
     return text.replace(_INK, "currentColor")

@@ -1,4 +1,4 @@
-"""progress.png of a pretraining and of a classification, and the loggers that draw it."""
+"""progress.png of a pretraining or a classification, and the loggers that draw it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Panel = tuple[str, float | None, float | None, Mapping[str, str]]  # title, lowe
 
 
 class PretrainLogger(LocalLogger):
-    """nnU-Net's logger with the terms and quantities of a method: LocalLogger knows and plots a fixed set of keys."""
+    """nnU-Net's logger with a method's terms and quantities, because LocalLogger has a fixed set of keys."""
 
     def __init__(self, method: type[Method]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PretrainLogger(LocalLogger):
 
 
 class ClassificationLogger(LocalLogger):
-    """nnU-Net's logger, which holds the AUROC in the place of Dice."""
+    """nnU-Net's logger with AUROC in place of Dice."""
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
@@ -53,7 +53,7 @@ class ClassificationLogger(LocalLogger):
 
 
 def draw_progress(log: Mapping[str, Sequence[float]], panels: Sequence[Panel], output_folder: str) -> None:
-    """Draw the curves of a training into progress.png, an epoch a point."""
+    """Draw the curves of a training into progress.png, with a point for each epoch."""
     figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True)
     for axis, (title, lower, line, curves) in zip(axes, panels, strict=True):

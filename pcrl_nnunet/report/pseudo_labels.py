@@ -23,9 +23,9 @@ def draw_pseudo_labels(
 
     Args:
         first_epoch: number of the second stage's first epoch.
-        images: (B, C, *patch), of which the first channel is shown, in the slice with the most labelled voxels.
+        images: (B, C, *patch); the picture shows the first channel of the slice with the most labelled voxels.
         labels: (B, 1, *patch) label maps, or (B, R, *patch) regions.
-        path: where to; the file appears whole.
+        path: path of the PNG, which appears complete.
     """
     figure = Figure(figsize=(11, 9), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(4, 5))

@@ -1,4 +1,4 @@
-"""The sections of a report that need the facts alone."""
+"""The sections of a report that need only the facts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.report.html import chart, table, text, value
 
-CASES_LISTED = 200  # a folder of cases
+CASES_LISTED = 200  # for each folder of cases
 
 
 def heading(facts: Facts, finished: bool) -> str:
-    """Return what was trained, on what, and how far."""
+    """Return the heading: method, data and progress of the training."""
     request, s, log = facts.request, facts.request.settings, facts.log
     badge = "finished" if finished else "not finished"
     fold = "all cases" if request.fold == "all" else f"fold {request.fold}"
@@ -67,7 +67,7 @@ def losses(facts: Facts) -> str:
 
 
 def cases(facts: Facts) -> str:
-    """Return the cases by folder, with their share of the samples, and what was left out."""
+    """Return the cases by folder with their share of the samples, and the cases that were left out."""
     by_folder: dict[str, list[Case]] = defaultdict(list)
     for case in facts.cases:
         by_folder[os.path.dirname(case.path)].append(case)
@@ -106,7 +106,7 @@ def following(lines: Sequence[str]) -> str:
     parts = []
     for line in lines:
         what, command = line.split(": ", 1)
-        words = " ".join(f"<span>{text(word)}</span>" for word in command.split(" "))  # lines break between them
+        words = " ".join(f"<span>{text(word)}</span>" for word in command.split(" "))  # lines break between words
         parts.append(f"<p>{text(what)}</p><pre>{words}</pre>")
     notes = []
     if trains := [line for line in lines if "nnUNetv2_train" in line]:
@@ -118,7 +118,7 @@ def following(lines: Sequence[str]) -> str:
 
 
 def settings(given: Mapping[str, Any]) -> str:
-    """Return all settings, a table for the shared ones and one for each block of the method's."""
+    """Return all settings: a table of shared settings, and a table for each block of the method."""
     groups = {"Training": {name: item for name, item in given.items() if not isinstance(item, dict)}}
     for name, block in given.items():
         if isinstance(block, dict):
@@ -129,6 +129,6 @@ def settings(given: Mapping[str, Any]) -> str:
         for title, group in groups.items()
     )
     return (
-        f"<p>All that was in effect, by the command, the plan's block <code>pcrl.pretrain</code> and default. Sizes in "
-        f'voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
+        f"<p>All settings in effect, from the command, the plan's block <code>pcrl.pretrain</code> and defaults. Sizes "
+        f'in voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
     )

@@ -1,5 +1,5 @@
-"""Unlabelled scans beside the labelled ones: mean teacher with bidirectional copy-paste.
+"""Semi-supervised training on labelled and unlabelled scans: mean teacher with bidirectional copy-paste.
 
-Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023 (arXiv 2305.00673), on
-nnU-Net's data, augmentation, loss and optimiser. The teacher is Tarvainen & Valpola's (NeurIPS 2017).
+Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023 (arXiv 2305.00673),
+with nnU-Net's data, augmentation, loss and optimiser. The teacher follows Tarvainen & Valpola (NeurIPS 2017).
 """

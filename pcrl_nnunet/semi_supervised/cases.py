@@ -1,4 +1,4 @@
-"""The cases of a semi-supervised training: which are labelled, and which may be used without labels."""
+"""The cases of a semi-supervised training: labelled cases, and cases that are used without labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.semi_supervised.settings import WHERE
 
-PREFIX = "unlabelled/"  # of the names of cases that pcrl_nnunet_preprocess -i made
+PREFIX = "unlabelled/"  # prefix of the names of cases from pcrl_nnunet_preprocess -i
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class SemiCases:
 
     Attributes:
         labelled: the fold's training cases, whose labels are used.
-        unlabelled: cases that are used without labels, by the names that log and checkpoint list.
-        copies: names of cases that are left out, with the name of the held-out case whose voxels they have.
-        unreadable: sentences about cases that cannot be opened and are set aside.
+        unlabelled: cases that are used without labels, by their names in log and checkpoint.
+        copies: names of cases that are left out, with the name of the held-out case that has the same voxels.
+        unreadable: sentences about cases that are set aside because they cannot be opened.
     """
 
     labelled: Sequence[Case]
@@ -48,16 +48,16 @@ class SemiCases:
     ) -> SemiCases:
         """Find the cases of a fold.
 
-        Unlabelled cases are the scans of ``pcrl_nnunet_preprocess -i``, and the dataset's cases that are in no part of
-        the fold. Validation cases, the cases of `leave_out`, and all cases with their voxels are never among them.
+        Unlabelled cases are the scans of ``pcrl_nnunet_preprocess -i``, and the dataset's cases in no part of the fold.
+        They never include validation cases, the cases of `leave_out`, or copies of these.
 
         Args:
-            plans: of the dataset.
-            leave_out: names of further held-out cases, as the log lists them.
+            plans: plan of the dataset.
+            leave_out: names of further held-out cases, as listed in the log.
 
         Raises:
-            UserError: there is no such fold, no training case or no unlabelled case; `leave_out` names an unknown case
-                or a training case; or scans were preprocessed by another plan.
+            UserError: the fold does not exist, or has no training case or no unlabelled case; `leave_out` names an
+                unknown case or a training case; or another plan preprocessed the scans.
         """
         folder = os.path.join(nnUNet_preprocessed, plans["dataset_name"])
         identifier = str(resolve(plans, configuration)["data_identifier"])
@@ -110,7 +110,7 @@ class SemiCases:
 
 
 def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
-    """Open every case. Returns the cases that can be opened, and a sentence about each other one."""
+    """Open every case. Return the readable cases, and a sentence about each unreadable case."""
     readable, sentences = {}, []
     for name, case in cases.items():
         try:
@@ -125,11 +125,11 @@ def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
 def _without_copies(
     cases: Mapping[str, Case], held_out: Sequence[Case]
 ) -> tuple[dict[str, Case], dict[str, str], list[str]]:
-    """Compare voxels with held-out cases.
+    """Separate copies of held-out cases, by their voxels.
 
     Returns:
-        The cases whose voxels could be compared; names of copies, with the name of the held-out case; and sentences
-        about cases whose voxels cannot be read.
+        The other cases; names of copies, with the name of the held-out case; and sentences about cases whose voxels
+        cannot be read.
     """
     name_of = {case: name for name, case in cases.items()}
     sentences: list[str] = []
@@ -137,7 +137,7 @@ def _without_copies(
         try:
             found = find_copies([*name_of], held_out)
         except UnreadableCase as error:
-            if error.case not in name_of:  # a held-out one: the training needs it
+            if error.case not in name_of:  # the training needs a held-out case
                 raise
             del name_of[error.case]
             sentences.append(str(error))

@@ -1,4 +1,4 @@
-"""What the labels of the labelled cases say about the classes."""
+"""Facts about the classes, from the labelled cases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import cc3d
 import numpy as np
 
 MOST_CASES = 32  # read at most this many cases: more would hardly change the facts
-CROPS, CROPS_OF_A_CASE = 32, 4  # of each class, in which pieces are looked for
-ONE_PIECE = 0.98  # share of a class in its largest piece, on average, from which on the class counts as one piece
+CROPS, CROPS_OF_A_CASE = 32, 4  # of each class, to search for pieces
+ONE_PIECE = 0.98  # a class counts as one piece from this mean share in its largest piece
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class LabelFacts:
     """Facts by class, in the order of the network's outputs (without background).
 
     Attributes:
-        names: of the classes.
-        shares: share of the voxels that are of the class; voxels with the ignore label do not count.
-        in_largest_piece: share of the class's voxels that lie in its largest piece, the mean over crops of the patch
-            size around voxels of the class. An organ that a patch cuts in two is not one piece.
+        names: names of the classes.
+        shares: the class's share of the voxels; voxels with the ignore label do not count.
+        in_largest_piece: share of the class's voxels in its largest piece, averaged over crops of the patch size around
+            voxels of the class. An organ that a patch cuts in two is not one piece.
     """
 
     names: Sequence[str]
@@ -31,7 +31,7 @@ class LabelFacts:
 
     @property
     def in_one_piece(self) -> list[int]:
-        """Numbers of the classes that come in one piece, such as organs; lesions come in several."""
+        """Numbers of the classes that form one piece, such as organs; lesions form several."""
         return [number for number, share in enumerate(self.in_largest_piece) if share >= ONE_PIECE]
 
     def __str__(self) -> str:
@@ -49,15 +49,15 @@ class LabelFacts:
         patch: Sequence[int],
         ignored: int | None = None,
     ) -> LabelFacts:
-        """Read the labels of some of the cases.
+        """Collect the facts from some of the cases.
 
         Args:
-            names: of the labelled cases.
+            names: names of the labelled cases.
             read: returns the labels of a case, (1, *spatial), and nnU-Net's ``class_locations``: some voxels of each
                 class, (N, 1 + 3).
             classes: label, or labels of a region, by name; the keys of the locations.
             patch: size of the network's patches; a 2D network sees slices along the first axis.
-            ignored: label of voxels that do not count.
+            ignored: the ignore label.
         """
         chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int)
         rng, counts, voxels = np.random.default_rng(0), np.zeros(len(classes)), 0
@@ -76,13 +76,13 @@ class LabelFacts:
 
 
 def _around(place: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return a box of a size around a voxel, moved into the image."""
+    """Return a box of a size around a voxel, shifted into the image."""
     starts = [min(max(0, int(p) - n // 2), max(0, total - n)) for p, n, total in zip(place, size, shape, strict=True)]
     return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
 
 
 def share_of_largest_piece(mask: np.ndarray) -> float:
-    """Return the share of a mask's voxels that lie in its largest piece.
+    """Return the share of a mask's voxels in its largest piece.
 
     Args:
         mask: (*spatial) of bool, not empty; pieces are connected by faces, edges or corners.

@@ -1,4 +1,4 @@
-"""Patches of unlabelled cases, by nnU-Net's loader and with nnU-Net's augmentation."""
+"""Patches of unlabelled cases, with nnU-Net's loader and augmentation."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from scipy.ndimage import binary_fill_holes
 
 from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase
 
-NOTHING = 1e-3  # intensities below it are the zeros around an image that was normalised inside a mask
+NOTHING = 1e-3  # smaller intensities are zeros around an image that was normalised inside a mask
 
 
 def inside_mask(image: np.ndarray, masked: Sequence[bool]) -> np.ndarray:
-    """Return where an image that was normalised inside a mask has its mask, (*spatial) of bool, without holes.
+    """Return the mask (*spatial) inside which an image was normalised, without holes.
 
     Args:
         image: (C, *spatial).
-        masked: for each channel, whether it was normalised inside the mask; the others are not zero outside.
+        masked: whether each channel was normalised inside the mask; other channels are not zero outside.
     """
     found = (np.abs(image[list(masked)]) > NOTHING).any(0)
-    filled = binary_fill_holes(np.atleast_1d(found.squeeze()))  # in a single slice, every hole would be open
+    filled = binary_fill_holes(np.atleast_1d(found.squeeze()))  # every hole in a single slice would be open
     return np.reshape(np.asarray(filled), found.shape)
 
 
 class Outside:
-    """Stands in for the segmentation of a case without one: -1 outside of the image's mask, else 0.
+    """A stand-in for the missing segmentation of a case: -1 outside the image's mask, else 0.
 
-    Some channels are normalised inside a mask. nnU-Net's augmentation keeps zero what is outside of the mask, which it
-    finds by -1 in the segmentation. Read by box, as the image: shape (1, *spatial).
+    Some channels are normalised inside a mask. nnU-Net's augmentation keeps voxels outside the mask at zero, and finds
+    them by -1 in the segmentation. The stand-in has shape (1, *spatial) and is read by box, like the image.
 
     Args:
-        masked: for each channel, whether it was normalised inside the mask.
+        masked: whether each channel was normalised inside the mask.
     """
 
     def __init__(self, volume: CaseVolume, masked: Sequence[bool]) -> None:
@@ -53,11 +53,11 @@ class Outside:
 
 
 class UnlabelledDataset:
-    """Unlabelled cases as nnU-Net's loader asks for them. No file but the image is ever opened.
+    """Unlabelled cases as a dataset for nnU-Net's loader. Only the image file is ever opened.
 
     Args:
-        cases: by name.
-        masked: for each channel, whether it was normalised inside a mask.
+        cases: cases by name.
+        masked: whether each channel was normalised inside a mask.
     """
 
     def __init__(self, cases: Mapping[str, Case], masked: Sequence[bool]) -> None:
@@ -65,7 +65,7 @@ class UnlabelledDataset:
         self.identifiers = sorted(cases)
 
     def load_case(self, identifier: str) -> tuple[CaseVolume, Outside, None, dict[str, Any]]:
-        """Return the image, a stand-in for the segmentation, nothing of a cascade, and no places of classes."""
+        """Return the image, a stand-in for the segmentation, None for a cascade, and empty class locations."""
         volume = CaseVolume(self._cases[identifier])
         return volume, Outside(volume, self._masked), None, {"class_locations": None}
 
@@ -75,17 +75,17 @@ class UnlabelledDataset:
 
 
 class UnlabelledLoader(nnUNetDataLoader):
-    """nnU-Net's loader of random patches. A case that cannot be read is set aside, and the batch says so.
+    """nnU-Net's loader of random patches, which sets aside unreadable cases.
 
-    Batches have ``data`` (B, C, *patch), ``keys``, and ``set_aside``: sentences by case.
+    Batches have ``data`` (B, C, *patch), ``keys``, and ``set_aside``: sentences by unreadable case.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.has_ignore = False  # or nnU-Net would look for annotated voxels
+        self.has_ignore = False  # otherwise nnU-Net would search annotated voxels
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return a batch of cases that can be read. If no case is left, it has an ``error`` alone."""
+        """Return a batch of readable cases. If no case is left, the batch has only an ``error``."""
         set_aside: dict[str, str] = {}
         while True:
             try:
@@ -94,14 +94,14 @@ class UnlabelledLoader(nnUNetDataLoader):
                 name = self._data.name_of(error.case)
                 set_aside[name] = str(error)
                 self.indices: list[str] = [other for other in self.indices if other != name]
-                if not self.indices:  # a process that loads cannot raise it where a user would read it
+                if not self.indices:  # the user would not see an exception in a loading process
                     return {"error": f"no unlabelled case can be read any more; the last one: {error}"}
             else:
                 return {"data": batch["data"], "keys": batch["keys"], "set_aside": set_aside}
 
 
 def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:
-    """Return batches from as many processes as nnU-Net loads training patches with; with none, from this process.
+    """Return batches from nnU-Net's number of loading processes, or from this process if the number is 0.
 
     Args:
         pin_memory: the batches go to a GPU.
@@ -118,5 +118,5 @@ def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:
         pin_memory=pin_memory,
         wait_time=0.002,
     )
-    next(batches)  # the processes begin here, as nnU-Net's do, and not in the middle of the training
+    next(batches)  # start the processes here, like nnU-Net's, and not during the training
     return batches

@@ -1,4 +1,4 @@
-"""nnU-Net's loss of patches that are labelled in one part and pseudo-labelled in the other."""
+"""nnU-Net's loss for patches with a labelled and a pseudo-labelled part."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 
-Targets = Tensor | Sequence[Tensor]  # one for each output of deep supervision
+Targets = Tensor | Sequence[Tensor]  # a tensor for each output of deep supervision
 
 
 def ignoring(loss: Any, ignored: int) -> Any:
-    """Let nnU-Net's loss leave out ignored voxels, also where the dataset has no ignore label.
+    """Make nnU-Net's loss skip ignored voxels, even if the dataset has no ignore label.
 
     Args:
         loss: a `DC_and_CE_loss` or `DC_and_BCE_loss`, with deep supervision or without; changed in place.
-        ignored: value of ignored voxels in label maps; in regions the last channel marks them.
+        ignored: value of ignored voxels in label maps; the last channel of regions marks them.
     """
     inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     if not isinstance(inner, DC_and_BCE_loss):
@@ -29,9 +29,9 @@ def ignoring(loss: Any, ignored: int) -> Any:
 
 
 class _MeanOfRegions(nn.BCEWithLogitsLoss):
-    """Divides by the number of regions, which nnU-Net's loss sums over where there is an ignore label.
+    """Cross-entropy over the number of regions, because nnU-Net's loss sums over regions if there is an ignore label.
 
-    Without the division, the cross-entropy of a dataset without that label would count more in the second stage.
+    Without the division, a dataset without that label would give the cross-entropy more weight in the second stage.
     """
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ class _MeanOfRegions(nn.BCEWithLogitsLoss):
 class PartsLoss(nn.Module):
     """The loss of the labelled part plus the weighted loss of the pseudo-labelled part, over the sum of the weights.
 
-    Bai et al. 2023, Eq. 8 and 9, with nnU-Net's Dice and cross-entropy. The division keeps the loss as large as that of
-    a supervised step.
+    Bai et al. 2023, Eq. 8 and 9, with nnU-Net's Dice and cross-entropy. The division keeps the loss as large as in a
+    supervised step.
 
     Args:
-        loss: nnU-Net's, which leaves out ignored voxels.
+        loss: nnU-Net's loss, which skips ignored voxels.
         pseudo_weight: weight of the pseudo-labelled part.
-        watch: is called with the output and the pseudo-labels, both at full resolution.
+        watch: called with the output and the pseudo-labels, both at full resolution.
     """
 
     def __init__(self, loss: Any, pseudo_weight: float, watch: Callable[[Tensor, Tensor], None]) -> None:
@@ -59,7 +59,7 @@ class PartsLoss(nn.Module):
         """Return the loss.
 
         Args:
-            target: the targets of both parts, one behind the other in the channels.
+            target: the targets of both parts, concatenated in the channels.
         """
         labelled: Any
         pseudo: Any

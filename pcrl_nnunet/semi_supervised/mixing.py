@@ -1,8 +1,8 @@
-"""Patches that are pasted into each other, with their labels. Pure functions; random numbers come in.
+"""Pasting of patches into each other, with their labels. Pure functions; randomness comes in as an argument.
 
-B patches of C channels, shape (B, C, *patch); boxes and parts are (B, 1, *patch) of bool. Labels are nnU-Net's targets:
-(B, 1, *patch) of int16, or (B, R, *patch) of bool for R regions, after which a channel marks ignored voxels where the
-dataset has an ignore label.
+Patches are (B, C, *patch), boxes and parts (B, 1, *patch) of bool. Labels are nnU-Net's targets: (B, 1, *patch) of
+int16, or (B, R, *patch) of bool for R regions. If the dataset has an ignore label, a last channel of the regions marks
+ignored voxels.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.nn.functional import interpolate
 
 
 def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], share: float) -> Tensor:
-    """Return masks that are true in one random box each, (B, 1, *patch).
+    """Draw masks (B, 1, *patch), each true in one random box.
 
     Args:
-        share: the box's edge as a share of the patch's, along each axis.
+        share: the box's edge as a share of the patch's edge, along each axis.
     """
     boxes = torch.zeros(number, 1, *patch, dtype=torch.bool)
     for box in boxes[:, 0]:
@@ -30,22 +30,22 @@ def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], sh
 
 
 def labelled_parts(boxes: Tensor, around: int) -> Tensor:
-    """Return where the labelled patches show: the two directions of bidirectional copy-paste.
+    """Return masks of the labelled patches: the two directions of bidirectional copy-paste.
 
     Args:
-        around: number of first samples in which they show around the box; in the others they show in the box.
+        around: number of first samples whose labelled patch lies around the box; in the other samples it fills the box.
     """
     outside = torch.arange(len(boxes), device=boxes.device) < around
     return boxes ^ outside.view(-1, *[1] * (boxes.ndim - 1))
 
 
 def paste(here: Tensor, elsewhere: Tensor, part: Tensor) -> Tensor:
-    """Return patches that show `here` in the part, and `elsewhere` around the part."""
+    """Return patches with `here` in the part and `elsewhere` around it."""
     return torch.where(part, here, elsewhere)
 
 
 def with_ignored(labels: Tensor, part: Tensor, ignored: int) -> Tensor:
-    """Return labels of which only the part counts in the loss.
+    """Return labels in which only the part counts in the loss.
 
     Args:
         labels: label maps, or regions with a last channel for ignored voxels.
@@ -57,10 +57,10 @@ def with_ignored(labels: Tensor, part: Tensor, ignored: int) -> Tensor:
 
 
 def at_scales(labels: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return labels at the sizes of nnU-Net's deep supervision, as its `DownsampleSegForDSTransform` does.
+    """Downsample labels to the sizes of nnU-Net's deep supervision, like its `DownsampleSegForDSTransform`.
 
     Args:
-        like: targets that have the wanted sizes.
+        like: targets of the wanted sizes.
     """
     sizes = [target.shape[2:] for target in like]
     return [

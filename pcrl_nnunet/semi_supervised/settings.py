@@ -14,7 +14,7 @@ WHERE = "pcrl.semi"
 
 @dataclass(frozen=True)
 class SemiSettings:
-    """A training in two stages: on labelled cases alone, then with pseudo-labels of a teacher.
+    """The settings of a training in two stages: on labelled cases only, then with a teacher's pseudo-labels.
 
     Lengths are shares of the epochs of ``pcrl.finetune``.
     """
@@ -23,24 +23,24 @@ class SemiSettings:
     supervised_share: float = number(
         0.4, ": the teacher starts from what the first stage has learned", above=0, below=1
     )
-    # share of the first stage's steps in which labelled patches are pasted into each other
+    # share of the first stage's steps that paste labelled patches into each other
     pasted_share: float = number(0.5, at_least=0, at_most=1)
-    teacher_momentum: float = number(0.99, at_least=0, below=1)  # of the moving average of the student's weights
+    teacher_momentum: float = number(0.99, at_least=0, below=1)  # for the moving average of the student's weights
     pseudo_weight: float = number(0.5, above=0)  # of the pseudo-labelled part; the labelled part has weight 1
     box_share: float = number(2 / 3, above=0, below=1)  # edge of the pasted box, as a share of the patch
-    leave_out: tuple[str, ...] = ()  # cases that are not to be used as unlabelled ones: test cases
+    leave_out: tuple[str, ...] = ()  # cases that must not be used as unlabelled cases, such as test cases
     seed: int = number(0, at_least=0)
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any]) -> SemiSettings:
-        """Return the defaults, changed by the plan's ``pcrl.semi``."""
+        """Return the settings: defaults, then the plan's ``pcrl.semi``."""
         return replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
 
     def supervised_epochs(self, epochs: int) -> int:
-        """Return the number of epochs of the first stage; each stage has one at least.
+        """Return the number of epochs of the first stage. Each stage has at least one epoch.
 
         Raises:
-            UserError: there are not enough epochs for two stages.
+            UserError: there are too few epochs for two stages.
         """
         if epochs < 2:
             raise UserError(

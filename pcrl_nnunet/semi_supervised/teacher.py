@@ -1,4 +1,4 @@
-"""The teacher: a moving average of the student, and the labels that it gives."""
+"""The teacher: a moving average of the student, and its pseudo-labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Teacher:
         def average(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
             share = 1 - min(1 - 1 / (int(updates) + 1), momentum)
             floats = [(a, c) for a, c in zip(averaged, current, strict=True) if a.is_floating_point()]
-            if floats:  # counters of batch norms come as a group of their own
+            if floats:  # batch norms' counters form a separate group
                 torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], share)
 
         self.average = AveragedModel(student, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
@@ -35,13 +35,13 @@ class Teacher:
         self.all_finite = torch.ones((), dtype=torch.bool, device=next(student.parameters()).device)  # so far
 
     def update(self, student: nn.Module) -> None:
-        """Move towards the student."""
+        """Move the weights towards the student's."""
         with torch.no_grad():
             self.average.update_parameters(student)
 
     @torch.no_grad()
     def labels(self, images: Tensor, regions: bool) -> Tensor:
-        """Return the labels of patches: (B, 1, *patch) of int16, or (B, R, *patch) of bool for regions.
+        """Predict the labels of patches: (B, 1, *patch) of int16, or (B, R, *patch) of bool for regions.
 
         Args:
             images: (B, C, *patch).
@@ -55,12 +55,12 @@ class Teacher:
         return self.average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the weights and the number of updates of a checkpoint."""
+        """Load the weights and the number of updates from a checkpoint."""
         self.average.load_state_dict(dict(state))
 
 
 def keep_largest_pieces(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Return labels in which each of the classes has only its largest piece in each patch; the rest is background.
+    """Keep the largest piece of each class in each patch; other pieces become background.
 
     Pieces are connected by faces, edges or corners.
 
@@ -80,7 +80,7 @@ def keep_largest_pieces(labels: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def _largest(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Return label maps (B, *patch) in which the classes have their largest pieces alone, by one search for all."""
+    """Keep the largest pieces of the classes in label maps (B, *patch), with one search for all."""
     count = 1 + int(labels.max())
     patches = np.arange(len(labels), dtype=np.uint32).reshape(-1, *[1] * (labels.ndim - 1))
     # a value for each class of each patch: pieces of different values are never connected

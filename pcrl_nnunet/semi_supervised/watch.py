@@ -1,4 +1,4 @@
-"""Whether pseudo-labels can be trusted: their shares, and how far student and teacher agree."""
+"""The monitor of pseudo-labels: their shares, and the agreement of student and teacher."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor, distributed
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 
 RARE, FREQUENT = 0.05, 20.0  # share among pseudo-labels, as a multiple of the share in labelled scans
-NEARLY_ALL = 0.95  # of all voxels
+NEARLY_ALL = 0.95  # share of all voxels
 AGREE = 0.3  # Dice of student and teacher below which they do not agree
 PATIENCE = 3  # epochs in a row after which the log warns
 
 
 @dataclass(frozen=True)
 class Pseudo:
-    """Pseudo-labels of an epoch, by class.
+    """The pseudo-labels of an epoch, by class.
 
     Attributes:
         shares: share of the voxels of unlabelled patches.
-        agreement: Dice of the student's prediction on pasted patches and the pseudo-labels; NaN where both lack the
-            class.
+        agreement: Dice of the student's prediction on pasted patches and the pseudo-labels; NaN if both lack the class.
     """
 
     shares: list[float]
@@ -32,12 +31,12 @@ class Pseudo:
 
 
 class Watch:
-    """Collects the pseudo-labels of an epoch.
+    """A collector of an epoch's pseudo-labels.
 
     Args:
-        num_classes: without background.
-        regions: labels are regions of bool instead of label maps.
-        ignored: value of voxels that do not count in label maps.
+        num_classes: number of classes without background.
+        regions: whether labels are regions of bool instead of label maps.
+        ignored: value of ignored voxels in label maps.
     """
 
     def __init__(self, num_classes: int, regions: bool, ignored: int, device: torch.device) -> None:
@@ -45,14 +44,14 @@ class Watch:
         self._reset()
 
     def _reset(self) -> None:
-        # whole numbers, exact in float64; a device such as mps has no float64
+        # whole numbers, exact in float64, which mps lacks
         kind = torch.float64 if self.device.type != "mps" else torch.float32
         self.counts = torch.zeros(self.num_classes, dtype=kind, device=self.device)
         self.dice = torch.zeros(2, self.num_classes, dtype=kind, device=self.device)  # twice the overlap, sum of sizes
         self.voxels = 0
 
     def of_teacher(self, labels: Tensor) -> None:
-        """Count the labels that the teacher gives to unlabelled patches."""
+        """Count the teacher's labels of unlabelled patches."""
         self.counts += _sizes(self._one_hot(labels))
         self.voxels += labels[:, :1].numel()
 
@@ -78,7 +77,7 @@ class Watch:
         return torch.eq(labels, classes.view(1, -1, *[1] * (labels.ndim - 2)))
 
     def finish_epoch(self, is_ddp: bool) -> Pseudo | None:
-        """Return the epoch's pseudo-labels of all processes and begin a new one; None if there were none."""
+        """Return the epoch's pseudo-labels of all processes, or None without any, and begin a new epoch."""
         total = torch.cat([self.counts, self.dice.flatten(), self.counts.new_tensor([self.voxels])])
         if is_ddp:
             distributed.all_reduce(total)
@@ -105,7 +104,7 @@ def as_text(pseudo: Pseudo, facts: LabelFacts) -> str:
 
 
 def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str], str]:
-    """Return sentences about what went wrong in each of the last epochs, by kind and class.
+    """Return sentences about failures in all of the last epochs, by kind and class.
 
     Args:
         history: one element for each epoch of the second stage so far.

@@ -1,1 +1,1 @@
-"""Pretrained weights into another plan's network, and readers of others' checkpoints."""
+"""Transfer of pretrained weights into another plan's network, and readers of foreign checkpoints."""

@@ -1,4 +1,4 @@
-"""A convolution's weight for another number of input channels, or for another kernel size."""
+"""Adaptation of a convolution's weight to another number of input channels or another kernel size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0,
 
     If the number of image channels changes:
     - ``repeat``: the response to identical channels stays the same, so that activations keep their scale. From one
-      channel this is the usual "repeat and divide". Several channels have no counterparts in other data: their sum is
-      shared out.
-    - ``first``: channel for channel as far as both go; further ones get zero.
+      channel this is the usual "repeat and divide". Several channels have no counterparts in other data, so each new
+      channel gets an equal share of their sum.
+    - ``first``: common channels are copied; further channels get zero.
     - ``mean``: every channel gets the mean.
-    Channels of labels (a cascade's, after the image's) get zero: at first, the network sees the image alone.
+    Label channels (a cascade's, after the image's) get zero: at first, the network sees only the image.
 
     Args:
         weight: (out, C, *kernel)
-        channels: number of the result's channels, including labels.
+        channels: number of the result's input channels, including labels.
 
     Returns:
         (out, channels, *kernel); `weight` itself if nothing changes.
@@ -40,15 +40,15 @@ def adapt_input_channels(weight: Tensor, channels: int, label_channels: int = 0,
 
 
 def adapt_kernel_size(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
-    """Return a convolution's weight for another kernel size; sizes that are not both odd or both even stay.
+    """Return a convolution's weight for another kernel size. Sizes that are not both odd or both even stay.
 
-    Along an axis that becomes longer, the weights stay in the middle, between zeros: the convolution is the same.
-    Along an axis that becomes shorter, the cut weights are added to the ends that remain: the response is the same
-    wherever the image does not change along that axis. [3, 3, 3] to [1, 3, 3] is thus a sum over the first axis.
+    Along an axis that becomes longer, zeros surround the weights: the convolution stays the same. Along an axis that
+    becomes shorter, the cut weights are added to the remaining ends: the response stays the same wherever the image is
+    constant along that axis. From [3, 3, 3] to [1, 3, 3] the result is a sum over the first axis.
 
     Args:
         weight: (out, in, *kernel)
-        kernel_size: the result's.
+        kernel_size: kernel size of the result.
     """
     for axis, size in enumerate(kernel_size, start=2):
         more, odd = divmod(size - weight.shape[axis], 2)

@@ -1,4 +1,4 @@
-"""Differences between a pretraining's network and data and a plan's, which the shapes of weights do not show."""
+"""Differences in network and data between a pretraining and a plan, which the shapes of weights do not show."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pcrl_nnunet.plans import resolve
 
 DATA_KEYS = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 LONG = "foreground_intensity_properties_per_channel"
-DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings of an architecture that the encoder lacks
+DECODER_ONLY = ("n_conv_per_stage_decoder", "deep_supervision")  # settings that do not affect the encoder
 
 
 def differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> dict[str, list[str]]:
-    """List all differences between a checkpoint and a plan, of the network and of the data."""
+    """List all differences in network and data between a checkpoint and a plan."""
     architecture = resolve(plans, configuration)["architecture"]
     of_network = architecture_differences(checkpoint, architecture["network_class_name"], architecture["arch_kwargs"])
     return {
@@ -39,12 +39,12 @@ def notes_on(found: Mapping[str, list[str]]) -> list[str]:
 def architecture_differences(
     checkpoint: Mapping[str, Any], network_class_name: str, arch_kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """List how the encoder of a checkpoint and the encoder of a plan's configuration differ.
+    """List the differences between a checkpoint's encoder and the encoder of a plan's configuration.
 
-    Weights alone do not tell: a network with other strides takes them, and computes something else.
+    Weights do not show them: a network with other strides loads the weights but computes something else.
     """
     theirs = checkpoint["nnssl_adaptation_plan"].get("architecture_plans") or {}
-    if theirs.get("arch_kwargs") is None:  # a preset of nnssl
+    if theirs.get("arch_kwargs") is None:  # an nnssl preset
         return [f"the checkpoint does not state its architecture, only a name: {theirs.get('arch_class_name')}"]
     pairs: dict[str, tuple[Any, Any]] = {"network": (theirs["arch_class_name"], network_class_name.rsplit(".", 1)[-1])}
     for name in sorted({*theirs["arch_kwargs"], *arch_kwargs} - {*DECODER_ONLY}):
@@ -54,14 +54,14 @@ def architecture_differences(
 
 
 def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> list[str]:
-    """List how the preprocessed data of a pretraining and of a plan differ.
+    """List the differences between a pretraining's and a plan's preprocessed data.
 
-    Weights of the same shapes load all the same, but were trained on images of other voxels or other intensities.
+    Weights of the same shapes load in any case, even if they were trained on other voxel sizes or intensities.
     """
     ours, theirs, missing = dict(plans), checkpoint["plans"], []
     of_ours = PlansManager(ours).get_configuration(configuration).configuration
     pairs: dict[str, tuple[Any, Any]] = {}
-    if theirs is None:  # nnssl states a part of it
+    if theirs is None:  # nnssl states some of it
         stated = checkpoint["nnssl_adaptation_plan"].get("pretrain_plan") or {}
         of_theirs = (stated.get("configurations") or {}).get(checkpoint["configuration"]) or {}
         missing = [name for name in DATA_KEYS if of_theirs.get(name) is None]
@@ -79,10 +79,10 @@ def data_differences(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], co
 
 
 def same_setting(a: Any, b: Any) -> bool:
-    """Tell if two values of a plan are two spellings of one setting.
+    """Tell if two values of a plan spell the same setting.
 
-    nnU-Net's networks take a single value and a list that repeats it alike. A tuple and a list are the same, and so are
-    a class under its long and its short name, and None and an empty block.
+    For nnU-Net's networks a value equals a list that repeats it. A tuple equals a list, a class's long name equals its
+    short name, and None equals an empty block.
     """
     a, b = _spelled(a), _spelled(b)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -98,7 +98,7 @@ def same_setting(a: Any, b: Any) -> bool:
 
 
 def _spelled(value: Any) -> Any:
-    """Return a value in one spelling, at its first level: list, dict, class, number, or None."""
+    """Return a value in its standard spelling, at the first level: list, dict, class, number, or None."""
     if isinstance(value, (Tensor, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):

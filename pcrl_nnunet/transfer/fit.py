@@ -1,4 +1,4 @@
-"""A pretrained checkpoint fitted to another plan's network, and the plan that fine-tuning takes it by."""
+"""The fit of a pretrained checkpoint to another plan's network, and the plan for its fine-tuning."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Fitted:
     """A checkpoint fitted to a plan's network, not yet written.
 
     Attributes:
-        plan: the new plan; it differs from the given one in its name and its settings alone.
-        plan_file, checkpoint_file: where they are written.
-        content: the fitted checkpoint's.
-        notes: how the pretraining's network and data differ from the plan's.
+        plan: the new plan; it differs from the given plan only in its name and its settings.
+        plan_file, checkpoint_file: paths of the files to write.
+        content: content of the fitted checkpoint.
+        notes: differences in network and data between the pretraining and the plan.
     """
 
     plan: dict[str, Any]
@@ -53,15 +53,15 @@ def fit(source: str, plan: PlannedConfiguration, name: str, input_channels: str,
 
     Args:
         source: path of the checkpoint.
-        name: of the experiment, which becomes part of the new plan's name.
-        input_channels: how their number is adapted, see `adapt.adapt_input_channels`.
+        name: name of the experiment, a part of the new plan's name.
+        input_channels: way to adapt the number of input channels, see `adapt.adapt_input_channels`.
         results: nnUNet_results.
 
-    Raises:
-        UserError: the checkpoint does not fit, or files of the same names hold anything else.
+        Raises:
+            UserError: the checkpoint does not fit, or files of the same names have other contents.
     """
     checkpoint = read_encoder(source)
-    torch.manual_seed(0)  # what is not pretrained is always the same
+    torch.manual_seed(0)  # weights that are not pretrained are always the same
     network, channels = network_of_plan(plan.plans, plan.configuration, plan.dataset_json)
     try:
         check_architecture(checkpoint, plan.plans, plan.configuration, plan.folder)
@@ -85,12 +85,12 @@ def fit(source: str, plan: PlannedConfiguration, name: str, input_channels: str,
 
 
 def write(fitted: Fitted) -> None:
-    """Write the plan last: where the plan is, everything is. An error leaves nothing that was not there before."""
+    """Write the files, the plan last: if the plan exists, everything does. An error leaves no new files."""
     folder = os.path.dirname(fitted.checkpoint_file)
     table = os.path.join(folder, TABLE)
     try:
         with new_folder(folder), whole(fitted.plan_file) as plan_draft, whole(table) as table_draft:
-            with open(plan_draft, "w", encoding="utf-8") as file:  # fails before anything is in place
+            with open(plan_draft, "w", encoding="utf-8") as file:  # fails before any file is in place
                 json.dump(fitted.plan, file, indent=4)
             with open(table_draft, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([HEADER, *fitted.report.rows()])
@@ -103,7 +103,7 @@ def write(fitted: Fitted) -> None:
 
 
 def _settings(plans: Mapping[str, Any], partial: bool) -> dict[str, Any]:
-    """Return the new plan's settings; if the encoder is not covered in full, fine-tuning is told to accept it."""
+    """Return the new plan's settings, which make fine-tuning accept a partially covered encoder if needed."""
     block = {key: value for key, value in deepcopy(plans.get("pcrl", {})).items() if key != "checkpoint"}
     return {**block, "finetune": {**block.get("finetune", {}), **({"allow_partial_encoder": True} if partial else {})}}
 
@@ -116,11 +116,11 @@ def _content(
     plan: PlannedConfiguration,
     report: TransferReport,
 ) -> dict[str, Any]:
-    """Return the checkpoint with the network of the plan in it; its origin and the cases that it saw stay."""
+    """Return the checkpoint with the plan's network. It keeps its origin and the cases that it saw."""
     state = network.state_dict()
     adaptation_plan = checkpoint_file.nnssl_adaptation_plan(plan, plan.resolved["patch_size"], channels, network)
     if stated := checkpoint["nnssl_adaptation_plan"].get("pretrain_plan"):
-        adaptation_plan["pretrain_plan"] = stated  # of the data that it has seen
+        adaptation_plan["pretrain_plan"] = stated  # describes the data of the pretraining
     pretrained = {state[name].untyped_storage()._cdata for name in (*report.loaded, *report.adapted)}
     return {
         **checkpoint,
@@ -136,11 +136,11 @@ def _content(
 
 
 def _refuse_others(fitted: Fitted) -> None:
-    """Raise `UserError` if files of the same names hold anything else: an experiment is not replaced."""
+    """Raise `UserError` if files of the same names have other contents: an experiment is never replaced."""
     plan = fitted.plan
     if os.path.isfile(fitted.plan_file):
         there = read_json(fitted.plan_file, "remove it and run this again")
-        given = {**json.loads(json.dumps(plan)), FITTED_KEY: there.get(FITTED_KEY)}  # the checkpoint is looked at below
+        given = {**json.loads(json.dumps(plan)), FITTED_KEY: there.get(FITTED_KEY)}  # the checkpoint is compared below
         if without_settings(there) != without_settings(given):
             raise UserError(f"{fitted.plan_file} exists and is another plan; give another -name, or remove it")
         plan["pcrl"] = _settings(there, plan["pcrl"]["finetune"].get("allow_partial_encoder", False))  # as edited

@@ -1,6 +1,6 @@
-"""Any checkpoint that holds the encoder of one of nnU-Net's U-Nets, in the form of ours.
+"""A reader of any checkpoint with an encoder of nnU-Net's U-Nets, in the form of our checkpoints.
 
-It is one of our own, one of nnssl (the OpenMind models), or one of a supervised training of nnU-Net.
+It reads our own checkpoints, nnssl's (the OpenMind models), and supervised trainings of nnU-Net.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ NNSSL_SCRIPT = "nnssl.utilities.add_adaptation_plan"
 
 
 def read_encoder(path: str) -> dict[str, Any]:
-    """Read any checkpoint that holds an encoder, in the form of ours, on the CPU.
+    """Read any checkpoint with an encoder on the CPU, and return it in the form of our checkpoints.
 
-    Pretraining (``-init``), transfer, fine-tuning and comparison all read through this function. The weights may have
-    been saved from a network within DDP or torch.compile.
+    Pretraining (``-init``), transfer, fine-tuning and comparison all read through this function. The weights may come
+    from a network within DDP or torch.compile.
 
     Raises:
-        UserError: as `checkpoint.read`, or the file is of no known kind.
+        UserError: see `checkpoint.read`; or the kind of file is unknown.
     """
     content = with_plain_names(path, read_any(path))
     if content.get("format") == FORMAT:
@@ -39,22 +39,22 @@ def read_encoder(path: str) -> dict[str, Any]:
 
 
 def in_our_form(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of nnssl or nnU-Net with the keys of ours.
+    """Return a checkpoint of nnssl or nnU-Net with the keys of our checkpoints.
 
-    What nnssl and nnU-Net do not state is None or empty: ``plans`` (nnssl), ``cases``, ``epochs``.
+    Entries that nnssl or nnU-Net lack are None or empty: ``plans`` (nnssl), ``cases``, ``epochs``.
 
     Args:
-        path: for messages.
+        path: path for messages.
 
     Raises:
-        UserError: the checkpoint is of neither, or lacks a part.
+        UserError: the checkpoint comes from neither, or lacks a part.
     """
     weights, arguments = content.get("network_weights"), content.get("init_args")
     try:
         if isinstance(weights, Mapping) and "nnssl_adaptation_plan" in content:
             return _of_nnssl(content)
         if isinstance(weights, Mapping) and isinstance(arguments, Mapping):
-            if "plan" in arguments:  # nnU-Net says plans
+            if "plan" in arguments:  # nnU-Net's key is "plans"
                 raise UserError(_without_adaptation_plan(path, weights))
             return _of_nnunet(content)
     except (LookupError, TypeError, AttributeError) as error:
@@ -64,13 +64,13 @@ def in_our_form(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_plain_names(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose weights have the names of the plan's own network, without those of wrappers.
+    """Return a checkpoint whose weights have the names of the plan's own network, without names of wrappers.
 
     Args:
-        path: for messages.
+        path: path for messages.
 
     Raises:
-        UserError: two different tensors would have one name.
+        UserError: two different tensors would have the same name.
     """
     plain = dict(content)
     if isinstance(weights := content.get("network_weights"), Mapping):
@@ -92,15 +92,15 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without the parts that DDP and torch.compile add, in whatever order."""
+    """Return the name of a tensor without the parts that DDP and torch.compile add, in any order."""
     return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
 
 
 def _of_nnssl(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model of nnssl, whose adaptation plan says under which names it keeps the encoder."""
+    """Convert a model of nnssl. Its adaptation plan holds the encoder's names."""
     plan = content["nnssl_adaptation_plan"]
     pretraining = plan.get("pretrain_plan") or {}
-    # Only the encoder is taken, under nnU-Net's names. (PlainConvUNet's stem lies in the encoder's first stage.)
+    # Keep only the encoder, under nnU-Net's names. (PlainConvUNet's stem lies in the encoder's first stage.)
     weights = {}
     for name, tensor in content["network_weights"].items():
         for key, ours in (("key_to_encoder", "encoder.stages."), ("key_to_stem", "encoder.stem.")):
@@ -121,14 +121,14 @@ def _of_nnssl(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_nnunet(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a supervised training of nnU-Net."""
+    """Convert a supervised training of nnU-Net."""
     plans, configuration = content["init_args"]["plans"], content["init_args"]["configuration"]
     weights, dataset_json = content["network_weights"], content["init_args"]["dataset_json"]
     names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
     this = PlansManager(dict(plans)).get_configuration(configuration).configuration
     return {
         **_known_of_all(weights),
-        "num_input_channels": len(names),  # of images: a cascade's labels come after them
+        "num_input_channels": len(names),  # image channels: a cascade's label channels come after them
         "nnssl_adaptation_plan": {"architecture_plans": architecture_plans(this["architecture"])},
         "method": f"supervised training ({content.get('trainer_name')})",
         "citations": [],
@@ -145,7 +145,7 @@ def _known_of_all(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "network_weights": dict(weights),
         "random_keys": [],
-        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first one
+        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first convolution
         "cases": [],
         "all_cases_known": False,
         "fold": None,
@@ -154,7 +154,7 @@ def _known_of_all(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _without_adaptation_plan(path: str, weights: Mapping[str, Any]) -> str:
-    """Say how nnssl's own script adds the adaptation plan that nnssl's trainings did not save at first."""
+    """Explain how nnssl's own script adds the adaptation plan, which nnssl's early trainings did not save."""
     folder = f"{os.path.splitext(path)[0]}_adapted"
     stems = (re.match(r"(.+)\.convs\.0\.conv\.weight$", name) for name in weights)
     stem = next((match[1] for match in stems if match and match[1].endswith(".stem")), "encoder.stem")
@@ -169,12 +169,12 @@ def _without_adaptation_plan(path: str, weights: Mapping[str, Any]) -> str:
 
 
 def _of_no_known_kind(path: str, content: Mapping[str, Any]) -> str:
-    """Say what a file holds that is no checkpoint of a known program."""
+    """Describe the content of a file that is not a checkpoint of a known program."""
     named = {"": content, **{f" (under '{key}')": value for key, value in content.items()}}
     for where, weights in named.items():
         if isinstance(weights, Mapping) and weights and all(isinstance(tensor, Tensor) for tensor in weights.values()):
             return (
-                f"checkpoint {path} holds weights alone{where}, and does not say of which plan and channels; expected "
+                f"checkpoint {path} holds only weights{where}, without plan and channels; expected "
                 f"{EXPECTED}: take the file that the training itself wrote"
             )
     return f"checkpoint {path} holds no encoder that is known; expected {EXPECTED}"

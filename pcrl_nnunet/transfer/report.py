@@ -12,17 +12,17 @@ NOT_PRETRAINED = "nothing pretrained is loaded for them"
 
 @dataclass
 class TransferReport:
-    """The outcome for every tensor: its name and its number of elements.
+    """The outcome for every tensor, as its name and its number of elements.
 
     State dicts of nnU-Net's networks name most tensors several times (``decoder.encoder.*``, ``all_modules.*``). A
-    tensor is reported and counted once, under the first of its names.
+    tensor is reported and counted once, under its first name.
     """
 
-    loaded: dict[str, int] = field(default_factory=dict)  # as it is in the checkpoint
+    loaded: dict[str, int] = field(default_factory=dict)  # unchanged from the checkpoint
     adapted: dict[str, int] = field(default_factory=dict)  # to other input channels or another kernel size
-    skipped: dict[str, int] = field(default_factory=dict)  # pretrained, but not used
-    random: dict[str, int] = field(default_factory=dict)  # stays as it was initialised
-    notes: dict[str, str] = field(default_factory=dict)  # how it was adapted, why it was skipped
+    skipped: dict[str, int] = field(default_factory=dict)  # pretrained but not used
+    random: dict[str, int] = field(default_factory=dict)  # keeps its random initialisation
+    notes: dict[str, str] = field(default_factory=dict)  # the adaptation, or the reason for skipping
 
     @property
     def encoder_share(self) -> float:
@@ -35,7 +35,7 @@ class TransferReport:
         return self._share("decoder.")
 
     def move(self, name: str, kind: str, note: str = "") -> None:
-        """Move a tensor of the network from the random ones to another kind."""
+        """Move a tensor of the network from `random` to another kind."""
         getattr(self, kind)[name] = self.random.pop(name)
         self.skipped.pop(name, None)
         if note:
@@ -48,7 +48,7 @@ class TransferReport:
         return {"totals": totals, **asdict(self), **shares}
 
     def rows(self) -> list[tuple[str, str, int, str]]:
-        """Return a row for each tensor: its name, kind, number of elements, and how or why; sorted by kind."""
+        """Return a row for each tensor, sorted by kind: name, kind, number of elements, note."""
         return [
             (name, kind, size, self.notes.get(name, NOT_PRETRAINED if kind == "random" else ""))
             for kind, tensors in self._kinds()
@@ -56,7 +56,7 @@ class TransferReport:
         ]
 
     def summary(self, notes: bool = True) -> str:
-        """Return the totals, one line for each kind, and the notes."""
+        """Return a line with the total of each kind, and the notes."""
         lines = [f"{self.encoder_share:.1%} of the encoder's parameters are pretrained"]
         if self.decoder_share:
             lines.append(f"{self.decoder_share:.1%} of the decoder's parameters are pretrained")

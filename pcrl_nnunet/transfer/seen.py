@@ -16,7 +16,7 @@ UNKNOWN_CASES = (
 
 
 def cases_seen(checkpoint: Mapping[str, Any], dataset_name: str, cases: Sequence[Case]) -> list[str]:
-    """Name the cases of a dataset that the pretraining saw, under their own name or as a copy under another."""
+    """Name the cases of a dataset that the pretraining saw, under their own name or as copies."""
     # paths are relative to nnUNet_preprocessed: the dataset's folder comes first
     names = {case["name"] for case in checkpoint["cases"] if PurePath(case["path"]).parts[0] == dataset_name}
     by_voxels = {case["sha256"]: case["name"] for case in checkpoint["cases"]}

@@ -1,4 +1,4 @@
-"""The shape of an encoder, by which a checkpoint does or does not load into a plan's network."""
+"""The shape of an encoder, which decides if a checkpoint loads into a plan's network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.named_plans import COPY_KEY
 from pcrl_nnunet.plans import read_json
 
-FITTED_KEY = "pcrl_fitted"  # in a plan that pcrl_nnunet_transfer wrote: the checkpoint that the plan is for
+FITTED_KEY = "pcrl_fitted"  # key in a plan of pcrl_nnunet_transfer: names the plan's checkpoint
 NOT_TO_CHOOSE = {FITTED_KEY, COPY_KEY, "pcrl_target"}
 MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The properties that have to agree: the kind of network, its dimensions, the widths of its stages."""
+    """The properties that have to agree: kind of network, dimensions, widths of stages."""
 
     network: str  # PlainConvUNet or ResidualEncoderUNet
     dimensions: int
@@ -35,7 +35,7 @@ class EncoderShape:
         return f"{self.network} in {self.dimensions}D with {', '.join(map(str, self.widths))} features"
 
     def loads_into(self, other: EncoderShape) -> bool:
-        """Tell if all stages that both have are alike; either may have more."""
+        """Tell if all common stages agree; either network may have more stages."""
         return (self.network, self.dimensions) == (other.network, other.dimensions) and all(
             ours == theirs for ours, theirs in zip(self.widths, other.widths, strict=False)
         )
@@ -71,12 +71,12 @@ def check_architecture(
     folder: str,
     allow_partial: bool = False,
 ) -> None:
-    """Raise `UserError` if a checkpoint's encoder cannot load into a plan's network, with the plans that it fits.
+    """Raise `UserError` if a checkpoint's encoder cannot load into a plan's network. The message names fitting plans.
 
     Args:
         checkpoint: content of a file that `foreign.read_encoder` read.
-        folder: the dataset's preprocessed folder, in which other plans are looked for.
-        allow_partial: other widths in some stages are no error.
+        folder: the dataset's preprocessed folder, which is searched for other plans.
+        allow_partial: accept other widths in some stages.
     """
     random = set(checkpoint.get("random_keys", ()))
     pretrained = {name: tensor for name, tensor in checkpoint["network_weights"].items() if name not in random}
@@ -106,9 +106,9 @@ def check_architecture(
 
 
 def _shapes_in(folder: str) -> Iterator[tuple[str, str, EncoderShape | None]]:
-    """Yield plan, configuration and encoder of a dataset's plans, without plans of transfers and without cascades."""
+    """Yield plan, configuration and encoder of a dataset's plans, except plans of transfers and cascades."""
     for file in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
-        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # the first is a `UserError`, too
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # a `UserError` is a ValueError
             plans = read_json(file, "plan again")
             for name, configuration in plans["configurations"].items():
                 if not (plans.keys() & NOT_TO_CHOOSE or configuration.get("previous_stage")):

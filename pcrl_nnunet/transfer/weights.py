@@ -1,4 +1,4 @@
-"""Pretrained weights into the network of a plan: the encoder, and a decoder that was pretrained with it."""
+"""Loading of pretrained weights into a plan's network: the encoder, and a decoder that was pretrained with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.transfer.adapt import adapt_input_channels, adapt_kernel_size
 from pcrl_nnunet.transfer.report import TransferReport
 
-ALIASES = "decoder.encoder."  # nnU-Net's decoder holds the encoder again
-HEADS = "decoder.seg_layers."  # they depend on the labels, and are always random
+ALIASES = "decoder.encoder."  # nnU-Net's decoder holds the encoder a second time
+HEADS = "decoder.seg_layers."  # depend on the labels, always random
 OWN_NAMES = {"stages": "blocks", "transpconvs": "upsample"}  # nnU-Net's decoder, and `networks.Decoder`
 
 
@@ -35,17 +35,17 @@ def load_encoder(
     allow_partial: bool = False,
     input_channels: str = "repeat",
 ) -> TransferReport:
-    """Copy the pretrained encoder into a network, in place; nothing is copied if it is refused.
+    """Copy the pretrained encoder into a network, in place. If it is refused, nothing is copied.
 
     Args:
         network: a plan's network, PlainConvUNet or ResidualEncoderUNet, 2D or 3D; may be compiled or wrapped by DDP.
         checkpoint: content of a file that `foreign.read_encoder` read.
-        label_channels: number of the network's input channels, the last ones, that hold a cascade's labels.
-        allow_partial: load what fits, if the checkpoint does not cover the encoder.
-        input_channels: how their number is adapted, see `adapt_input_channels`.
+        label_channels: number of the network's last input channels that hold a cascade's labels.
+        allow_partial: accept a checkpoint that covers only a part of the encoder.
+        input_channels: way to adapt the number of input channels, see `adapt_input_channels`.
 
-    Raises:
-        UserError: the encoder is not covered in full, or not at all, or its weights are not finite.
+        Raises:
+            UserError: the encoder is not covered completely or not at all, or its weights are not finite.
     """
     plain: Any = unwrap(network)  # nnU-Net's networks have attributes that nn.Module lacks
     if not hasattr(plain, "key_to_encoder"):
@@ -68,7 +68,7 @@ def load_encoder(
         value: Tensor = given
         how: list[str] = []
         if any(n.removesuffix(".weight") in plain.keys_to_in_proj for n in names):
-            image = given[:, : checkpoint["num_input_channels"]]  # a cascade's labels come after them
+            image = given[:, : checkpoint["num_input_channels"]]  # a cascade's label channels come after them
             value, how = _with_channels(image, given, tensor.shape[1], label_channels, input_channels)
         if value.ndim == tensor.ndim > 2 and value.shape[2:] != tensor.shape[2:]:
             how.append(f"kernel {_x(value.shape[2:])} made {_x(tensor.shape[2:])}")
@@ -87,19 +87,19 @@ def load_encoder(
 
 
 def load_trained_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: TransferReport) -> None:
-    """Copy the plan's own decoder as far as the method trained it and it fits, in place, and say so in the report.
+    """Copy the trained and fitting tensors of the plan's own decoder, in place, and record them in the report.
 
-    ``random_keys`` tell which tensors the method did not train. Segmentation layers stay random in any case.
+    ``random_keys`` name the tensors that the method did not train. Segmentation layers always stay random.
     """
     source = trained_decoder(checkpoint)
     _load_decoder(network, source, report, "transpconvs", lambda kind: kind)
 
 
 def load_own_decoder(network: nn.Module, checkpoint: Mapping[str, Any], report: TransferReport) -> None:
-    """Copy a decoder that is the method's own and not the plan's, in place, and say so in the report.
+    """Copy the method's own decoder, which is not the plan's, in place, and record it in the report.
 
-    It may have no skip connections. Then, in the first convolution of a stage, the channels of the up-sampled features
-    get its weights, and the channels of the skip connection stay random.
+    The decoder may lack skip connections. Then, in the first convolution of a stage, the channels of the up-sampled
+    features get its weights, and the channels of the skip connection stay random.
     """
     source = checkpoint.get("method_weights", {})
     if not decoder_levels(source):
@@ -125,7 +125,7 @@ def decoder_levels(weights: Iterable[str], kind: str = "upsample") -> int:
     """Count the levels of a decoder by the names of its weights.
 
     Args:
-        kind: the part of the names by which levels are counted, ``transpconvs`` in nnU-Net's decoder.
+        kind: the part of the names that counts levels, ``transpconvs`` in nnU-Net's decoder.
     """
     return len({name.split(".")[2] for name in weights if name.startswith(f"decoder.{kind}.")})
 
@@ -140,7 +140,7 @@ def _load_decoder(
     plain: Any = unwrap(network)
     if not source or not hasattr(plain, "decoder"):  # a classifier
         return
-    # both count from the deepest stage, of which one side may have more: levels of the same resolution correspond
+    # both count from the deepest stage, and one side may be deeper: levels of the same resolution correspond
     deeper = decoder_levels(source, levels_by) - len(plain.decoder.transpconvs)
     values: list[tuple[Tensor, Tensor]] = []
     for names, tensor in _tensors(plain.decoder.state_dict(keep_vars=True)):
@@ -165,7 +165,7 @@ def _load_decoder(
 def _with_channels(
     image: Tensor, given: Tensor, channels: int, label_channels: int, how: str
 ) -> tuple[Tensor, list[str]]:
-    """Return the first convolution for a number of input channels, and a note if it differs from `given`."""
+    """Return the first convolution for a number of input channels, with a note if it differs from `given`."""
     value = adapt_input_channels(image, channels, label_channels, how)
     if value.shape == given.shape and torch.equal(value, given):
         return value, []
@@ -174,7 +174,7 @@ def _with_channels(
 
 
 def _refuse_uncovered(report: TransferReport, allow_partial: bool) -> None:
-    """Raise `UserError` for an encoder that is pretrained in part, unless that is allowed, or not at all."""
+    """Raise `UserError` if no weights of the encoder are pretrained, or only some and that is not allowed."""
     missing = [name for name in report.random if name in report.notes]
     share = report.encoder_share
     if share > 0 and (allow_partial or not missing):
@@ -187,7 +187,7 @@ def _refuse_uncovered(report: TransferReport, allow_partial: bool) -> None:
 
 
 def _copy(values: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy pairs of (tensor, value) if all values are finite, else none."""
+    """Copy pairs of (tensor, value) if all values are finite, else raise `UserError`."""
     if not all(torch.isfinite(value).all() for _, value in values):
         raise UserError("the checkpoint has weights that are not finite numbers; take another one")
     with torch.no_grad():
@@ -201,12 +201,12 @@ def _pretrained(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _is_alias(name: str) -> bool:
-    """Tell a second name of a tensor in nnU-Net's networks; some files hold copies under such names."""
+    """Tell if this is a tensor's second name in nnU-Net's networks. Some files hold copies under such names."""
     return name.startswith(ALIASES) or ".all_modules." in name
 
 
 def _tensors(state: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
-    """Return every tensor of a state dict once, with all of its names."""
+    """Return every tensor of a state dict once, with all its names."""
     names: dict[tuple[int, Sequence[int]], list[str]] = {}
     for name, tensor in state.items():
         names.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)

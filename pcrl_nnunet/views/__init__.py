@@ -1,9 +1,9 @@
-"""The views of PCRLv2 as batchgenerators transforms: sub-crop, spatial, pixel, in this order.
+"""PCRLv2's views as batchgenerators transforms: sub-crop, spatial, pixel, in this order.
 
-Each takes and returns a `data_dict` of one sample and draws from the `np.random.Generator` under its key ``rng``.
-Others fit in between: before the spatial one those that know ``data`` as one image (C, *spatial), after it those of
-batchgenerators with ``data_key="input"`` or ``"local"``, for which the views are a batch (views, C, *size). The
-Compose of batchgenerators takes them and that of batchgeneratorsv2.
+Each transform takes and returns a `data_dict` of one sample, and draws from the `np.random.Generator` under its key
+``rng``. Other transforms fit in between. Before the spatial transform, ``data`` is one image (C, *spatial). After it,
+batchgenerators' transforms with ``data_key="input"`` or ``"local"`` see the views as a batch (views, C, *size). Compose
+of batchgenerators and of batchgeneratorsv2 both accept the transforms.
 """
 
 from pcrl_nnunet.views.pixel import PixelTransform

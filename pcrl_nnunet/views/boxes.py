@@ -1,7 +1,7 @@
-"""Boxes of voxels, and where the views of PCRLv2 lie in a volume (its sub-crop: two crops of IoU >= 0.3, six inside).
+"""Boxes of voxels, and positions of PCRLv2's views in a volume (sub-crop: two crops of IoU >= 0.3, six inside).
 
-Everything here is geometry on integers: no voxel is read. Lengths are voxels, boxes are half-open, and randomness comes
-from the generator that is passed in. 2D and 3D are the same code. The work is bounded: nothing is drawn and rejected.
+Everything here is integer geometry: no voxel is read. Lengths are voxels, boxes are half-open, and randomness comes
+from the given generator. 2D and 3D use the same code. The work is bounded: nothing is drawn and rejected.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Size = tuple[int, ...]
 
-MULTI_CROP_GLOBAL = (0.3, 1.0)  # shares of the area; the paper and the authors' code for 2D
+MULTI_CROP_GLOBAL = (0.3, 1.0)  # shares of the area, from the paper and the authors' code for 2D
 MULTI_CROP_LOCAL = (0.05, 0.3)
-MULTI_CROP_ASPECT = 4 / 3  # of the largest to the smallest axis, beyond the area's own
+MULTI_CROP_ASPECT = 4 / 3  # ratio of the largest to the smallest axis, relative to the area's own ratio
 
 
 ENDLESS = 2**40  # voxels, more than any image has on an axis
@@ -28,7 +28,7 @@ ENDLESS = 2**40  # voxels, more than any image has on an axis
 
 @dataclass(frozen=True)
 class Box:
-    """The voxels `lower <= index < upper`, an axis an entry."""
+    """The voxels `lower <= index < upper`, with an entry for each axis."""
 
     lower: Size
     upper: Size
@@ -41,7 +41,7 @@ class Box:
 
     @classmethod
     def of_size(cls, lower: Sequence[int], size: Sequence[int]) -> Box:
-        """The box of `size` voxels that starts at `lower`."""
+        """Return the box of `size` voxels that starts at `lower`."""
         return cls(tuple(int(low) for low in lower), tuple(int(low + s) for low, s in zip(lower, size, strict=True)))
 
     @property
@@ -57,23 +57,23 @@ class Box:
         return math.prod(self.shape)
 
     def union_bounds(self, other: Box) -> Box:
-        """The smallest box around both."""
+        """Return the smallest box around both."""
         return Box(tuple(map(min, self.lower, other.lower)), tuple(map(max, self.upper, other.upper)))
 
     def clamp(self, outer: Box) -> Box:
-        """The part of this box within `outer`; the nearest voxels of `outer` where the two do not meet."""
+        """Return the part of this box within `outer`; the nearest voxels of `outer` if the two do not meet."""
         lower = tuple(min(max(a, b), c - 1) for a, b, c in zip(self.lower, outer.lower, outer.upper, strict=True))
         upper = tuple(max(min(a, b), c + 1) for a, b, c in zip(self.upper, outer.upper, lower, strict=True))
         return Box(lower, upper)
 
     def beyond_edges_of(self, outer: Box) -> Box:
-        """This box, without an end on the sides where it reaches the edge of `outer`."""
+        """Return this box, endless on the sides where it reaches the edge of `outer`."""
         lower = (-ENDLESS if a <= b else a for a, b in zip(self.lower, outer.lower, strict=True))
         upper = (ENDLESS if a >= b else a for a, b in zip(self.upper, outer.upper, strict=True))
         return Box(tuple(lower), tuple(upper))
 
     def index(self) -> tuple[slice, ...]:
-        """Index into an array (C, *spatial) of the box's voxels, in all channels."""
+        """Index of the box's voxels in an array (C, *spatial), in all channels."""
         return (slice(None), *map(slice, self.lower, self.upper))
 
     def shifted(self, origin: Sequence[int]) -> Box:
@@ -82,31 +82,31 @@ class Box:
 
 
 def _iou(common: Any, sum_of_volumes: int) -> Any:
-    """IoU from the common volume, a number or an array of numbers (`sample_pair` needs both to round alike)."""
+    """Return the IoU for a common volume, a number or an array (`sample_pair` needs both to round alike)."""
     return common / (sum_of_volumes - common)
 
 
 def feasible(a: Size, b: Size, min_iou: float) -> bool:
-    """Tell if some position brings two sizes to an IoU of `min_iou`; a size always is feasible with itself."""
+    """Tell if two sizes can have an IoU of `min_iou` in some position. A size is always feasible with itself."""
     return bool(_iou(math.prod(map(min, a, b)), math.prod(a) + math.prod(b)) >= min_iou)
 
 
 def sample_inside(box: Box, size: Size, rng: np.random.Generator) -> Box:
-    """A box of `size`, cut down to `box` where it is larger, uniformly among the positions inside `box`."""
+    """Draw a box of `size` uniformly among the positions inside `box`. A larger size is cut down to `box`."""
     fitting = tuple(map(min, size, box.shape))
     free = [outer - inner for outer, inner in zip(box.shape, fitting, strict=True)]
     return Box.of_size([low + int(rng.integers(0, f + 1)) for low, f in zip(box.lower, free, strict=True)], fitting)
 
 
 def sample_shift(boxes: Sequence[tuple[Box, Box]], rng: np.random.Generator) -> Size:
-    """Draw a shift, uniformly among the shifts after which every box still lies inside its outer box.
+    """Draw a shift uniformly among the shifts that keep every box inside its outer box.
 
     Args:
         boxes: inner and outer boxes; each inner box lies inside its outer one.
         rng: the only source of randomness.
 
     Returns:
-        the new origin, as `Box.shifted` takes it.
+        the new origin, for `Box.shifted`.
     """
     low = np.max([np.subtract(inner.upper, outer.upper) for inner, outer in boxes], axis=0)
     high = np.min([np.subtract(inner.lower, outer.lower) for inner, outer in boxes], axis=0)
@@ -114,17 +114,17 @@ def sample_shift(boxes: Sequence[tuple[Box, Box]], rng: np.random.Generator) -> 
 
 
 def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: np.random.Generator) -> tuple[Box, Box]:
-    """Two boxes in the volume with an IoU of `min_iou` or more.
+    """Draw two boxes in the volume with an IoU of at least `min_iou`.
 
-    The first size is drawn uniformly, so that none starves, the second among those feasible with it. The first box lies
-    anywhere; the second is placed an axis at a time, uniformly among the positions that still allow the IoU when all
-    axes to come overlap as far as they can. The order of the axes is random, so that none is preferred. Every position
-    with the IoU can be drawn. Overlaps near the threshold are somewhat more frequent than among all positions that have
-    it: at the paper's sizes the median IoU is 0.35, where drawing and rejecting gives 0.39.
+    The first size is drawn uniformly, so that every size gets its share; the second among the sizes feasible with it.
+    The first box lies anywhere. The second box is placed axis by axis, uniformly among the positions that still allow
+    the IoU if all remaining axes overlap as far as possible. The order of the axes is random, so that no axis is
+    preferred. Every position with the IoU can be drawn. Overlaps near the threshold are slightly too frequent: at the
+    paper's sizes the median IoU is 0.35, and 0.39 with rejection sampling.
 
     Args:
-        volume_shape: of the image, in voxels.
-        sizes: to choose from; a size larger than the volume is cut down to it.
+        volume_shape: shape of the image, in voxels.
+        sizes: sizes to choose from; a size larger than the volume is cut down to it.
         min_iou: 0 to 1.
         rng: the only source of randomness.
     """
@@ -135,7 +135,7 @@ def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: 
     box_a = sample_inside(Box.of_size([0] * len(volume_shape), volume_shape), size_a, rng)
 
     total = math.prod(size_a) + math.prod(size_b)
-    attainable = math.prod(map(min, size_a, size_b))  # overlap if the axes not yet placed overlap fully
+    attainable = math.prod(map(min, size_a, size_b))  # overlap if the remaining axes overlap fully
     lower = [0] * len(volume_shape)
     for axis in rng.permutation(len(volume_shape)):
         starts = np.arange(volume_shape[axis] - size_b[axis] + 1)
@@ -149,11 +149,11 @@ def sample_pair(volume_shape: Size, sizes: Sequence[Size], min_iou: float, rng: 
 
 @dataclass(frozen=True)
 class ViewBoxes:
-    """Where the views of one sample lie.
+    """The boxes of one sample's views.
 
     Attributes:
         pair: the two global crops.
-        bounds: the smallest box around both; with multi-crop around all crops.
+        bounds: the smallest box around the pair; with multi-crop, around all crops.
         local: the local crops, all inside `bounds`.
     """
 
@@ -172,13 +172,13 @@ class ViewBoxes:
 
 
 def sample_view_boxes(volume_shape: Size, views: ViewSettings, rng: np.random.Generator) -> ViewBoxes:
-    """Draw the two global and the local crops of a volume: sub-crop, or multi-crop where the views say so.
+    """Draw the two global and the local crops of a volume by sub-crop, or by multi-crop if the views say so.
 
-    The authors draw local corners in the box +-3 voxels, so that most of their local crops leave it; the paper and we
-    keep them inside.
+    The authors draw local corners in the box +-3 voxels, so that most of their local crops leave the box. The paper and
+    we keep them inside.
 
     Args:
-        volume_shape: spatial shape in voxels, as many axes as the sizes of `views`.
+        volume_shape: spatial shape in voxels, with as many axes as the sizes of `views`.
         views: sizes and numbers of the crops.
         rng: the only source of randomness.
     """
@@ -192,10 +192,10 @@ def sample_view_boxes(volume_shape: Size, views: ViewSettings, rng: np.random.Ge
 
 
 def sample_multi_crop(volume_shape: Size, views: ViewSettings, rng: np.random.Generator) -> ViewBoxes:
-    """Draw crops that have nothing to do with each other but the area they lie in.
+    """Draw independent crops within a common area.
 
-    The area has the largest global crop size (all of the image, where that is no larger) and lies anywhere. A global
-    crop is 0.3 to 1 of it, a local one 0.05 to 0.3, with the area's proportions changed by up to 4/3.
+    The area has the largest global crop size, cut down to the image, and lies anywhere. A global crop covers 0.3 to 1
+    of the area, a local crop 0.05 to 0.3. Its proportions differ from the area's by up to 4/3.
 
     Args:
         volume_shape: spatial shape in voxels.

@@ -1,4 +1,4 @@
-"""The one rule that takes a plan to the sizes of views and the number of samples of a step.
+"""The rule that derives sizes of views and the batch size from a plan.
 
 Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
 """
@@ -18,7 +18,7 @@ LOCAL_INPUT_TO_GLOBAL_INPUT = 1 / 4  # 16 against 64
 NUM_GLOBAL_CROP_SIZES = 4
 MIN_SAMPLES = 8
 MAX_SAMPLES = {2: 256, 3: 32}  # the paper's batches
-MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0, and two into +-1
+MIN_BOTTLENECK_VOXELS = 3  # InstanceNorm turns one voxel into 0 and two into +-1
 
 
 def configure_views(
@@ -29,25 +29,25 @@ def configure_views(
     spacing: Sequence[float],
     num_local: int = 6,
 ) -> tuple[ViewSettings, int]:
-    """View sizes and number of samples for a plan, with the ratios of the paper's sizes (PCRLv2, section 4.1).
+    """Return view sizes and batch size for a plan, with the ratios of the paper's sizes (PCRLv2, section 4.1).
 
-    1. The largest global crop an axis is 1.75 times the patch, but no more than the median image.
-    2. The global input is that over 1.75, rounded to a multiple of the encoder's total stride.
-    3. While fewer than 8 samples (pairs with their local views) fit into the plan's own voxel budget (patch x batch),
-       the axis of the input that stays the largest in relation to the patch shrinks by one total stride: views shrink
+    1. Along each axis the largest global crop is 1.75 times the patch, but at most the median image.
+    2. The global input is this size over 1.75, rounded to a multiple of the encoder's total stride.
+    3. At least 8 samples (pairs with their local views) should fit into the plan's own voxel budget (patch x batch).
+       Until they do, the input's largest axis relative to the patch shrinks by one total stride. Views thus shrink
        before the batch does, and keep the patch's proportions.
-    4. Crops reach from 1 to 1.75 times the input within the median image; through the planes (the first axis in 3D),
-       where that is the shorter one, to 3 times.
-    5. Local crops are 1/8 to 1/2 of the global input, the local input 1/4 (through the planes up to twice these), and
-       the input at least one voxel more than the total stride: at least 3 voxels remain for InstanceNorm at the
-       bottleneck, of which 2 would be +1 and -1 whatever they were. That can make the input larger than 1/4; no crop
-       is magnified more than the paper's smallest, 2 times.
+    4. Crops are 1 to 1.75 times the input, within the median image. Through the planes (the first axis in 3D) they are
+       up to 3 times the input if this axis is shorter.
+    5. Local crops are 1/8 to 1/2 of the global input, and the local input is 1/4. Through the planes these double at
+       most. The local input is at least one voxel larger than the total stride, so that at least 3 voxels remain for
+       InstanceNorm at the bottleneck: it turns 2 voxels into +1 and -1. The local input may therefore exceed 1/4. No
+       crop is magnified more than the paper's smallest crop, 2 times.
 
     Args:
-        num_local: local views a sample.
+        num_local: number of local views of a sample.
 
     Returns:
-        views, and the number of samples that fit, 8 to 32 (2D: to 256).
+        the views, and the number of samples that fit, 8 to 32 (2D: to 256).
     """
     total = [math.prod(stride[axis] for stride in strides) for axis in range(len(patch_size))]
     reach = [max(1, math.floor(min(MAX_CROP_TO_INPUT * p, m))) for p, m in zip(patch_size, median_size, strict=True)]
@@ -67,7 +67,7 @@ def configure_views(
         ]
         if not fine:
             break
-        # max() takes the first of equals: nnU-Net's first axis is the one with the largest spacing
+        # max() returns the first of equals: nnU-Net's first axis has the largest spacing
         size = smaller[max(fine, key=lambda a: smaller[a][a] / patch_size[a])]
         views = of(size)
     return views, max(MIN_SAMPLES, fitting_samples(patch_size, batch_size, views))
@@ -76,13 +76,13 @@ def configure_views(
 def _views(
     size: Sequence[int], reach: Sequence[int], total: Sequence[int], spacing: Sequence[float], num_local: int
 ) -> ViewSettings:
-    # how much longer the longest axis is, of the axis through the planes; in the plane shapes keep their proportions
+    # the longest axis over the axis through the planes; in the plane shapes keep their proportions
     longer = [max(size) / s if axis == 0 and len(size) == 3 else 1.0 for axis, s in enumerate(size)]
     largest = [
         min(r, round(s * min(MAX_CROP_TO_INPUT_THROUGH_PLANE, MAX_CROP_TO_INPUT * k)))
         for r, s, k in zip(reach, size, longer, strict=True)
     ]
-    # where the images end below 1.75 x the input, smaller crops keep the pairs from being one and the same box
+    # if images are smaller than 1.75 x the input, smaller crops keep the crops of a pair different
     smallest = [max(1, min(s, round(big / MAX_CROP_TO_INPUT))) for s, big in zip(size, largest, strict=True)]
     shares = [i / (NUM_GLOBAL_CROP_SIZES - 1) for i in range(NUM_GLOBAL_CROP_SIZES)]
     global_crops = [
@@ -111,9 +111,9 @@ def _views(
 
 
 def check_views(views: ViewSettings, strides: Sequence[Sequence[int]]) -> None:
-    """Raises `UserError` where InstanceNorm would see fewer than three voxels at the bottleneck.
+    """Raise `UserError` if InstanceNorm would see fewer than three voxels at the bottleneck.
 
-    It turns one into 0, and two into +-1 times a constant, whatever they were.
+    InstanceNorm turns one voxel into 0, and two into +-1 times a constant, whatever their values.
     """
     total = [math.prod(stride[axis] for stride in strides) for axis in range(len(views.spacing))]
     for name in ("global_input_size", "local_input_size"):
@@ -122,8 +122,8 @@ def check_views(views: ViewSettings, strides: Sequence[Sequence[int]]) -> None:
         if left < MIN_BOTTLENECK_VOXELS:
             raise UserError(
                 f"views.{name} {size} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
-                f"stride {tuple(total)}, of which normalisation leaves nothing; at least {MIN_BOTTLENECK_VOXELS} are "
-                f"needed: raise it above the total stride on more axes"
+                f"stride {tuple(total)}, too few for normalisation; at least {MIN_BOTTLENECK_VOXELS} are needed: "
+                f"raise it above the total stride on more axes"
             )
 
 

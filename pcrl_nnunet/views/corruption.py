@@ -1,7 +1,7 @@
 """Corruption of a crop that a network restores (Zhou et al., "Models Genesis", Medical Image Analysis 2021, section 3):
-local shuffling, intensities along a Bezier curve, painting of the inside and the outside.
+local shuffling, intensities along a Bezier curve, inner and outer painting.
 
-C channels. Shuffling and painting change the same voxels in all channels.
+C: channels. Shuffling and painting change the same voxels in all channels.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pcrl_nnunet.settings import number
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.background import regular_part
 
-CURVE_POINTS = 1024  # of the table that a Bezier curve is read from
-ROBUST = (0.005, 0.995)  # quantiles that count as the range of a crop's intensities
-PROBES = 32  # voxels an axis in which the range is looked for
-MAX_BLOCKS = 5  # that are painted
+CURVE_POINTS = 1024  # entries in the table of a Bezier curve
+ROBUST = (0.005, 0.995)  # quantiles that define the range of a crop's intensities
+PROBES = 32  # voxels along an axis that are searched for the range
+MAX_BLOCKS = 5  # largest number of painted blocks
 ANOTHER_BLOCK = 0.95  # probability
 INNER_BLOCK = (1 / 6, 1 / 3)  # size as a share of an axis
-OUTER_BLOCK = (3 / 7, 4 / 7)  # of the blocks that stay
+OUTER_BLOCK = (3 / 7, 4 / 7)  # size of the blocks that stay
 
 
 def probability(default: float) -> Any:
@@ -37,12 +37,12 @@ class Corruption:
 
     Attributes:
         p_shuffle: probability of local shuffling.
-        shuffled_windows: number of windows in 3D, in which voxels are shuffled. In 2D as many as cover the same share.
+        shuffled_windows: number of windows with shuffled voxels in 3D. In 2D the number covers the same share.
         shuffled_size: largest size of a window, as a share of an axis.
         p_curve: probability that intensities follow a Bezier curve.
-        p_inverted: probability that such a curve falls.
+        p_inverted: probability that the curve falls.
         p_paint: probability of painting.
-        p_inner: probability that painting covers blocks inside; else the outside of blocks is covered.
+        p_inner: probability that painting covers blocks; otherwise it covers everything outside blocks.
     """
 
     p_shuffle: float = probability(0.5)
@@ -58,7 +58,7 @@ def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator)
     """Corrupt a crop: shuffle, change intensities, paint, each with its probability, in this order.
 
     Args:
-        image: (C, *size) float32; left as it is.
+        image: (C, *size) float32; unchanged.
         corruption: probabilities and strengths.
         rng: the only source of randomness.
 
@@ -84,7 +84,7 @@ def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator)
 
 
 def robust_ranges(image: np.ndarray) -> list[tuple[float, float]]:
-    """Return the quantiles of each channel's intensities that are taken for 0 and 1; equal ones of a constant one."""
+    """Return the quantiles of each channel that map to 0 and 1; they are equal for a constant channel."""
     low, high = np.quantile(regular_part(image, PROBES), ROBUST, axis=1)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -92,9 +92,9 @@ def robust_ranges(image: np.ndarray) -> list[tuple[float, float]]:
 def draw_windows(
     size: Sequence[int], corruption: Corruption, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw windows of 1 voxel to a share of each axis: their first voxels and their sizes, (windows, d) each."""
+    """Draw windows of 1 voxel up to a share of each axis, as first voxels and sizes, (windows, d) each."""
     largest = np.maximum(1, np.floor(np.multiply(size, corruption.shuffled_size)).astype(int))
-    share = 1.0 if len(size) == 3 else float(np.mean((largest + 1) / 2 / size))  # of windows that reach a slice
+    share = 1.0 if len(size) == 3 else float(np.mean((largest + 1) / 2 / size))  # share of windows that reach a slice
     windows = math.ceil(share * corruption.shuffled_windows)
     sizes = rng.integers(1, largest + 1, (windows, len(size)))
     corners = np.floor(rng.random(sizes.shape) * (np.subtract(size, sizes) + 1)).astype(int)
@@ -102,18 +102,18 @@ def draw_windows(
 
 
 def draw_curve(p_inverted: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a monotonic curve from 0 to 1, or from 1 to 0: its values at `CURVE_POINTS` even places.
+    """Draw a monotonic curve from 0 to 1, or from 1 to 0, as values at `CURVE_POINTS` even places.
 
-    It is a cubic Bezier curve from (0, 0) to (1, 1) with two random points between, or that curve upside down.
+    It is a cubic Bezier curve from (0, 0) to (1, 1) with two random points between, possibly upside down.
     """
     t = np.linspace(0, 1, CURVE_POINTS)
     x, y = (3 * (1 - t) ** 2 * t * a + 3 * (1 - t) * t**2 * b + t**3 for a, b in rng.random((2, 2)))
-    values = np.interp(t, x, y)  # x and y rise with t, as the points lie in the unit square
+    values = np.interp(t, x, y)  # x and y rise with t because the points lie in the unit square
     return (1 - values if rng.random() < p_inverted else values).astype(np.float32)
 
 
 def along(curve: np.ndarray, channel: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map intensities by a curve, of which 0 and 1 stand for the ends of a range; a constant channel stays."""
+    """Map intensities by a curve whose 0 and 1 are the ends of a range. A constant channel stays."""
     if not high > low:
         return channel
     place = (channel - np.float32(low)) * np.float32((len(curve) - 1) / (high - low))
@@ -127,7 +127,7 @@ def along(curve: np.ndarray, channel: np.ndarray, low: float, high: float) -> np
 
 
 def draw_painted(size: Sequence[int], inner: bool, rng: np.random.Generator) -> np.ndarray:
-    """Draw the voxels that are painted: one to five blocks, or all but these; (*size) of bool."""
+    """Draw the mask (*size) of painted voxels: one to five blocks, or everything outside them."""
     low, high = INNER_BLOCK if inner else OUTER_BLOCK
     covered = np.zeros(tuple(size), bool)
     for block in range(MAX_BLOCKS):

@@ -1,4 +1,4 @@
-"""One crop of a case: the view of methods that need no pair."""
+"""A crop of a case: the view of methods without pairs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Crop:
     """A crop of an image.
 
     Attributes:
-        view: (C, *size) float32, flipped, rotated and scaled as drawn, with memory of its own.
-        box: where it lies, in voxels of the image.
+        view: (C, *size) float32, flipped, rotated and scaled as drawn, with its own memory.
+        box: position of the crop, in voxels of the image.
         slice: first spatial index of the image for 2D views of a 3D image; empty otherwise.
     """
 
@@ -36,14 +36,15 @@ def draw_crop(
     augmentation: SpatialAugmentation,
     rng: np.random.Generator,
 ) -> Crop:
-    """Draw a crop of a size at the image's own resolution; the image's border is repeated where the image ends.
+    """Draw a crop of a size at the image's own resolution. Beyond the image its border is repeated.
 
-    While over 85 % of the crop is background another one is drawn, up to 4 in all; then the one with the least is kept.
+    If over 85 % of the crop is background, another crop is drawn, up to 4 in all. Then the crop with the least
+    background is kept.
 
     Args:
-        volume: (C, *spatial), read by slicing: the crop and what rotated corners reach are read.
-        size: of the crop, voxels; 2-tuple for a slice of a 3D image.
-        spacing: mm, an axis of the crop each.
+        volume: (C, *spatial), read by slicing: only the crop and voxels at rotated corners are read.
+        size: size of the crop, voxels; 2-tuple for a slice of a 3D image.
+        spacing: mm for each axis of the crop.
         augmentation: strengths of flip, rotation and scale.
         rng: the only source of randomness.
     """
@@ -54,7 +55,7 @@ def draw_crop(
         for _ in range(MAX_TRIES):
             plane = tuple(int(rng.integers(length)) for length in volume.shape[1 : 1 + extra])
             inside = sample_inside(whole, tuple(size), rng)
-            # of a smaller image the crop reaches beyond its borders by the same number of voxels on both sides
+            # in a smaller image the crop exceeds the border by the same number of voxels on both sides
             missing = [(length - there) // 2 for length, there in zip(size, inside.shape, strict=True)]
             box = Box.of_size([low - m for low, m in zip(inside.lower, missing, strict=True)], size)
             view = _evaluated(volume, plane, sample_map(box, tuple(size), spacing, augmentation, rng), whole)
@@ -64,6 +65,6 @@ def draw_crop(
 
 
 def _evaluated(volume: Volume, plane: tuple[int, ...], affine: AffineMap, whole: Box) -> np.ndarray:
-    """Read the footprint of a map, and evaluate the view."""
+    """Read a map's footprint and evaluate the view."""
     region = affine.footprint().clamp(whole)
     return resample(read_region(volume, plane, region), affine.shifted(region.lower))

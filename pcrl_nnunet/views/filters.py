@@ -1,4 +1,4 @@
-"""Gaussian smoothing of one image, for the blur and for anti-aliasing."""
+"""Gaussian smoothing of an image, for blur and anti-aliasing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from pcrl_nnunet.views import kernels
 
-TRUNCATE = 3.0  # sd; beyond them lie 0.3 % of the weight
+TRUNCATE = 3.0  # sd; 0.3 % of the weight lies beyond
 
 
 def radius(sigma: float) -> int:
-    """Voxels that the kernel reaches to either side."""
+    """Return the kernel's radius in voxels."""
     return int(TRUNCATE * sigma + 0.5)
 
 
 def gaussian(image: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
-    """The image smoothed along its spatial axes, as `scipy.ndimage.gaussian_filter(mode="nearest", truncate=3)` does.
+    """Smooth an image along its spatial axes, like `scipy.ndimage.gaussian_filter(mode="nearest", truncate=3)`.
 
     Args:
         image: (C, *spatial) float32.
-        sigmas: in voxels, a spatial axis each; an axis whose kernel is a single voxel is left as it is.
+        sigmas: voxels for each spatial axis; an axis with a kernel of one voxel stays unchanged.
 
     Returns:
         A new array, or `image` itself.
@@ -30,7 +30,7 @@ def gaussian(image: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
 
 
 def _weights(sigma: float) -> np.ndarray:
-    """Return the weights of the centre and of the voxels on one side of the centre."""
+    """Return the weights of the centre and of the voxels on one side."""
     if radius(sigma) == 0:
         return np.ones(1)
     half = np.exp(-0.5 * (np.arange(radius(sigma) + 1) / sigma) ** 2)

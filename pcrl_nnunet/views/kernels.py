@@ -1,10 +1,10 @@
 """The inner loops of the views, compiled by numba: interpolation along an affine map, smoothing, shuffling.
 
-They are compiled when they are first called (`compile_all`), and not kept on disk: site-packages may be read-only.
-Where numba is not to be had (it follows a new Python after some months), scipy and numpy compute the same. They are
-exact, too, but take several times as long; `compiled` tells which.
+They are compiled on the first call (`compile_all`) and not kept on disk: site-packages may be read-only. Without numba,
+which supports a new Python some months late, scipy and numpy compute the same. They are exact, too, but several times
+slower; `compiled` tells which are used.
 
-C channels, X Y Z space.
+C: channels, X Y Z: space.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ compiled = njit is not None
 
 
 def interpolate(image: np.ndarray, matrix: np.ndarray, first: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Linear interpolation at `first + matrix @ index` for each index of a grid; border voxels repeated outside.
+    """Interpolate linearly at `first + matrix @ index` for each index of a grid. Border voxels repeat outside.
 
     Positions are computed in float64: in float32 they are off by 1e-5 voxels at an index of 100, which shows in noise.
 
     Args:
         image: (C, *spatial) float32, 2D or 3D.
-        matrix: (d, d) float64, voxels of the image a step of the grid.
-        first: (d,) float64, where the grid's first point lies, in voxels of the image.
-        size: of the grid.
+        matrix: (d, d) float64, voxels of the image for a step of the grid.
+        first: (d,) float64, position of the grid's first point, in voxels of the image.
+        size: size of the grid.
 
     Returns:
         (C, *size) float32, a new array.
@@ -39,7 +39,7 @@ def interpolate(image: np.ndarray, matrix: np.ndarray, first: np.ndarray, size: 
     if not compiled:
         channels = [ndimage.affine_transform(c, matrix, first, size, order=1, mode="nearest") for c in image]
         return np.stack(channels)
-    thick = 3 - len(size)  # a slice is a volume of one
+    thick = 3 - len(size)  # a slice is a volume of one slice
     matrix_3d, first_3d = np.zeros((3, 3)), np.zeros(3)
     matrix_3d[thick:, thick:], first_3d[thick:] = matrix, first
     shape, size_3d = ((1,) * thick + tuple(s) for s in (image.shape[1:], size))
@@ -49,18 +49,18 @@ def interpolate(image: np.ndarray, matrix: np.ndarray, first: np.ndarray, size: 
 
 
 def smooth(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
-    """Convolve each spatial axis with a symmetric kernel, border voxels repeated outside.
+    """Convolve each spatial axis with a symmetric kernel. Border voxels repeat outside.
 
     Args:
         image: (C, *spatial) float32.
-        weights: for each spatial axis those of the kernel's centre and of the voxels on one side of it.
+        weights: for each spatial axis, the weights of the kernel's centre and of the voxels on one side.
 
     Returns:
         (C, *spatial) float32, a new array, or `image` itself.
     """
     image = np.ascontiguousarray(image)
     for axis, half in enumerate(weights, start=1):
-        if len(half) == 1 or image.shape[axis] == 1:  # a constant along the axis stays what it is
+        if len(half) == 1 or image.shape[axis] == 1:  # a constant along the axis stays unchanged
             continue
         if not compiled:
             image = ndimage.correlate1d(image, np.concatenate([half[:0:-1], half]), axis, mode="nearest")
@@ -76,19 +76,19 @@ def smooth(image: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
 
 
 def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Shuffle the voxels within windows, all channels alike. Where windows overlap, the last one's voxels stay.
+    """Shuffle the voxels within windows, in all channels alike. Where windows overlap, the last window wins.
 
-    Each window takes the voxels of the image that is given.
+    Each window shuffles voxels of the original image.
 
     Args:
-        image: (C, *spatial) float32, 2D or 3D; left as it is.
+        image: (C, *spatial) float32, 2D or 3D; unchanged.
         corners, sizes: (windows, d), first voxels and sizes of the windows, which lie in the image.
-        uniform: a random number for each voxel of each window; their order within a window is that of its voxels.
+        uniform: a random number for each voxel of each window; sorting a window's numbers orders its voxels.
 
     Returns:
         (C, *spatial) float32, a new array.
     """
-    thick = 3 - corners.shape[1]  # a slice is a volume of one
+    thick = 3 - corners.shape[1]  # a slice is a volume of one slice
     shape = np.array((1,) * thick + image.shape[1:])
     corners_3d = np.pad(corners, ((0, 0), (thick, 0))).astype(np.int64)
     sizes_3d = np.pad(sizes, ((0, 0), (thick, 0)), constant_values=1).astype(np.int64)
@@ -99,7 +99,7 @@ def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, u
 
 
 def compile_all() -> None:
-    """Compile now, a few seconds, so that processes forked after this do not each."""
+    """Compile now (a few seconds), so that forked processes do not each compile."""
     interpolate(np.zeros((1, 2, 2, 2), np.float32), np.eye(3), np.zeros(3), (2, 2, 2))
     smooth(np.zeros((1, 2, 2, 2), np.float32), [np.ones(2)] * 3)
     shuffle_windows(np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 3), int), np.ones((1, 3), int), np.zeros(1))
@@ -108,20 +108,20 @@ def compile_all() -> None:
 def _interpolate(
     image: np.ndarray, shape: tuple[int, int, int], matrix: np.ndarray, first: np.ndarray, view: np.ndarray
 ) -> None:
-    """(C, X * Y * Z) of `shape` and (3, 3), (3,) to (C, *size), in place; a line of the view at a time.
+    """Interpolate (C, X * Y * Z) of `shape` with (3, 3), (3,) into (C, *size), in place, line by line of the view.
 
-    Flat and unsigned indices: for others numba would look at each whether it is counted from the end.
+    Indices are flat and unsigned: numba would check every signed index for counting from the end.
     """
     nx, ny, nz = shape
     sx, sy, sz = view.shape[1:]
-    # to the upper neighbour, and the last voxel that has one
+    # step to the upper neighbour, and the last voxel with an upper neighbour
     step_x, step_y = np.uint32(min(nx - 1, 1) * ny * nz), np.uint32(min(ny - 1, 1) * nz)
     step_z = np.uint32(min(nz - 1, 1))
     last_x, last_y, last_z = np.int32(max(nx - 2, 0)), np.int32(max(ny - 2, 0)), np.int32(max(nz - 2, 0))
     end_x, end_y, end_z = nx - 1.0, ny - 1.0, nz - 1.0
     plane, row = np.int32(ny * nz), np.int32(nz)
     index = np.empty(sz, np.uint32)
-    # of the upper neighbour, an axis each
+    # weight of the upper neighbour for each axis
     share_x, share_y, share_z = np.empty(sz, np.float32), np.empty(sz, np.float32), np.empty(sz, np.float32)
     for i in range(sx):
         for j in range(sy):
@@ -151,7 +151,7 @@ def _interpolate(
 
 
 def _smooth(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> None:
-    """Along the second of three axes, in place. The innermost loops go along slices: others are not vectorised."""
+    """Smooth the second of three axes, in place. Innermost loops run along slices: others are not vectorised."""
     before, length, after = image.shape
     for a in range(before):
         for i in range(length):
@@ -166,14 +166,14 @@ def _smooth(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> None:
 
 
 def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> None:
-    """Along the second of two axes, in place: along lines of the memory."""
+    """Smooth the second of two axes, in place, along lines of memory."""
     before, length = image.shape
     reach = len(half) - 1
     padded = np.empty(length + 2 * reach, np.float32)
     for a in range(before):
         line, to = image[a], smoothed[a]
         weight = half[0]
-        for i in range(length):  # loops: assigning slices takes numba two seconds more to compile
+        for i in range(length):  # a loop, because assigning slices takes numba two seconds more to compile
             to[i] = weight * line[i]
             padded[reach + i] = line[i]
         for i in range(reach):
@@ -186,7 +186,7 @@ def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> N
 
 
 def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray) -> None:
-    """Write the voxels that each voxel of the windows takes, in place; all of them by flat index."""
+    """Write the flat index of the source of each voxel in the windows, in place."""
     plane, row = shape[1] * shape[2], shape[2]
     first = 0
     for w in range(len(corners)):
@@ -205,13 +205,13 @@ def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform:
 def _shuffle_by_numpy(
     shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray
 ) -> None:
-    """Do the same without compiling."""
+    """Do the same as `_shuffle` without compiling."""
     numbers = sizes.prod(1)
     window = np.repeat(np.arange(len(sizes)), numbers)
     k = np.arange(len(window)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
     (x, y, z), (_, ny, nz) = corners[window].T, sizes[window].T
     voxels = (x + k // (ny * nz)) * shape[1] * shape[2] + (y + k // nz % ny) * shape[2] + z + k % nz
-    taken[voxels] = voxels[np.lexsort((uniform, window))]  # of equal indices numpy assigns the last one
+    taken[voxels] = voxels[np.lexsort((uniform, window))]  # for equal indices numpy assigns the last value
 
 
 if compiled:

@@ -9,17 +9,17 @@ import numpy as np
 
 
 def grid_of_blocks(size: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of blocks of a crop an axis; the last one is cut where it ends beyond the crop."""
+    """Return the number of blocks along each axis of a crop. The last block is cut at the crop's end."""
     return tuple(-(-length // edge) for length, edge in zip(size, block, strict=True))
 
 
 def draw_masked(size: Sequence[int], block: Sequence[int], share: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which voxels of a crop are masked: a share of its blocks, all of them as likely.
+    """Draw the mask of a crop: a share of its blocks, each with the same probability.
 
     Args:
-        size: of the crop, voxels.
+        size: size of the crop, voxels.
         block: size of a block, voxels.
-        share: of the blocks, rounded to whole blocks.
+        share: share of masked blocks, rounded to whole blocks.
         rng: the only source of randomness.
 
     Returns:

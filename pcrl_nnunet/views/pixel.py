@@ -1,4 +1,4 @@
-"""Pixel augmentation: noise, blur, gamma, grey, swap, cutout, from a view that stays as it is to a new one."""
+"""Pixel augmentation of a view into a new view: noise, blur, gamma, grey, swap, cutout."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pcrl_nnunet.views.settings import Augmentation
 
 @dataclass(frozen=True)
 class PixelParameters:
-    """The augmentation of one view; None leaves a part out.
+    """The augmentation of one view. None leaves a part out.
 
     Attributes:
         noise: (C, *size), added.
-        blur: sd in voxels of the view, an axis each.
+        blur: sd in voxels of the view, for each axis.
         gamma: exponent on each channel's own range.
         grey: factors of brightness and of contrast.
         swap: (swaps, 2, d), first voxels of the two blocks of each swap.
         block: size of the blocks, in voxels.
-        holes: (holes, d), first voxels of the parts that are cut out.
+        holes: (holes, d), first voxels of the holes.
         hole: size of the holes, in voxels.
     """
 
@@ -47,11 +47,11 @@ def sample_pixel(
 
     Args:
         shape: (C, *size) of the view.
-        zoom: voxels of the image a voxel of the view, an axis each: blur is given in voxels of the image, so that it
-            means the same in a view that was enlarged.
+        zoom: image voxels for a view voxel along each axis. Blur is given in image voxels, so that it means the same in
+            an enlarged view.
         augmentation: strengths and probabilities.
         rng: the only source of randomness.
-        whole: a global view: blocks may be swapped and cut out.
+        whole: True for a global view, in which blocks may be swapped and cut out.
     """
     noise = blur = gamma = grey = corners = holes = None
     size = tuple(shape[1:])
@@ -69,7 +69,7 @@ def sample_pixel(
         grey = brightness, contrast
     swaps = augmentation.swap_blocks > 0 and augmentation.swap_size > 0
     if whole and rng.random() < augmentation.p_swap and swaps:
-        # as large a part of the view as in 3D, where a block is swap_size on all three axes
+        # the same share of the view as in 3D, where a block is swap_size on all three axes
         share = augmentation.swap_size**3 * math.prod(size) / math.prod(block)
         free = np.subtract(size, block)
         corners = rng.integers(0, free + 1, (max(1, round(augmentation.swap_blocks * share)), 2, len(size)))
@@ -81,14 +81,14 @@ def sample_pixel(
 
 
 def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
-    """Noise, blur, gamma, grey, swap, cutout, in this order.
+    """Apply noise, blur, gamma, grey, swap and cutout, in this order.
 
-    Noise is drawn for each channel; blur, gamma and grey act on each channel with the same strength; blocks are swapped
-    and cut out in all channels together, so that they stay registered. What is cut out gets the channel's mean.
+    Noise is drawn for each channel. Blur, gamma and grey have the same strength in all channels. Blocks are swapped and
+    cut out in all channels together, so that the channels stay registered. Holes get the channel's mean.
 
     Args:
-        view: (C, *size) float32; left as it is.
-        parameters: as drawn by `sample_pixel`.
+        view: (C, *size) float32; unchanged.
+        parameters: parameters from `sample_pixel`.
 
     Returns:
         (C, *size) float32, a new array.
@@ -119,7 +119,7 @@ def apply_pixel(view: np.ndarray, parameters: PixelParameters) -> np.ndarray:
 
 
 def _grey(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    """Each channel's distance from its minimum times the brightness, then from its mean times the contrast."""
+    """Scale each channel's distance from its minimum by the brightness, then from its mean by the contrast."""
     axes = tuple(range(1, image.ndim))
     image = (image - image.min(axes, keepdims=True)) * np.float32(brightness) + image.min(axes, keepdims=True)
     mean = image.mean(axes, keepdims=True)
@@ -127,7 +127,7 @@ def _grey(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
 
 
 def _gamma(image: torch.Tensor, exponent: float) -> torch.Tensor:
-    """Each channel's range is mapped to 0..1, raised to the exponent and mapped back; a constant channel stays."""
+    """Map each channel's range to 0..1, raise it to the exponent and map it back. A constant channel stays."""
     axes = tuple(range(1, image.ndim))
     low = image.amin(axes, keepdim=True)
     width = image.amax(axes, keepdim=True) - low
@@ -137,8 +137,8 @@ def _gamma(image: torch.Tensor, exponent: float) -> torch.Tensor:
 class PixelTransform(AbstractTransform):
     """Augment all views of ``source`` into ``destination``.
 
-    Reads ``source`` (views, C, *size), ``source_zoom`` and ``rng``. ``destination`` may be ``source``, which is then
-    replaced by a new array.
+    Reads ``source`` (views, C, *size), ``source_zoom`` and ``rng``. ``destination`` may be ``source``; a new array then
+    replaces it.
     """
 
     def __init__(self, augmentation: Augmentation, source: str, destination: str, whole: bool = False) -> None:

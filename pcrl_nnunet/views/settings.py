@@ -1,4 +1,4 @@
-"""Settings of views that are drawn by sub-crop, and of their augmentation.
+"""Settings of views and of their augmentation.
 
 Sizes are in voxels of the preprocessed image, axes in nnU-Net's order (the first one has the largest spacing).
 """
@@ -19,7 +19,7 @@ CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Views that are drawn by sub-crop. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm."""
+    """The settings of views. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm."""
 
     global_crop_sizes: tuple[Size, ...]
     local_crop_sizes: tuple[Size, ...]
@@ -28,7 +28,7 @@ class ViewSettings:
     spacing: tuple[float, ...]
     num_local: int = number(6, at_least=0)
     min_iou: float = number(0.3, at_least=0, below=1)
-    crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's other way, in 2D and Table 3
+    crops: Literal["sub_crop", "multi_crop"] = "sub_crop"  # multi_crop: the paper's alternative, in 2D and Table 3
 
     def __post_init__(self) -> None:
         dim = len(self.spacing)
@@ -48,15 +48,15 @@ class ViewSettings:
 
     @property
     def voxels_per_sample(self) -> int:
-        """Voxels that the network sees for one sample: two global and all local views."""
+        """Number of voxels that the network sees for one sample: two global and all local views."""
         return 2 * math.prod(self.global_input_size) + self.num_local * math.prod(self.local_input_size)
 
 
 def names_of_large_crops(views: Any, median: Sequence[float]) -> list[str]:
-    """Return the names of the crops' sizes in a block of settings if one of these exceeds an image, else none.
+    """Return the names of the crop sizes in a block of settings if one of them exceeds an image, else nothing.
 
     Args:
-        views: the block; anything else has no such sizes.
+        views: the block; any other value has no crop sizes.
         median: size of the image, voxels.
     """
     given = [name for name in CROP_SIZES if isinstance(views, Mapping) and name in views]
@@ -76,9 +76,9 @@ def is_size(given: Any, dim: int) -> bool:
 
 @dataclass(frozen=True)
 class SpatialAugmentation:
-    """Strengths of flip, rotation and scale; 0 everywhere is the identity."""
+    """Strengths of flip, rotation and scale; all 0 is the identity."""
 
-    p_flip: float = 0.5  # an axis
+    p_flip: float = 0.5  # for each axis
     rotation_degrees: float = 10.0  # about every axis, in mm; in the plane for 2D
     scale: float = 0.1
 
@@ -91,19 +91,19 @@ class SpatialAugmentation:
 
 @dataclass(frozen=True)
 class Augmentation(SpatialAugmentation):
-    """Strengths of the views' augmentation, in space and of pixels; 0 everywhere is the identity."""
+    """Strengths of the views' spatial and pixel augmentation; all 0 is the identity."""
 
     p_noise: float = 0.5
-    noise_sd: float = 0.25  # of z-scored intensities
+    noise_sd: float = 0.25  # in z-scored intensities
     p_blur: float = 0.5
     blur_sigma: float = 2.0  # voxels of the preprocessed image
     p_gamma: float = 0.5
     gamma: float = 0.3  # exponent exp(U(-gamma, gamma)) on the range-normalised image
     p_swap: float = 0.5  # global views only
     swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
-    swap_size: float = 0.1  # of the global input an axis: about the authors' share of the volume
+    swap_size: float = 0.1  # share of each axis of the global input: about the authors' share of the volume
     p_grey: float = 0.5  # 2D only
     grey: float = 0.4  # brightness and contrast factors 1 +- this; the authors' ColorJitter
     p_cutout: float = 0.5  # 2D only, global views only
     cutout_holes: int = 3
-    cutout_size: float = 1 / 7  # of the global input an axis: the authors' 32 of 224
+    cutout_size: float = 1 / 7  # share of each axis of the global input: the authors' 32 of 224

@@ -17,18 +17,18 @@ from pcrl_nnunet.views import filters, kernels
 from pcrl_nnunet.views.boxes import Box
 from pcrl_nnunet.views.settings import SpatialAugmentation
 
-ANTI_ALIAS_FROM = 1.5  # image voxels a view voxel
+ANTI_ALIAS_FROM = 1.5  # image voxels for a view voxel
 
 
 @dataclass(frozen=True)
 class AffineMap:
-    """Where a view's voxels come from: `centre + matrix @ (index - (size - 1) / 2)`, in voxels of the image.
+    """The map from a view's voxels to the image: `centre + matrix @ (index - (size - 1) / 2)`, in image voxels.
 
     Attributes:
-        matrix: (d, d), image voxels a view voxel.
-        centre: (d,), index in the image of the view's centre.
-        size: of the view, in voxels.
-        zoom: image voxels a view voxel on each axis of the view, before rotation.
+        matrix: (d, d), image voxels for a view voxel.
+        centre: (d,), image index of the view's centre.
+        size: size of the view, in voxels.
+        zoom: image voxels for a view voxel along each axis of the view, before rotation.
     """
 
     matrix: np.ndarray
@@ -38,14 +38,14 @@ class AffineMap:
 
     @property
     def anti_alias(self) -> tuple[float, ...]:
-        """Sd in image voxels of the Gaussian before resampling, 0 where the view does not shrink much.
+        """Sd in image voxels of the Gaussian before resampling; 0 if the view does not shrink much.
 
-        (zoom - 1) / 2, as in scikit-image's `resize`. The small rotations leave the axes where they are.
+        The sd is (zoom - 1) / 2, as in scikit-image's `resize`. Rotations are small enough to ignore.
         """
         return tuple((z - 1) / 2 if z > ANTI_ALIAS_FROM else 0.0 for z in self.zoom)
 
     def footprint(self) -> Box:
-        """The voxels that the view reads, with those that the anti-aliasing needs around them."""
+        """Return the box of voxels that the view and its anti-aliasing read."""
         half = np.abs(self.matrix) @ ((np.array(self.size) - 1) / 2)
         reach = np.array([filters.radius(sigma) for sigma in self.anti_alias])
         lower = np.floor(self.centre - half).astype(int) - reach
@@ -53,7 +53,7 @@ class AffineMap:
         return Box(tuple(lower.tolist()), tuple(upper.tolist()))
 
     def shifted(self, origin: Sequence[int]) -> AffineMap:
-        """The same map with image indices counted from `origin`."""
+        """Return the same map with image indices counted from `origin`."""
         return AffineMap(self.matrix, self.centre - np.array(origin), self.size, self.zoom)
 
 
@@ -64,15 +64,15 @@ def sample_map(
     augmentation: SpatialAugmentation,
     rng: np.random.Generator,
 ) -> AffineMap:
-    """Draw the map from a view of `size` to the crop `box`: resize, then flip, scale and rotation about its centre.
+    """Draw the map from a view of `size` to the crop `box`: resize, then flip, scale and rotate about the centre.
 
-    Angles and scales are uniform; the rotation is one in mm, about each axis (3D) or in the plane (2D).
+    Angles and scales are uniform. The rotation acts in mm, about each axis (3D) or in the plane (2D).
 
     Args:
         box: the crop, in voxels of the image.
-        size: of the view, in voxels.
-        spacing: of the image, in mm.
-        augmentation: strengths; with 0 the view is the resized crop.
+        size: size of the view, in voxels.
+        spacing: spacing of the image, in mm.
+        augmentation: strengths; with all 0 the view is the resized crop.
         rng: the only source of randomness.
     """
     dim = len(size)
@@ -90,7 +90,7 @@ def sample_map(
 
 
 def rotation(angles: Sequence[float]) -> np.ndarray:
-    """Rotation matrix: one angle gives (2, 2), three give (3, 3), about axis 0, then 1, then 2. Angles in radians."""
+    """Return the matrix (2, 2) of one angle, or (3, 3) of three, about axis 0, then 1, then 2. Angles in radians."""
     sin, cos = [math.sin(angle) for angle in angles], [math.cos(angle) for angle in angles]
     if len(angles) == 1:
         return np.array([[cos[0], -sin[0]], [sin[0], cos[0]]])
@@ -105,13 +105,13 @@ def rotation(angles: Sequence[float]) -> np.ndarray:
 
 
 def resample(image: np.ndarray, affine: AffineMap) -> np.ndarray:
-    """Evaluate a view: linear interpolation, border voxels repeated outside the image, anti-aliased where it shrinks.
+    """Evaluate a view by linear interpolation. Border voxels repeat outside; a shrinking view is anti-aliased.
 
-    Reads the map's footprint only.
+    Only the map's footprint is read.
 
     Args:
-        image: (C, *spatial), computed with as float32.
-        affine: from the view to `image`.
+        image: (C, *spatial), converted to float32.
+        affine: map from the view to `image`.
 
     Returns:
         (C, *affine.size) float32, never memory of `image`.
@@ -127,8 +127,8 @@ def resample(image: np.ndarray, affine: AffineMap) -> np.ndarray:
 class SpatialViewTransform(AbstractTransform):
     """Resample the views of ``maps`` from ``data``.
 
-    Reads ``data`` (C, *spatial) and ``maps``, which has a list of `AffineMap` for each name; gives each name an array
-    (number of maps, C, *size) float32. Removes both.
+    Reads ``data`` (C, *spatial) and ``maps``, a list of `AffineMap` by name, and removes both. Adds an array (number of
+    maps, C, *size) float32 under each name.
     """
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sub-crop: which views a sample has, and the one read of the voxels that they need."""
+"""Sub-crop: the choice of a sample's views, and a single read of their voxels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.spatial import AffineMap, sample_map
 
 MAX_TRIES = 4  # reads of a pair
-LOCAL_TRIES = 10  # places of a local crop, which cost no read
+LOCAL_TRIES = 10  # places of a local crop; they cost no read
 MAX_BACKGROUND = 0.85  # the paper's share for CT (-150 HU and less); the authors' code has the filter inverted
-LOCAL_PROBES = 16  # voxels an axis of a local crop that are looked at
+LOCAL_PROBES = 16  # voxels sampled along an axis of a local crop
 
 
 class Volume(Protocol):
-    """An image that is read by slicing: an array, or one on disk."""
+    """An image that is read by slicing: an array or a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -30,20 +30,20 @@ class Volume(Protocol):
 
 
 class SubCropTransform(AbstractTransform):
-    """Draw two global and several local crops of ``data`` with their spatial maps, and read what they need.
+    """Draw two global and several local crops of ``data`` with their spatial maps, and read their voxels.
 
-    Only the box around all views is read: the bounding box of the pair, and the voxels that rotated corners and
-    anti-aliasing reach outside it. These are real voxels, where repeated borders would be streaks in the targets. How
-    many depends on the strengths, not on the volume: at the paper's sizes, 10 degrees and scale 0.1, 1.6 times the
-    voxels of the bounding box are read in the median and 2.3 times at most (300 draws).
+    Only the box around all views is read: the bounding box of the pair, and the voxels outside it that rotated corners
+    and anti-aliasing need. Real voxels matter there, because repeated borders would be streaks in the targets. Their
+    number depends on the strengths, not on the volume. At the paper's sizes, 10 degrees and scale 0.1, the read voxels
+    are 1.6 times the bounding box in the median and at most 2.3 times (300 draws).
 
-    While over 85 % of its bounding box is background another pair is drawn, up to 4 in all; then the one with the least
-    is kept. A local crop of which over 85 % is background moves to another place, see `move_empty`.
+    If over 85 % of its bounding box is background, another pair is drawn, up to 4 in all. Then the pair with the least
+    background is kept. A local crop with over 85 % background moves to another place, see `move_empty`.
 
     Reads ``data``, a `Volume` (C, *spatial) of one sample, and ``rng``. Replaces ``data`` by the float32 array read,
-    which has memory of its own, and adds ``maps`` {"target": 2 maps, "local": N maps} and ``boxes``, both counted from
-    that array's first voxel, and ``origin``, the index of that voxel in the volume. For views with one axis less than
-    the volume, a slice of its first spatial axis is drawn, and ``data`` is (C, Y, X).
+    which has its own memory. Adds ``maps`` {"target": 2 maps, "local": N maps} and ``boxes``, both counted from the
+    array's first voxel, and ``origin``, the index of this voxel in the volume. If views have one axis less than the
+    volume, a slice of its first spatial axis is drawn, and ``data`` is (C, Y, X).
     """
 
     def __init__(self, views: ViewSettings, augmentation: Augmentation) -> None:
@@ -74,7 +74,7 @@ class SubCropTransform(AbstractTransform):
             rng: the only source of randomness.
 
         Returns:
-            the index of the slice, empty in 3D; the boxes; the maps, under the names of the arrays they are for.
+            the index of the slice (empty in 3D), the boxes, and the maps by the names of their arrays.
         """
         views = self.views
         extra = len(shape) - len(views.spacing)
@@ -92,7 +92,7 @@ class SubCropTransform(AbstractTransform):
 
 
 def read_region(volume: Volume, plane: tuple[int, ...], region: Box) -> np.ndarray:
-    """Read the voxels of a box, (C, *region), in the slice `plane` of a volume with one axis more, if it is given."""
+    """Read the voxels (C, *region) of a box, in the slice `plane` if the volume has one axis more."""
     in_volume = Box((*plane, *region.lower), (*(i + 1 for i in plane), *region.upper))
     return volume[in_volume.index()].reshape(volume.shape[0], *region.shape)
 
@@ -100,7 +100,7 @@ def read_region(volume: Volume, plane: tuple[int, ...], region: Box) -> np.ndarr
 def read_views(
     volume: Volume, plane: tuple[int, ...], boxes: ViewBoxes, maps: dict[str, list[AffineMap]]
 ) -> dict[str, Any]:
-    """Read the box around the pair and the footprints of all maps, and count boxes and maps from its first voxel."""
+    """Read the box around the pair and all maps' footprints, and shift boxes and maps to its first voxel."""
     whole = Box.of_size([0] * len(boxes.bounds.lower), volume.shape[1 + len(plane) :])
     region = boxes.bounds
     for affine in (affine for group in maps.values() for affine in group):
@@ -119,20 +119,20 @@ def read_views(
 def move_empty(
     drawn: dict[str, Any], values: Background, shape: Sequence[int], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Move local crops of which over 85 % is background to other places within the bounds of the pair.
+    """Move local crops with over 85 % background to other places within the bounds of the pair.
 
-    A crop tries up to 10 places, the first among them; then the place with the least background is kept. A crop keeps
-    its size, flip, rotation and scale. Nothing is read again: a crop moves only where its map finds all voxels in what
-    has been read. Numbers are drawn for crops that move alone.
+    A crop tries up to 10 places, its first place included. Then the place with the least background is kept. A crop
+    keeps its size, flip, rotation and scale. Nothing is read again: a crop moves only to places whose voxels have been
+    read. Random numbers are drawn only for crops that move.
 
     Args:
-        drawn: as `read_views` gives it.
-        values: the background's, in the box around the pair.
+        drawn: the result of `read_views`.
+        values: the background's values in the box around the pair.
         shape: spatial shape of the volume.
         rng: the only source of randomness.
 
     Returns:
-        ``boxes`` and ``maps``, new ones.
+        new ``boxes`` and ``maps``.
     """
     data, boxes, maps = drawn["data"], drawn["boxes"], drawn["maps"]
     read = Box.of_size([0] * (data.ndim - 1), data.shape[1:])
@@ -166,10 +166,10 @@ _Drawn = TypeVar("_Drawn")
 
 
 def least_background(draws: Iterable[tuple[float, _Drawn]]) -> _Drawn:
-    """Return the first draw with no more background than `MAX_BACKGROUND`, else the draw with the least.
+    """Return the first draw with at most `MAX_BACKGROUND`, else the draw with the least background.
 
     Args:
-        draws: one or more shares of background, each with what was drawn. None is made after the one that is returned.
+        draws: one or more pairs of a share of background and a draw. The iteration stops at the returned draw.
     """
     best: list[tuple[float, _Drawn]] = []
     for draw in draws:
@@ -181,6 +181,6 @@ def least_background(draws: Iterable[tuple[float, _Drawn]]) -> _Drawn:
 
 
 def _owned(part: np.ndarray) -> np.ndarray:
-    """The part as float32 with memory of its own: whatever comes after may write into it."""
+    """Copy the part to float32 with its own memory, because later transforms may write into it."""
     array = np.ascontiguousarray(part, dtype=np.float32)
     return array if array.base is None else array.copy()

@@ -73,7 +73,7 @@ def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys, m
         assert command("-d", "999", "--dry_run", *arguments) == 0
         out = capsys.readouterr().out
         assert "batch                 32 samples" in out
-        assert ("memory and time are of one of them, with 16 of these" in out) == (number == "2")
+        assert ("memory and time are for one process with 16 samples" in out) == (number == "2")
         estimates.append(float(re.search(r"([\d.]+) GB estimated", out)[1]))
     assert estimates[1] == pytest.approx(estimates[0] / 2, abs=0.006)  # it says two digits
     refused = command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-num_gpus", "3")

@@ -83,7 +83,7 @@ def test_networks_that_learned_nothing_get_no_verdict():
         "0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
     )
     assert verdict(scores, "pcrlv2") == (
-        "Nothing can be said of pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
+        "Nothing can be said about pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
     )
 
 
@@ -106,7 +106,7 @@ def test_networks_that_learned_nothing_are_named_beside_others():
     third = nothing_found(10).query("method == 'pcrlv2'").assign(method="other")
     scores = DiceScores(pd.concat([given, third]))
     assert verdict(scores, "pcrlv2").startswith("pcrlv2 pays: with 10 labels expect +")
-    assert verdict(scores, "other").startswith("Nothing can be said of other: with 10 labels neither")
+    assert verdict(scores, "other").startswith("Nothing can be said about other: with 10 labels neither")
     assert said(scores).startswith("With 10 labels some networks learned nothing (scratch: 0.0, other: 0.0); without")
 
 

@@ -553,7 +553,7 @@ def test_what_has_to_be_done_before_pretraining_is_said(lungs_for_liver: SimpleN
     assert f"Other_for_{TARGET}.json does not exist; run pcrl_nnunet_preprocess -d 16 -target 42 -p Other" in message
     run(preprocess, "-d", "16", "-target", "42")
     message = run(pretrain, *options, "-f", "0")
-    assert re.search(f"fold 0 of {TARGET} was asked for, and its cases, .*, are not in .*, or leave -f out", message)
+    assert re.search(f"fold 0 of {TARGET} was asked for, but its cases, .*, are not in .*, or leave -f out", message)
     message = run(pretrain, *options, "-c", "3d_lowres")
     assert message == 0  # shares the data of 3d_fullres in this plan
     for path in made(lungs_for_liver.folder).glob("*.b2nd"):

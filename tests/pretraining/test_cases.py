@@ -63,7 +63,7 @@ def test_without_a_fold_nothing_is_left_out_and_no_case_is_opened(unlabelled):
     assert len(found.used) == 6
     assert str(found).splitlines() == [
         "Cases: 4 of the dataset, 2 unlabelled",
-        "The images of validation cases are seen, too; -f N leaves out those of fold N.",
+        "The images of validation cases are seen, too; -f N leaves out fold N's.",
     ]
 
 
@@ -106,13 +106,13 @@ def test_with_a_target_the_fold_is_the_targets_and_copies_of_its_validation_case
     ]
     assert str(find(plan=for_target.plan)).splitlines() == [
         f"Cases: 3 of {SOURCE}, prepared for {DATASET}",
-        f"Copies of validation cases of {DATASET} are seen, too, if there are any; -f N leaves out those of fold N.",
+        f"Copies of validation cases of {DATASET} are seen, too, if there are any; -f N leaves out fold N's.",
     ]
 
 
 def test_a_fold_of_a_target_whose_cases_are_not_there_is_refused(for_target):
     shutil.rmtree(for_target.tiny.data)
-    with pytest.raises(UserError, match=rf"fold 0 of {DATASET} was asked for, and its cases.* or leave -f out"):
+    with pytest.raises(UserError, match=rf"fold 0 of {DATASET} was asked for, but its cases.* or leave -f out"):
         find(0, for_target.plan)
 
 

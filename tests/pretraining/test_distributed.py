@@ -301,7 +301,7 @@ def test_an_error_of_one_process_alone_is_said_and_not_what_it_does_to_the_other
 def test_processes_with_other_cases_are_refused_before_the_first_step(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=OTHERS)
     assert status == 1, output
-    assert output.count("the cases of rank 0 are not those of rank 1") == 1
+    assert output.count("rank 0 and rank 1 have different cases") == 1
     assert not list(tiny.results.rglob("*.pth"))
 
 
@@ -372,5 +372,5 @@ def test_processes_that_cannot_be_had_are_refused(monkeypatch, number, device, v
 
 def test_ranks_that_have_other_cases_are_named(monkeypatch) -> None:
     monkeypatch.setattr(distributed, "of_all_ranks", lambda value: [value, "other", value])
-    with pytest.raises(UserError, match="the cases of rank 0 are not those of rank 1: every machine needs the same"):
+    with pytest.raises(UserError, match="rank 0 and rank 1 have different cases: every machine needs the same plans"):
         distributed.require_same("cases", "own")

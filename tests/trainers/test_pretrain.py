@@ -357,7 +357,7 @@ def test_c_refuses_what_is_prepared_otherwise_than_the_training_began_with(tiny,
     monkeypatch.setattr(Mean, "prepare", classmethod(lambda cls, preparation: {"means": {}}))
     resumed = make(tiny, method="mean", continues=True)
     resumed.load_checkpoint(str(folder / checkpoint.LATEST))
-    with pytest.raises(UserError, match=r"has prepared something else than the training in .* began with"):
+    with pytest.raises(UserError, match=r"preparation differs from the one that the training in .* began with"):
         run(resumed)
 
 
@@ -662,7 +662,7 @@ def test_unlabelled_cases_alone_will_do_but_have_no_folds(tiny):
     tiny.data.rename(unlabelled_folder(str(tiny.folder), "nnUNetPlans_3d_fullres"))
     run(make(tiny, epochs=1))
     assert [case["name"] for case in final(tiny)["cases"]] == [f"case_{i}" for i in range(4)]
-    with pytest.raises(UserError, match=r"fold 0 was asked for, and there are only unlabelled cases.*; leave -f out"):
+    with pytest.raises(UserError, match=r"fold 0 was asked for, but .* has only unlabelled cases.*; leave -f out"):
         make(tiny, fold=0)
     tiny.data.mkdir()  # what a preprocessing that failed leaves
     with pytest.raises(UserError, match="no preprocessed images in"):
@@ -741,7 +741,7 @@ def test_its_docstring_lists_what_it_replaces():
     own = {
         name for name, value in vars(PCRLPretrainTrainer).items() if callable(value) and hasattr(nnUNetTrainer, name)
     }
-    listed = PCRLPretrainTrainer.__doc__.split("Replaced of nnUNetTrainer: ")[1].split(". ")[0]
+    listed = PCRLPretrainTrainer.__doc__.split("Overrides: ")[1].split(". ")[0]
     assert own - {"__doc__"} == set(re.findall(r"\w+", listed))
 
 

@@ -175,9 +175,7 @@ def test_a_model_of_nnssl_without_what_it_should_have_is_refused_in_a_sentence(t
 def test_weights_alone_are_said_to_be_that(tmp_path, key):
     weights = nn.Conv3d(1, 1, 1).state_dict()
     torch.save(weights if key is None else {"epoch": 3, key: weights}, tmp_path / "c.pth")
-    with pytest.raises(
-        UserError, match=rf"holds weights alone{rf' .under .{key}' if key else ','}.*take the file that"
-    ):
+    with pytest.raises(UserError, match=rf"holds only weights{rf' .under .{key}' if key else ','}.*take the file that"):
         read_encoder(str(tmp_path / "c.pth"))
 
 
