@@ -35,8 +35,8 @@ class MAESettings:
     """The settings of masked autoencoding.
 
     Attributes:
-        block_size: of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that is
-            less. So a block is never larger than what one voxel of the bottleneck stands for.
+        block_size: size of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that
+            is less. So a block is never larger than what one voxel of the bottleneck stands for.
         mask_share: share of the blocks that are masked.
         augmentation: of the crop.
     """
