@@ -19,6 +19,10 @@ INSIDE = ("trainers", "planners")
 # A build folder in the repository would be used again by the next build, with modules that are there no more.
 BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 
+# What builds the site of docs/. The theme furo is light (pure Python of 1 MB) and has a search box, all pages at the side
+# of each page, and a layout for phones.
+SITE = ["sphinx", "myst-parser", "furo"]
+
 setup(
     name="pcrl_nnunet",
     version=VERSION,
@@ -60,7 +64,8 @@ setup(
         "numba; python_version < '3.15'",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "torchio", "monai"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "torchio", "monai", *SITE],
+        "docs": SITE,
         "benchmark": ["torchio", "monai"],  # scripts/benchmark_views.py compares with them
     },
     options={"build": {"build_base": BUILD_FOLDER.name}},

@@ -27,27 +27,46 @@ ADAMW_WEIGHT_DECAY = 1e-2  # torch's default: AdamW's decay scales with the rate
 class FinetuneSettings:
     """The settings of fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
 
-    The defaults belong to the recipe ``nnunet`` and SGD. The control ignores the settings for pretrained weights.
+    The defaults are those of the recipe ``nnunet`` and of SGD. The control has nothing pretrained, and ignores the
+    settings for what is.
+
+    Attributes:
+        recipe: defaults of `initial_lr` and `deep_supervision`: nnU-Net's own, or those for pretrained networks.
+        epochs: number of epochs.
+        iters_per_epoch: training steps of an epoch.
+        val_iters_per_epoch: validation steps of an epoch.
+        optimizer: SGD or AdamW. With AdamW, the defaults are a tenth of the rate and a weight decay of 0.01.
+        initial_lr: learning rate after the warm-up.
+        warmup_share: share of the epochs in which the rate rises linearly.
+        weight_decay: weight decay of the optimizer.
+        deep_supervision: also learn from the decoder's coarser outputs, in a segmentation.
+        seg_layers_only_epochs: number of first epochs in which the segmentation layers alone are trained. Fewer than
+            `epochs`.
+        encoder_lr_factor: learning rate of the encoder, as a factor of the rate. 0 freezes the encoder.
+        frozen_epochs: number of first epochs in which the encoder is frozen. Fewer than `epochs`.
+        layer_lr_decay: factor of the learning rate from each encoder stage to the next finer one.
+        load_decoder: load what fits of a decoder that is the method's own, such as PCRLv2's.
+        allow_partial_encoder: start from an encoder of which some stages stay random.
+        input_channels: how the first convolution is fitted if the pretraining had another number of channels: repeat
+            and divide, take the first ones, or take the mean of all.
     """
 
-    recipe: Literal["nnunet", "pretrained"] = "nnunet"  # defaults for the settings of `RECIPES`
+    recipe: Literal["nnunet", "pretrained"] = "nnunet"
     epochs: int = number(1000, at_least=1)
     iters_per_epoch: int = number(250, at_least=1)
     val_iters_per_epoch: int = number(50, at_least=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     initial_lr: float = number(1e-2, above=0)
-    warmup_share: float = number(0.05, at_least=0, below=1)  # share of the epochs
+    warmup_share: float = number(0.05, at_least=0, below=1)
     weight_decay: float = number(3e-5, at_least=0)
-    deep_supervision: bool = True  # for a segmentation
-    seg_layers_only_epochs: int = 0  # number of first epochs that train only the segmentation layers
-    # the encoder's rate, as a factor of the rate
+    deep_supervision: bool = True
+    seg_layers_only_epochs: int = 0
     encoder_lr_factor: float = number(1.0, " (a factor of 0 freezes the encoder)", at_least=0)
-    frozen_epochs: int = 0  # number of first epochs with a frozen encoder
-    # factor of the rate from each encoder stage to the next finer stage
+    frozen_epochs: int = 0
     layer_lr_decay: float = number(1.0, f" (the same rate for all stages): {FREEZE}", above=0, at_most=1)
-    load_decoder: bool = False  # load the fitting part of the method's own decoder, such as PCRLv2's
-    allow_partial_encoder: bool = False  # accept an encoder with some random stages
-    input_channels: Literal["repeat", "first", "mean"] = "repeat"  # if the pretraining had another number of channels
+    load_decoder: bool = False
+    allow_partial_encoder: bool = False
+    input_channels: Literal["repeat", "first", "mean"] = "repeat"
 
     def __post_init__(self) -> None:
         for name, hint in (("frozen_epochs", f": {FREEZE}"), ("seg_layers_only_epochs", "")):
@@ -76,13 +95,21 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class ClassifySettings:
-    """The settings of a classification. `FinetuneSettings` gives the schedule, at a tenth of the rate."""
+    """Labels and inputs of a classification. Its schedule is ``pcrl.finetune``, at a tenth of the rate.
 
-    table: Literal["", "classes", "candidates"] = ""  # empty: the existing table
-    patch_mm: float = number(40.0, above=0)  # edge of the cube or square around a point
-    jitter_mm: float = number(4.0, at_least=0)  # largest shift of a point along each axis while training
-    batch_size: int = number(0, at_least=0)  # 0: as many voxels as the plan's batch, up to 32 inputs
-    balanced: bool = True  # draw classes, or a label's positives and negatives, equally often
+    Attributes:
+        table: table of labels: classes.csv or candidates.csv. By default the one that is there.
+        patch_mm: edge of the cube, or of the square in 2D, around a point, mm.
+        jitter_mm: distance along each axis that a point may move while training, mm.
+        batch_size: inputs of a step. 0: as many voxels as the plan's batch, up to 32 inputs.
+        balanced: draw classes, or a label's positives and negatives, equally often.
+    """
+
+    table: Literal["", "classes", "candidates"] = ""
+    patch_mm: float = number(40.0, above=0)
+    jitter_mm: float = number(4.0, at_least=0)
+    batch_size: int = number(0, at_least=0)
+    balanced: bool = True
 
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any]) -> ClassifySettings:

@@ -35,10 +35,10 @@ class MAESettings:
     """The settings of masked autoencoding.
 
     Attributes:
-        block_size: size of the masked blocks, voxels. The default is 16 or the encoder's total stride, whichever is
-            less: a block is never larger than the area of one bottleneck voxel.
-        mask_share: share of masked blocks.
-        augmentation: augmentation of the crop.
+        block_size: size of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that
+            is less. So a block is never larger than what one voxel of the bottleneck stands for.
+        mask_share: share of the blocks that are masked.
+        augmentation: of the crop.
     """
 
     block_size: Size

@@ -27,7 +27,7 @@ FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # the same
 
 @dataclass(frozen=True)
 class ModelsGenesisSettings:
-    """The settings of Models Genesis: corruption, and augmentation of the crop before it."""
+    """The settings of Models Genesis: of the corruption, and of the crop before it (augmentation)."""
 
     corruption: Corruption = field(default_factory=Corruption)
     augmentation: SpatialAugmentation = FLIPS

@@ -46,17 +46,17 @@ class PCRLv2Settings:
     """The settings of PCRLv2.
 
     Attributes:
-        restoration: ``single``: each step draws one level for both losses, and the decoder stops there (the paper);
-            ``full``: every step also restores at full resolution, and the drawn level's restoration fades out by a
-            cosine (the authors' code).
-        levels: each step draws one pair [level to restore from, level to compare], null for none (Table 3); empty:
-            every level of the decoder for both.
-        comparison: ``pairwise``: compare the same level (the paper's choice); ``cross_scale``: compare two drawn levels
-            (Table 2).
-        comparison_weight: weight of both comparison terms; 1 in the paper. After instance norm the compared averages
-            differ little between samples. Their batch norm therefore gives the encoder gradients that at first are 5
-            to 20 times the restoration's gradients (docs/evidence/classification.md).
-        skip_connections: whether the decoder has skip connections (Table 1).
+        restoration: ``single``: each step draws one level for both losses, and the decoder stops there (the paper).
+            ``full``: also restoration at full resolution in every step, with the drawn level's restoration fading out
+            by a cosine (the authors' code).
+        levels: pairs [level to restore from, level to compare], null for none (Table 3). Each step draws one pair. By
+            default every level of the decoder for both.
+        comparison: ``pairwise`` compares features of the same level (the paper's choice), ``cross_scale`` of two drawn
+            levels (Table 2).
+        comparison_weight: weight of both comparison terms; 1 in the paper. Behind instance norm the averages that
+            are compared differ little between samples. So the gradients of the encoder are at first 5 to 20 times as
+            large as those of the restoration (docs/evidence/classification.md).
+        skip_connections: give the decoder skip connections (Table 1).
     """
 
     views: ViewSettings

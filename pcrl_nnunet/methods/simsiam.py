@@ -31,7 +31,10 @@ BOTTLENECK = 4  # the predictor's width is d over this
 
 @dataclass(frozen=True)
 class SimSiamSettings:
-    """The settings of SimSiam: views, which come only in pairs, and their augmentation."""
+    """The settings of SimSiam: of the views, and of their augmentation.
+
+    A sample is a pair of global views. There are no local views: ``views.num_local`` is 0.
+    """
 
     views: ViewSettings
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0, p_cutout=0))

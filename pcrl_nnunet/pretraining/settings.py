@@ -26,7 +26,19 @@ WHERE = "pcrl.pretrain"
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """The settings of a pretraining. A step sees `batch_size` samples; an epoch has `iters_per_epoch` steps."""
+    """The settings that all methods share. The learning rate decays to 0 by a cosine.
+
+    Attributes:
+        method: what is learned: the name of a method.
+        batch_size: samples of a step, of all GPUs together. By default as many as fit the plan's voxel budget.
+        epochs: number of epochs.
+        iters_per_epoch: steps of an epoch.
+        seed: seed of all random choices.
+        optimizer: SGD or AdamW.
+        initial_lr: learning rate at the start. With AdamW the default is 0.001.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of either optimizer.
+    """
 
     method: str
     own: Any = field(metadata=NOT_IN_BLOCK)  # the method's settings, an instance of its `Settings`

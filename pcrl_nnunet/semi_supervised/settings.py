@@ -17,18 +17,25 @@ class SemiSettings:
     """The settings of a training in two stages: on labelled cases only, then with a teacher's pseudo-labels.
 
     Lengths are shares of the epochs of ``pcrl.finetune``.
+
+    Attributes:
+        supervised_share: share of the epochs in the first stage.
+        pasted_share: share of the first stage's steps in which labelled patches are pasted into each other.
+        teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights.
+        pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1.
+        box_share: edge of the pasted box, as a share of the patch.
+        leave_out: names of cases that are never used as unlabelled ones, such as test cases.
+        seed: seed of boxes and steps.
     """
 
-    # share of the epochs in the first stage
     supervised_share: float = number(
         0.4, ": the teacher starts from what the first stage has learned", above=0, below=1
     )
-    # share of the first stage's steps that paste labelled patches into each other
     pasted_share: float = number(0.5, at_least=0, at_most=1)
-    teacher_momentum: float = number(0.99, at_least=0, below=1)  # for the moving average of the student's weights
-    pseudo_weight: float = number(0.5, above=0)  # of the pseudo-labelled part; the labelled part has weight 1
-    box_share: float = number(2 / 3, above=0, below=1)  # edge of the pasted box, as a share of the patch
-    leave_out: tuple[str, ...] = ()  # cases that must not be used as unlabelled cases, such as test cases
+    teacher_momentum: float = number(0.99, at_least=0, below=1)
+    pseudo_weight: float = number(0.5, above=0)
+    box_share: float = number(2 / 3, above=0, below=1)
+    leave_out: tuple[str, ...] = ()
     seed: int = number(0, at_least=0)
 
     @classmethod

@@ -19,7 +19,18 @@ CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """The settings of views. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm."""
+    """Views that are drawn by sub-crop. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm.
+
+    Attributes:
+        global_crop_sizes: sizes of the crops that global views are made of, voxels. Each crop draws one.
+        local_crop_sizes: sizes of the crops that local views are made of, voxels.
+        global_input_size: size to which global crops are resized, voxels.
+        local_input_size: size to which local crops are resized, voxels.
+        spacing: spacing of the preprocessed image, mm.
+        num_local: number of local views of a sample.
+        min_iou: least overlap of the two global crops: intersection over union.
+        crops: how crops are drawn: local crops inside the box around the pair, or all crops anywhere and of any shape.
+    """
 
     global_crop_sizes: tuple[Size, ...]
     local_crop_sizes: tuple[Size, ...]
@@ -76,10 +87,18 @@ def is_size(given: Any, dim: int) -> bool:
 
 @dataclass(frozen=True)
 class SpatialAugmentation:
-    """Strengths of flip, rotation and scale; all 0 is the identity."""
+    """Strengths of flip, rotation and scale; 0 everywhere is the identity.
 
-    p_flip: float = 0.5  # for each axis
-    rotation_degrees: float = 10.0  # about every axis, in mm; in the plane for 2D
+    No value is below 0. `p_flip` is 1 at most, and `scale` is below 1.
+
+    Attributes:
+        p_flip: probability of a flip, for each axis.
+        rotation_degrees: largest angle of the rotation about each axis, in the plane for 2D; degrees.
+        scale: largest change of the scale of each axis: 0.1 is a factor of 0.9 to 1.1.
+    """
+
+    p_flip: float = 0.5
+    rotation_degrees: float = 10.0
     scale: float = 0.1
 
     def __post_init__(self) -> None:
@@ -91,14 +110,34 @@ class SpatialAugmentation:
 
 @dataclass(frozen=True)
 class Augmentation(SpatialAugmentation):
-    """Strengths of the views' spatial and pixel augmentation; all 0 is the identity."""
+    """Strengths of the views' augmentation, in space and of pixels; 0 everywhere is the identity.
+
+    No value is below 0. Probabilities, whose names begin with ``p_``, are 1 at most. `scale`, `swap_size`, `grey` and
+    `cutout_size` are below 1.
+
+    Attributes:
+        p_noise: probability of Gaussian noise.
+        noise_sd: largest standard deviation of the noise, of z-scored intensities.
+        p_blur: probability of Gaussian blur.
+        blur_sigma: largest standard deviation of the blur, in voxels of the preprocessed image.
+        p_gamma: probability of a gamma curve.
+        gamma: strength of the gamma curve: its exponent lies between exp(-gamma) and exp(gamma).
+        p_swap: probability that blocks are swapped, in global views only.
+        swap_blocks: number of swaps in 3D. In 2D as many as change the same share of the view.
+        swap_size: edge of a block, as a share of the global input.
+        p_grey: probability of a change of brightness and contrast, in 2D only.
+        grey: largest change of brightness and contrast: 0.4 is a factor of 0.6 to 1.4.
+        p_cutout: probability of cutout, in global views in 2D only.
+        cutout_holes: number of holes.
+        cutout_size: edge of a hole, as a share of the global input.
+    """
 
     p_noise: float = 0.5
-    noise_sd: float = 0.25  # in z-scored intensities
+    noise_sd: float = 0.25
     p_blur: float = 0.5
     blur_sigma: float = 2.0  # voxels of the preprocessed image
     p_gamma: float = 0.5
-    gamma: float = 0.3  # exponent exp(U(-gamma, gamma)) on the range-normalised image
+    gamma: float = 0.3
     p_swap: float = 0.5  # global views only
     swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
     swap_size: float = 0.1  # share of each axis of the global input: about the authors' share of the volume

@@ -1,0 +1,143 @@
+"""The site of docs/: it builds without a warning, and its generated pages say what the code says.
+
+tests/test_readme.py follows the links and runs the commands of the same pages.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pcrl_nnunet.methods import method_class
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REPOSITORY = "https://example.org/repository/blob/main"
+
+
+def build(docs: Path, folder: Path, *options: str) -> Path:
+    """Build a site as CONTRIBUTING.md says; warnings are errors."""
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_parser")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+    command += ["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", *options, docs, folder]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once."""
+    return build(DOCS, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The script docs/reference.py."""
+    spec = importlib.util.spec_from_file_location("reference_of_docs", DOCS / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_a_search_box(site: Path) -> None:
+    pages = {page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md") if "_build" not in page.parts}
+    assert len(pages) >= 30
+    assert [page for page in pages if not (site / page.with_suffix(".html")).is_file()] == []
+    assert 'action="search.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_site_shows_the_readme_with_links_to_its_pages(site: Path) -> None:
+    overview = (site / "overview.html").read_text(encoding="utf-8")
+    assert 'href="methods/pcrlv2.html"' in overview
+    assert 'href="contributing.html"' in overview
+    assert "<h2>Does it pay on your data?<" in overview
+
+
+@pytest.mark.slow
+def test_without_an_address_links_to_code_are_plain_paths(site: Path) -> None:
+    page = (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    assert re.search(r"<p>File: <code[^>]*><span[^>]*>pcrl_nnunet/methods/mae\.py</span></code></p>", page)
+
+
+@pytest.mark.slow
+def test_with_an_address_links_to_code_lead_into_the_repository(tmp_path: Path) -> None:
+    docs, package, made = (tmp_path / name for name in ("docs", "pcrl_nnunet", "site"))
+    for folder in (docs, package, made):
+        folder.mkdir()
+    for file in ("docs/conf.py", "docs/outside_links.py", "pcrl_nnunet/__init__.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (docs / "index.md").write_text("# Start\n\n[some code](../pcrl_nnunet/__init__.py)\n")
+    page = build(docs, made, "-D", f"repository={REPOSITORY}") / "index.html"
+    link = rf'<a class="reference external" href="{REPOSITORY}/pcrl_nnunet/__init__\.py">(<span[^>]*>)?some code<'
+    assert re.search(link, page.read_text(encoding="utf-8"))
+
+
+def test_every_page_is_in_the_table_of_contents_once() -> None:
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    listed = [re.sub(r".*<(.+)>", r"\1", line) for line in lines]
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")]
+    assert sorted(listed) == sorted(page for page in pages if page != "index")
+
+
+@pytest.mark.parametrize("page", ["commands.md", "settings.md"])
+def test_the_reference_is_up_to_date(reference: ModuleType, page: str) -> None:
+    written = (DOCS / "reference" / page).read_text(encoding="utf-8")
+    assert written == reference.pages()[page], "run python docs/reference.py"
+
+
+def test_the_reference_has_the_commands_of_setup_py(reference: ModuleType) -> None:
+    (commands,) = re.findall(r"for command in \(([^)]+)\)", (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert re.findall(r'"(\w+)"', commands) == list(reference.COMMANDS)
+
+
+def test_a_setting_without_a_meaning_is_an_error(reference: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "some_settings.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Some:\n"
+        '    """Some settings.\n\n    Attributes:\n        one: the first.\n    """\n'
+        "    one: int = 1\n"
+        "    two: int = 2  # beside\n"
+        "    # above\n"
+        "    three: int = 3\n"
+        "    four: int = 4\n"
+    )
+    spec = importlib.util.spec_from_file_location("some_settings", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["some_settings"] = module
+    try:
+        spec.loader.exec_module(module)
+        found = module.Some.__dataclass_fields__
+        meanings = [reference.meaning(module.Some, found[name]) for name in ("one", "two", "three")]
+        assert meanings == ["The first.", "Beside.", "Above."]
+        with pytest.raises(LookupError, match=r"Some\.four: add it"):
+            reference.meaning(module.Some, found["four"])
+    finally:
+        del sys.modules["some_settings"]
+
+
+def test_the_glossary_has_the_names_of_log_and_report() -> None:
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[\w+\]\(#\w+\)[^|]* \| `(\w+)` \| ([^|]+) \|(?: ([^|]+) \|)?$", glossary, re.M)
+    method = method_class("pcrlv2")
+    quantities = [(quantity.name, quantity.heading, quantity.good) for quantity in method.quantities]
+    terms = [(name, label, "") for name, label in method.terms.items()]
+    assert rows == quantities + terms
