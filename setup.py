@@ -19,8 +19,8 @@ INSIDE = ("trainers", "planners")
 # A build folder in the repository would be used again by the next build, with modules that are there no more.
 BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 
-# What builds the site of docs/. The theme furo is light (pure Python of 1 MB) and has a search box, all pages at the side
-# of each page, and a layout for phones.
+# What builds the site of docs/. The theme furo is light (pure Python of 1 MB). It has a search box, a list of all pages
+# beside each page, and a layout for phones.
 SITE = ["sphinx", "myst-parser", "furo"]
 
 setup(
