@@ -369,7 +369,7 @@ def test_a_plan_that_would_be_another_one_now_is_not_overwritten(lungs_for_liver
     (lungs_for_liver.target / "nnUNetPlans.json").write_text(json.dumps(lungs_for_liver.plan))
     message = run(preprocess, "-d", "16", "-target", "42")
     expected = r"3d_fullres.patch_size, .*was Dataset042_Liver planned again.*delete or rename that file"
-    assert re.search(rf"Error: {re.escape(str(lungs_for_liver.folder / NAME))}.json is there .*{expected}", message)
+    assert re.search(rf"Error: {re.escape(str(lungs_for_liver.folder / NAME))}.json exists, .*{expected}", message)
     assert hashes(lungs_for_liver.folder) == before
     (lungs_for_liver.folder / f"{NAME}.json").unlink()
     assert run(preprocess, "-d", "16", "-target", "42") == 0  # the images are still right for it
