@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import blosc2
 import numpy as np
