@@ -85,7 +85,7 @@ class FinetuneSettings:
     def from_plan(cls, plan: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> FinetuneSettings:
         """Return the settings: defaults, then `defaults`, recipe and optimizer, then the plan's ``pcrl.finetune``."""
         given = part(pcrl_block(plan), "finetune", "pcrl.")
-        chosen = replaced(cls(), WHERE, given)
+        chosen = replaced(cls(**(defaults or {})), WHERE, given)
         of_recipe = {**(defaults or {}), **RECIPES[chosen.recipe]}
         if chosen.optimizer == "adamw":
             rate = of_recipe.get("initial_lr", cls.initial_lr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +46,6 @@ class MAESettings:
     augmentation: SpatialAugmentation = field(default_factory=SpatialAugmentation)
 
     def __post_init__(self) -> None:
-        if not is_size(self.block_size, len(self.block_size)):
-            raise UserError(f"{WHERE}.block_size is {self.block_size}; expected positive numbers of voxels")
         object.__setattr__(self, "block_size", tuple(self.block_size))
 
 
@@ -83,7 +81,6 @@ class MAE(RestorationMethod):
         "MAE pre-training for 3D medical image segmentation. CVPR, 5186-5196.",
     )
     Settings = MAESettings
-    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     terms_caption = "The error of the masked blocks should fall."
     pictures_caption = (
         "A crop without its masked blocks, the crop itself, and the masked blocks as the network restores them."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +57,6 @@ class ModelsGenesis(RestorationMethod):
         "101840.",
     )
     Settings = ModelsGenesisSettings
-    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     pictures_caption = "A corrupted crop, the crop itself, and the network's restoration."
 
     @classmethod

@@ -21,6 +21,7 @@ class RestorationMethod(Method):
     masked voxels count.
     """
 
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
     terms_caption = "The error of the restoration should fall."
     quantities = (RESTORATION,)

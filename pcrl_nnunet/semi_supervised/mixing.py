@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pcrl_nnunet.views.boxes import Box, sample_inside
+
 
 def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], share: float) -> Tensor:
     """Draw masks (B, 1, *patch), each true in one random box.
@@ -22,10 +24,9 @@ def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], sh
         share: the box's edge as a share of the patch's edge, along each axis.
     """
     boxes = torch.zeros(number, 1, *patch, dtype=torch.bool)
-    for box in boxes[:, 0]:
-        edges = [max(1, round(share * n)) for n in patch]
-        starts = [int(rng.integers(0, n - edge + 1)) for n, edge in zip(patch, edges, strict=True)]
-        box[tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))] = True
+    whole, edges = Box.of_size([0] * len(patch), patch), tuple(max(1, round(share * n)) for n in patch)
+    for box in boxes:
+        box[sample_inside(whole, edges, rng).index()] = True
     return boxes
 
 

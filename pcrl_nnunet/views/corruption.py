@@ -16,6 +16,7 @@ import numpy as np
 from pcrl_nnunet.settings import number
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.background import regular_part
+from pcrl_nnunet.views.boxes import Box, sample_inside
 
 CURVE_POINTS = 1024  # entries in the table of a Bezier curve
 ROBUST = (0.005, 0.995)  # quantiles that define the range of a crop's intensities
@@ -129,11 +130,10 @@ def along(curve: np.ndarray, channel: np.ndarray, low: float, high: float) -> np
 def draw_painted(size: Sequence[int], inner: bool, rng: np.random.Generator) -> np.ndarray:
     """Draw the mask (*size) of painted voxels: one to five blocks, or everything outside them."""
     low, high = INNER_BLOCK if inner else OUTER_BLOCK
-    covered = np.zeros(tuple(size), bool)
+    covered, whole = np.zeros((1, *size), bool), Box.of_size([0] * len(size), size)
     for block in range(MAX_BLOCKS):
         if block > 0 and rng.random() >= ANOTHER_BLOCK:
             break
         edges = [max(1, round(length * rng.uniform(low, high))) for length in size]
-        starts = [int(rng.integers(0, length - edge + 1)) for length, edge in zip(size, edges, strict=True)]
-        covered[tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))] = True
-    return covered if inner else ~covered
+        covered[sample_inside(whole, tuple(edges), rng).index()] = True
+    return covered[0] if inner else ~covered[0]
