@@ -115,6 +115,8 @@ def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping
             raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
     chosen = {name: known[name] for name in dict.fromkeys((CONTROL, *wanted))}
     for name, arm in chosen.items():
+        if unknown := [control for control in arm.controls if control not in known]:
+            raise UserError(f"method {name} has the controls {unknown}; expected some of {', '.join(known)}")
         if arm.pretraining is not None and known.get(arm.pretraining, known[CONTROL]).pretrain is None:
             raise UserError(
                 f"method {name} takes the pretraining of {arm.pretraining}, which has none; name one that pretrains"

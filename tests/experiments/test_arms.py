@@ -30,6 +30,8 @@ def test_unknown_arms_and_settings_are_named():
         choose_arms(["mine"], {"mine": {"rate": 1}}, known)
     with pytest.raises(UserError, match=r"method mine has pseudo_labels and pretrains; it can do only one"):
         choose_arms(["mine"], {"mine": {"pseudo_labels": True}}, known)
+    with pytest.raises(UserError, match=r"method mine has the controls \['best'\]; expected some of scratch, stock"):
+        choose_arms(["mine"], {"mine": {"controls": ["scratch", "best"]}}, known)
     for both in ({"pcrlv2": {"restoration": "full"}}, None):
         with pytest.raises(
             UserError, match=r"method mine takes the pretraining of pcrlv2 and also has pretrain .* no effect"
