@@ -1,0 +1,63 @@
+"""The table of docs/results.md says what the files in docs/evidence/ say, and the pages name each of these files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+HIPPOCAMPUS = "hippocampus_2d_curve.csv"
+# The rows of the table, in order: file, rows of the file, column of the score, arm without and arm with pretraining.
+ROWS = [
+    (HIPPOCAMPUS, "labelled == 5", "dice", "scratch", "pcrlv2"),
+    (HIPPOCAMPUS, "labelled == 10", "dice", "scratch", "pcrlv2"),
+    (HIPPOCAMPUS, "labelled == 10", "dice", "four", "low_four"),
+    (HIPPOCAMPUS, "labelled == 140", "dice", "scratch", "low"),
+    ("lidc_masks_2d_10_subsets.csv", "optimizer == 'sgd' and scored == 'test'", "dice", "scratch", "low"),
+    ("lidc_masks_2d_curve.csv", "labelled == 70", "dice", "scratch", "low"),
+    ("lidc_7_14_35_patients.csv", "labelled == 7", "auroc", "scratch", "pcrlv2"),
+    ("lidc_7_14_35_patients.csv", "labelled == 35", "auroc", "scratch", "pcrlv2"),
+    ("lidc_7_of_70_scored_on_63_patients.csv", "labelled == 7", "auroc", "scratch", "restoration_alone"),
+    ("xrays_24_49_98_cases.csv", "labelled == 24", "auroc", "scratch", "pcrlv2"),
+    ("xrays_24_49_98_cases.csv", "labelled == 98", "auroc", "scratch", "pcrlv2"),
+]
+
+
+def table() -> list[list[str]]:
+    """The cells of the table, without its two rows of heading."""
+    lines = (DOCS / "results.md").read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+
+
+def test_every_row_of_the_table_is_checked() -> None:
+    assert len(table()) == len(ROWS)
+
+
+@pytest.mark.parametrize("place", range(len(ROWS)))
+def test_a_row_has_the_medians_and_the_mean_difference_of_its_file(place: int) -> None:
+    file, rows, column, control, arm = ROWS[place]
+    task, labelled, scored, subsets, scratch, pretrained, difference = table()[place]
+    scores = pd.read_csv(DOCS / "evidence" / file).query(rows)
+    subset = "seed" if "seed" in scores else "subset"
+    of_subsets = 100 * scores.groupby(["method", subset])[column].mean().unstack("method")[[control, arm]]
+    assert of_subsets.notna().all(axis=None)
+    assert len(of_subsets) == int(subsets)
+    assert {labelled.split()[0]} == {str(number) for number in scores["labelled"]}
+    if "case" in scores and column == "dice":
+        assert scores["case"].nunique() == int(scored.split()[0])
+    found = [*of_subsets.median(), (of_subsets[arm] - of_subsets[control]).mean()]
+    mean = re.fullmatch(r"\**([+-]\d+\.\d) \((-?\d+\.\d) to (-?\d+\.\d)\)\**", difference)
+    assert mean is not None
+    stated, low, high = map(float, mean.groups())
+    assert [float(scratch), float(pretrained), stated] == pytest.approx(found, abs=0.06), task
+    assert low < stated < high
+
+
+def test_the_pages_name_every_file_of_the_results() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    files = [file.name for file in (DOCS / "evidence").iterdir() if file.suffix in {".csv", ".png", ".txt"}]
+    assert len(files) >= 20
+    assert [file for file in files if f"{file})" not in text] == []
