@@ -23,12 +23,8 @@ only=(-m "not long")
 if [ "${1:-}" = --long ]; then only=() && shift; fi
 
 cd "$repo"
-say "ruff"
-ruff check .
-say "mypy"
-# The installed package: in this folder it has no trainers and planners.
-checked=(mypy --config-file "$repo/pyproject.toml" --cache-dir "$repo/.mypy_cache")
-(cd / && "${checked[@]}" -p pcrl_nnunet && "${checked[@]}" "$repo/scripts")
+say "ruff and mypy"
+bash scripts/lint.sh
 say "pytest, on the installed package${PCRL_TEST_DATA:+, with the real data in $PCRL_TEST_DATA}"
 # Not `python -m pytest`: it would put this folder, where pcrl_nnunet has no trainers, before the installed package.
 # Registered here: a test that did so itself would undo it under another one that runs beside it.

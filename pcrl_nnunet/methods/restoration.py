@@ -21,7 +21,8 @@ class RestorationMethod(Method):
     masked voxels count.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
+    # After 300 steps AdamW restores held-out crops better than SGD with a rate of 0.03 (docs/methods/mae.md).
+    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
     terms_caption = "The error of the restoration should fall."
     quantities = (RESTORATION,)
