@@ -52,10 +52,13 @@ def of_method(name: str) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def state_after_steps(setup: Setup, first: int = 0, number: int = PAIR) -> dict[str, torch.Tensor]:
-    """Train `STEPS` steps on a part of the batch. Returns all parameters and buffers."""
+    """Train `STEPS` steps on a part of the batch. Returns all parameters and buffers.
+
+    With SGD: AdamW turns the rounding errors in the gradients of biases before a normalisation into whole steps.
+    """
     method, own = setup.trained(), setup.method
     distributed.synchronise_batch_norms(method)
-    settings = PretrainSettings(own.name, setup.settings, PAIR, epochs=1, iters_per_epoch=10, **own.defaults)
+    settings = PretrainSettings(own.name, setup.settings, PAIR, epochs=1, iters_per_epoch=10, initial_lr=0.03)
     groups = method.groups()
     stepper = Stepper(method, groups, *optimiser(groups, settings), None, settings, torch.device("cpu"))
     part = {key: value[first : first + number] for key, value in setup.batch(PAIR).items()}
