@@ -30,7 +30,7 @@ from pcrl_nnunet.loading.samples import Views
 from pcrl_nnunet.methods import Method, PlanFacts, method_class, names
 from pcrl_nnunet.methods.quantities import RESTORATION
 from pcrl_nnunet.methods.simsiam import SimSiam
-from pcrl_nnunet.networks import encoder_of
+from pcrl_nnunet.networks import encoder_of, mean_and_maximum
 from pcrl_nnunet.networks.of_plan import network_of_plan
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.optimisation import optimiser
@@ -113,7 +113,7 @@ class Learning:
         with torch.no_grad():
             for _ in range(REPEATS):
                 one, two = (
-                    _pooled(encoder(_on(next_views, device))[-1])
+                    mean_and_maximum(encoder(_on(next_views, device))[-1])
                     for next_views in torch.as_tensor(next(batches)["input"]).unbind(1)
                 )
                 both = torch.cat((one, two))
@@ -121,11 +121,6 @@ class Learning:
                 right.append(((one @ two.T).argmax(1) == torch.arange(PAIRS, device=device)).float().mean())
         batches.close()
         return float(torch.stack(right).mean())
-
-
-def _pooled(feature: Tensor) -> Tensor:
-    feature = feature.flatten(2)
-    return torch.cat((feature.mean(2), feature.amax(2)), 1)
 
 
 def _on(batch: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from pcrl_nnunet.losses import comparison_loss
 from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
 from pcrl_nnunet.methods.pairs import PairViews, fitted_views
 from pcrl_nnunet.methods.quantities import MATCHING, RANK, matched_minus_shuffled
-from pcrl_nnunet.networks import accept_any_size, encoder_of
+from pcrl_nnunet.networks import accept_any_size, encoder_of, mean_and_maximum
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
@@ -132,12 +132,9 @@ class SimSiam(Method):
         return StepOutput(loss, {"comparison": loss.detach()}, values, {"": features.detach()})
 
     def pooled(self, image: Tensor) -> Tensor:
-        """Return the mean and the maximum over space of the bottleneck's channels, (B, d).
-
-        After instance norm, means alone hardly differ between images.
-        """
-        feature = self.encoder(image)[-1].float().flatten(2)  # half precision would round the means' small differences
-        return torch.cat((feature.mean(2), feature.amax(2)), 1)
+        """Return the means and the maxima over space of the bottleneck's channels, (B, d)."""
+        feature = self.encoder(image)[-1].float()  # half precision would round the means' small differences
+        return mean_and_maximum(feature)
 
 
 def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

@@ -1,6 +1,6 @@
 """Networks around the plan's encoder: the decoder without skip connections, the heads, the classifier."""
 
-from pcrl_nnunet.networks.classifier import Classifier, accept_any_size
+from pcrl_nnunet.networks.classifier import Classifier, accept_any_size, mean_and_maximum
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.gather import gathered
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
@@ -15,5 +15,6 @@ __all__ = [
     "accept_any_size",
     "encoder_of",
     "gathered",
+    "mean_and_maximum",
     "seg_layers_of",
 ]

@@ -12,9 +12,8 @@ from torch.nn.functional import interpolate
 class Classifier(nn.Module):
     """A linear layer on the mean and maximum over space of all encoder stages.
 
-    The papers pool only the last stage, in a network with batch norm. nnU-Net's instance norm removes the mean of every
-    channel, so that a mean after the nonlinearity hardly varies. A head on the last stage's mean hardly learns
-    (docs/evidence/classification.md).
+    The papers pool only the last stage, in a network with batch norm. With instance norm, a head on the last stage's
+    mean hardly learns (docs/evidence/classification.md).
 
     Args:
         network: a plan's network, which provides the encoder.
@@ -32,9 +31,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, L) of images (B, C, *)."""
-        stages = [feature.flatten(2) for feature in self.encoder(image)]
-        pooled = [part for stage in stages for part in (stage.mean(2), stage.amax(2))]
-        return self.head(torch.cat(pooled, 1))
+        return self.head(torch.cat([mean_and_maximum(feature) for feature in self.encoder(image)], 1))
 
     def activation_maps(self, image: Tensor) -> Tensor:
         """Return class-activation maps (Zhou et al., CVPR 2016) of images (B, C, *), summed over stages: (B, L, *).
@@ -50,6 +47,16 @@ class Classifier(nn.Module):
             of_stage = of_mean @ stage + of_max @ (stage * at_maximum)
             maps.append(interpolate(of_stage.unflatten(2, feature.shape[2:]), image.shape[2:], mode="nearest"))
         return torch.stack(maps).sum(0)
+
+
+def mean_and_maximum(feature: Tensor) -> Tensor:
+    """Pool a feature (B, c, *) over space: means, then maxima, (B, 2c).
+
+    nnU-Net's instance norm removes the mean of every channel, so that means after the nonlinearity hardly differ
+    between images.
+    """
+    flat = feature.flatten(2)
+    return torch.cat((flat.mean(2), flat.amax(2)), 1)
 
 
 def accept_any_size(encoder: nn.Module) -> None:
