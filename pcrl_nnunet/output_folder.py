@@ -29,6 +29,11 @@ def path_of(trainer: str, dataset: str, plans_name: str, configuration: str, fol
     return os.path.join(nnUNet_results.get(), dataset, f"{trainer}__{plans_name}__{configuration}", f"fold_{fold}")
 
 
+def title_of(trainer: str, dataset: str, plans_name: str, configuration: str, fold: int | str) -> str:
+    """Return the training of an output folder in words, in two lines, for the headings of its pictures."""
+    return f"{dataset}\n{trainer}, configuration {configuration}, plan {plans_name}, fold {fold}"
+
+
 OVERWRITING = "overwriting.txt"
 STARTED_WITH = ("transfer.json",)  # files that a fine-tuning writes before it is sure to start
 

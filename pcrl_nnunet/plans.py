@@ -168,6 +168,11 @@ def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) ->
     return [f"{known.get(str(number), 'channel')} ({number:04d})" for number in range(channels)]
 
 
+def unit_of(plans: Mapping[str, Any]) -> str:
+    """Return the unit of a plan's spacing: mm, or pixels for natural images such as PNG, which have no spacing."""
+    return "pixels" if plans.get("image_reader_writer") == "NaturalImage2DIO" else "mm"
+
+
 def folder_of(variable: str) -> str:
     """Return the folder in one of nnU-Net's variables. Raise `UserError` if the variable is not set."""
     if not os.environ.get(variable):

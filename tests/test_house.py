@@ -18,7 +18,7 @@ LAYERS = [  # each may import from those after it, and from its own
     {"views", "networks", "losses", "loading"},
     {"checkpoint", "named_plans", "output_folder", "registration"},
     {"plans", "config", "weights_and_biases"},
-    {"settings", "files", "lock", "device"},
+    {"settings", "files", "lock", "device", "figure_style"},
     {"errors", "commands"},
 ]
 

@@ -35,6 +35,7 @@ from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.loading.splits import SPLITS
 from pcrl_nnunet.losses import classification_loss
 from pcrl_nnunet.networks import Classifier
+from pcrl_nnunet.output_folder import title_of
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.report.progress import ClassificationLogger
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
@@ -81,7 +82,9 @@ class _Classification(PCRLScratchTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.saved_as = type(self).__name__
         self.enable_deep_supervision = False
-        self.logger.local_logger = ClassificationLogger()
+        self.logger.local_logger = ClassificationLogger(
+            title_of(type(self).__name__, plans["dataset_name"], plans["plans_name"], configuration, fold)
+        )
         for name in changed:
             self.print_to_log_file(f"{name} was taken from {raw} into {folder}")
 

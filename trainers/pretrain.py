@@ -92,7 +92,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch = self.settings.epochs, self.settings.iters_per_epoch
         self.method: type[Method] = method_class(self.settings.method)
         self.plan_facts = PlanFacts.of(configuration, self.configuration_manager.configuration)
-        self.logger.local_logger = PretrainLogger(self.method)
+        self.logger.local_logger = PretrainLogger(self.method, self.request.title)
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
         self.outputs: list[dict[str, float]] = []  # outputs of this epoch's steps so far

@@ -262,7 +262,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         if self.local_rank == 0:
             path = os.path.join(self.output_folder, "pseudo_labels.png")
             images, labels = (shown.cpu().numpy() for shown in self._shown)
-            draw_pseudo_labels(self._history, self._facts, self._supervised_epochs, images, labels, path)
+            names = self.plans_manager.dataset_name, self.plans_manager.plans_name
+            run = output_folder.title_of(type(self).__name__, *names, self.configuration_name, self.fold)
+            draw_pseudo_labels(self._history, self._facts, self._supervised_epochs, images, labels, run, path)
 
     def on_train_end(self) -> None:
         """End the training, and the processes that load unlabelled cases."""

@@ -201,7 +201,7 @@ def _dry_run(request: Any, device: Any, number: int) -> None:
     found = measured(
         lambda: pretrain_trainer(request.anew(), device),
         device,
-        lambda loader, dataset_json: draw_views(loader, dataset_json, pictures, views_of_a_case),
+        lambda loader: draw_views(loader, request.plan, pictures, views_of_a_case),
         number,
     )
     print(f"\nDry run of {configuration}, {plans['plans_name']}, {plans['dataset_name']}")

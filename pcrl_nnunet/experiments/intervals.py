@@ -43,6 +43,12 @@ def interval(found: Replicates) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_over_cases(found: Replicates) -> tuple[float, float]:
+    """Return the percentile interval of the mean difference over cases, for the networks of these subsets."""
+    low, high = np.nanquantile(found.resampled.mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def draw(num: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `num` things with replacement, and return (BOOTSTRAPS, num) how often each is drawn."""
     return rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_raw
@@ -34,30 +35,60 @@ def draw_pictures(layout: Layout, scores: Scores, learned: Mapping[int, Sequence
         run.labelled: f"{run.labelled} labelled cases" + ", nothing surely learned" * (not learned.get(run.labelled))
         for run in runs
     }
-    title = _title(layout, [str(number) for number in titles if not learned.get(number)])
+    nothing_learned = [str(number) for number in titles if not learned.get(number)]
     for name in ("label_efficiency", "iterations", "segmentations" if isinstance(scores, DiceScores) else "roc"):
         path = layout.file(f"{name}.png")
         try:
             if name == "label_efficiency":
+                title = _title_of_label_efficiency(layout, scores.measure, nothing_learned)
                 figures.label_efficiency(scores.runs, scores.measure, scores.chance, title, path)
             elif name == "iterations":
-                patches = " of patches" * isinstance(scores, DiceScores)  # nnU-Net's validation while it trains
-                figures.score_while_training(_curves(layout, done, titles), f"{scores.measure}{patches}", path)
+                of_patches = f"{scores.measure}{' of patches' * isinstance(scores, DiceScores)}"  # nnU-Net's validation
+                title = f"{_name(layout)}\n{of_patches} while training\nthin: a run; bold: mean over labelled subsets"
+                figures.score_while_training(_curves(layout, done, titles), of_patches, title, path)
             elif isinstance(scores, DiceScores):
-                figures.segmentations(examples(layout, done, scores, learned), path)
+                rows, names = examples(layout, done, scores, learned), _label_names(layout.comparison.plan.dataset_json)
+                title = (
+                    f"{_name(layout)}\ncases with the largest loss, the median and the largest gain\n"
+                    f"slices with the most labelled voxels; Dice of the whole case, %"
+                )
+                figures.segmentations(rows, names, title, path)
             elif isinstance(scores, AurocScores):
-                figures.roc_of_arms(scores.curves(titles), path)
+                title = f"{_name(layout)}\nROC on {_scored(layout)}\nthin: a run; bold: mean over labelled subsets"
+                figures.roc_of_arms(scores.curves(titles), scores.intervals_of_curves(titles), title, path)
             yield f"Picture: {path}"
         except (OSError, LookupError, RuntimeError, ValueError) as error:
             yield f"No picture {path}: {type(error).__name__}: {error}"
 
 
-def _title(layout: Layout, nothing_learned: Sequence[str]) -> str:
-    """Explain a point, and name the numbers of labels with which no network learned."""
+def _name(layout: Layout) -> str:
+    """Name the dataset and the configuration."""
+    return f"{layout.comparison.dataset}, {layout.comparison.plan.configuration}"
+
+
+def _scored(layout: Layout) -> str:
+    """Return the number of scored cases in words."""
     part = {"val": "validation", "test": "test"}[layout.comparison.scored]
-    title = f"a point: one labelled subset, all {part} cases"
+    return f"{len(layout.comparison.scored_cases)} {part} cases"
+
+
+def _title_of_label_efficiency(layout: Layout, measure: str, nothing_learned: Sequence[str]) -> str:
+    """Say what is drawn, and name the numbers of labels with which no network learned."""
+    title = (
+        f"{_name(layout)}\n{measure} on {_scored(layout)} by number of labelled cases\n"
+        f"point: a run on one labelled subset; line: mean over the subsets"
+    )
     numbers = ", ".join(nothing_learned)
     return title + f"\nno network surely learned anything with {numbers} labels" * bool(nothing_learned)
+
+
+def _label_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
+    """Return the names of label values. If regions share a value, the name has all of them."""
+    names: dict[int, str] = {}
+    for name, values in dataset_json["labels"].items():
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            names[int(value)] = f"{names[int(value)]} + {name}" if int(value) in names else name
+    return names
 
 
 def _curves(layout: Layout, runs: Sequence[Run], titles: Mapping[int, str]) -> Curves:
@@ -99,7 +130,7 @@ def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: M
         panels = {"truth": (image, reader.read_seg(truth)[0][0])}
         for run, dice in zip(pair, (control, other), strict=True):
             path = os.path.join(layout.output(run), "validation", case + ending)
-            panels[f"{run.arm}: {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
+            panels[f"{run.arm}\nDice {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
         number = pair[0].labelled
         gain = f"{gains[case]:+.1f} Dice" if learned.get(number) else "nothing surely learned"
         rows[f"{case}\n{number} labels, {gain}"] = panels

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pcrl_nnunet.classification.auroc import LEVEL, MIN_GROUPS, auroc
+from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc
 from pcrl_nnunet.experiments import intervals
 from pcrl_nnunet.experiments.intervals import Replicates
 
@@ -50,7 +50,7 @@ class Scores(ABC):
         found = self.replicates(arm, None, labelled, np.random.default_rng(0))
         if found is None:
             return False
-        low = np.nanquantile(found.resampled.mean(1), (1 - LEVEL) / 2)
+        low, _ = intervals.interval_over_cases(found)
         return bool(low > 0 and found.observed.mean() >= LEARNED)
 
     def gain(self, arm: str, over: str, labelled: int) -> dict[str, float]:
@@ -193,6 +193,25 @@ class AurocScores(Scores):
                 of_arm = panels.setdefault(f"{label}, {titles[int(str(labelled))]}", {}).setdefault(str(arm), [])
                 of_arm.append((known["truth"].to_numpy(float), known["score"].to_numpy(float)))
         return panels
+
+    def intervals_of_curves(self, titles: Mapping[int, str]) -> dict[str, dict[str, dict[str, float]]]:
+        """Return points, low and high of each arm's mean AUROC, in the panels of `curves`.
+
+        The 95 % interval is over cases, and over subsets if there are several. It is NaN if the positives or negatives
+        come from too few patients.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for (labelled, label), own in self.predictions.groupby(["labelled", "label"], sort=False):
+            of_label, number = AurocScores(own, self.patients), int(str(labelled))
+            for arm, runs in of_label.runs.dropna().groupby("method", sort=False):
+                low, high = np.nan, np.nan
+                over_chance = of_label.replicates(str(arm), None, number, np.random.default_rng(0))
+                if over_chance is not None:
+                    of = intervals.interval if len(over_chance.observed) > 1 else intervals.interval_over_cases
+                    low, high = (self.chance + end for end in of(over_chance))
+                values = {"points": float(runs["points"].mean()), "low": low, "high": high}
+                found.setdefault(f"{label}, {titles[number]}", {})[str(arm)] = values
+        return found
 
 
 def _fewest_patients(predictions: pd.DataFrame, names: Mapping[str, str]) -> int:

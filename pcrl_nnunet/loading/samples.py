@@ -32,12 +32,14 @@ class ShownView:
         title: text above the view.
         images: (C, *size) by the name of the row, such as "before" and "after pixel augmentation".
         box: position of the view, in voxels of the image; None: no position.
+        flipped: the axes that are flipped; None: unknown.
     """
 
     kind: str
     title: str
     images: Mapping[str, np.ndarray]
     box: Box | None = None
+    flipped: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

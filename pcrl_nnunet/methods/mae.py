@@ -16,11 +16,11 @@ import numpy as np
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.samples import ArraySpec, Sample, Views
-from pcrl_nnunet.methods.restoration import RestorationMethod
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, Views
+from pcrl_nnunet.methods.restoration import RestorationMethod, shown_crop
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
-from pcrl_nnunet.views.crop import draw_crop
+from pcrl_nnunet.views.crop import Crop, draw_crop
 from pcrl_nnunet.views.masking import draw_masked, grid_of_blocks
 from pcrl_nnunet.views.settings import Size, SpatialAugmentation, is_size
 from pcrl_nnunet.views.sub_crop import Volume
@@ -63,10 +63,17 @@ class MaskedCrops(Views):
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         """Make the arrays of one sample."""
+        return self._make(volume, rng)[0]
+
+    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
+        """Make a sample with the place of its crop in the image."""
+        return shown_crop(*self._make(volume, rng))
+
+    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
         settings = self.settings
-        target = draw_crop(volume, self.size, self.spacing, settings.augmentation, rng).view
+        crop = draw_crop(volume, self.size, self.spacing, settings.augmentation, rng)
         masked = draw_masked(self.size, settings.block_size, settings.mask_share, rng)[None]
-        return {"target": target, "input": np.where(masked, np.float32(MASK), target), "masked": masked}
+        return {"target": crop.view, "input": np.where(masked, np.float32(MASK), crop.view), "masked": masked}, crop
 
 
 class MAE(RestorationMethod):

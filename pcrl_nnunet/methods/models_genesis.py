@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.samples import ArraySpec, Sample, Views
-from pcrl_nnunet.methods.restoration import RestorationMethod
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, Views
+from pcrl_nnunet.methods.restoration import RestorationMethod, shown_crop
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views.corruption import Corruption, corrupt
-from pcrl_nnunet.views.crop import draw_crop
+from pcrl_nnunet.views.crop import Crop, draw_crop
 from pcrl_nnunet.views.settings import SpatialAugmentation
 from pcrl_nnunet.views.sub_crop import Volume
 
@@ -43,8 +43,15 @@ class CorruptedCrops(Views):
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         """Make the arrays of one sample."""
-        target = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng).view
-        return {"target": target, "input": corrupt(target, self.settings.corruption, rng)}
+        return self._make(volume, rng)[0]
+
+    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
+        """Make a sample with the place of its crop in the image."""
+        return shown_crop(*self._make(volume, rng))
+
+    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+        crop = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng)
+        return {"target": crop.view, "input": corrupt(crop.view, self.settings.corruption, rng)}, crop
 
 
 class ModelsGenesis(RestorationMethod):

@@ -66,8 +66,15 @@ class PairViews(Views):
         extra = len(made["origin"]) - len(self.spacing)
         boxes = made["boxes"].shifted([-first for first in made["origin"][extra:]])
         names = ["global 1", "global 2", *(f"local {i + 1}" for i in range(len(boxes.local)))]
+        flipped = [*made["target_flipped"], *made.get("local_flipped", ())]
         views = [
-            ShownView(name if number < 2 else "local", name, {"before": before[number], AFTER: after[number]}, box)
+            ShownView(
+                name if number < 2 else "local",
+                name,
+                {"before": before[number], AFTER: after[number]},
+                box,
+                flipped[number],
+            )
             for number, (name, box) in enumerate(zip(names, (*boxes.pair, *boxes.local), strict=True))
         ]
         sample = {name: made[name] for name in self.arrays}

@@ -8,10 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pcrl_nnunet.loading.samples import Sample, ShownSample, ShownView
 from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
 from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
 from pcrl_nnunet.networks import RestoringUNet
+from pcrl_nnunet.views.crop import Crop
+
+
+def shown_crop(sample: Sample, crop: Crop) -> ShownSample:
+    """Return a sample with ``target`` and ``input`` for display, with the crop's place in the image."""
+    images = {"target": sample["target"], "input": sample["input"]}
+    return ShownSample(sample, [ShownView("crop", "crop", images, crop.box, crop.flipped)], crop.box, crop.slice)
 
 
 class RestorationMethod(Method):

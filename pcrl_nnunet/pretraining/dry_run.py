@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import escape, glob
 from time import time
@@ -17,7 +17,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from pcrl_nnunet.files import writing
 from pcrl_nnunet.loading.cases import CaseVolume
 from pcrl_nnunet.loading.loader import ViewLoader, make_loader
-from pcrl_nnunet.plans import channel_labels
+from pcrl_nnunet.plans import PlannedConfiguration, channel_labels, unit_of
 from pcrl_nnunet.pretraining.distributed import largest_part
 from pcrl_nnunet.pretraining.memory import estimated_peak
 from pcrl_nnunet.pretraining.preparation import make_anew, prepares
@@ -44,14 +44,14 @@ class Measurement:
 def measured(
     make_trainer: Callable[[], Any],
     device: torch.device,
-    draw_views: Callable[[ViewLoader, Mapping[str, Any]], None] | None = None,
+    draw_views: Callable[[ViewLoader], None] | None = None,
     processes: int = 1,
 ) -> Measurement:
     """Do one step of each variant on the device, in a temporary results folder.
 
     Args:
         make_trainer: makes the trainer of the pretraining.
-        draw_views: draws the views of a few cases, from the loader and the dataset.json.
+        draw_views: draws the views of a few cases from the loader.
         processes: number of processes that share a batch. One process's part is measured, without communication.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def measured(
         next(loader)
         loading = time() - start
         if draw_views is not None:
-            draw_views(loader, trainer.dataset_json)
+            draw_views(loader)
         trainer.dataloader_train = make_loader(
             trainer.cases, views, number, settings.seed, num_workers=workers, pin_memory=device.type == "cuda"
         )
@@ -138,7 +138,7 @@ def _peak_of_process() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def draw_views(loader: ViewLoader, dataset_json: Mapping[str, Any], folder: str, draw: Callable[..., None]) -> None:
+def draw_views(loader: ViewLoader, plan: PlannedConfiguration, folder: str, draw: Callable[..., None]) -> None:
     """Draw a picture of each of a few cases, evenly from first to last.
 
     Args:
@@ -152,5 +152,6 @@ def draw_views(loader: ViewLoader, dataset_json: Mapping[str, Any], folder: str,
         for case, rng in loader.examples(NUM_PICTURES):
             path = os.path.join(folder, f"{PICTURE}{case.name.replace('/', '_')}.png")
             volume = CaseVolume(case)
-            channels = channel_labels(case.name, dataset_json, volume.shape[0])
-            draw(case.name, volume, loader.views.show(case, volume, rng), loader.views.spacing, channels, path)
+            channels = channel_labels(case.name, plan.dataset_json, volume.shape[0])
+            shown, spacing = loader.views.show(case, volume, rng), loader.views.spacing
+            draw(case.name, volume, shown, spacing, unit_of(plan.plans), channels, path)

@@ -52,6 +52,15 @@ class Request:
         return self._folder_of(output_folder.name_of_pretrainer(self.settings.method))
 
     @property
+    def title(self) -> str:
+        """The pretraining in words, in two lines: its datasets, and its settings as the command has them."""
+        plans, fold = self.plan.plans["plans_name"], self.fold
+        return (
+            f"{' + '.join(self.cases.datasets)}\n"
+            f"method {self.settings.method}, configuration {self.plan.configuration}, plan {plans}, fold {fold}"
+        )
+
+    @property
     def finals(self) -> list[str]:
         """Possible paths of the result. Version 0.1.0 had one method, and its folder had no method's name."""
         named = os.path.join(self.folder, checkpoint.FINAL)

@@ -5,11 +5,10 @@ K: examples, C: channels, G: size of a view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from pcrl_nnunet.loading.cases import CaseVolume
 from pcrl_nnunet.loading.loader import ViewLoader
 from pcrl_nnunet.loading.samples import Sample
 from pcrl_nnunet.methods.base import Picture
-from pcrl_nnunet.plans import channel_labels
+from pcrl_nnunet.plans import PlannedConfiguration, channel_labels, unit_of
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.report.html import data_uri, number, text
-from pcrl_nnunet.report.pictures import slice_png, views_of_a_case
+from pcrl_nnunet.report.pictures import flips, slice_png, views_of_a_case
 
 NUM_EXAMPLES = 3
 
@@ -34,25 +33,29 @@ class Example:
     name: str
     channels: list[str]
     sample: Sample
+    first: str  # the first view, which the method's pictures show
     aspect: float  # width over height of the first view's middle slice, in mm
     views: str
 
 
-def examples_of(loader: ViewLoader, dataset_json: Mapping[str, Any]) -> list[Example]:
+def examples_of(loader: ViewLoader, plan: PlannedConfiguration) -> list[Example]:
     """Return the examples of a training, which are always the same."""
-    return list(_examples(loader, dataset_json))
+    return list(_examples(loader, plan))
 
 
-def _examples(loader: ViewLoader, dataset_json: Mapping[str, Any]) -> Iterator[Example]:
+def _examples(loader: ViewLoader, plan: PlannedConfiguration) -> Iterator[Example]:
     for case, rng in loader.examples(NUM_EXAMPLES):
         volume, file = CaseVolume(case), BytesIO()
         shown = loader.views.show(case, volume, rng)
-        channels = channel_labels(case.name, dataset_json, volume.shape[0])
-        views_of_a_case(case.name, volume, shown, loader.views.spacing, channels, file)
+        channels = channel_labels(case.name, plan.dataset_json, volume.shape[0])
+        views_of_a_case(case.name, volume, shown, loader.views.spacing, unit_of(plan.plans), channels, file)
         box = shown.views[0].box if shown.views else None
         shape = next(iter(shown.views[0].images.values())).shape if box is None else box.shape
         height, width = (n * mm for n, mm in zip(shape[-2:], loader.views.spacing[-2:], strict=True))
-        yield Example(case.name, channels, shown.sample, width / height, data_uri(file.getvalue()))
+        first = ", ".join(
+            f"{view.title}, {flips(view.flipped)}" for view in shown.views[:1] if view.flipped is not None
+        )
+        yield Example(case.name, channels, shown.sample, first, width / height, data_uri(file.getvalue()))
 
 
 def pictures_of(facts: Facts, examples: Sequence[Example]) -> list[Picture]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pcrl_nnunet.files import write_text
 from pcrl_nnunet.methods.quantities import Quantity
+from pcrl_nnunet.plans import unit_of
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.pretraining.monitor import Summary, judge
 from pcrl_nnunet.report import sections
@@ -70,7 +71,10 @@ class Report:
             ("What it sees", lambda: self._views(facts)),
             ("Cases", lambda: sections.cases(facts)),
             ("What comes next", lambda: sections.following(following)),
-            ("Settings", lambda: sections.settings(facts.request.settings.as_dict())),
+            (
+                "Settings",
+                lambda: sections.settings(facts.request.settings.as_dict(), unit_of(facts.request.plan.plans)),
+            ),
         )
         body = [sections.heading(facts, finished)]
         for title, make in parts:
@@ -138,7 +142,8 @@ class Report:
         for index, example in enumerate(examples):
             strips = "".join(strip(example, index, pictures, channel) for channel in range(len(example.channels)))
             figures.append(
-                f'<figure><figcaption><b class="name">{text(example.name)}</b></figcaption>{strips}</figure>'
+                f'<figure><figcaption><b class="name">{text(example.name)}</b>{text(example.first)}</figcaption>'
+                f"{strips}</figure>"
             )
         what = "The middle slice is shown" if pictures[0].images.ndim == 5 else "The whole view is shown"
         scale = ", a row for each channel, each row in one grey scale" if len(examples[0].channels) > 1 else ""
@@ -154,7 +159,7 @@ class Report:
 
     def _views(self, facts: Facts) -> str:
         figures = "".join(
-            f'<figure><div class="wide"><img alt="Views of {text(example.name)}" src="{example.views}"></div></figure>'
+            f'<figure><img class="views" alt="Views of {text(example.name)}" src="{example.views}"></figure>'
             for example in self._examples_of(facts)
         )
         if self._background is None:
@@ -164,12 +169,12 @@ class Report:
             f"<p>The views of a few cases: their places, and their content before and after augmentation. Check that "
             f"the boxes hold the parts of the body that matter, and that you can still recognise these parts in the "
             f"views. Each channel has its own rows: a structure lies at the same place in all channels. "
-            f"Training draws new views in every step. On a narrow screen the pictures can be moved sideways.</p>"
+            f"Views are flipped at random: 'flip' names the axes. Training draws new views in every step.</p>"
             f"{background}{figures}"
         )
 
     def _examples_of(self, facts: Facts) -> list[Example]:
-        self._examples = self._examples or examples_of(facts.loader, facts.request.plan.dataset_json)
+        self._examples = self._examples or examples_of(facts.loader, facts.request.plan)
         return self._examples
 
 

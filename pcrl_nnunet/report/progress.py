@@ -7,20 +7,41 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
+from pcrl_nnunet import figure_style
+from pcrl_nnunet.figure_style import DPI, WIDTH, own_style
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.methods.base import Method
 
 Panel = tuple[str, float | None, float | None, Mapping[str, str]]  # title, lower end, dotted line, labels of curves
 
+_DOTTED = "Dotted: a network that learns nothing, or whose features have collapsed."
+
+
+def terms_by_panel(terms: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Group the labels of a loss's terms into panels by the words before the comma: their scales differ.
+
+    Args:
+        terms: see `Method.terms`.
+    """
+    panels: dict[str, dict[str, str]] = {}
+    for name, label in terms.items():
+        panels.setdefault(label.split(",")[0], {})[name] = label
+    return panels
+
 
 class PretrainLogger(LocalLogger):
-    """nnU-Net's logger with a method's terms and quantities, because LocalLogger has a fixed set of keys."""
+    """nnU-Net's logger with a method's terms and quantities, because LocalLogger has a fixed set of keys.
 
-    def __init__(self, method: type[Method]) -> None:
+    Args:
+        run: the training in words, for the heading of progress.png.
+    """
+
+    def __init__(self, method: type[Method], run: str = "") -> None:
         super().__init__()
-        self.method = method
+        self.method, self.run = method, run
         keys = (
             *("train_losses", *method.terms, *(quantity.name for quantity in method.quantities)),
             *("lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
@@ -30,43 +51,66 @@ class PretrainLogger(LocalLogger):
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
         method = self.method
+        several = len(method.terms) > 1
         panels: list[Panel] = [
-            ("losses", None, None, {"train_losses": "loss", **(method.terms if len(method.terms) > 1 else {})}),
+            ("loss" if several else " = ".join(["loss", *method.terms.values()]), None, None, {"train_losses": "loss"}),
+            *((title, None, None, of_panel) for title, of_panel in terms_by_panel(method.terms).items() if several),
             *((f"{q.heading} ({q.good})", q.lower, q.line, {q.name: "mean"}) for q in method.quantities),
             ("learning rate", 0, None, {"lrs": "rate"}),
         ]
-        draw_progress(self.my_fantastic_logging, panels, output_folder)
+        heading = "\n".join([self.run, *([_DOTTED] if any(q.line is not None for q in method.quantities) else [])])
+        draw_progress(self.my_fantastic_logging, panels, heading, 1, output_folder)
 
 
 class ClassificationLogger(LocalLogger):
-    """nnU-Net's logger with AUROC in place of Dice."""
+    """nnU-Net's logger with AUROC in place of Dice. As in nnU-Net's log, the first epoch is 0.
+
+    Args:
+        run: the training in words, for the heading of progress.png.
+    """
+
+    def __init__(self, run: str = "") -> None:
+        super().__init__()
+        self.run = run
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
         of_auroc = {"mean_fg_dice": "epoch", "ema_fg_dice": "moving mean"}
         panels: list[Panel] = [
             ("loss", None, None, {"train_losses": "training", "val_losses": "validation"}),
-            ("AUROC on batches of validation samples (0.5: chance)", None, 0.5, of_auroc),
+            ("AUROC on batches of validation samples (dotted: chance)", None, 0.5, of_auroc),
             ("learning rate", 0, None, {"lrs": "rate"}),
         ]
-        draw_progress(self.my_fantastic_logging, panels, output_folder)
+        draw_progress(self.my_fantastic_logging, panels, self.run, 0, output_folder)
 
 
-def draw_progress(log: Mapping[str, Sequence[float]], panels: Sequence[Panel], output_folder: str) -> None:
-    """Draw the curves of a training into progress.png, with a point for each epoch."""
-    figure = Figure(figsize=(11, 3 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True)
+@own_style()
+def draw_progress(
+    log: Mapping[str, Sequence[float]], panels: Sequence[Panel], heading: str, first_epoch: int, output_folder: str
+) -> None:
+    """Draw the curves of a training into progress.png, with a point for each epoch.
+
+    Args:
+        log: values by name, one for each epoch.
+        heading: text above the panels.
+        first_epoch: number of the first epoch in the training's log.
+    """
+    figure = Figure(figsize=(WIDTH, 0.7 + 1.75 * len(panels)), layout="constrained")
+    figure_style.heading(figure, heading)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, lower, line, curves) in zip(axes, panels, strict=True):
         for key, label in curves.items():
-            values = {i: v for i, v in enumerate(log[key]) if not np.isnan(v)}
+            values = {first_epoch + i: v for i, v in enumerate(log[key]) if not np.isnan(v)}
             axis.plot(values.keys(), values.values(), marker="." if len(values) < 50 else None, label=label)
         if line is not None:
             axis.axhline(line, color="grey", linestyle=":", lw=1)
-        axis.set_title(title)
-        axis.set_ylim(bottom=lower)
+        axis.set_title(title, loc="left")
+        figure_style.set_lower(axis, lower)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.tick_params(labelbottom=True)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="best")
+        axis.grid()
+        if len(curves) > 1:
+            axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), frameon=False, borderaxespad=0)
     axes[-1].set_xlabel("epoch")
     with whole(os.path.join(output_folder, "progress.png")) as draft:
-        figure.savefig(draft, dpi=100)
+        figure.savefig(draft, dpi=DPI, format="png")

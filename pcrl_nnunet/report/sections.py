@@ -14,6 +14,7 @@ import numpy as np
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.pretraining.facts import Facts
 from pcrl_nnunet.report.html import chart, table, text, value
+from pcrl_nnunet.report.progress import terms_by_panel
 
 CASES_LISTED = 200  # for each folder of cases
 
@@ -57,13 +58,14 @@ def losses(facts: Facts) -> str:
     def of(name: str) -> tuple[range, Sequence[float]]:
         return range(1, len(facts.log[name]) + 1), facts.log[name]
 
-    curves = {label: of(name) for name, label in facts.network.terms.items()} or {"loss": of("train_losses")}
-    there = {label: curve for label, curve in curves.items() if np.isfinite(curve[1]).any()}
-    charts = (
-        chart("Losses", facts.network.terms_caption, there),
-        chart("Learning rate", "A cosine decay to 0 over all steps, as it is when an epoch begins.", {"": of("lrs")}),
-    )
-    return f'<div class="charts">{"".join(charts)}</div>'
+    charts = []
+    for panel, labels in (terms_by_panel(facts.network.terms) or {"loss": {"train_losses": "loss"}}).items():
+        curves = {label if len(labels) > 1 else "": of(name) for name, label in labels.items()}
+        there = {label: curve for label, curve in curves.items() if np.isfinite(curve[1]).any()}
+        charts.append(chart(f"Loss: {panel}" if panel != "loss" else "Loss", "", there))
+    falls = "A cosine decay to 0 over all steps, as it is when an epoch begins."
+    charts.append(chart("Learning rate", falls, {"": of("lrs")}))
+    return f'<p>{text(facts.network.terms_caption)}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def cases(facts: Facts) -> str:
@@ -117,8 +119,12 @@ def following(lines: Sequence[str]) -> str:
     return "".join(parts) + (f"<p>{' '.join(notes)}</p>" if notes else "")
 
 
-def settings(given: Mapping[str, Any]) -> str:
-    """Return all settings: a table of shared settings, and a table for each block of the method."""
+def settings(given: Mapping[str, Any], unit: str) -> str:
+    """Return all settings: a table of shared settings, and a table for each block of the method.
+
+    Args:
+        unit: see `plans.unit_of`.
+    """
     groups = {"Training": {name: item for name, item in given.items() if not isinstance(item, dict)}}
     for name, block in given.items():
         if isinstance(block, dict):
@@ -128,7 +134,10 @@ def settings(given: Mapping[str, Any]) -> str:
         f"<div><h3>{text(title)}</h3>{table([], [(name, value(item)) for name, item in group.items()])}</div>"
         for title, group in groups.items()
     )
+    sizes = "Sizes in voxels of the preprocessed images, spacing in mm."
+    if unit == "pixels":
+        sizes = "Sizes in pixels of the preprocessed images."
     return (
-        f"<p>All settings in effect, from the command, the plan's block <code>pcrl.pretrain</code> and defaults. Sizes "
-        f'in voxels of the preprocessed images, spacing in mm.</p><div class="settings">{tables}</div>'
+        f"<p>All settings in effect, from the command, the plan's block <code>pcrl.pretrain</code> and defaults. "
+        f'{sizes}</p><div class="settings">{tables}</div>'
     )

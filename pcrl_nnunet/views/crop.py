@@ -22,11 +22,13 @@ class Crop:
         view: (C, *size) float32, flipped, rotated and scaled as drawn, with its own memory.
         box: position of the crop, in voxels of the image.
         slice: first spatial index of the image for 2D views of a 3D image; empty otherwise.
+        flipped: the axes that are flipped.
     """
 
     view: np.ndarray
     box: Box
     slice: tuple[int, ...]
+    flipped: tuple[int, ...]
 
 
 def draw_crop(
@@ -58,8 +60,9 @@ def draw_crop(
             # in a smaller image the crop exceeds the border by the same number of voxels on both sides
             missing = [(length - there) // 2 for length, there in zip(size, inside.shape, strict=True)]
             box = Box.of_size([low - m for low, m in zip(inside.lower, missing, strict=True)], size)
-            view = _evaluated(volume, plane, sample_map(box, tuple(size), spacing, augmentation, rng), whole)
-            yield Background.of(view).share(view), Crop(view, box.clamp(whole), plane)
+            affine = sample_map(box, tuple(size), spacing, augmentation, rng)
+            view = _evaluated(volume, plane, affine, whole)
+            yield Background.of(view).share(view), Crop(view, box.clamp(whole), plane, affine.flipped)
 
     return least_background(draws())
 

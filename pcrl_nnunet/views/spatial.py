@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,14 @@ class AffineMap:
         centre: (d,), image index of the view's centre.
         size: size of the view, in voxels.
         zoom: image voxels for a view voxel along each axis of the view, before rotation.
+        flipped: the axes that are flipped.
     """
 
     matrix: np.ndarray
     centre: np.ndarray
     size: tuple[int, ...]
     zoom: tuple[float, ...]
+    flipped: tuple[int, ...] = ()
 
     @property
     def anti_alias(self) -> tuple[float, ...]:
@@ -54,7 +56,7 @@ class AffineMap:
 
     def shifted(self, origin: Sequence[int]) -> AffineMap:
         """Return the same map with image indices counted from `origin`."""
-        return AffineMap(self.matrix, self.centre - np.array(origin), self.size, self.zoom)
+        return replace(self, centre=self.centre - np.array(origin))
 
 
 def sample_map(
@@ -86,7 +88,7 @@ def sample_map(
         rotation(angles.tolist()) * mm / mm[:, None] * (flip * zoom)
     )  # image voxels <- mm <- rotated <- mm <- view voxels
     centre = (np.array(box.lower) + np.array(box.upper) - 1) / 2
-    return AffineMap(matrix, centre, size, tuple(zoom.tolist()))
+    return AffineMap(matrix, centre, size, tuple(zoom.tolist()), tuple(np.flatnonzero(flip < 0).tolist()))
 
 
 def rotation(angles: Sequence[float]) -> np.ndarray:
@@ -128,7 +130,8 @@ class SpatialViewTransform(AbstractTransform):
     """Resample the views of ``maps`` from ``data``.
 
     Reads ``data`` (C, *spatial) and ``maps``, a list of `AffineMap` by name, and removes both. Adds an array (number of
-    maps, C, *size) float32 under each name.
+    maps, C, *size) float32 under each NAME, and `AffineMap.zoom` and `AffineMap.flipped` of its maps as NAME_zoom and
+    NAME_flipped.
     """
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
@@ -136,4 +139,5 @@ class SpatialViewTransform(AbstractTransform):
         for name, maps in data_dict.pop("maps").items():
             data_dict[name] = np.stack([resample(image, affine) for affine in maps])
             data_dict[f"{name}_zoom"] = [affine.zoom for affine in maps]
+            data_dict[f"{name}_flipped"] = [affine.flipped for affine in maps]
         return data_dict

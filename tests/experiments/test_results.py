@@ -84,5 +84,5 @@ def test_examples_show_a_pretrained_arm_whichever_was_called_last(tiny, layout, 
     dice = [(run.arm, run.labelled, run.seed, case, "a", 0.5) for run in runs]
     scores = DiceScores(pd.DataFrame(dice, columns=COLUMNS))
     (panels,) = examples(this, runs, scores, {2: ["scratch"], 3: ["scratch"]}).values()
-    assert [title.split(":")[0] for title in panels] == ["truth", "scratch", "pcrlv2"]
+    assert [title.split("\n")[0] for title in panels] == ["truth", "scratch", "pcrlv2"]
     assert [labels.flat[0] for _, labels in panels.values()] == [2, 4, 5]  # with 3 labels, as pcrlv2 has

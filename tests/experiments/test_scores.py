@@ -6,6 +6,7 @@ import pytest
 from example_scores import OF_THREE, dice_table, predictions
 from sklearn.metrics import roc_auc_score
 
+from pcrl_nnunet.classification.auroc import auroc_interval
 from pcrl_nnunet.experiments import intervals
 from pcrl_nnunet.experiments import scores as scores_module
 from pcrl_nnunet.experiments.intervals import interval
@@ -115,3 +116,25 @@ def test_a_draw_without_a_rare_label_counts_the_other_labels():
     given.loc[given["label"] == "rare", "truth"] = (given["sample"] == 0).astype(float)
     found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
     assert np.isfinite(found.resampled).all()  # a third of the draws have no positive of the rare one
+
+
+def test_intervals_of_curves_agree_with_a_bootstrap_of_a_single_run():
+    given = predictions(seeds=1, labels=("a", "b"))
+    found = AurocScores(given, OF_THREE).intervals_of_curves({10: "10 labelled cases"})
+    assert list(found) == ["a, 10 labelled cases", "b, 10 labelled cases"]
+    for label in ("a", "b"):
+        for arm, values in found[f"{label}, 10 labelled cases"].items():
+            own = given[(given["label"] == label) & (given["method"] == arm)]
+            patients = own["case"].map(OF_THREE).to_numpy(str)
+            alone = auroc_interval(own["truth"].to_numpy(), own["score"].to_numpy(), patients, bootstraps=4000)
+            assert values["points"] == pytest.approx(100 * alone["auroc"])
+            assert [values["low"], values["high"]] == pytest.approx([100 * alone["low"], 100 * alone["high"]], abs=1)
+
+
+def test_intervals_of_curves_over_several_subsets_are_wider_and_few_patients_have_none():
+    titles = {10: "10"}
+    one, three = (AurocScores(predictions(seeds=n), OF_THREE).intervals_of_curves(titles)["a, 10"] for n in (1, 3))
+    for arm in ("scratch", "pcrlv2"):
+        assert three[arm]["high"] - three[arm]["low"] > one[arm]["high"] - one[arm]["low"]
+    two = AurocScores(predictions(cases=2), {"case_0": "x", "case_1": "y"}).intervals_of_curves(titles)["a, 10"]
+    assert np.isnan([two["scratch"]["low"], two["scratch"]["high"]]).all()

@@ -56,6 +56,20 @@ def test_inputs_differ_from_targets_and_the_views_of_a_sample_from_each_other() 
     assert np.any(found["target"][0] != found["target"][1])
 
 
+@pytest.mark.parametrize("settings", [SIZES, SIZES_2D])
+def test_a_shown_view_names_the_axes_that_are_flipped(settings: ViewSettings) -> None:
+    strengths = {**NO_PIXELS, "rotation_degrees": 0.0, "scale": 0.0}
+    flipped, plain = (
+        views(settings, **strengths, p_flip=p).show(CASE, VOLUME, np.random.default_rng(1)).views for p in (0.5, 0.0)
+    )
+    assert len({tuple(view.flipped or ()) for view in flipped}) > 1
+    for view, other in zip(flipped, plain, strict=True):
+        assert other.flipped == ()
+        assert view.flipped is not None
+        back = np.flip(view.images["before"], [1 + axis for axis in view.flipped])
+        np.testing.assert_allclose(back, other.images["before"], atol=1e-5)
+
+
 def test_local_views_are_not_swapped() -> None:
     shown = views(**{**NO_PIXELS, "p_swap": 1.0}).show(CASE, VOLUME, np.random.default_rng(0))
     for view in shown.views:

@@ -165,8 +165,11 @@ def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(r
     train = "nnUNetv2_train Dataset999_Tiny 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu"
     assert f"Fine-tune fold 0, and the other folds alike, with {train}" in text
     assert "4 of 4" in text
+    assert re.search(r"case_1\s*global 1, (no flip|flip: ax[ei]s [012])", text)
+    assert "Loss: restoration" in text
+    assert "Loss: comparison" in text
     assert "16 samples so far, 4 of a case" in text
-    assert len([tag for tag in page.elements if tag[0] == "svg"]) == 6
+    assert len([tag for tag in page.elements if tag[0] == "svg"]) == 7
     assert list(folder.glob("draft_*")) == []
 
 

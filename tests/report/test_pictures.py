@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from small_views import NumberedViews
 
 from pcrl_nnunet.loading.cases import Case
@@ -42,12 +43,12 @@ def test_boxes_are_drawn_in_mm_on_the_slices_through_the_middle_of_the_pair(
     bounds = first.union_bounds(second)
     big, small = {"": np.zeros((1, 4, 6, 6), np.float32)}, {"": np.ones((1, 2, 3, 3), np.float32)}
     views = [
-        ShownView("global 1", "global 1", big, first),
+        ShownView("global 1", "global 1", big, first, (0, 2)),
         ShownView("global 2", "global 2", big, second),
-        ShownView("local", "local 1", small, local),
+        ShownView("local", "local 1", small, local, ()),
     ]
     shown = ShownSample({}, views, bounds)
-    pictures.views_of_a_case("case_7", volume, shown, spacing, ["MRI (0000)"], str(tmp_path / "x.png"))
+    pictures.views_of_a_case("case_7", volume, shown, spacing, "mm", ["MRI (0000)"], str(tmp_path / "x.png"))
     upper, lower = drawn[0].subfigs
     middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
     expected = [volume[0, middle[0]], volume[0, :, middle[1]], volume[0, :, :, middle[2]]]
@@ -61,15 +62,15 @@ def test_boxes_are_drawn_in_mm_on_the_slices_through_the_middle_of_the_pair(
             assert patches[label].get_height() == box.shape[row] * spacing[row]
     assert "8x20x30 voxels" in drawn[0].get_suptitle()
     titles = [axis.get_title() for axis in lower.axes]
-    assert titles[0] == "global 1\n4x10x15 voxels\n20x10x7.5 mm\nto 4x6x6 voxels"
-    assert titles[2] == "local 1\n1x2x3 voxels\n5x2x1.5 mm\nto 2x3x3 voxels"
+    assert titles[0] == "global 1\n4x10x15 voxels\n20x10x7.5 mm\nto 4x6x6\nflip: axes 0, 2"
+    assert titles[2] == "local 1\n1x2x3 voxels\n5x2x1.5 mm\nto 2x3x3\nno flip"
 
 
 def test_2d_views_are_drawn_on_their_slice(drawn: list[Figure]) -> None:
     volume = np.random.default_rng(0).standard_normal((2, 5, 20, 30)).astype(np.float32)
     box = Box((2, 4), (12, 19))
     shown = of_boxes({"": np.zeros((2, 6, 6), np.float32)}, box, box, index=(3,))
-    pictures.views_of_a_case("case_7", volume, shown, (1.0, 0.5), ["T1 (0000)", "T2 (0001)"], "x.png")
+    pictures.views_of_a_case("case_7", volume, shown, (1.0, 0.5), "mm", ["T1 (0000)", "T2 (0001)"], "x.png")
     axes = drawn[0].subfigs[0].axes
     assert len(axes) == 2
     for channel, axis in enumerate(axes):
@@ -85,7 +86,7 @@ def test_every_channel_is_drawn_with_its_name_in_a_grey_scale_of_its_own(drawn: 
     after = rng.random((4, 4, 6, 6)) * scales
     shown = of_boxes({"before": after + 1, "after": after}, box, box, box, local=1)
     names = ["FLAIR (0000)", "$T1 (0001)", "T1$ (0002)", "T2 (0003)"]
-    pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0, 1.0), names, "x.png")
+    pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0, 1.0), "mm", names, "x.png")
     drawn[0].draw_without_rendering()  # a name is no formula
     upper, lower = drawn[0].subfigs
     for channel, name in enumerate(names):
@@ -108,7 +109,7 @@ def test_a_view_that_lacks_a_row_leaves_it_empty(drawn: list[Figure], row: str) 
     volume, box = np.random.default_rng(0).random((1, 20, 30)).astype(np.float32), Box((0, 0), (9, 9))
     image = np.ones((1, 6, 6), np.float32)
     views = [ShownView("a", "a", {"first": image, "second": image}, box), ShownView("b", "b", {row: image}, box)]
-    pictures.views_of_a_case("case_7", volume, ShownSample({}, views), (1.0, 1.0), ["MRI (0000)"], "x.png")
+    pictures.views_of_a_case("case_7", volume, ShownSample({}, views), (1.0, 1.0), "mm", ["MRI (0000)"], "x.png")
     number = [len(axis.images) for axis in drawn[0].subfigs[1].axes]
     assert number == [1, row == "first", 1, row == "second"]
 
@@ -124,15 +125,44 @@ def test_any_sample_is_drawn_also_without_boxes_and_without_views(
     shown = views.show(Case("a", ""), volume, np.random.default_rng(0))
     assert [(view.title, view.box) for view in shown.views] == [("input", None)]
     for sample in (shown, ShownSample(shown.sample, [])):
-        pictures.views_of_a_case("case_7", volume, sample, spacing, ["T1", "T2"], "x.png")
+        pictures.views_of_a_case("case_7", volume, sample, spacing, "mm", ["T1", "T2"], "x.png")
         axes = drawn[-1].subfigs[0].axes
         assert not any(axis.patches for axis in axes)
         np.testing.assert_array_equal(axes[0].images[0].get_array(), volume[0, 3])
-    assert not drawn[-1].subfigs[1].axes
+    assert len(drawn[-1].subfigs) == 1
+
+
+def test_boxes_of_a_kind_have_the_numbers_of_their_views(drawn: list[Figure]) -> None:
+    volume, image = np.random.default_rng(0).random((1, 30, 30)).astype(np.float32), {"": np.ones((1, 6, 6))}
+    boxes = [Box((0, 0), (20, 20)), Box((2, 3), (9, 9)), Box((5, 1), (8, 12))]
+    titles = {"global 1": "global 1", "local 1": "local", "local 2": "local"}
+    views = [ShownView(kind, title, image, box) for (title, kind), box in zip(titles.items(), boxes, strict=True)]
+    pictures.views_of_a_case("case_7", volume, ShownSample({}, views), (2.0, 1.0), "mm", ["MRI (0000)"], "x.png")
+    (axis,) = drawn[0].subfigs[0].axes
+    numbers = {text.get_text(): text.xy for text in axis.texts if isinstance(text, Annotation)}
+    assert numbers == {"": (0, 0), "1": (3, 4), "2": (1, 10)}
+
+
+def test_a_natural_image_has_pixels_and_no_mm(drawn: list[Figure]) -> None:
+    volume, box = np.random.default_rng(0).random((1, 1, 20, 30)).astype(np.float32), Box((2, 4), (12, 19))
+    shown = of_boxes({"": np.zeros((1, 6, 6), np.float32)}, box, box, index=(0,))
+    pictures.views_of_a_case("x_ray", volume, shown, (1.0, 1.0), "pixels", ["RGB (0000)"], "x.png")
+    assert drawn[0].get_suptitle() == "x_ray\nimage of 20x30 pixels"
+    upper, lower = drawn[0].subfigs
+    assert (upper.axes[0].get_xlabel(), upper.axes[0].get_ylabel()) == ("axis 1, pixels", "axis 0, pixels")
+    assert lower.axes[0].get_title() == "global 1\n10x15 pixels\nto 6x6"
+
+
+def test_more_than_four_views_are_in_rows_of_four(drawn: list[Figure]) -> None:
+    volume, box = np.random.default_rng(0).random((1, 20, 30)).astype(np.float32), Box((2, 4), (12, 19))
+    shown = of_boxes({"before": np.zeros((1, 6, 6)), "after": np.ones((1, 6, 6))}, *6 * [box], local=4)
+    pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0), "mm", ["MRI (0000)"], "x.png")
+    assert [len(part.axes) for part in drawn[0].subfigs] == [1, 8, 4]
+    assert all(axis.images for part in drawn[0].subfigs for axis in part.axes)
 
 
 def test_a_picture_is_written_as_a_png() -> None:
     volume, box, file = np.zeros((1, 5, 6, 7), np.float32), Box((0, 0, 0), (2, 3, 4)), BytesIO()
     shown = of_boxes({"": np.zeros((1, 2, 2, 2), np.float32)}, box, box)
-    pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0, 1.0), ["MRI (0000)"], file)
+    pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0, 1.0), "mm", ["MRI (0000)"], file)
     assert file.getvalue().startswith(b"\x89PNG")

@@ -155,7 +155,9 @@ def test_transform_gives_each_name_its_views_in_order() -> None:
     image, rng = noise_image((2, 10, 12)), np.random.default_rng(0)
     maps = [sample_map(Box((i, 0), (i + 6, 8)), (4, 4), (1.0, 1.0), Augmentation(), rng) for i in range(3)]
     views = SpatialViewTransform()(data=image, maps={"target": maps[:2], "local": maps[2:]}, case="a")
-    assert set(views) == {"target", "target_zoom", "local", "local_zoom", "case"}
+    names = {f"{name}{suffix}" for name in ("target", "local") for suffix in ("", "_zoom", "_flipped")}
+    assert set(views) == {*names, "case"}
+    assert [*views["target_flipped"], *views["local_flipped"]] == [affine.flipped for affine in maps]
     assert views["target"].shape == (2, 2, 4, 4)
     for view, affine in zip([*views["target"], *views["local"]], maps, strict=True):
         np.testing.assert_array_equal(view, resample(image, affine))
