@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +17,12 @@ from pcrl_nnunet.experiments.processes import Job
 from pcrl_nnunet.experiments.shares import threads
 
 STEPS = "pcrl_nnunet.experiments.steps"
+KINDS = {  # of steps, one and several
+    "pretrain": ("pretraining", "pretrainings"),
+    "train": ("training", "trainings"),
+    "pseudo_label": ("prediction of pseudo-labels", "predictions of pseudo-labels"),
+    "shortcut": ("shortcut", "shortcuts"),
+}
 
 
 def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time: int) -> list[Job]:
@@ -28,9 +35,21 @@ def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time
     return list(jobs.values())
 
 
-def progress(runs: Sequence[Run], jobs: Sequence[Job]) -> str:
-    """Say how many runs there are, and how many of their steps are done."""
-    return f"{len(runs)} runs, {sum(job.is_done() for job in jobs)} of {len(jobs)} steps are done"
+def overview(layout: Layout, runs: Sequence[Run], jobs: Sequence[Job]) -> list[str]:
+    """Return lines that say how many runs and steps a comparison has, and how many steps are done."""
+    methods = list(dict.fromkeys(run.arm for run in runs))
+    labels = sorted({run.labelled for run in runs})
+    subsets = len({run.seed for run in runs})
+    kinds = Counter(job.command[job.command.index(STEPS) + 1] for job in jobs)
+    steps = ", ".join(f"{number} {KINDS[kind][number > 1]}" for kind, number in kinds.items())
+    return [
+        f"Comparison in {layout.named}",
+        f"  methods          {', '.join(methods)}",
+        f"  labelled cases   {', '.join(map(str, labels))}",
+        f"  runs             {len(methods)} methods x {len(labels)} numbers of labels x {subsets} subsets"
+        f"{'' if len(runs) == len(methods) * len(labels) * subsets else ', less those that lack cases'}: {len(runs)}",
+        f"  steps            {steps}; {sum(job.is_done() for job in jobs)} of {len(jobs)} are done",
+    ]
 
 
 def _jobs_of_run(layout: Layout, run: Run, options: tuple[str, ...]) -> list[Job]:
