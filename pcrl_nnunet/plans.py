@@ -102,7 +102,7 @@ def find_plan(
     folder = dataset_folder(dataset)
     prepare = f"run {planning_command(os.path.basename(folder))}"
     others = _plans_in(folder)
-    other = f", or take a plan that there is, with -p: {', '.join(others)}" if others else ""
+    other = f", or choose an existing plan with -p: {', '.join(others)}" if others else ""
     plans = read_json(os.path.join(folder, f"{plans_name}.json"), f"{prepare} first{other}")
     dataset_json = read_json(os.path.join(folder, "dataset.json"), f"{prepare} again")
     missing = sorted({*NEEDED_OF_PLAN} - plans.keys())

@@ -22,7 +22,7 @@ def telling(line: Callable[[], str], say: Callable[[str], object] | None = None)
     """Say a line every 20 seconds, and in a long run whenever another 1 % of the time so far has passed.
 
     Args:
-        line: returns the line; called in another thread.
+        line: returns the line, empty if there is nothing to say; called in another thread.
         say: takes the line; by default it is printed.
     """
     stream, start, ended = sys.stdout, monotonic(), Event()
@@ -33,7 +33,8 @@ def telling(line: Callable[[], str], say: Callable[[str], object] | None = None)
 
     def tell() -> None:
         while not ended.wait(max(SILENT_SECONDS, OF_TIME_SO_FAR * (monotonic() - start))):
-            (say or print_it)(line())
+            if text := line():
+                (say or print_it)(text)
 
     thread = Thread(target=tell, daemon=True)
     thread.start()

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from time import time
 from typing import Any
 
@@ -103,6 +103,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.local_logger = PretrainLogger(self.method)
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
+        self._phase: Pace | str = "still preparing the training"  # for the lines of progress
         self.outputs: list[dict[str, float]] = []  # outputs of this epoch's steps so far
         self.init: dict[str, Any] | None = None  # facts about the checkpoint, once it is loaded
         self.prepared: dict[str, Any] = {}  # the method's preparation, before the first step
@@ -170,28 +171,25 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """Run all epochs, with a bar for terminals and lines for the log."""
         # other processes would wait for one that ends alone: they all end after the same step
-        with Sigterm(at_once=not self.is_ddp) as sigterm:
+        with Sigterm(at_once=not self.is_ddp) as sigterm, telling(lambda: str(self._phase)):
             try:
-                with telling(lambda: "still preparing the training"):
-                    self.on_train_start()
+                self.on_train_start()
                 sigterm.at_once = False
                 self._run_epochs(sigterm)
                 sigterm.at_once = True  # all states are saved: the end can be repeated
                 sigterm.look()
-                with telling(lambda: "still writing the checkpoint and the report"):
-                    self.on_train_end()
+                self._phase = "still writing the checkpoint and the report"
+                self.on_train_end()
             except Terminated:
                 self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}; nothing is lost")
                 raise SystemExit(0) from None
 
     def _run_epochs(self, sigterm: Sigterm) -> None:
         pace = Pace(self.settings.steps, self.step)
-        on_terminal = None if self.local_rank == 0 else True
+        disable = None if self.local_rank == 0 else True  # None: unless there is a terminal
         try:
-            with (
-                tqdm(total=pace.total, initial=self.step, disable=on_terminal, unit="step", dynamic_ncols=True) as bar,
-                telling(pace.__str__) if bar.disable else nullcontext(),
-            ):
+            with tqdm(total=pace.total, initial=self.step, disable=disable, unit="step", dynamic_ncols=True) as bar:
+                self._phase = pace if bar.disable else ""
                 while self.current_epoch < self.num_epochs:
                     if not self.outputs:  # otherwise the training resumes within an epoch
                         self.on_epoch_start()

@@ -26,7 +26,7 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
     return argparse.ArgumentParser(
         prog=command,
         description=description.strip(),
-        epilog=f"examples:\n{examples.rstrip()}",
+        epilog="examples:\n" + examples.strip("\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -17,11 +17,11 @@ from pcrl_nnunet.experiments.processes import Job
 from pcrl_nnunet.experiments.shares import threads
 
 STEPS = "pcrl_nnunet.experiments.steps"
-KINDS = {  # of steps, one and several
-    "pretrain": ("pretraining", "pretrainings"),
-    "train": ("training", "trainings"),
-    "pseudo_label": ("prediction of pseudo-labels", "predictions of pseudo-labels"),
-    "shortcut": ("shortcut", "shortcuts"),
+KINDS = {  # nouns of the steps
+    "pretrain": ("pretraining",),
+    "train": ("training",),
+    "pseudo_label": ("prediction", " of pseudo-labels"),
+    "shortcut": ("shortcut",),
 }
 
 
@@ -40,16 +40,21 @@ def overview(layout: Layout, runs: Sequence[Run], jobs: Sequence[Job]) -> list[s
     methods = list(dict.fromkeys(run.arm for run in runs))
     labels = sorted({run.labelled for run in runs})
     subsets = len({run.seed for run in runs})
+    factors = (_count(len(methods), "method"), _count(len(labels), "number", " of labels"), _count(subsets, "subset"))
+    lacking = len(methods) * len(labels) * subsets - len(runs)
     kinds = Counter(job.command[job.command.index(STEPS) + 1] for job in jobs)
-    steps = ", ".join(f"{number} {KINDS[kind][number > 1]}" for kind, number in kinds.items())
     return [
         f"Comparison in {layout.named}",
         f"  methods          {', '.join(methods)}",
         f"  labelled cases   {', '.join(map(str, labels))}",
-        f"  runs             {len(methods)} methods x {len(labels)} numbers of labels x {subsets} subsets"
-        f"{'' if len(runs) == len(methods) * len(labels) * subsets else ', less those that lack cases'}: {len(runs)}",
-        f"  steps            {steps}; {sum(job.is_done() for job in jobs)} of {len(jobs)} are done",
+        f"  runs             {len(runs)}: {' x '.join(factors)}{f', less {lacking} that lack cases' * bool(lacking)}",
+        f"  steps            {len(jobs)}: {', '.join(_count(number, *KINDS[kind]) for kind, number in kinds.items())}",
+        f"  done             {sum(job.is_done() for job in jobs)} of {len(jobs)} steps",
     ]
+
+
+def _count(number: int, noun: str, more: str = "") -> str:
+    return f"{number} {noun}{'s' * (number != 1)}{more}"
 
 
 def _jobs_of_run(layout: Layout, run: Run, options: tuple[str, ...]) -> list[Job]:

@@ -124,7 +124,7 @@ class AtWork:
         try:
             with open(os.path.join(self.logs, f"{name}.log"), "rb") as log:
                 log.seek(max(0, os.path.getsize(log.name) - LAST_BYTES))
-                found = re.findall(r"epoch \d+(?:/\d+)?\b", log.read().decode(errors="replace"), re.IGNORECASE)
+                found = re.findall(r"\bepoch \d+(?:/\d+)?\b", log.read().decode(errors="replace"), re.IGNORECASE)
         except OSError:  # not begun yet
             return []
         return [found[-1].lower()] if found else []

@@ -32,6 +32,6 @@ class Pace:
     def __str__(self) -> str:
         at = f"step {self.done + self.steps} of {self.total}"
         if self.steps < 2:
-            return f"{at}: the next step has begun {duration(monotonic() - self.start)} ago"
+            return f"{at}; the next one began {duration(monotonic() - self.start)} ago"
         a_step = (self.now - self.start) / (self.steps - 1)
         return f"{at}: {a_step:.2f} s a step, {duration(a_step * (self.total - self.done - self.steps))} left"
