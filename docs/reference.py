@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
 from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
-from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT
+from pcrl_nnunet.method_names import BUILT_IN, DEFAULT
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 from pcrl_nnunet.settings import _BOUNDS

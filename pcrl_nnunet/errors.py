@@ -22,6 +22,8 @@ def exit_on_user_error() -> Iterator[None]:
 
 def console(main: Callable[[], None]) -> None:
     """Run a console script's main. A `UserError` prints without a traceback and exits with status 1."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # a log gets each line at once, too
     with exit_on_user_error():
         try:
             main()

@@ -22,14 +22,19 @@ _OF_DATA = ("data_identifier", "spacing", "normalization_schemes", "use_mask_for
 _OF_ALL_DATA = ("transpose_forward", "foreground_intensity_properties_per_channel")
 
 
+def check_name(name: str) -> None:
+    """Raise `UserError` for a NAME that cannot be part of a folder's name."""
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise UserError(f"-name is '{name}'; expected letters, digits, - and _: it becomes part of folders' names")
+
+
 def named_plan(plan: PlannedConfiguration, name: str) -> PlannedConfiguration:
     """Return the plan PLANS_NAME: the existing copy with its own ``pcrl`` block, or a new copy, not yet written.
 
     Raises:
         UserError: the name cannot be part of a folder's name, or another plan has that name.
     """
-    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-        raise UserError(f"-name is '{name}'; expected letters, digits, - and _: it becomes part of folders' names")
+    check_name(name)
     given = plan.plans
     plans = {**deepcopy(given), "plans_name": f"{given['plans_name']}_{name}", COPY_KEY: given["plans_name"]}
     if "pcrl" in plans:  # without a checkpoint: fine-tuning should use the copy's own pretraining

@@ -14,7 +14,6 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from pcrl_nnunet.commands import corrected
 from pcrl_nnunet.errors import UserError
@@ -80,20 +79,30 @@ class PlanFacts:
 
 
 def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -> PlannedConfiguration:
-    """Find a dataset, its plan and a configuration.
+    """Find a dataset, its plan and a configuration, see `find_plan`."""
+    folder, plans, configuration, dataset_json = find_plan(dataset, plans_name, configuration)
+    return PlannedConfiguration(folder, plans, configuration, resolve(plans, configuration), dataset_json)
+
+
+def find_plan(
+    dataset: str, plans_name: str, configuration: str | None = None
+) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
+    """Return a dataset's preprocessed folder, its plan, the configuration's name, and dataset.json.
+
+    This takes no time: commands check their arguments by it before they import torch.
 
     Args:
         dataset: name or ID, like nnU-Net's -d.
         plans_name: like nnU-Net's -p.
         configuration: like nnU-Net's -c; None means 3d_fullres, else the only configuration.
 
-        Raises:
-            UserError: nnUNet_preprocessed is not set, or one of the three does not exist.
+    Raises:
+        UserError: nnUNet_preprocessed is not set, or one of the three does not exist.
     """
     folder = dataset_folder(dataset)
     prepare = f"run {planning_command(os.path.basename(folder))}"
     others = _plans_in(folder)
-    other = f", or take a plan that there is, with -p: {', '.join(others)}" if others else ""
+    other = f", or choose an existing plan with -p: {', '.join(others)}" if others else ""
     plans = read_json(os.path.join(folder, f"{plans_name}.json"), f"{prepare} first{other}")
     dataset_json = read_json(os.path.join(folder, "dataset.json"), f"{prepare} again")
     missing = sorted({*NEEDED_OF_PLAN} - plans.keys())
@@ -108,7 +117,7 @@ def load_plan(dataset: str, plans_name: str, configuration: str | None = None) -
     if configuration is None:
         configuration = DEFAULT_CONFIGURATION if DEFAULT_CONFIGURATION in names else names[0]
     check_configuration(plans, configuration)
-    return PlannedConfiguration(folder, plans, configuration, resolve(plans, configuration), dataset_json)
+    return folder, plans, configuration, dataset_json
 
 
 def _plans_in(folder: str) -> list[str]:
@@ -134,17 +143,23 @@ def check_configuration(plans: Mapping[str, Any], configuration: str) -> None:
     )
 
 
-def refuse_cascade(plan: PlannedConfiguration) -> None:
+def refuse_cascade(plans: Mapping[str, Any], configuration: str) -> None:
     """Raise `UserError` for the second stage of a cascade."""
-    if plan.resolved.get("previous_stage"):
+    this = plans["configurations"][configuration]
+    for _ in plans["configurations"]:
+        if "previous_stage" not in this:  # perhaps inherited
+            this = plans["configurations"].get(this.get("inherits_from"), {})
+    if previous := this.get("previous_stage"):
         raise UserError(
-            f"{plan.configuration} takes the labels of {plan.resolved['previous_stage']} as input; take its "
+            f"{configuration} takes the labels of {previous} as input; take its "
             f"{DEFAULT_CONFIGURATION} instead (-c {DEFAULT_CONFIGURATION}), which fine-tuning of the cascade uses"
         )
 
 
 def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     """Return a configuration with inherited values. Raise `UserError` if a required entry is missing."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # imports torch
+
     resolved: dict[str, Any] = PlansManager(dict(plans)).get_configuration(configuration).configuration
     missing = sorted({*NEEDED_OF_CONFIGURATION} - resolved.keys())
     if missing:

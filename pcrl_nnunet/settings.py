@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass, replace
+from dataclasses import asdict, field, fields, is_dataclass, replace
 from operator import ge, gt, le, lt
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -75,6 +76,17 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
         elif one != other:
             found[name] = then.get(name), now.get(name)
     return found
+
+
+def changes(settings: Any, defaults: Any) -> str:
+    """Return the settings that differ from the defaults, in words.
+
+    Args:
+        settings, defaults: instances of one frozen dataclass.
+    """
+    found = differences(*(json.loads(json.dumps(asdict(each))) for each in (defaults, settings)))
+    said = [f"{name} {json.dumps(now)} (default {json.dumps(then)})" for name, (then, now) in found.items()]
+    return ", ".join(said) or "the defaults"
 
 
 def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Settings:

@@ -22,8 +22,7 @@ import numpy as np  # isort: skip
 from measures import forget_peak, resident, seconds
 
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.methods import PlanFacts, method_class, names
-from pcrl_nnunet.methods.registry import DEFAULT
+from pcrl_nnunet.methods import DEFAULT, PlanFacts, method_class, names
 from pcrl_nnunet.views.corruption import INNER_BLOCK, MAX_BLOCKS, OUTER_BLOCK, Corruption, corrupt
 
 CASE = Case("in memory", "")

@@ -65,9 +65,9 @@ from pcrl_nnunet import registration
 from pcrl_nnunet.cli import pretrain
 from pcrl_nnunet.loading.cases import find_cases, fingerprint
 from pcrl_nnunet.loading.loader import make_loader
+from pcrl_nnunet.methods import names
 from pcrl_nnunet.methods.pairs import PairViews
 from pcrl_nnunet.methods.pcrlv2 import Levels
-from pcrl_nnunet.methods.registry import names
 from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation

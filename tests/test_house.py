@@ -16,9 +16,9 @@ LAYERS = [  # each may import from those after it, and from its own
     {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},
-    {"checkpoint", "named_plans", "output_folder", "registration"},
+    {"checkpoint", "named_plans", "output_folder", "registration", "target_plans"},
     {"plans", "config", "weights_and_biases"},
-    {"settings", "files", "lock", "device", "figure_style"},
+    {"settings", "files", "lock", "device", "progress", "method_names", "figure_style"},
     {"errors", "commands"},
 ]
 

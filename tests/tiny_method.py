@@ -1,6 +1,6 @@
 """A method of pretraining with a stage before the training: it learns the means of views.
 
-Tests offer it as a built-in one: ``monkeypatch.setitem(registry.BUILT_IN, "mean", "tiny_method:Mean")``. `Queue` is
+Tests offer it as a built-in one: ``monkeypatch.setitem(method_names.BUILT_IN, "mean", "tiny_method:Mean")``. `Queue` is
 another one, with state that no gradient changes.
 """
 

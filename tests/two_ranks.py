@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from method_setups import Setup
 
-from pcrl_nnunet.methods import registry
+from pcrl_nnunet import method_names
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.pretraining.optimisation import optimiser
 from pcrl_nnunet.pretraining.settings import PretrainSettings
@@ -26,7 +26,7 @@ QUEUE = "tiny_method:Queue"
 def main() -> None:
     """Write, as the first process, the summed gradients by method and parameter."""
     torch.set_num_threads(1)
-    registry.BUILT_IN["queue"] = QUEUE
+    method_names.BUILT_IN["queue"] = QUEUE
     found: dict[str, object] = {}
     with distributed.process_group(torch.device("cpu")):
         for name in sys.argv[2:]:

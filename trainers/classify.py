@@ -38,6 +38,7 @@ from pcrl_nnunet.networks import Classifier
 from pcrl_nnunet.output_folder import title_of
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.report.progress import ClassificationLogger
+from pcrl_nnunet.settings import changes
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import NNUNET_DEFAULT_DEVICE, PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
@@ -164,7 +165,9 @@ class _Classification(PCRLScratchTrainer):
             self.configuration_manager.patch_size, self.configuration_manager.batch_size, self.size
         )
         batch = math.ceil(batch / distributed.world_size())  # for all ranks together
-        self.print_to_log_file(f"Batches of {batch} inputs of {'x'.join(map(str, self.size))} voxels, {self.classify}")
+        size = "x".join(map(str, self.size))
+        differing = changes(self.classify, ClassifySettings())
+        self.print_to_log_file(f"Batches of {batch} inputs of {size} voxels. Settings of classification: {differing}")
         loaders = []
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):
             loader = ClassificationLoader(

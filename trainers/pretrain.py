@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
+import sys
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import redirect_stdout
 from time import time
 from typing import Any
 
@@ -32,10 +34,14 @@ from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.optimisation import optimiser
+from pcrl_nnunet.pretraining.pace import Pace
 from pcrl_nnunet.pretraining.preparation import PREPARED, fingerprint_of, prepared, refuse_another_preparation
 from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.pretraining.settings import described
 from pcrl_nnunet.pretraining.state import agree_with_other_ranks, agreement, refuse_another
 from pcrl_nnunet.pretraining.step import Stepper
+from pcrl_nnunet.progress import duration, telling
+from pcrl_nnunet.report.metrics import write_metrics
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
@@ -82,8 +88,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run {own}"
             )
-        with output_folder.creating(), weights_and_biases.held_back():
+        said = io.StringIO()
+        with output_folder.creating(), weights_and_biases.held_back(), redirect_stdout(said):
             super().__init__(plans, configuration, fold, dataset_json, device)
+        sys.stdout.write(said.getvalue().partition("\n")[2])  # without the device, which the command names
         if self.is_ddp:  # nnU-Net would use the process's number across all machines as the GPU's, and supports no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
@@ -95,6 +103,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.local_logger = PretrainLogger(self.method, self.request.title)
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
+        self._phase: Pace | str = "still preparing the training"  # for the lines of progress
         self.outputs: list[dict[str, float]] = []  # outputs of this epoch's steps so far
         self.init: dict[str, Any] | None = None  # facts about the checkpoint, once it is loaded
         self.prepared: dict[str, Any] = {}  # the method's preparation, before the first step
@@ -162,28 +171,25 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """Run all epochs, with a bar for terminals and lines for the log."""
         # other processes would wait for one that ends alone: they all end after the same step
-        with Sigterm(at_once=not self.is_ddp) as sigterm:
+        with Sigterm(at_once=not self.is_ddp) as sigterm, telling(lambda: str(self._phase)):
             try:
                 self.on_train_start()
                 sigterm.at_once = False
                 self._run_epochs(sigterm)
                 sigterm.at_once = True  # all states are saved: the end can be repeated
                 sigterm.look()
+                self._phase = "still writing the checkpoint and the report"
                 self.on_train_end()
             except Terminated:
                 self._say_how_to_go_on(f"Stopped by SIGTERM after step {self.step}; nothing is lost")
                 raise SystemExit(0) from None
 
     def _run_epochs(self, sigterm: Sigterm) -> None:
-        total = self.num_epochs * self.num_iterations_per_epoch
+        pace = Pace(self.settings.steps, self.step)
+        disable = None if self.local_rank == 0 else True  # None: unless there is a terminal
         try:
-            with tqdm(
-                total=total,
-                initial=self.step,
-                disable=None if self.local_rank == 0 else True,
-                unit="step",
-                dynamic_ncols=True,
-            ) as bar:
+            with tqdm(total=pace.total, initial=self.step, disable=disable, unit="step", dynamic_ncols=True) as bar:
+                self._phase = pace if bar.disable else ""
                 while self.current_epoch < self.num_epochs:
                     if not self.outputs:  # otherwise the training resumes within an epoch
                         self.on_epoch_start()
@@ -193,6 +199,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                         self.outputs.append(output)
                         bar.set_postfix({name: f"{value:.3f}" for name, value in output.items()}, refresh=False)
                         bar.update()
+                        if pace.step():
+                            self._say(str(pace), bar)
                         # a scheduler's signal reaches the processes at different steps
                         if distributed.on_any_rank(sigterm.heard, self.device):
                             latest = os.path.join(self.output_folder, checkpoint.LATEST)
@@ -238,10 +246,11 @@ class PCRLPretrainTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Log the setup and start the loader."""
         self.initialize()
-        self.print_to_log_file(f"Device: {self.device}, output: {self.output_folder}")
-        self.print_to_log_file(f"Settings: {self.settings}")
-        by = "numba" if kernels.compiled else "scipy, several times slower than numba, which is not installed"
-        self.print_to_log_file(f"Views are computed by {by}")
+        self.print_to_log_file(f"Device: {self.device}", also_print_to_console=False)
+        self.print_to_log_file(f"Output: {self.output_folder}")
+        self.print_to_log_file(described(self.settings, self.request.plan))
+        if not kernels.compiled:
+            self.print_to_log_file("numba is not installed: scipy computes the views, several times slower")
         if self.request.init and self.step == 0:  # otherwise the training state has the weights
             self.init, lines = load_initial(self.request.init, self.plan_network, self.network, self.request.plan)
             for line in lines:
@@ -287,15 +296,15 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
-        left = timedelta(seconds=round(seconds * (self.num_epochs - epoch - 1)))
+        left = duration(seconds * (self.num_epochs - epoch - 1))
         values = {
             name: value(name, epoch)
             for name in (*self.method.terms, *(quantity.name for quantity in self.method.quantities))
         }
         parts = [f"{name} {number:.4f}" for name, number in values.items() if not np.isnan(number)]
         line = (
-            f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {self.num_iterations_per_epoch / seconds:.2f} "
-            f"steps/s, {left} left"
+            f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {seconds / self.num_iterations_per_epoch:.2f} s "
+            f"a step, {left} left"
         )
         summary = self.monitor.summary()
         verdict = judge(summary, (epoch + 1) * self.num_iterations_per_epoch, self.method.quantities)
@@ -303,22 +312,29 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         lines = [line, *(f"ALARM: {alarm}" for alarm in verdict.alarms)]
         if epoch + 1 == self.num_epochs:
             lines.append(f"Is it learning? {verdict.text}")
-        on_terminal = bar is not None and not bar.disable
         for line in lines:
-            if bar is not None and on_terminal:
-                bar.write(line)  # print() would tear the bar
-            self.print_to_log_file(line, also_print_to_console=not on_terminal)
+            self._say(line, bar)
         self.monitor.clear()
         self.outputs = []
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         if self.local_rank == 0:
             try:
+                write_metrics(
+                    self.logger.local_logger.my_fantastic_logging, self.num_iterations_per_epoch, self.output_folder
+                )
                 self.logger.plot_progress_png(self.output_folder)
             except OSError as error:
-                self.print_to_log_file(f"WARNING: progress.png could not be written ({error}); the training goes on")
+                self.print_to_log_file(f"WARNING: the curves could not be written ({error}); the training goes on")
         if self.report.is_due():
             self._write_report()
+
+    def _say(self, line: str, bar: tqdm | None) -> None:
+        """Write a line to the log and the console."""
+        on_terminal = bar is not None and not bar.disable
+        if bar is not None and on_terminal:
+            bar.write(line)  # print() would tear the bar
+        self.print_to_log_file(line, also_print_to_console=not on_terminal)
 
     def on_train_end(self) -> None:
         """Write the final checkpoint, then remove the training states."""

@@ -26,6 +26,7 @@ from pcrl_nnunet.finetuning.schedule import WarmupPolyLR, keep_own_groups
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
 from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.networks import seg_layers_of
+from pcrl_nnunet.settings import changes
 from pcrl_nnunet.transfer.weights import unwrap
 
 NNUNET_DEFAULT_DEVICE = torch.device("cuda")
@@ -94,7 +95,8 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Log the settings in effect, then start like nnU-Net."""
-        self.print_to_log_file(f"{type(self).__name__}: {self.settings}", add_timestamp=False)
+        differing = changes(self.settings, FinetuneSettings.from_plan({}, self.defaults))
+        self.print_to_log_file(f"{type(self).__name__}, settings: {differing}", add_timestamp=False)
         self._not_finite: set[str] = set()
         other = getattr(self.optimizer, "other_kind", None)
         with self._or_nothing_left_behind():

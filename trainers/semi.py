@@ -30,6 +30,7 @@ from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoad
 from pcrl_nnunet.semi_supervised.loss import PartsLoss, ignoring
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 from pcrl_nnunet.semi_supervised.teacher import Teacher, keep_largest_pieces
+from pcrl_nnunet.settings import changes
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
 from pcrl_nnunet.transfer.weights import unwrap
@@ -104,7 +105,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         changed = set(self._used_before) ^ {*self._cases.unlabelled} if self._used_before else ()
         if changed:
             self.print_to_log_file(f"WARNING: other unlabelled cases than before: {', '.join(sorted(changed))}")
-        self.print_to_log_file(f"{self.semi}\n{self._cases}\nLabels: {self._facts}", add_timestamp=False)
+        differing = changes(self.semi, SemiSettings())
+        lines = (f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}")
+        self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:

@@ -23,6 +23,7 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Target
 from pcrl_nnunet.ingest.unlabelled import preprocessed
 from pcrl_nnunet.networks import Classifier
 from pcrl_nnunet.networks.of_plan import network_of_plan
+from pcrl_nnunet.progress import counted
 
 Points = tuple[np.ndarray, np.ndarray]  # (N,) names of images, (N, 3) world mm
 
@@ -94,7 +95,7 @@ def classify(
         A table for each image, and the number of points outside their image.
     """
     tables, num_outside = [], 0
-    for name, scan in tqdm(scans.items(), unit="image", disable=None):
+    for name, scan in counted(scans.items(), len(scans), "images are done"):
         of_image = None if points is None else points[1][points[0] == name]
         if of_image is not None and not len(of_image):
             continue

@@ -7,54 +7,67 @@ import os
 from time import time
 from typing import Any
 
-DESCRIPTION = """Classify images, or points in them, by the trained folds of a PCRLClassificationTrainer;
-several folds give the mean probability. Images have nnU-Net's names (CASE_0000.nii.gz). Writes a table: a line for each
-image or point, a column p_NAME for each label or class."""
+from pcrl_nnunet.cli import arguments
+
+DESCRIPTION = """
+Classify images, or points in images, by trained folds.
+
+PCRLClassificationTrainer trains the folds. The probability is the mean over
+the folds. Images have nnU-Net's names, such as CASE_0000.nii.gz. The command
+writes a table with a line for each image or point, and a column p_NAME for
+each label or class.
+"""
+EXAMPLES = """
+  pcrl_nnunet_classify -d 60 -c 2d -i images -o predictions.csv
+  pcrl_nnunet_classify -d 50 -c 3d_fullres -f 0 -i images -points points.csv -o predictions.csv
+"""
 LISTED = 20  # images that were set aside, in one message
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pcrl_nnunet_classify", description=DESCRIPTION)
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser = arguments.parser("pcrl_nnunet_classify", DESCRIPTION, EXAMPLES)
+    parser.add_argument("-d", required=True, metavar="DATASET", help=arguments.DATASET)
     parser.add_argument("-i", required=True, metavar="FOLDER", help="folder with the images")
-    parser.add_argument("-o", required=True, metavar="FILE.csv", help="the table to write")
-    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="3d_fullres, 2d, ...")
-    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
-    parser.add_argument("-tr", metavar="TRAINER", default="PCRLClassificationTrainer", help="default: %(default)s")
-    parser.add_argument("-f", nargs="+", metavar="FOLD", default=["0", "1", "2", "3", "4"], help="default: 0 1 2 3 4")
+    parser.add_argument("-o", required=True, metavar="FILE.csv", help="table to write")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration, such as 3d_fullres or 2d")
+    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help=arguments.PLANS)
+    parser.add_argument(
+        "-tr",
+        metavar="TRAINER",
+        default="PCRLClassificationTrainer",
+        help="class that trained the folds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-f", nargs="+", metavar="FOLD", default=["0", "1", "2", "3", "4"], help="trained folds (default: 0 1 2 3 4)"
+    )
     parser.add_argument(
         "-points",
         metavar="FILE.csv",
-        help="for trainings on points: as candidates.csv; seriesuid is the image's name, class is not needed",
+        help="points to classify, if the folds were trained on points. The columns are those of candidates.csv without "
+        "class; seriesuid is the name of the image",
     )
-    parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
+    parser.add_argument("-device", help=arguments.DEVICE)
     return parser
 
 
 def main() -> None:
-    """Parse, load, classify, write."""
+    """Parse, check, load, classify, write."""
     args = _parser().parse_args()
+    folder, plans, dataset_json = _check(args)
+    arguments.load("pcrl_nnunet.classification.new_images")
     import pandas as pd
 
     from pcrl_nnunet.classification.new_images import classify, find_images, load_folds
-    from pcrl_nnunet.commands import train_command
     from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole, writing
     from pcrl_nnunet.ingest.scans import Target
-    from pcrl_nnunet.plans import dataset_name_of, folder_of, read_json
 
-    folder = os.path.join(folder_of("nnUNet_results"), dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
     device = device_named(args.device)
-    train = train_command(args.d, args.c, args.f[0], device.type, tr=args.tr, p=args.p)
-    plans, dataset_json = (
-        read_json(os.path.join(folder, name), f"train first: {train}") for name in ("plans.json", "dataset.json")
-    )
     plan = Target(plans, dataset_json, args.c, takes_label_maps=True)
     scans, bad = find_images(args.i, plan.images)
     predictor, kind = load_folds(folder, args.f, plan, dataset_json, device)
     points = _points(args, kind, scans)
-    _check_output(args.o)
     start = time()
     tables, num_outside = classify(scans, points, plan, predictor, kind, bad)
     seconds = time() - start
@@ -64,13 +77,32 @@ def main() -> None:
     with writing(args.o, "give another -o"), whole(args.o) as draft:
         found.to_csv(draft, index=False)
     if num_outside:
-        print(f"WARNING: {num_outside} points lie outside of their image: they have to be mm of the world in LPS")
+        print(f"WARNING: {num_outside} points lie outside their image: give points in world coordinates, mm, LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
     if points is not None:
         speed += f", {len(found) / seconds:.1f} points a second"
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
     if bad:
         raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_listed(bad)}")
+
+
+def _check(args: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Check the arguments before torch is imported. Return the trainings' folder, the plan and dataset.json."""
+    from pcrl_nnunet.commands import train_command
+    from pcrl_nnunet.device import check_device_name
+    from pcrl_nnunet.plans import check_configuration, dataset_name_of, folder_of, read_json
+
+    check_device_name(args.device)
+    folder = os.path.join(folder_of("nnUNet_results"), dataset_name_of(args.d), f"{args.tr}__{args.p}__{args.c}")
+    train = train_command(args.d, args.c, args.f[0], args.device or "cuda", tr=args.tr, p=args.p)
+    plans, dataset_json = (
+        read_json(os.path.join(folder, name), f"train first: {train}") for name in ("plans.json", "dataset.json")
+    )
+    check_configuration(plans, args.c)
+    arguments.check_folder("-i", args.i, "images")
+    arguments.check_file("-points", args.points, "a table of points")
+    _check_output(args.o)
+    return folder, plans, dataset_json
 
 
 def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
@@ -80,7 +112,7 @@ def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
 
     if (kind == "candidates") != (args.points is not None):
         raise UserError(
-            f"these trainings are of {'points' if kind == 'candidates' else 'whole images'}; "
+            f"these folds were trained on {'points' if kind == 'candidates' else 'whole images'}; "
             f"{'give the points with -points' if kind == 'candidates' else 'leave -points out'}"
         )
     if args.points is None:
@@ -98,7 +130,7 @@ def _check_output(path: str) -> None:
 
     folder = os.path.dirname(os.path.abspath(path))
     if not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise UserError(f"-o is {path}, which cannot be written; give the name of a file in a folder that is there")
+        raise UserError(f"-o is {path}, which cannot be written; give the name of a file in an existing folder")
 
 
 def _listed(bad: list[Any]) -> str:

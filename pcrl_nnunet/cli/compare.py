@@ -7,64 +7,104 @@ import os
 import tempfile
 from typing import Any
 
-DESCRIPTION = """Compare pretraining with training from scratch, for several numbers of labelled cases: splits the
-dataset's cases (70 % training, 10 % validation, 20 % test; splits_final.json is not touched), pretrains without the
-held-out ones, trains every method on the same randomly drawn labelled cases, and scores them: segmentations by Dice,
-classifications (classes.csv or candidates.csv) by AUROC. The same command goes on where it was stopped."""
+from pcrl_nnunet.cli import arguments
+
+DESCRIPTION = """
+Compare pretraining with training from scratch, for several numbers of
+labelled cases.
+
+The command does all of this:
+  1. It splits the dataset's cases: 70 % training, 10 % validation, 20 % test.
+     It does not touch splits_final.json.
+  2. It pretrains without the held-out cases.
+  3. It trains every method on the same randomly drawn labelled cases.
+  4. It scores segmentations by Dice, and classifications by AUROC.
+If the command stops, the same command goes on.
+"""
+EXAMPLES = """
+  pcrl_nnunet_compare -d 4 --dry_run                 show the work and its hours only
+  pcrl_nnunet_compare -d 4                           default methods and numbers of labels
+  pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae -labelled 10 20 -seeds 3
+  pcrl_nnunet_compare -d 4 -np 4                     four trainings at a time
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pcrl_nnunet_compare", description=DESCRIPTION)
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
-    parser.add_argument("-c", metavar="CONFIGURATION", help="default: 3d_fullres, else the only one of the plan")
-    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
+    parser = arguments.parser("pcrl_nnunet_compare", DESCRIPTION, EXAMPLES)
+    parser.add_argument("-d", required=True, metavar="DATASET", help=arguments.DATASET)
+    parser.add_argument("-c", metavar="CONFIGURATION", help=arguments.CONFIGURATION)
+    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help=arguments.PLANS)
     parser.add_argument(
         "-labelled",
         nargs="+",
+        metavar="NUMBER",
         default=["10%", "20%", "40%", "all"],
-        help="numbers or shares (default: 10%% 20%% 40%% all)",
+        help="numbers of labelled cases, or shares of the training cases (default: 10%% 20%% 40%% all)",
     )
     parser.add_argument(
         "-methods",
         nargs="+",
-        help="beside scratch (default: stock, pseudo_labels and the default method of pretraining; of a "
-        "classification the shortcuts thumbnail mean_intensity position in the place of pseudo_labels); also every "
-        "method of pretraining, and the ablations of the plan's method: a wrong name lists all",
+        metavar="NAME",
+        help="methods to compare with training from scratch (default: stock, pseudo_labels and pcrlv2; for a "
+        "classification, the shortcuts thumbnail, mean_intensity and position replace pseudo_labels). A wrong name "
+        "lists all names",
     )
     parser.add_argument(
-        "-own_methods", metavar="JSON", help='file of further methods: {"NAME": {"pretrain": {...}, ...}}'
+        "-own_methods", metavar="FILE.json", help='file with further methods: {"NAME": {"pretrain": {...}, ...}}'
     )
     parser.add_argument(
-        "-settings", metavar="JSON", help='file with settings for all: {"pretrain": {}, "finetune": {}}'
+        "-settings",
+        metavar="FILE.json",
+        help='file with settings for all methods: {"pretrain": {...}, "finetune": {...}}',
     )
     parser.add_argument(
         "-task",
         choices=("segmentation", "classification"),
-        help="default: segmentation; classification of a dataset without masks",
+        help="default: segmentation, or classification if the dataset has no masks",
     )
-    parser.add_argument("-seeds", type=int, default=5, help="labelled subsets a number (default: 5)")
-    parser.add_argument("-protocol", choices=("all", "semi", "transfer"), default="all", help="what is pretrained on")
-    parser.add_argument("-checkpoint", help="-protocol transfer: a pretraining of other data")
-    parser.add_argument("-patients", metavar="CSV", help="columns case, patient; default: each case is a patient")
     parser.add_argument(
-        "-scored", choices=("val", "test"), default="test", help="cases that are scored (default: test)"
+        "-seeds", type=int, default=5, metavar="N", help="labelled subsets for each number of labels (default: 5)"
     )
-    parser.add_argument("-device", help="cuda, cpu or mps (default: a GPU if present, else the CPU)")
-    parser.add_argument("-np", type=int, default=1, help="steps at a time, on the GPUs in turn (default: 1)")
     parser.add_argument(
-        "-o", metavar="FOLDER", help="default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION"
+        "-protocol",
+        choices=("all", "semi", "transfer"),
+        default="all",
+        help="cases for pretraining. all: all training cases (default); semi: the training cases without the labelled "
+        "ones; transfer: none, because -checkpoint is used",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what is to do and how long it takes; no training")
+    parser.add_argument("-checkpoint", metavar="FILE.pth", help="pretraining on other data, for -protocol transfer")
+    parser.add_argument(
+        "-patients", metavar="FILE.csv", help="table with the columns case and patient (default: one patient a case)"
+    )
+    parser.add_argument(
+        "-scored", choices=("val", "test"), default="test", help="part of the split to score (default: test)"
+    )
+    parser.add_argument("-device", help=arguments.DEVICE)
+    parser.add_argument(
+        "-np", type=int, default=1, metavar="N", help="number of steps at a time, on the GPUs in turn (default: 1)"
+    )
+    parser.add_argument(
+        "-o",
+        metavar="FOLDER",
+        help="folder for the results (default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="do not train: print the work and measure how long it takes"
+    )
     return parser
 
 
 def main() -> None:
     """Parse, check, run, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet.device import device_named  # after the parser, to keep --help quick
+    _check(args)
+    arguments.load("pcrl_nnunet.experiments.report", "pcrl_nnunet.trainers")
+    from pcrl_nnunet.device import device_named
+    from pcrl_nnunet.progress import doing
 
     device = device_named(args.device)
-    layout, runs = _layout(args)
+    with doing("Checking the methods, and splitting the cases"):
+        layout, runs = _layout(args)
     for name, reason in layout.comparison.cases.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:
@@ -73,22 +113,38 @@ def main() -> None:
         _compare(layout, runs, device, args.np)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for wrong arguments, before torch is imported. The methods' names are checked later."""
+    from pcrl_nnunet.device import check_device_name
+    from pcrl_nnunet.experiments.settings import check_protocol, read_blocks
+    from pcrl_nnunet.experiments.split import check_number_labelled
+    from pcrl_nnunet.plans import find_plan, refuse_cascade
+
+    arguments.check_numbers(args, seeds=1, np=1)
+    check_device_name(args.device)
+    check_protocol(args.protocol, args.checkpoint)
+    for text in args.labelled:
+        check_number_labelled(text)
+    _, plans, configuration, _ = find_plan(args.d, args.p, args.c)
+    refuse_cascade(plans, configuration)
+    read_blocks(args.settings)
+    read_blocks(args.own_methods)
+    arguments.check_file("-patients", args.patients, "a table with the columns case and patient")
+    arguments.check_file("-checkpoint", args.checkpoint, "a checkpoint_final.pth")
+
+
 def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     """Return the layout of the comparison's folder, and the runs."""
-    from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms
     from pcrl_nnunet.experiments.cases import read_patients
     from pcrl_nnunet.experiments.comparison import Comparison, find_label_table
     from pcrl_nnunet.experiments.layout import Layout
     from pcrl_nnunet.experiments.settings import read_blocks, with_settings
     from pcrl_nnunet.experiments.split import number_labelled
-    from pcrl_nnunet.plans import PlanFacts, load_plan, refuse_cascade
+    from pcrl_nnunet.plans import PlanFacts, load_plan
     from pcrl_nnunet.pretraining.settings import pretrain_settings
 
-    if args.seeds < 1 or args.np < 1:
-        raise UserError(f"-seeds is {args.seeds} and -np {args.np}; expected 1 or more")
     plan = load_plan(args.d, args.p, args.c)
-    refuse_cascade(plan)
     given = read_blocks(args.settings)
     # raises for a network that cannot be pretrained
     settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
@@ -121,7 +177,7 @@ def _default_folder(plan: Any, classifies: bool) -> str:
 def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
     from pcrl_nnunet import trainers
     from pcrl_nnunet.experiments.forecast import forecast
-    from pcrl_nnunet.experiments.jobs import jobs_of
+    from pcrl_nnunet.experiments.jobs import jobs_of, overview
     from pcrl_nnunet.experiments.preparation import prepare, preview_in
     from pcrl_nnunet.pretraining.dry_run import measured
     from pcrl_nnunet.pretraining.request import Request
@@ -131,19 +187,19 @@ def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
         request = Request.of_plan(plan, fold)
         return measured(lambda: pretrain_trainer(request, device), device).seconds_a_step
 
-    print(f"Comparison in {layout.folder}")
     with tempfile.TemporaryDirectory() as folder:
         preview_in(layout, folder)
         prepare(layout, runs)
         jobs = jobs_of(layout, runs, device, at_a_time)
-        for line in forecast(layout, runs, jobs, device, at_a_time, trainers, step_of_pretraining):
+        print("\n".join(overview(layout, runs, jobs)))
+        for line in forecast(layout, runs, device, at_a_time, trainers, step_of_pretraining):
             print(line)
 
 
 def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
     from pcrl_nnunet import registration
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.experiments.jobs import jobs_of, progress
+    from pcrl_nnunet.experiments.jobs import jobs_of, overview
     from pcrl_nnunet.experiments.preparation import prepare
     from pcrl_nnunet.experiments.processes import run_jobs
     from pcrl_nnunet.experiments.report import report
@@ -151,21 +207,23 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
     from pcrl_nnunet.experiments.shares import environments
     from pcrl_nnunet.files import writing
     from pcrl_nnunet.lock import locked
+    from pcrl_nnunet.progress import doing
 
     with writing(layout.folder, "give another folder with -o"):
         os.makedirs(layout.folder, exist_ok=True)
     with locked(layout.folder, "pcrl_nnunet_compare"):
         prepare(layout, runs)
         jobs = jobs_of(layout, runs, device, at_a_time)
-        print(f"Comparison in {layout.folder}\n{progress(runs, jobs)}")
+        print("\n".join(overview(layout, runs, jobs)))
         if not registration.is_registered():
             for line in registration.register():
                 print(line)
         # the predictions of many candidates take gigabytes: collect them once, in the report
         after_each = (lambda: collect(layout, runs)) if layout.comparison.label_table is None else (lambda: None)
         failed = run_jobs(jobs, layout.folder, environments(layout.variables(), at_a_time), after_each)
-        for line in report(layout, runs):
-            print(line)
+        with doing("Scoring, and drawing figures"):
+            lines = list(report(layout, runs))
+        print("\n".join(lines))
     if failed:
         raise UserError(
             f"{len(failed)} steps failed ({', '.join(failed)}); look into their logs in {layout.folder}/logs, and "

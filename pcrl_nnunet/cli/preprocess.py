@@ -11,67 +11,86 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-DESCRIPTION = """Preprocess scans without labels for pcrl_nnunet_pretrain: NIfTI, MHA, NRRD and DICOM series with any
-names, in FOLDER and all folders below it; names as nnU-Net has them (CASE_0000.nii.gz) are needed only for several
-channels. They go through the plan of a dataset that nnUNetv2_plan_and_preprocess has prepared, into a folder that
-nnU-Net's own training does not look at. Run it again to go on after a stop, or when scans were added. With -target, the
-images of the dataset itself become pretraining data for the network of another dataset."""
+from pcrl_nnunet.cli import arguments
+
+DESCRIPTION = """
+Preprocess scans without labels, for pcrl_nnunet_pretrain.
+
+The command takes all NIfTI, MHA, NRRD and DICOM scans in FOLDER and in the
+folders below it. Their names do not matter, unless they have several
+channels: then use nnU-Net's names, such as CASE_0000.nii.gz. First run
+nnUNetv2_plan_and_preprocess on the dataset, because the scans are
+preprocessed by its plan. nnU-Net's own training does not use them.
+
+Run the command again after a stop, or after you have added scans.
+
+Two other uses:
+  - With -target, the images of the dataset itself become pretraining data for
+    the network of another dataset.
+  - Without -i, the command plans and preprocesses a dataset without masks.
+"""
+EXAMPLES = """
+  pcrl_nnunet_preprocess -d 4 -i scans          add all scans in the folder
+  pcrl_nnunet_preprocess -d 16 -target 42       prepare dataset 16 to pretrain for 42
+  pcrl_nnunet_preprocess -d 60                  plan a dataset without masks
+"""
 LISTED = 20  # listed scans that were set aside; the file lists all
+PLANNERS = ("PCRLPlanner", "PCRLPlannerResEncL", "PCRLPlannerResEncM", "PCRLPlannerResEncXL")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pcrl_nnunet_preprocess", description=DESCRIPTION)
-    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset name or ID")
+    parser = arguments.parser("pcrl_nnunet_preprocess", DESCRIPTION, EXAMPLES)
+    parser.add_argument("-d", required=True, metavar="DATASET", help=arguments.DATASET)
     parser.add_argument("-i", metavar="FOLDER", help="folder with the scans")
-    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: 3d_fullres, else the plan's only one")
+    parser.add_argument(
+        "-c",
+        nargs="+",
+        metavar="CONFIGURATION",
+        help="configurations of the plan (default: 3d_fullres, or the plan's only one)",
+    )
     parser.add_argument(
         "-p",
         metavar="PLANS",
-        help="plans identifier (default: nnUNetPlans, or what -pl has written); with -target of that dataset's plan",
+        help="name of the plan (default: nnUNetPlans, or the plan that -pl writes). With -target, a plan of that "
+        "dataset",
     )
     parser.add_argument(
-        "-np", type=int, metavar="N", help="processes, each with one scan in memory (default: at most 8)"
+        "-np", type=int, metavar="N", help="number of processes, each with one scan in memory (default: at most 8)"
     )
     parser.add_argument(
         "-pl",
         metavar="PLANNER",
-        help="first plan the dataset with this planner of ours, such as PCRLPlanner: the way to it where "
-        "pcrl_nnunet_register may not write into nnU-Net's folder; -i is optional then",
+        help="first plan the dataset with this planner of ours, such as PCRLPlanner. Use this if pcrl_nnunet_register "
+        "may not write into nnU-Net's folder. -i is optional then",
     )
     parser.add_argument(
         "-target",
         metavar="DATASET",
-        help="preprocess the images of -d (and of -i, which is optional then) for a network of this dataset: with the "
-        "spacing, patch and network of its plan, but normalised as images of -d",
+        help="preprocess the images of -d for a network of this dataset, with spacing, patch and network of its plan. "
+        "-i is optional then",
     )
     parser.add_argument(
         "-normalization",
         choices=("source", "target"),
-        help="with -target: of which dataset, -d (the default: source) or -target, normalisation and intensity "
-        "statistics are. The target's clip images of other intensities, such as CT of another organ, to constants",
+        help="dataset whose normalisation and intensity statistics -target uses: source is -d (default), target is "
+        "-target. The target's statistics can clip other images to constants, such as CT of another organ",
     )
     parser.add_argument(
         "--label_maps_are_scans",
         action="store_true",
-        help="take images of few values in flat regions, which look like label maps, for scans",
+        help="use images that look like label maps, with few values in flat regions, as scans",
     )
     return parser
 
 
 def main() -> None:
-    """Parse, plan if requested, preprocess, report."""
+    """Parse, check, plan if requested, preprocess, report."""
     args = _parser().parse_args()
-    from pcrl_nnunet.errors import UserError  # after the parser, to keep --help quick
-
+    _check(args)
     if args.i is None and args.pl is None and args.target is None:
         _without_masks(args.d, args.p, args.c or [], _num_processes(args.np))
         return
-    if args.normalization is not None and args.target is None:
-        raise UserError("-normalization is for -target only: without it the plan decides; leave it out")
-    if args.pl is not None and args.target is not None:
-        raise UserError(f"-pl plans the dataset of -d, -target takes another's plan; run -d {args.target} -pl first")
-    if args.i is not None and not os.path.isdir(args.i):
-        raise UserError(f"-i is {args.i}, which is not a folder; give the folder with the scans")
+    arguments.load("pcrl_nnunet.ingest.unlabelled", "pcrl_nnunet.ingest.target")
     num, plans_name, configurations = _num_processes(args.np), args.p or "nnUNetPlans", args.c or [None]
     if args.target is not None:
         name = _plan_for(args.d, args.target, plans_name, configurations[0], args.normalization or "source")
@@ -86,30 +105,62 @@ def main() -> None:
         _say_next({"d": args.d, "p": _unless_default(plans_name)}, args.c)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for wrong arguments, before torch is imported."""
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.plans import dataset_folder, find_plan
+
+    arguments.check_numbers(args, np=1)
+    if args.normalization is not None and args.target is None:
+        raise UserError("-normalization needs -target: without it the plan decides; leave -normalization out")
+    if args.pl is not None and args.target is not None:
+        raise UserError(f"-pl plans the dataset of -d, -target takes another's plan; run -d {args.target} -pl first")
+    if args.pl is not None and args.pl not in PLANNERS:
+        raise UserError(
+            f"-pl is '{args.pl}'; expected {', '.join(PLANNERS)} (nnU-Net's own planners, of datasets with masks: "
+            f"nnUNetv2_plan_experiment)"
+        )
+    if args.i is not None:
+        arguments.check_folder("-i", args.i, "scans")
+    plans_name, configurations = args.p or "nnUNetPlans", args.c or [None]
+    if args.target is not None:
+        folder = dataset_folder(args.d, "nnUNetv2_extract_fingerprint")
+        if os.path.samefile(folder, dataset_folder(args.target)):
+            raise UserError(
+                f"-target {args.target} is the dataset of -d itself, which pretrains for itself without -target"
+            )
+        find_plan(args.target, plans_name, configurations[0])
+    elif args.pl is not None:
+        dataset_folder(args.d)
+    elif args.i is not None:
+        for configuration in configurations:
+            find_plan(args.d, plans_name, configuration)
+
+
 def _without_masks(dataset: str, plans_name: str | None, configurations: list[str], num: int) -> None:
     """Plan and preprocess a dataset without labelsTr. If a plan is named, only preprocess with it."""
-    import torch
-    from tqdm import tqdm
-
-    from pcrl_nnunet.commands import command, train_command
     from pcrl_nnunet.errors import UserError
-    from pcrl_nnunet.ingest.maskless import plan_and_preprocess, trainer_for
-    from pcrl_nnunet.ingest.workers import worker_pool
-    from pcrl_nnunet.plans import dataset_name_of, has_masks, load_plan, planning_command, read_json
+    from pcrl_nnunet.plans import dataset_name_of, find_plan, has_masks, planning_command, read_json
 
     missing = f"-i is missing; give the folder with the scans: pcrl_nnunet_preprocess -d {dataset} -i FOLDER"
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         if not os.environ.get(variable):
-            raise UserError(f"{missing} (or set {variable}, if it is the dataset itself that has no masks)")
+            raise UserError(f"{missing} (or set {variable}, if the dataset itself has no masks)")
     name = dataset_name_of(dataset)
     raw = os.path.join(os.environ["nnUNet_raw"], name)
     described = read_json(os.path.join(raw, "dataset.json"), "describe the dataset as nnU-Net wants it")
     if has_masks(raw, described):
         raise UserError(f"{missing} ({name} has masks: plan it with {planning_command(name)})")
     if plans_name is not None:
-        planned = load_plan(dataset, plans_name, configurations[0] if configurations else None)
-        configurations = configurations or [planned.configuration]
-    print(f"{name} has no masks: the foreground is found from the images, {num} at a time", flush=True)
+        _, _, configuration, _ = find_plan(dataset, plans_name, configurations[0] if configurations else None)
+        configurations = configurations or [configuration]
+    arguments.load("pcrl_nnunet.ingest.maskless", "pcrl_nnunet.ingest.workers")
+    from tqdm import tqdm
+
+    from pcrl_nnunet.ingest.maskless import plan_and_preprocess
+    from pcrl_nnunet.ingest.workers import worker_pool
+
+    print(f"{name} has no masks: the foreground is found from the images, {num} at a time")
     with worker_pool(num) as pool:
         bad = plan_and_preprocess(
             raw,
@@ -119,17 +170,25 @@ def _without_masks(dataset: str, plans_name: str | None, configurations: list[st
             num,
             pool,
             lambda line: tqdm.write(line, sys.stderr),
-            sys.stderr.isatty(),
         )
     _list_set_aside(bad)
     print(f"\n{name} is {'' if plans_name else 'planned and '}preprocessed, {len(bad)} bad images were left out.")
-    plan = plans_name or "nnUNetPlans"
+    _say_next_without_masks(dataset, raw, plans_name or "nnUNetPlans", configurations)
+
+
+def _say_next_without_masks(dataset: str, raw: str, plan: str, configurations: list[str]) -> None:
+    import torch
+
+    from pcrl_nnunet.commands import command, train_command
+    from pcrl_nnunet.ingest.maskless import trainer_for
+    from pcrl_nnunet.plans import load_plan
+
     print(f"Next: {command('pcrl_nnunet_pretrain', d=dataset, p=_unless_default(plan))}")
     planned = load_plan(dataset, plan, configurations[0] if configurations else None)
     if trainer := trainer_for(planned.plans, planned.dataset_json):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         train = train_command(dataset, planned.configuration, 0, device, tr=trainer, p=plan)
-        print(f"then, and the other folds alike: {train}")
+        print(f"Then, and the other folds alike: {train}")
     else:
         print(f"To classify, put a classes.csv or candidates.csv into {raw}.")
         print("The page docs/classification.md says what is in them.")
@@ -145,11 +204,6 @@ def _plan(dataset: str, planner_name: str) -> str:
     from pcrl_nnunet.ingest.maskless import planned_again
     from pcrl_nnunet.plans import dataset_folder, has_masks, planning_command, read_json
 
-    if planner_name not in planners.__all__:
-        raise UserError(
-            f"-pl is '{planner_name}'; expected {', '.join(planners.__all__)} (nnU-Net's own planners, of "
-            "datasets with masks: nnUNetv2_plan_experiment)"
-        )
     folder = dataset_folder(dataset)
     raw = _raw_folder(folder)
     if not os.path.isdir(raw):
@@ -169,13 +223,10 @@ def _plan(dataset: str, planner_name: str) -> str:
 
 def _plan_for(dataset: str, target: str, plans_name: str, configuration: str | None, normalization: Any) -> str:
     """Make the plan with which a dataset pretrains for another, unless it exists. Return its name."""
-    from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.ingest.target import plan_for, read_source, write_plan
     from pcrl_nnunet.plans import dataset_folder, load_plan
 
     folder = dataset_folder(dataset, "nnUNetv2_extract_fingerprint")
-    if os.path.samefile(folder, dataset_folder(target)):
-        raise UserError(f"-target {target} is the dataset of -d itself, which pretrains for itself without -target")
     planned = load_plan(target, plans_name, configuration)
     source = read_source(folder, _raw_folder(folder))
     plan, notes = plan_for(source, planned.plans, normalization)
@@ -197,10 +248,6 @@ def _raw_folder(preprocessed_dataset_folder: str) -> str:
 def _num_processes(asked: int | None) -> int:
     from nnunetv2.configuration import default_num_processes
 
-    from pcrl_nnunet.errors import UserError
-
-    if asked is not None and asked < 1:
-        raise UserError(f"-np is {asked}; expected at least 1")
     return asked or min(default_num_processes, os.cpu_count() or 1)
 
 
@@ -221,6 +268,7 @@ def _preprocess(
     from pcrl_nnunet.ingest.unlabelled import preprocess, unlabelled_folder
     from pcrl_nnunet.ingest.workers import worker_pool
     from pcrl_nnunet.plans import load_plan
+    from pcrl_nnunet.progress import doing
 
     plans = [load_plan(dataset, plans_name, configuration) for configuration in configurations]
     # By folder, because two configurations may share their data, such as a cascade and 3d_fullres.
@@ -237,15 +285,16 @@ def _preprocess(
     with worker_pool(num) as pool:
         found = Found()
         if scan_folder is not None:
-            print(f"Looking through {scan_folder}", flush=True)
-            found = find_scans(scan_folder, target, partial(pool.map, chunksize=64))  # headers take a millisecond each
+            with doing(f"Looking through {scan_folder}"):
+                # headers take a millisecond each
+                found = find_scans(scan_folder, target, partial(pool.map, chunksize=64))
             _describe(found, scan_folder, target)
         if own:
             own_images = own_scans(_raw_folder(plans[0].folder), plans[0].dataset_json)
             print(f"{len(own_images)} images of {os.path.basename(plans[0].folder)} itself")
             found.scans += own_images
         for folder, target in targets.items():
-            print(f"\n{target.configuration}: into {folder}, {num} at a time", flush=True)
+            print(f"\n{target.configuration}: into {folder}, {num} at a time")
             try:
                 summary = preprocess(found, target, folder, pool, lambda line: tqdm.write(line, sys.stderr), bar)
             except KeyboardInterrupt:

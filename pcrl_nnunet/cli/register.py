@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from pcrl_nnunet import registration
+from pcrl_nnunet.cli import arguments
 from pcrl_nnunet.errors import console
+
+DESCRIPTION = """
+Let the commands of nnU-Net find the PCRL trainers and planners.
+
+Run this once after you install pcrl_nnunet or nnU-Net.
+"""
+EXAMPLES = """
+  pcrl_nnunet_register           register
+  pcrl_nnunet_register --check   show whether nnU-Net finds the trainers
+"""
 
 
 def main() -> None:
     """Run the command without error handling."""
-    parser = argparse.ArgumentParser(
-        prog="pcrl_nnunet_register",
-        description="Let nnU-Net's commands see the PCRL trainers and planners. Needed once after installing "
-        "pcrl_nnunet or nnU-Net.",
-    )
+    parser = arguments.parser("pcrl_nnunet_register", DESCRIPTION, EXAMPLES)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--check", action="store_true", help="only say what the state is; status 1 if not registered")
-    group.add_argument("--undo", action="store_true", help="remove what was written. Do so before changing nnU-Net")
+    group.add_argument(
+        "--check", action="store_true", help="only print the state; the exit status is 1 if unregistered"
+    )
+    group.add_argument(
+        "--undo", action="store_true", help="remove the files that this command wrote; do so before you change nnU-Net"
+    )
     args = parser.parse_args()
     if args.check:
         print(registration.description())

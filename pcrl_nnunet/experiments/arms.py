@@ -12,7 +12,8 @@ from pcrl_nnunet.classification.shortcuts import SHORTCUTS
 from pcrl_nnunet.config import RECIPES
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.settings import short
-from pcrl_nnunet.methods.registry import DEFAULT, method_class, names
+from pcrl_nnunet.method_names import DEFAULT, names
+from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
 
 CONTROL, STOCK = "scratch", "stock"

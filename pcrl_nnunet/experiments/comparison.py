@@ -19,7 +19,7 @@ from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import Arm
 from pcrl_nnunet.experiments.cases import Cases
-from pcrl_nnunet.experiments.settings import refuse_other_parts, short, with_settings
+from pcrl_nnunet.experiments.settings import check_protocol, refuse_other_parts, short, with_settings
 from pcrl_nnunet.ingest.maskless import is_without_masks
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.plans import PlannedConfiguration
@@ -93,11 +93,7 @@ class Comparison:
         Raises:
             UserError: the flags contradict each other, a setting is unknown, or the checkpoint cannot be compared here.
         """
-        if (protocol == "transfer") != (checkpoint is not None):
-            raise UserError(
-                f"-protocol is {protocol} and -checkpoint {checkpoint}; only transfer compares a pretraining of other "
-                f"data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
-            )
+        check_protocol(protocol, checkpoint)
         _check_settings(plan, arms, settings, checkpoint)
         cases = Cases.find(plan, patients, label_table)
         encoder = None if checkpoint is None else _checked_encoder(checkpoint, plan, cases)

@@ -18,12 +18,11 @@ import torch
 
 from pcrl_nnunet.experiments.arms import CONTROL, SEMI_COST
 from pcrl_nnunet.experiments.comparison import Run
-from pcrl_nnunet.experiments.jobs import progress
 from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.notes import note_on_stock
-from pcrl_nnunet.experiments.processes import Job
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.progress import doing
 
 MEASURED_SECONDS = 10.0  # of training
 
@@ -43,13 +42,12 @@ class Training:
 def forecast(
     layout: Layout,
     runs: Sequence[Run],
-    jobs: Sequence[Job],
     device: torch.device,
     at_a_time: int,
     trainers: ModuleType,
     step_of_pretraining: StepOfPretraining,
 ) -> Iterator[str]:
-    """Yield lines: the steps, seconds a step of each kind of training, and hours in all.
+    """Yield lines: number, seconds a step and hours of each kind of training, and hours in all.
 
     The function gives the process the comparison's environment, for good.
 
@@ -59,27 +57,31 @@ def forecast(
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
     """
-    yield progress(runs, jobs)
-    for job in jobs:
-        yield f"  {'done' if job.is_done() else 'to do':6} {job.name}"
     os.environ.update(layout.variables())
     a_step: dict[str, float] = {}
-    hours: dict[str, float] = {}
+    steps: dict[str, dict[str, float]] = {}  # steps of each training, by kind and name
     for run in runs:
         for training in _to_do(layout, run, device, trainers, step_of_pretraining):
             if training.kind not in a_step:
-                with redirect_stdout(io.StringIO()):  # nnU-Net's trainers print a page for every kind
+                # nnU-Net's trainers print a page for every kind
+                with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
                     a_step[training.kind] = training.measure()
-            hours[training.name] = a_step[training.kind] * training.steps / 3600
-    for kind, seconds in a_step.items():
-        yield f"  {seconds:.2f} s a step of {kind}, on {device}"
-    total = sum(hours.values()) / at_a_time
-    about = f"{total:.1f} hours" if total >= 1 else f"{ceil(60 * total)} min"
-    yield f"About {about} of training remain with -np {at_a_time}, if trainings at the same time are as fast as one;"
-    yield "starts, evaluations and the prediction of pseudo-labels take additional time"
+            steps.setdefault(training.kind, {})[training.name] = training.steps
+    hours = {kind: a_step[kind] * sum(of_kind.values()) / 3600 for kind, of_kind in steps.items()}
+    for kind, of_kind in steps.items():
+        yield f"  {kind}: {len(of_kind)} to do, {a_step[kind]:.2f} s a step on {device}, {_about(hours[kind])} in all"
+    yield (
+        f"About {_about(sum(hours.values()) / at_a_time)} of training remain with -np {at_a_time}. Trainings at the "
+        f"same time may be slower than one alone."
+    )
+    yield "Starts, evaluations and the prediction of pseudo-labels take additional time."
     note = note_on_stock(layout.comparison)
     if note is not None:
         yield note
+
+
+def _about(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{ceil(60 * hours)} min"
 
 
 def _to_do(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +17,12 @@ from pcrl_nnunet.experiments.processes import Job
 from pcrl_nnunet.experiments.shares import threads
 
 STEPS = "pcrl_nnunet.experiments.steps"
+KINDS = {  # nouns of the steps
+    "pretrain": ("pretraining",),
+    "train": ("training",),
+    "pseudo_label": ("prediction", " of pseudo-labels"),
+    "shortcut": ("shortcut",),
+}
 
 
 def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time: int) -> list[Job]:
@@ -28,9 +35,26 @@ def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time
     return list(jobs.values())
 
 
-def progress(runs: Sequence[Run], jobs: Sequence[Job]) -> str:
-    """Say how many runs there are, and how many of their steps are done."""
-    return f"{len(runs)} runs, {sum(job.is_done() for job in jobs)} of {len(jobs)} steps are done"
+def overview(layout: Layout, runs: Sequence[Run], jobs: Sequence[Job]) -> list[str]:
+    """Return lines that say how many runs and steps a comparison has, and how many steps are done."""
+    methods = list(dict.fromkeys(run.arm for run in runs))
+    labels = sorted({run.labelled for run in runs})
+    subsets = len({run.seed for run in runs})
+    factors = (_count(len(methods), "method"), _count(len(labels), "number", " of labels"), _count(subsets, "subset"))
+    lacking = len(methods) * len(labels) * subsets - len(runs)
+    kinds = Counter(job.command[job.command.index(STEPS) + 1] for job in jobs)
+    return [
+        f"Comparison in {layout.named}",
+        f"  methods          {', '.join(methods)}",
+        f"  labelled cases   {', '.join(map(str, labels))}",
+        f"  runs             {len(runs)}: {' x '.join(factors)}{f', less {lacking} that lack cases' * bool(lacking)}",
+        f"  steps            {len(jobs)}: {', '.join(_count(number, *KINDS[kind]) for kind, number in kinds.items())}",
+        f"  done             {sum(job.is_done() for job in jobs)} of {len(jobs)} steps",
+    ]
+
+
+def _count(number: int, noun: str, more: str = "") -> str:
+    return f"{number} {noun}{'s' * (number != 1)}{more}"
 
 
 def _jobs_of_run(layout: Layout, run: Run, options: tuple[str, ...]) -> list[Job]:

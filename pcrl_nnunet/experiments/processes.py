@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
+
+from pcrl_nnunet.progress import duration, telling
+
+LAST_BYTES = 20_000  # of a log, where its last epoch stands
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,43 @@ class Processes:
             signal.signal(signal.SIGTERM, before)
 
 
+class AtWork:
+    """The jobs that run at the moment, for the lines of progress.
+
+    Attributes:
+        since: time of the start, by the job's name.
+    """
+
+    def __init__(self, logs: str, total: int) -> None:
+        self.logs, self.total, self.ended = logs, total, 0
+        self.since: dict[str, float] = {}
+
+    def begin(self, name: str) -> None:
+        self.since[name] = monotonic()
+
+    def end(self, name: str) -> str:
+        """Return the duration of the job in words."""
+        self.ended += 1
+        return duration(monotonic() - self.since.pop(name))
+
+    def __str__(self) -> str:
+        running = ", ".join(
+            f"{name} ({', '.join([*self._epoch(name), duration(monotonic() - since)])})"
+            for name, since in list(self.since.items())
+        )
+        return f"{self.ended} of {self.total} steps have ended, running: {running or 'none'}"
+
+    def _epoch(self, name: str) -> list[str]:
+        """Return the epoch that a training's log names last, if any."""
+        try:
+            with open(os.path.join(self.logs, f"{name}.log"), "rb") as log:
+                log.seek(max(0, os.path.getsize(log.name) - LAST_BYTES))
+                found = re.findall(r"\bepoch \d+(?:/\d+)?\b", log.read().decode(errors="replace"), re.IGNORECASE)
+        except OSError:  # not begun yet
+            return []
+        return [found[-1].lower()] if found else []
+
+
 def run_jobs(
     jobs: Sequence[Job], folder: str, environments: Sequence[Mapping[str, str]], after_each: Callable[[], Any]
 ) -> list[str]:
@@ -105,25 +148,27 @@ def run_jobs(
     done = {job.name for job in jobs} - {job.name for job in waiting}
     failed: list[str] = []
     running: dict[Future[bool], Job] = {}
+    at_work = AtWork(os.path.join(folder, "logs"), len(waiting))
     with (
         ThreadPoolExecutor(len(environments)) as pool,
-        tqdm(total=len(waiting), unit="step", dynamic_ncols=True) as bar,
+        tqdm(total=len(waiting), unit="step", dynamic_ncols=True, disable=None) as bar,
+        telling(at_work.__str__, None if bar.disable else bar.set_postfix_str),
         processes.ended_with_us(),
     ):
         while waiting or running:
             for job in [job for job in waiting if done.issuperset(job.after)][: len(environments) - len(running)]:
                 waiting.remove(job)
+                at_work.begin(job.name)
+                bar.write(f"running: {job.name}")
                 running[pool.submit(processes.run, job)] = job
             if not running:  # the remaining jobs need a failed job
                 failed += [job.name for job in waiting]
                 break
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:
                 job = running.pop(future)
-                if future.result():
-                    done.add(job.name)
-                else:
-                    failed.append(job.name)
+                (done.add if future.result() else failed.append)(job.name)
+                took = at_work.end(job.name)
                 bar.update()
-                bar.write(f"{'done' if future.result() else 'FAILED'}: {job.name}")
+                bar.write(f"{'done' if future.result() else 'FAILED'}: {job.name}, {took}")
             after_each()
     return failed

@@ -55,6 +55,15 @@ def refuse_other_parts(where: str, block: Mapping[str, Any]) -> None:
             raise UserError(f"{where} has {part}: {short(given)}; expected the blocks of settings {', '.join(PARTS)}")
 
 
+def check_protocol(protocol: str, checkpoint: str | None) -> None:
+    """Raise `UserError` for a checkpoint without the protocol transfer, or the protocol without a checkpoint."""
+    if (protocol == "transfer") != (checkpoint is not None):
+        raise UserError(
+            f"-protocol is {protocol} and -checkpoint {checkpoint}; only transfer compares a pretraining on other "
+            f"data: give its checkpoint_final.pth with -checkpoint, or choose all or semi"
+        )
+
+
 def read_blocks(path: str | None) -> dict[str, Any]:
     """Read a JSON file of the form ``{NAME: {...}, ...}``; empty without a path."""
     content = {} if path is None else read_json(path, "expected a JSON file of the form {NAME: {...}, ...}")

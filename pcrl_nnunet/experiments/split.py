@@ -61,18 +61,27 @@ def draw_by_patient(cases: Iterable[str], patients: Mapping[str, str], seed: int
     return [case for i in rng.permutation(len(names)) for case in rng.permutation(by_patient[names[i]]).tolist()]
 
 
+def check_number_labelled(text: str) -> None:
+    """Raise `UserError` for a text that is not like ``10``, ``10%`` or ``all``."""
+    if text != "all" and not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
+        raise UserError(f"-labelled has '{text}'; expected numbers of cases, shares such as 10%, or all")
+
+
 def number_labelled(text: str, available: int) -> int:
     """Return the number of cases that ``10``, ``10%`` or ``all`` stands for.
+
+    Args:
+        available: number of training cases.
 
     Raises:
         UserError: there are fewer cases, or the number is 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
-    if text != "all" and (match is None or (not match[2] and "." in match[1])):
-        raise UserError(f"-labelled has '{text}'; expected numbers of cases, shares such as 10%, or all")
+    check_number_labelled(text)
     number = available
-    if match:
-        number = max(1, round(float(match[1]) / 100 * available)) if match[2] else int(match[1])
+    if text.endswith("%"):
+        number = max(1, round(float(text[:-1]) / 100 * available))
+    elif text != "all":
+        number = int(text)
     if not 1 <= number <= available:
         raise UserError(
             f"-labelled has '{text}', but the comparison's split has {available} training cases; give a number from 1 "

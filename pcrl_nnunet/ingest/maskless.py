@@ -22,7 +22,6 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_otsu
-from tqdm import tqdm
 
 from pcrl_nnunet.classification.label_table import FILES
 from pcrl_nnunet.errors import UserError
@@ -35,6 +34,7 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
 from pcrl_nnunet.plans import lacks_masks, read_json
+from pcrl_nnunet.progress import counted
 
 LABELS = {"background": 0, "foreground": 1}
 WITHOUT_MASKS = "pcrl_without_masks"  # in the preprocessed dataset.json, which nnU-Net copies from the raw one
@@ -124,7 +124,6 @@ def plan_and_preprocess(
     num_processes: int,
     pool: Executor,
     log: Callable[[str], None],
-    progress: bool,
 ) -> list[SetAside]:
     """Plan and preprocess a dataset without masks, and return the unusable images.
 
@@ -157,7 +156,7 @@ def plan_and_preprocess(
     bad += _absurd(scans, images)
     without = {s.where for s in bad}
     scans_left = [scan for scan in scans if scan.sources[0] not in without]
-    bad += _make_masks(scans_left, images, masks, dataset_json["file_ending"], pool, log, progress)
+    bad += _make_masks(scans_left, images, masks, dataset_json["file_ending"], pool, log)
     if len(bad) > MAX_BAD * len(scans):
         raise UserError(
             f"{len(bad)} of {len(scans)} images are bad, over {MAX_BAD:.0%}: mend or remove them and run again; "
@@ -241,15 +240,13 @@ def _make_masks(
     ending: str,
     pool: Executor,
     log: Callable[[str], None],
-    progress: bool,
 ) -> list[SetAside]:
     todo = {scan: os.path.join(folder, scan.name + ending) for scan in scans}
     todo = {scan: path for scan, path in todo.items() if not _is_newer(path, scan.files)}
     bad = []
     try:
         futures = {pool.submit(write_mask, scan, images, path): scan for scan, path in todo.items()}
-        bar = tqdm(as_completed(futures), total=len(scans), initial=len(scans) - len(todo), disable=not progress)
-        for future in bar:
+        for future in counted(as_completed(futures), len(todo), "images have a foreground"):
             found = future.result()
             if isinstance(found, SetAside):
                 bad.append(found)

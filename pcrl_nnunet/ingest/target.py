@@ -20,15 +20,15 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from pcrl_nnunet.commands import command
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import write_text, writing
 from pcrl_nnunet.ingest.find import own_scans, reader_of
-from pcrl_nnunet.methods.registry import method_class, names
-from pcrl_nnunet.plans import dataset_folder, planning_command, read_json, resolve
+from pcrl_nnunet.method_names import names
+from pcrl_nnunet.methods.registry import method_class
+from pcrl_nnunet.plans import planning_command, read_json, resolve
 from pcrl_nnunet.settings import differences, pcrl_block, without_settings
+from pcrl_nnunet.target_plans import TARGET_KEY, plans_name_for
 
-TARGET_KEY = "pcrl_target"  # key in such a plan: names TARGET and its plan; nnU-Net ignores it
 NEEDED_OF_FINGERPRINT = (
     *("foreground_intensity_properties_per_channel", "median_relative_size_after_cropping"),
     *("shapes_after_crop", "spacings"),
@@ -151,11 +151,6 @@ def _configurations(
     return configurations, flat
 
 
-def plans_name_for(dataset_name: str, plans_name: str) -> str:
-    """Return the name, in SOURCE's folder, of the plan for a plan of TARGET."""
-    return f"{plans_name}_for_{dataset_name}"
-
-
 def _own_normalization(source: Source) -> tuple[list[str], list[bool]]:
     """Return each channel's scheme and use of the non-zero mask, as nnU-Net's planner chooses them.
 
@@ -251,26 +246,3 @@ def write_plan(folder: str, plan: Mapping[str, Any], source: Source) -> bool:
             write_text(os.path.join(folder, "dataset.json"), json.dumps(source.dataset_json, indent=4))
         write_text(path, json.dumps(plan, indent=4))
     return True
-
-
-def existing_plan(dataset: str, target: str, plans_name: str) -> str:
-    """Return the name of SOURCE's plan for a plan of TARGET.
-
-    Args:
-        dataset, target: names or IDs of SOURCE and TARGET.
-        plans_name: name of TARGET's plan.
-
-    Raises:
-        UserError: the plan does not exist; the message has the command that makes it.
-    """
-    name = plans_name_for(os.path.basename(dataset_folder(target)), plans_name)
-    path = os.path.join(dataset_folder(dataset, "nnUNetv2_extract_fingerprint"), f"{name}.json")
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist; run {preprocess_command(dataset, target, plans_name)} first")
-    return name
-
-
-def preprocess_command(source: str, dataset_name: str, plans_name: str, configuration: str | None = None) -> str:
-    """Return the command that makes SOURCE's plan for a plan of another dataset, and preprocesses the images."""
-    plans = None if plans_name == "nnUNetPlans" else plans_name
-    return command("pcrl_nnunet_preprocess", d=source, target=dataset_name, p=plans, c=configuration)

@@ -38,6 +38,7 @@ from pcrl_nnunet.ingest.sizes import below_stride, check_size
 from pcrl_nnunet.ingest.workers import stop
 from pcrl_nnunet.loading.cases import Case, find_cases
 from pcrl_nnunet.lock import locked
+from pcrl_nnunet.progress import telling
 
 MANIFEST = "cases.json"
 BAD_LIST = "bad_cases.txt"
@@ -206,7 +207,7 @@ def preprocess(
     Args:
         folder: see `unlabelled_folder`; made if missing.
         log: receives a line for every bad scan as it turns up.
-        progress: draw a bar on the terminal instead of ten lines to `log`.
+        progress: draw a bar on the terminal; otherwise `log` receives lines at intervals.
 
     Raises:
         UserError: over 10 % of the scans are bad; no scan is usable; the plan has changed since the folder's cases were
@@ -248,14 +249,16 @@ def _preprocess_all(
     progress: bool,
 ) -> None:
     """Fill `cases` and `summary` as results come in."""
-    saved = time.monotonic()
+    saved, done = time.monotonic(), 0
     with (
         _scratch(folder) as scratch,
         tqdm(total=total, initial=total - len(todo), unit="scan", disable=not progress, dynamic_ncols=True) as bar,
+        contextlib.nullcontext() if progress else telling(lambda: f"{done} of {len(todo)} done", log),
     ):
         try:
             futures = {pool.submit(preprocess_scan, scan, target, folder, scratch): scan for scan in todo}
-            for count, future in enumerate(as_completed(futures), start=1):
+            for future in as_completed(futures):
+                done += 1
                 scan, result = futures[future], future.result()
                 if isinstance(result, SetAside):
                     summary.set_aside.append(result)
@@ -268,9 +271,7 @@ def _preprocess_all(
                     cases[scan.name] = result
                     summary.notes += [f"{scan.sources[0]}: {note}" for note in result["notes"]]
                 bar.update()
-                if not progress and 10 * count // len(todo) > 10 * (count - 1) // len(todo):  # a log wants few lines
-                    log(f"{count} of {len(todo)} done")
-                _stop_if_too_many_bad(summary, total, folder, done=count == len(todo))
+                _stop_if_too_many_bad(summary, total, folder, done=done == len(todo))
                 if time.monotonic() - saved > _FLUSH_SECONDS:
                     _write_manifest(folder, target, cases)
                     saved = time.monotonic()

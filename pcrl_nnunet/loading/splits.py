@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from nnunetv2.utilities.crossval_split import generate_crossval_split
-
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.files import writing
 
@@ -35,6 +33,27 @@ class Fold:
     val: list[str]
 
 
+def fold_named(text: str) -> int | str:
+    """Return the fold that ``-f`` names: a number, or ``all``."""
+    if text != "all" and not (text.isascii() and text.isdecimal()):
+        raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
+    return text if text == "all" else int(text)
+
+
+def check_fold(folder: str, fold: int) -> None:
+    """Raise `UserError` for a fold that the dataset does not have.
+
+    Args:
+        folder: nnUNet_preprocessed/DatasetXXX_NAME.
+    """
+    file = os.path.join(folder, SPLITS)
+    number = len(_read(file)) if os.path.isfile(file) else NUM_FOLDS
+    if fold not in range(number):
+        raise UserError(
+            f"fold {fold} is not among the {number} folds of {file}; give a fold from 0 to {number - 1}, or all"
+        )
+
+
 def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part] = ("train", "val")) -> Fold:
     """Return a fold from the dataset's split file, or from the split that nnU-Net will write for these cases.
 
@@ -47,11 +66,8 @@ def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part
         UserError: the file is damaged, lacks the fold, or the fold names missing cases.
     """
     file = os.path.join(folder, SPLITS)
+    check_fold(folder, fold)
     folds = _read(file) if os.path.isfile(file) else _default_folds(folder, cases)
-    if fold not in range(len(folds)):
-        raise UserError(
-            f"fold {fold} is not among the {len(folds)} folds of {file}; give a fold from 0 to {len(folds) - 1}, or all"
-        )
     found = folds[fold]
     missing = [name for part in parts for name in getattr(found, part) if name not in set(cases)]
     if missing:
@@ -105,6 +121,8 @@ def _default_folds(folder: str, cases: Collection[str]) -> list[Fold]:
             f"{len(cases)} cases are too few for nnU-Net's {NUM_FOLDS} folds; write a {SPLITS} with fewer into "
             f"{folder}, or give the fold all"
         )
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # imports scikit-learn, which takes seconds
+
     made = generate_crossval_split(sorted(cases), seed=SPLIT_SEED, n_splits=NUM_FOLDS)
     return [Fold(list(map(str, split["train"])), list(map(str, split["val"]))) for split in made]
 

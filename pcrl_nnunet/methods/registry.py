@@ -1,40 +1,18 @@
-"""The methods by name: built-in methods and methods of other installed packages.
+"""The import of a method by its name: a built-in method, or a method of another installed package (`method_names`).
 
-A package offers a method by an entry point of the group ``pcrl_nnunet.methods``. A method's module is imported only
-when its name is chosen.
+A method's module is imported only when its name is chosen.
 """
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.method_names import BUILT_IN, RESERVED, check_name, offered
 from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.output_folder import METHOD
-
-GROUP = "pcrl_nnunet.methods"
-DEFAULT = "pcrlv2"
-METHOD_OF_0_1_0 = "pcrlv2"  # the only method in checkpoints of that version
-# Names with another meaning: shared settings, nnU-Net's configurations, arms of a comparison.
-RESERVED = (
-    *("method", "own", "batch_size", "epochs", "iters_per_epoch", "seed", "optimizer", "initial_lr", "momentum"),
-    *("weight_decay", "2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "all", "scratch", "stock"),
-    *("scratch_longer", "scratch_pretrained", "pseudo_labels", "semi", "semi_scratch", "thumbnail", "mean_intensity"),
-    "position",
-)
-BUILT_IN = {
-    "pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2",
-    "mae": "pcrl_nnunet.methods.mae:MAE",
-    "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
-    "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
-}
-
-
-def names() -> list[str]:
-    """Return the names of all methods, built-in methods first, without reserved names and without importing any."""
-    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*BUILT_IN, *RESERVED})]
 
 
 def method_class(name: str) -> type[Method]:
@@ -46,9 +24,8 @@ def method_class(name: str) -> type[Method]:
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name].split(":")
         return getattr(import_module(module), attribute)
-    found = [point for point in entry_points(group=GROUP) if point.name == name]
-    if not found:
-        raise UserError(f"there is no method '{name}'; expected one of {', '.join(names())}: give it with -method NAME")
+    check_name(name)
+    found = offered(name)
     if len({point.value for point in found}) > 1:
         packages = ", ".join(_package(point) for point in found)
         raise UserError(f"several packages offer a method '{name}' ({packages}); uninstall all but one of them")

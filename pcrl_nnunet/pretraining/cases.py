@@ -15,13 +15,13 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from pcrl_nnunet.classification.folds import write_split_by_patient
 from pcrl_nnunet.classification.label_table import FILES, planned_labels
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.ingest.target import TARGET_KEY, preprocess_command
 from pcrl_nnunet.ingest.unlabelled import unlabelled_cases, unlabelled_folder
 from pcrl_nnunet.loading.cases import Case, find_cases, unpack
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.loading.splits import SPLITS, fold_of
 from pcrl_nnunet.plans import read_json, resolve
 from pcrl_nnunet.pretraining import distributed
+from pcrl_nnunet.target_plans import TARGET_KEY, preprocess_command
 
 Place = tuple[str, str]  # nnUNet_preprocessed/DatasetXXX_NAME, and the data identifier in it
 Others = Mapping[str, tuple[Place, str]]  # further datasets by name: the cases' place, `checkpoint.plans_hash`

@@ -8,9 +8,9 @@ from nnunetv2.paths import nnUNet_results
 
 from pcrl_nnunet.commands import command, train_command
 from pcrl_nnunet.ingest.maskless import trainer_for
-from pcrl_nnunet.ingest.target import TARGET_KEY
 from pcrl_nnunet.named_plans import name_of
 from pcrl_nnunet.pretraining.request import Request
+from pcrl_nnunet.target_plans import TARGET_KEY
 from pcrl_nnunet.transfer.find import methods_in
 
 

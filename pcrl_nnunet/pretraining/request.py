@@ -11,11 +11,11 @@ from typing import Any
 from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.ingest.target import existing_plan, preprocess_command
-from pcrl_nnunet.methods.registry import METHOD_OF_0_1_0
+from pcrl_nnunet.method_names import METHOD_OF_0_1_0
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import Others, Place, PretrainingCases
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
+from pcrl_nnunet.target_plans import existing_plan, preprocess_command
 from pcrl_nnunet.transfer.foreign import read_encoder
 from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.shapes import check_architecture
@@ -80,13 +80,6 @@ class Request:
     def anew(self) -> Request:
         """Return the same pretraining from the first step."""
         return replace(self, init=None, continues=False, overwrite=False)
-
-
-def fold_named(text: str) -> int | str:
-    """Return the fold that ``-f`` names: a number, or ``all``."""
-    if text != "all" and not (text.isascii() and text.isdecimal()):
-        raise UserError(f"-f is '{text}'; expected the number of a fold, or all")
-    return text if text == "all" else int(text)
 
 
 def other_datasets(

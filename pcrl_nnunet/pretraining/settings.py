@@ -10,15 +10,26 @@ A block with the name of a configuration applies to that configuration only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.method_names import DEFAULT, METHOD_OF_0_1_0, names
 from pcrl_nnunet.methods.base import Method
-from pcrl_nnunet.methods.registry import DEFAULT, METHOD_OF_0_1_0, method_class, names
-from pcrl_nnunet.plans import PlanFacts
-from pcrl_nnunet.settings import NOT_IN_BLOCK, merged, number, part, pcrl_block, replaced
+from pcrl_nnunet.methods.registry import method_class
+from pcrl_nnunet.plans import PlanFacts, PlannedConfiguration
+from pcrl_nnunet.settings import (
+    NOT_IN_BLOCK,
+    changes,
+    merged,
+    number,
+    part,
+    pcrl_block,
+    replaced,
+    without_settings,
+)
 
 ADAMW_LR = 1e-3
 WHERE = "pcrl.pretrain"
@@ -123,6 +134,19 @@ def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: s
             f"{WHERE}.method, or with -method"
         )
     return merged(shared, own)
+
+
+def described(settings: PretrainSettings, plan: PlannedConfiguration) -> str:
+    """Return the length of a training, and the settings that differ from the method's defaults for the plan."""
+    method, plans = settings.method, without_settings(plan.plans)
+    try:
+        differing = changes(settings, pretrain_settings(plans, plan.configuration, plan.resolved, method=method))
+    except UserError:  # the plan's own settings make the method possible for this plan
+        differing = json.dumps(settings.as_dict())
+    return (
+        f"{method_class(method).title}: {settings.epochs} epochs of {settings.iters_per_epoch} steps, "
+        f"{settings.batch_size} samples a step\nSettings: {differing}"
+    )
 
 
 def in_present_form(settings: Mapping[str, Any]) -> dict[str, Any]:

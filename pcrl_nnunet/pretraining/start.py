@@ -30,7 +30,7 @@ from pcrl_nnunet.settings import differences, without_settings
 
 OF_A_TRAINING = (  # in the output folder, besides the logs and the result
     *(checkpoint.PREVIOUS, checkpoint.LATEST, checkpoint.DAMAGED),
-    *(PREPARED, "report.html", "progress.png", weights_and_biases.FOLDER),
+    *(PREPARED, "report.html", "progress.png", "metrics.csv", weights_and_biases.FOLDER),
 )
 
 

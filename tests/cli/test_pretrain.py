@@ -13,9 +13,9 @@ from tiny_dataset import make_plan
 from tiny_method import PLACE
 from tiny_pretraining import folder_of
 
-from pcrl_nnunet import checkpoint, registration
+from pcrl_nnunet import checkpoint, method_names, registration
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods import PlanFacts, method_class, registry
+from pcrl_nnunet.methods import PlanFacts, method_class
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.report.progress import PretrainLogger
@@ -56,7 +56,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
 
 def test_a_dry_run_measures_what_a_method_prepares(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
-    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-method", "mean") == 0
     out = capsys.readouterr().out
     assert re.search(r"before the training +0\.\d minutes in which Means prepares it", out)
@@ -379,7 +379,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, argu
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(command, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "-device cuda was asked for, but torch finds none" in command("-d", "999", "-device", "cuda")
+    assert "-device is cuda, but torch finds no such device" in command("-d", "999", "-device", "cuda")
     assert not tiny.results.exists()
 
 

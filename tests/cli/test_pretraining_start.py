@@ -13,9 +13,8 @@ from tiny_dataset import make_plan
 from tiny_method import PLACE
 from tiny_pretraining import folder_of
 
-from pcrl_nnunet import checkpoint, output_folder
+from pcrl_nnunet import checkpoint, method_names, output_folder
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods import registry
 from pcrl_nnunet.pretraining.interruption import command_to_go_on
 from pcrl_nnunet.report.page import NAME as REPORT
 from pcrl_nnunet.trainers import PCRLFinetuneTrainer, PCRLPretrainTrainer
@@ -132,7 +131,7 @@ def test_c_with_other_settings_or_cases_is_refused_before_a_trainer_is_built(com
 
 
 def test_pretrainings_by_two_methods_have_folders_of_their_own(command, tiny, capsys, monkeypatch):
-    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     assert command(*SHORT) == 0
     before = files(folder_of(tiny))
     assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in capsys.readouterr().out.rstrip().splitlines()[-1]

@@ -12,8 +12,8 @@ from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
+from pcrl_nnunet.methods import names
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
-from pcrl_nnunet.methods.registry import names
 from pcrl_nnunet.plans import PlanFacts, resolve
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 

@@ -10,7 +10,8 @@ from subprocess import PIPE
 
 import pytest
 
-from pcrl_nnunet.experiments import shares
+from pcrl_nnunet import progress
+from pcrl_nnunet.experiments import processes, shares
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores are allotted here")
@@ -87,6 +88,34 @@ time.sleep(600)
     assert out == "goes on\n"
     assert "Exception ignored in" in error  # of the first
     assert child.returncode == 128 + signal.SIGTERM
+
+
+def test_running_steps_are_named_with_their_epochs_and_their_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(processes, "monotonic", lambda: now[0])
+    at_work = processes.AtWork(str(tmp_path), 5)
+    assert str(at_work) == "0 of 5 steps have ended, running: none"
+    for name in ("scratch_10_0", "mae_10_0", "labels"):
+        at_work.begin(name)
+    (tmp_path / "scratch_10_0.log").write_text("iters_per_epoch 30\n2026-01-01: Epoch 7\nEpoch time: 3 s\n")
+    (tmp_path / "mae_10_0.log").write_text("epoch 1/240: loss 1\nepoch 2/240: loss 1\n")
+    now[0] = 61.0
+    assert at_work.end("labels") == "61 s"
+    expected = "1 of 5 steps have ended, running: scratch_10_0 (epoch 7, 61 s), mae_10_0 (epoch 2/240, 61 s)"
+    assert str(at_work) == expected
+
+
+def test_steps_are_named_when_they_begin_and_end_and_meanwhile(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
+    (tmp_path / "logs").mkdir()
+    code = "import sys, time; time.sleep(0.5); open('made', 'w').close() if sys.argv[1:] else sys.exit(1)"
+    command = (sys.executable, "-S", "-c", code)
+    jobs = [processes.Job("good", (*command, "makes"), (tmp_path / "made").exists), processes.Job("bad", command, bool)]
+    assert processes.run_jobs(jobs, str(tmp_path), [{}, {}], lambda: None) == ["bad"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["running: good", "running: bad"]
+    assert "0 of 2 steps have ended, running: good (0 s), bad (0 s)" in lines
+    assert sorted(line.split(",")[0] for line in lines if line[0] in "dF") == ["FAILED: bad", "done: good"]
 
 
 def is_running(process):

@@ -129,7 +129,7 @@ def planned(tmp_path, monkeypatch):
 
         monkeypatch.setattr(maskless, "_run_nnunet", run_nnunet)
         with ThreadPoolExecutor(1) as pool:
-            arguments = (str(raw), str(tmp_path / "preprocessed"), None, [], 1, pool, print, False)
+            arguments = (str(raw), str(tmp_path / "preprocessed"), None, [], 1, pool, print)
             return maskless.plan_and_preprocess(*arguments), given
 
     plan.masks, plan.images = tmp_path / "preprocessed" / "pcrl_masks", raw / "imagesTr"

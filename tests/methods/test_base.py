@@ -13,7 +13,8 @@ from method_setups import Setup
 from tiny_method import PLACE, Mean
 from torch import nn
 
-from pcrl_nnunet.methods import Method, ParameterGroup, Preparation, StepOutput, registry
+from pcrl_nnunet import method_names
+from pcrl_nnunet.methods import Method, ParameterGroup, Preparation, StepOutput
 from pcrl_nnunet.pretraining.optimisation import optimiser
 from pcrl_nnunet.pretraining.preparation import make_anew
 from pcrl_nnunet.pretraining.settings import PretrainSettings
@@ -47,7 +48,7 @@ def test_no_term_is_called_as_the_whole_loss() -> None:
 def test_an_output_that_would_not_be_shown_is_refused(
     monkeypatch: pytest.MonkeyPatch, change: Mapping[str, Any], message: str
 ) -> None:
-    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     setup = Setup("mean", "3D")
     method, forward = setup.trained(), Mean.forward
     monkeypatch.setattr(Mean, "forward", lambda *given: replace(forward(*given), **change))
@@ -93,7 +94,7 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_its_place(monkeypatch: py
 def test_a_preparation_is_a_copy_of_the_network(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny_pretraining import make_trainer
 
-    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     trainer = make_trainer(method="mean")
     trainer.initialize()
     before = {name: value.clone() for name, value in trainer.plan_network.state_dict().items()}

@@ -18,8 +18,8 @@ from nnunetv2.run.run_training import find_free_network_port
 from tiny_pretraining import make_trainer
 from two_ranks import PAIR, QUEUE, state_after_steps
 
-from pcrl_nnunet import checkpoint
-from pcrl_nnunet.methods import ShownSample, names, registry
+from pcrl_nnunet import checkpoint, method_names
+from pcrl_nnunet.methods import ShownSample, names
 from pcrl_nnunet.output_folder import METHOD
 from pcrl_nnunet.pretraining import distributed, result
 from pcrl_nnunet.pretraining.memory import estimated_peak
@@ -223,7 +223,7 @@ def test_two_processes_end_in_the_same_state_which_is_that_of_one(name, of_two_r
 
 
 def test_keys_of_a_queue_come_from_all_processes_in_the_order_of_the_samples(of_two_ranks, monkeypatch):
-    monkeypatch.setitem(registry.BUILT_IN, "queue", QUEUE)
+    monkeypatch.setitem(method_names.BUILT_IN, "queue", QUEUE)
     first, second = (of_rank["queue"]["state"]["keys"] for of_rank in of_two_ranks)
     assert torch.equal(first, second)
     alone = state_after_steps(Setup("queue", "3D"))["keys"]

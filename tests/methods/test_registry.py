@@ -11,10 +11,12 @@ import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
+from pcrl_nnunet import method_names
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods import Method, registry
+from pcrl_nnunet.method_names import BUILT_IN, DEFAULT, RESERVED, names
+from pcrl_nnunet.methods import Method
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
-from pcrl_nnunet.methods.registry import BUILT_IN, DEFAULT, RESERVED, method_class, names
+from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.output_folder import METHOD
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 
@@ -42,10 +44,10 @@ def offered(monkeypatch: pytest.MonkeyPatch, *methods: tuple[str, str, str]) -> 
     """
     points = []
     for name, value, package in methods:
-        point = EntryPoint(name, value, registry.GROUP)
+        point = EntryPoint(name, value, method_names.GROUP)
         vars(point)["dist"] = Package(package)
         points.append(point)
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
+    monkeypatch.setattr(method_names, "entry_points", lambda group: points if group == method_names.GROUP else [])
 
 
 HERE = __name__

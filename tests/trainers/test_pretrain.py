@@ -16,11 +16,10 @@ from tiny_dataset import make_plan
 from tiny_method import PLACE, Mean
 from tiny_pretraining import folder_of, make_trainer
 
-from pcrl_nnunet import checkpoint
+from pcrl_nnunet import checkpoint, method_names
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.unlabelled import unlabelled_folder
 from pcrl_nnunet.loading.cases import find_cases
-from pcrl_nnunet.methods import registry
 from pcrl_nnunet.pretraining import distributed
 from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.preparation import PREPARED
@@ -293,7 +292,7 @@ def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(ti
 @pytest.fixture
 def mean(monkeypatch):
     """A method of one's own, of which the engine knows nothing."""
-    monkeypatch.setitem(registry.BUILT_IN, "mean", PLACE)
+    monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     monkeypatch.setattr(Mean, "prepared_for", [])
     return Mean
 

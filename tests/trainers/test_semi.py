@@ -150,7 +150,7 @@ def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_pictur
     log = log_of(trainer)
     assert "Labelled cases: case_0, case_1\n" in log
     assert "Unlabelled cases (their labels are never read): case_2, unlabelled/scan\n" in log
-    assert "SemiSettings(supervised_share=" in log
+    assert "Settings of semi-supervised training: " in log
     assert "Labels: a 2.33% of the voxels, 100% of it in its largest piece, b 1.75%" in log
     content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
     assert content["labelled_cases"] == ["case_0", "case_1"]
