@@ -107,7 +107,8 @@ def score_while_training(
         axis.set(xlabel="iterations of fine-tuning")
         axis.set_title(fill(name, 36), loc="left")
         axis.grid()
-        if axis.get_subplotspec().is_first_col():
+        place = axis.get_subplotspec()
+        if place is not None and place.is_first_col():
             axis.set_ylabel(f"{measure}, %")
     _legend_below(figure, panels)
     figure.savefig(path, dpi=DPI)

@@ -120,9 +120,11 @@ def _draw_boxes(
             axis.set_ylabel(f"{names[channel]}{axis.get_ylabel()}", parse_math=False)
     handles = {str(artist.get_label()): artist for artist in figure.axes[0].patches}
     if handles:
-        place = "lower right" if len(planes) == 3 else "outside lower center"  # three planes leave a fourth place
-        columns = 1 if len(planes) == 3 else len(handles)
-        figure.legend(list(handles.values()), list(handles), loc=place, ncols=columns, facecolor="lightgrey")
+        shown_boxes = list(handles.values()), list(handles)
+        if len(planes) == 3:  # three planes leave a fourth place
+            figure.legend(*shown_boxes, loc="lower right", facecolor="lightgrey")
+        else:
+            figure.legend(*shown_boxes, loc="outside lower center", ncols=len(handles), facecolor="lightgrey")
 
 
 def _draw_view(
