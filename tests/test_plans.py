@@ -143,7 +143,9 @@ def test_a_dataset_that_is_only_a_result_is_no_ground_for_planning(tiny) -> None
 
 
 def test_a_missing_plan_names_the_plans_that_there_are(tiny) -> None:
-    with pytest.raises(UserError, match=r"Other.json does not exist; .*, or take .* with -p: nnUNetPlans$"):
+    with pytest.raises(
+        UserError, match=r"Other.json does not exist; .*, or choose an existing plan with -p: nnUNetPlans$"
+    ):
         load_plan("999", "Other")
 
 

@@ -41,7 +41,7 @@ from pcrl_nnunet.pretraining.settings import described
 from pcrl_nnunet.pretraining.state import agree_with_other_ranks, agreement, refuse_another
 from pcrl_nnunet.pretraining.step import Stepper
 from pcrl_nnunet.progress import duration, telling
-from pcrl_nnunet.report.metrics import write_metrics
+from pcrl_nnunet.report.metrics import METRICS, write_metrics
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
@@ -96,6 +96,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.settings, self.cases = self.request.settings, self.request.cases.used
+        self.logger.update_config({"pretrain": self.settings.as_dict()})
         self.print_to_log_file(self.request.cases)
         self.num_epochs, self.num_iterations_per_epoch = self.settings.epochs, self.settings.iters_per_epoch
         self.method: type[Method] = method_class(self.settings.method)
@@ -250,7 +251,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Output: {self.output_folder}")
         self.print_to_log_file(described(self.settings, self.request.plan))
         if not kernels.compiled:
-            self.print_to_log_file("numba is not installed: scipy computes the views, several times slower")
+            self.print_to_log_file("Views are computed by scipy, several times slower than numba: install numba")
         if self.request.init and self.step == 0:  # otherwise the training state has the weights
             self.init, lines = load_initial(self.request.init, self.plan_network, self.network, self.request.plan)
             for line in lines:
@@ -319,15 +320,21 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         if self.local_rank == 0:
-            try:
-                write_metrics(
-                    self.logger.local_logger.my_fantastic_logging, self.num_iterations_per_epoch, self.output_folder
-                )
-                self.logger.plot_progress_png(self.output_folder)
-            except OSError as error:
-                self.print_to_log_file(f"WARNING: the curves could not be written ({error}); the training goes on")
+            self._write_curves()
         if self.report.is_due():
             self._write_report()
+
+    def _write_curves(self) -> None:
+        """Write metrics.csv and progress.png. A failure never ends the training."""
+        log, steps = self.logger.local_logger.my_fantastic_logging, self.num_iterations_per_epoch
+        for name, write in (
+            (METRICS, lambda: write_metrics(log, steps, self.output_folder)),
+            ("progress.png", lambda: self.logger.plot_progress_png(self.output_folder)),
+        ):
+            try:
+                write()
+            except OSError as error:
+                self.print_to_log_file(f"WARNING: {name} could not be written ({error}); the training goes on")
 
     def _say(self, line: str, bar: tqdm | None) -> None:
         """Write a line to the log and the console."""

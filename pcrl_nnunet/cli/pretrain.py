@@ -242,9 +242,8 @@ def _run(request: Any, device: Any) -> None:
             start.state = None  # frees memory
             trainer.print_to_log_file(f"Continuing after step {trainer.step}")
             if request.init:
-                trainer.print_to_log_file(
-                    f"-init is left out: this training goes on from its own state, {trainer.init}"
-                )
+                began = "random weights" if trainer.init is None else trainer.init["checkpoint"]
+                trainer.print_to_log_file(f"-init has no effect: this training began from {began}, and goes on")
         trainer.run_training()
 
 

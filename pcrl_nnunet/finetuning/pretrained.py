@@ -19,7 +19,7 @@ from pcrl_nnunet.settings import pcrl_block
 from pcrl_nnunet.transfer import find
 from pcrl_nnunet.transfer.differences import differences, notes_on
 from pcrl_nnunet.transfer.foreign import read_encoder
-from pcrl_nnunet.transfer.report import TransferReport
+from pcrl_nnunet.transfer.report import TransferReport, origin
 from pcrl_nnunet.transfer.shapes import check_architecture
 from pcrl_nnunet.transfer.weights import load_encoder, load_own_decoder, load_trained_decoder, trained_decoder
 
@@ -165,7 +165,7 @@ def _text(content: Mapping[str, Any], report: TransferReport) -> str:
     trained = " and ".join(content["trained_by_method"])
     lines = [
         f"Pretrained {trained} {content['checkpoint']}",
-        "  " + ", ".join(f"{key} {content[key]}" for key in ORIGIN),
+        f"  {origin(content, ORIGIN)}",
         report.summary(),
     ]
     if content["adapted"]:

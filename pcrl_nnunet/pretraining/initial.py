@@ -10,6 +10,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.transfer.foreign import read_encoder
+from pcrl_nnunet.transfer.report import origin
 from pcrl_nnunet.transfer.seen import UNKNOWN_CASES
 from pcrl_nnunet.transfer.shapes import check_architecture
 from pcrl_nnunet.transfer.weights import decoder_levels, load_encoder, load_trained_decoder
@@ -55,9 +56,8 @@ def load_initial(
         "all_cases_known": content.get("all_cases_known", True),
         **{key: content[key] for key in KNOWN},
     }
-    origin = ", ".join(f"{key} {content[key]}" for key in KNOWN if key != "cases")
     lines = [
-        f"Starting from {path}\n  {origin}\n{report.summary()}\n"
+        f"Starting from {path}\n  {origin(content, [key for key in KNOWN if key != 'cases'])}\n{report.summary()}\n"
         f"{len(fitting)} of {len(given)} tensors of the method's own weights go on"
     ]
     if not init["all_cases_known"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,6 +78,12 @@ class TransferReport:
 
     def _kinds(self) -> Iterator[tuple[str, dict[str, int]]]:
         return ((kind, getattr(self, kind)) for kind in KINDS)
+
+
+def origin(content: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return some entries of a checkpoint in words, such as "method mae, datasets Dataset004_Hippocampus"."""
+    values = {key: content[key] for key in keys}
+    return ", ".join(f"{key} {' + '.join(v) if isinstance(v, (list, tuple)) else v}" for key, v in values.items())
 
 
 def _count(tensors: Mapping[str, int]) -> str:

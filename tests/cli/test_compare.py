@@ -162,14 +162,19 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     dry, exists_then, done, _, again = run(
         environment, f"{COMMAND} --dry_run", str(exists), COMMAND, on_validation, COMMAND
     )
-    assert "4 runs, 0 of 6 steps are done" in dry
+    assert "runs             4: 4 methods x 1 number of labels x 1 subset\n" in dry
+    assert "steps            6: 4 trainings, 1 prediction of pseudo-labels, 1 pretraining\n" in dry
+    assert "done             0 of 6 steps\n" in dry
+    assert "Measuring a step of training with labels\n" in dry
+    assert "running: " in done
+    assert "Scoring, and drawing figures\n" in done
     assert exists_then == "False\n"
-    assert re.search(r"\d\.\d\d s a step of pretraining of pcrlv2, on cpu", dry)
+    assert re.search(r"pretraining of pcrlv2: 1 to do, \d\.\d\d s a step on cpu, 1 min in all", dry)
     assert re.search(r"About \d+ min of training", dry)
     assert "stock equals scratch here" in dry
     assert "Please cite" not in dry  # nnU-Net's trainers print a page for every kind of training
     assert "stock equals scratch here" in done
-    assert "4 runs, 6 of 6 steps are done" in again
+    assert "done             6 of 6 steps\n" in again
     assert {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()} == before
 
     folder = Path(environment["nnUNet_results"]) / "pcrl_compare" / f"{DATASET}__nnUNetPlans__3d_fullres"

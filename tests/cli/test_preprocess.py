@@ -146,7 +146,7 @@ def test_too_many_bad_scans_end_with_status_1_and_one_sentence(
         ("-d 321 -i {here} -p OtherPlans", "OtherPlans.json does not exist"),
         ("-d 321 -i {here} -c 3d_lowres", "configuration '3d_lowres' is not in nnUNetPlans"),
         ("-d 321 -i {here}/nowhere", "nowhere, which is not a folder"),
-        ("-d 321 -i {here} -np 0", "-np is 0; expected at least 1"),
+        ("-d 321 -i {here} -np 0", "-np is 0; expected 1 or more"),
         ("-d 321 -i {here} -np 1", "no scan in {here}, only 1 .txt"),
         ("-d 321 -pl NoPlanner", "-pl is 'NoPlanner'; expected PCRLPlanner"),
     ],

@@ -1,9 +1,12 @@
+import csv
 import json
 import multiprocessing
 import os
 import re
 import signal
+import time
 from contextlib import nullcontext
+from functools import partialmethod
 
 import blosc2
 import numpy as np
@@ -13,7 +16,7 @@ from tiny_dataset import make_plan
 from tiny_method import PLACE
 from tiny_pretraining import folder_of
 
-from pcrl_nnunet import checkpoint, method_names, registration
+from pcrl_nnunet import checkpoint, method_names, progress, registration
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods import PlanFacts, method_class
 from pcrl_nnunet.plans import resolve
@@ -96,11 +99,71 @@ def test_the_ablations_of_a_comparison_are_settings_that_pretrain(command, tiny,
         assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
 
 
-def test_the_device_is_said_when_it_was_not_asked_for(command, capsys, monkeypatch):
+def test_the_device_is_named_once(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert command("-d", "999", *SHORT) == 0
-    assert "Using device cpu: no GPU was found" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Using device cpu: no GPU was found" in out
+    assert len(re.findall(r"\bdevice\b", out, re.IGNORECASE)) == 2  # the other one is an option of the next command
+    assert "Please cite" in out  # nnU-Net's line on its device came before
+    assert max(map(len, out.replace(str(tiny.results), "").splitlines())) < 300  # no settings as Python shows them
+
+
+def test_the_first_lines_say_what_is_trained_and_which_settings_differ(command, tiny, capsys):
+    assert command("-d", "999", *SHORT, "-seed", "3", "-device", "cpu") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "Pretraining on Dataset999_Tiny, plan nnUNetPlans, configuration 3d_fullres\nLoading PyTorch and nnU-Net\n"
+    )
+    assert "PCRLv2: 1 epochs of 2 steps, 4 samples a step\n" in out
+    assert re.search(
+        r"\nSettings: batch_size 4 \(default \d+\), epochs 1 \(default 240\), [^\n]*, seed 3 \(default 0\)\n", out
+    )
+
+
+def test_after_twenty_steps_the_speed_and_the_time_left_are_printed_in_a_log_too(command, tiny, capsys):
+    assert command("-d", "999", "-epochs", "2", "-iters_per_epoch", "15", "-batch_size", "4", "-device", "cpu") == 0
+    pattern = r"\d{4}-\S+ \S+ step 21 of 30: \d\.\d\d s a step, \d+ s left"
+    assert len(re.findall(pattern, capsys.readouterr().out)) == 1
+    (log,) = tiny.results.rglob("training_log_*.txt")
+    assert len(re.findall(pattern, log.read_text())) == 1
+
+
+def slowly(self, original, *given):
+    time.sleep(0.35)
+    return original(self, *given)
+
+
+def test_a_slow_preparation_and_slow_steps_are_told(command, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
+    for name in ("on_train_start", "train_step", "on_train_end"):
+        original = getattr(PCRLPretrainTrainer, name)
+        monkeypatch.setattr(PCRLPretrainTrainer, name, partialmethod(slowly, original))
+    assert command("-d", "999", *SHORT, "-device", "cpu") == 0
+    out = capsys.readouterr().out
+    lines = ("still preparing the training", "step 0 of 2; the next one began 0 s ago", "still writing the checkpoint")
+    assert [line in out for line in lines] == [True] * 3
+
+
+def test_a_dry_run_prints_no_page_of_nnunet(command, capsys, monkeypatch):
+    monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
+    assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
+    out = capsys.readouterr().out
+    assert "Drawing views, and measuring the steps\n" in out
+    assert "Please cite" not in out
+
+
+def test_metrics_csv_has_the_values_of_the_log(command, tiny, capsys):
+    assert command("-d", "999", "-epochs", "2", *SHORT[2:], "-device", "cpu") == 0
+    (path,) = tiny.results.rglob("metrics.csv")
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4")]
+    lines = re.findall(r"epoch \d/2: (.*), \d+\.\d\d s a step", capsys.readouterr().out)
+    for row, line in zip(rows, lines, strict=True):
+        logged = {name: float(value) for name, value in (part.split() for part in line.split(", "))}
+        assert {name: float(row[name]) for name in logged} == pytest.approx(logged, abs=1e-4)
 
 
 def test_freed_memory_is_kept_before_the_trainer_is_made_on_a_cpu(command, monkeypatch):
@@ -485,7 +548,7 @@ def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
     folder.mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("an interrupted pretraining")
     for more in ([], ["--dry_run"]):
-        assert "-init nowhere.pth: checkpoint nowhere.pth does not exist" in command(
+        assert "-init is nowhere.pth, which does not exist" in command(
             "-d", "999", "-init", "nowhere.pth", *SHORT, *more
         )
     assert [path.name for path in folder.iterdir()] == [checkpoint.LATEST]

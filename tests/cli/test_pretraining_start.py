@@ -77,7 +77,7 @@ def an_earlier_run(tiny, kind):
         ("unfinished", ["--c"], "checkpoint_latest.pth cannot be read"),
         ("finished", ["-f", "9"], "fold 9 is not among"),
         ("finished", ["--overwrite", "-batch_size", "2"], "batch_size is 2"),
-        ("finished", ["--overwrite", "-init", "nowhere.pth"], "checkpoint nowhere.pth does not exist"),
+        ("finished", ["--overwrite", "-init", "nowhere.pth"], "-init is nowhere.pth, which does not exist"),
         ("finished", ["--overwrite", "--c"], "--c goes on with a pretraining and --overwrite starts anew"),
     ],
 )  # fmt: skip
