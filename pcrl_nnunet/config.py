@@ -27,8 +27,7 @@ ADAMW_WEIGHT_DECAY = 1e-2  # torch's default: AdamW's decay scales with the rate
 class FinetuneSettings:
     """The settings of fine-tuning and its scratch control: nnU-Net's own schedule after a linear warm-up of the rate.
 
-    The defaults are those of the recipe ``nnunet`` and of SGD. The control has nothing pretrained, and ignores the
-    settings for what is.
+    The defaults belong to the recipe ``nnunet`` and to SGD. The control ignores the settings for pretrained weights.
 
     Attributes:
         recipe: defaults of `initial_lr` and `deep_supervision`: nnU-Net's own, or those for pretrained networks.

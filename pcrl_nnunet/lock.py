@@ -34,8 +34,8 @@ def locked(folder: str, command: str) -> Iterator[None]:
             raise UserError(f"Another {command} is at work on {folder}: wait for it to end.") from None
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written to, or not be locked ({error.strerror}); it has to be a folder that you "
-                f"may write to, on a file system with locks"
+                f"{folder} cannot be written to, or cannot be locked ({error.strerror}); it has to be a folder "
+                f"with write permission on a file system with locks"
             ) from error
         yield
 

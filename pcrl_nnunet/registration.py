@@ -59,7 +59,7 @@ def register() -> list[str]:
         raise UserError(_read_only_message(error)) from error
     importlib.invalidate_caches()
     return [
-        *(f"Removed {path}, left behind by an nnU-Net that is no longer there" for path in removed),
+        *(f"Removed {path}, a file of an nnU-Net that was uninstalled" for path in removed),
         *(f"Registered with nnU-Net: wrote {path}" for path in paths),
     ]
 
@@ -85,7 +85,7 @@ def description() -> str:
     if state == "orphan":
         orphans = "\n".join(f"  {path}" for path in _orphans())
         return (
-            f"Orphan: left behind by an nnU-Net that is no longer there, and hiding the one that is:\n{orphans}\n"
+            f"Orphan: files of an nnU-Net that was uninstalled hide the installed nnU-Net:\n{orphans}\n"
             f"Run pcrl_nnunet_register --undo to remove it, or pcrl_nnunet_register to remove it and to register."
         )
     if state == "outdated":

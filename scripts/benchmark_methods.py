@@ -34,7 +34,7 @@ ALWAYS = Corruption(p_shuffle=1, p_curve=1, p_paint=1)
 
 
 def views_of_methods(rounds: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """Return for each method milliseconds a sample and nanoseconds a voxel of what the network gets, medians."""
+    """Return for each method the median time of a sample (ms) and of a voxel of the network's input (ns)."""
     volume, made = volume_of(MEDIAN, rng), {}
     for name in names():
         method = method_class(name)
@@ -94,7 +94,7 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
 
 
 def cost_of_method(home: Path, stages: int, name: str) -> dict[str, float]:
-    """Return seconds of a step, the mean over its variants, and the bytes of its peak over what was there before."""
+    """Return the mean seconds of a step over its variants, and the peak memory that it adds (bytes)."""
     trainer, batch = trainer_of(Path(home), stages, name)
     variants, before = trainer.network.variants(), resident("VmRSS")
     for drawn in variants:  # then the optimiser's momentum is there

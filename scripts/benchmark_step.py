@@ -3,8 +3,8 @@
     pip install .
     python scripts/benchmark_step.py [--json FILE] [--quick] [--parts PART [PART ...]]
 
-On a GPU where there is one, else on one CPU thread, where times of steps are CPU seconds, to which other programs on
-the machine add little. Steps are those of the trainer, with its optimiser; what is stated are medians.
+The script runs on a GPU if there is one, otherwise on one CPU thread. On a CPU, times of steps are CPU seconds, which
+other programs hardly change. Steps are the trainer's own, with its optimiser. All numbers are medians.
 
 The parts:
 

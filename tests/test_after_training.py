@@ -232,7 +232,7 @@ def segmentations(folder: Path) -> dict[str, NDArray[np.int64]]:
 
 
 def probabilities(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Of the labels by case, each of axes C Z Y X."""
+    """Return the probabilities of the labels by case, with axes C Z Y X."""
     return {file.stem: np.load(file)["probabilities"] for file in sorted(folder.glob("*.npz"))}
 
 

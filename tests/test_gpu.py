@@ -47,7 +47,7 @@ def changes(trainer: Any, batch: dict[str, Any], levels: Any) -> tuple[float, to
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_a_step_in_mixed_precision_goes_where_that_of_the_cpu_goes(tiny: Any, level: int) -> None:
+def test_a_mixed_precision_step_agrees_with_the_cpu(tiny: Any, level: int) -> None:
     on_cpu, on_gpu = pretraining(tiny, "cpu"), pretraining(tiny, "cuda")
     batch = next(on_cpu.get_dataloaders())
     (levels,) = (levels for levels in on_cpu.network.variants() if levels.deepest == level)

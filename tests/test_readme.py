@@ -125,7 +125,7 @@ def write_photographs(raw: Path, new: Path) -> None:
 
 @pytest.fixture
 def environment(home: Path, forked_commands: Path) -> dict[str, str]:
-    """That of a user with this home folder."""
+    """Return the environment of a user with this home folder."""
     return environment_in(home, forked_commands)
 
 

@@ -25,7 +25,7 @@ class Outer:
     on: bool = False
 
 
-def test_of_a_block_within_a_block_only_what_is_given_is_replaced():
+def test_a_nested_block_replaces_only_given_settings():
     given = {"steps": 4, "inner": {"rate": 1}}
     assert replaced(Outer(), "here", given) == Outer(inner=Inner((1, 2), 1), steps=4)
     assert given == {"steps": 4, "inner": {"rate": 1}}

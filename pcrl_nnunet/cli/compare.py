@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-device", help=arguments.DEVICE)
     parser.add_argument(
-        "-np", type=int, default=1, metavar="N", help="number of steps at a time, on the GPUs in turn (default: 1)"
+        "-np", type=int, default=1, metavar="N", help="number of trainings at a time, on the GPUs in turn (default: 1)"
     )
     parser.add_argument(
         "-o",

@@ -16,8 +16,8 @@ from pcrl_nnunet.cli import arguments
 DESCRIPTION = """
 Preprocess scans without labels, for pcrl_nnunet_pretrain.
 
-The command takes all NIfTI, MHA, NRRD and DICOM scans in FOLDER and in the
-folders below it. Their names do not matter, unless they have several
+The command takes all NIfTI, MHA, NRRD, GIPL and DICOM scans in FOLDER and in
+the folders below it. Their names do not matter, unless they have several
 channels: then use nnU-Net's names, such as CASE_0000.nii.gz. First run
 nnUNetv2_plan_and_preprocess on the dataset, because the scans are
 preprocessed by its plan. nnU-Net's own training does not use them.

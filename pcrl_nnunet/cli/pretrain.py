@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="DATASET",
-        help="name or ID of the dataset. The network learns from all datasets that you name, and is the first one's. "
+        help="name or ID of the dataset. With several, the network learns from all and follows the plan of the first. "
         "Prepare the others with pcrl_nnunet_preprocess -target FIRST",
     )
     parser.add_argument("-method", metavar="NAME", help="method of pretraining (default: the plan's, or pcrlv2)")

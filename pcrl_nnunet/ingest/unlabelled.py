@@ -117,7 +117,7 @@ def preprocessed(scan: Scan, target: Target) -> Voxels:
         )
     if too_small := below_stride(data.shape[1:], target):
         size = " x ".join(map(str, data.shape[1:]))
-        raise Unusable(f"what is left without the empty border makes a case of {size} voxels, and {too_small}")
+        raise Unusable(f"without its empty border the case has {size} voxels, and {too_small}")
     if not np.isfinite(data).all():
         raise Unusable("voxels became NaN or infinite in preprocessing")
     if any(image.min() == image.max() for image in data):

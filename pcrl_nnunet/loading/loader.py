@@ -257,7 +257,7 @@ class Batches:
             if isinstance(self._source, SingleThreadedAugmenter):
                 raise
             raise UserError(
-                "a process that loads data has ended unexpectedly, most often for want of memory: "
+                "a process that loads data has ended unexpectedly, most often because memory ran out: "
                 "set nnUNet_n_proc_DA to a smaller number"
             ) from error
         if "error" in batch:

@@ -138,9 +138,7 @@ def planned(tmp_path: Path, **configuration: Any) -> dict[str, Any]:
     return write_target(tmp_path, TARGET, "ZScoreNormalization", MRI, **configuration)
 
 
-def test_of_a_datasets_own_plan_all_but_the_names_stays_as_nnunets_planner_wrote_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_for_its_own_dataset_differs_in_names_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_source(home, SOURCE, {f"lung_{k}": lung_ct(k, 8) for k in range(3)})
     fingerprint = json.loads((folder / "dataset_fingerprint.json").read_text())
     # the last axis has the thickest slices, and zeros were cropped: axes change places, and MR is normalised in a mask

@@ -286,7 +286,7 @@ def test_a_case_below_the_networks_stride_is_refused_before_and_after_cropping(t
     image.SetSpacing((1.0, 1.2, 2.5))
     sitk.WriteImage(image, str(scans / "case03_0000.nii.gz"))
     (bad,) = run(scans, tmp_path / "out", target).bad
-    assert "what is left without the empty border makes a case of 8 x 6 x 5 voxels" in bad.reason
+    assert "without its empty border the case has 8 x 6 x 5 voxels" in bad.reason
 
 
 def test_cases_that_an_older_version_has_read_are_not_mixed_in(tmp_path: Path) -> None:

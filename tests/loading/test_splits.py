@@ -56,7 +56,7 @@ def test_of_many_wrong_names_a_few_are_listed(tmp_path):
         fold_of(str(tmp_path), 0, CASES)
 
 
-def test_names_of_another_fold_do_not_matter_nor_those_of_a_part_that_is_not_needed(tmp_path):
+def test_wrong_names_in_other_folds_and_unused_parts_are_ignored(tmp_path):
     write(tmp_path, (["gone"], ["case_1"]), (["gone"], ["gone"]))
     assert fold_of(str(tmp_path), 0, CASES, ("val",)).val == ["case_1"]
 

@@ -213,7 +213,7 @@ def test_two_processes_that_share_a_batch_have_the_gradients_of_one(name, of_two
 
 
 @METHODS
-def test_two_processes_end_in_the_same_state_which_is_that_of_one(name, of_two_ranks):
+def test_two_processes_end_in_the_state_of_one(name, of_two_ranks):
     first, second = (of_rank[name]["state"] for of_rank in of_two_ranks)
     alone = state_after_steps(Setup(name, "3D"))
     assert first.keys() == second.keys() == alone.keys()

@@ -164,7 +164,7 @@ def test_block_of_a_new_plan_says_what_happens_without_one_and_changes_no_settin
         assert settings_of(written, name) == settings_of(without_block(written), name)
 
 
-def test_edited_settings_of_a_configuration_are_taken_and_kept_those_of_others_follow_the_plan(folder: Path) -> None:
+def test_replanning_keeps_edited_settings_and_renews_the_others(folder: Path) -> None:
     PCRLPlanner(DATASET).plan_experiment()
     plan = read(folder / "PCRLPlans.json")
     edited = plan["pcrl"]["pretrain"]["2d"]

@@ -1,6 +1,6 @@
-"""A pretraining as a process that is ended from outside, and goes on: the result is that of an uninterrupted one.
+"""A pretraining that is stopped from outside and continued has the result of an uninterrupted pretraining.
 
-Processes are forked from one that has imported what is slow to import (`fork`).
+Processes are forked from a process that has imported the slow modules (`fork`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ LARGE = 1 << 26  # bytes; 16,384 pages of 4 kB
 
 
 def page_faults(keeps: bool) -> int:
-    """Of ten large arrays, one after another, in this process."""
+    """Count the page faults of ten large arrays, made one after another in this process."""
     if keeps:
         keep_freed_memory()
     np.ones(LARGE, np.uint8)

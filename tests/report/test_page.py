@@ -239,7 +239,7 @@ def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny,
     assert {epoch for curve in charts[0].values() for epoch in curve[0]} == {1, 2}  # also of before
 
 
-def test_what_it_started_from_is_said_with_the_cases_that_that_had_seen(run, quick, tiny) -> None:
+def test_the_report_names_the_initial_checkpoint_and_its_cases(run, quick, tiny) -> None:
     first = run("-f", "1") / checkpoint.FINAL
     started = first.rename(tiny.folder.parent / "first.pth")
     shutil.rmtree(first.parent)

@@ -42,7 +42,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def dataset(benchmark: ModuleType, home: Path) -> Path:
-    """That of a quick run."""
+    """Write the dataset of a quick run. Return its home folder."""
     benchmark.write_dataset(home, benchmark.QUICK)
     return home
 

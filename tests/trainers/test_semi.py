@@ -284,7 +284,7 @@ class FakeTeacher:
         return (3 - images).to(torch.int16)
 
 
-def test_each_voxel_of_a_mixed_patch_has_the_label_of_what_it_shows_in_one_of_two_parts() -> None:
+def test_a_mixed_patch_has_the_labels_of_its_voxels() -> None:
     trainer = make()
     trainer.initialize()
     trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 0.5])  # nothing is cleaned

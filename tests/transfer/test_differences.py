@@ -78,7 +78,7 @@ def test_a_networks_settings_in_another_spelling_are_no_difference() -> None:
     assert architecture_differences(content, PLAIN, arch_kwargs()) == []
 
 
-def test_what_nnssl_tells_of_its_data_is_compared_and_what_it_does_not_is_said() -> None:
+def test_nnssls_data_settings_are_compared_or_named_as_missing() -> None:
     stated = {"spacing": [1, 1, 1], "patch_size": [160, 160, 160]}
     content = {
         "plans": None,
