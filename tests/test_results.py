@@ -56,6 +56,16 @@ def test_a_row_has_the_medians_and_the_mean_difference_of_its_file(place: int) -
     assert low < stated < high
 
 
+def test_the_first_look_at_semi_supervised_training_agrees_with_its_file() -> None:
+    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised.csv")
+    of_cases = 100 * scores.groupby(["case", "method"])["dice"].mean().unstack("method")
+    page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
+    stated = {name: float(dice) for name, dice in re.findall(r"^\| `(\w+)` \| (\d\d\.\d) \|$", page, re.MULTILINE)}
+    assert stated == pytest.approx(dict(of_cases.mean()), abs=0.06)
+    better = int((of_cases["semi_scratch"] > of_cases["scratch_longer"]).sum())
+    assert f"better on {better} of the {len(of_cases)} volumes" in page
+
+
 def test_the_pages_name_every_file_of_the_results() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     files = [file.name for file in (DOCS / "evidence").iterdir() if file.suffix in {".csv", ".png", ".txt"}]
