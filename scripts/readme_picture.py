@@ -1,9 +1,10 @@
-"""Draw docs/pictures/overview.png, the picture at the top of the README: views, a restoration and a learning curve.
+"""Draw docs/pictures/overview.png, the picture at the top of the README: views, a learning curve and a restoration.
 
     python scripts/readme_picture.py
 
 All panels show one real pretraining, which this script does in a temporary folder: 24 phantoms of `phantom.py`, the
-configuration 2d of nnU-Net's plan at a quarter of the width, PCRLv2. It takes about ten minutes on two cores.
+configuration 2d of nnU-Net's plan with three stages and a quarter of the width, PCRLv2. This takes about ten minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Shown:
 
     Attributes:
         image: the slice of a case from which the sample is drawn.
-        boxes: lower corner and size of the crops in the slice, and their names.
+        flip: the axes along which the first global view is flipped.
+        boxes: names of the crops, and their lower corners and sizes in the slice.
         restoration: input, output and target of the sample's first global view, by name.
         error: error of the whole view's output, as a share of the target's variance.
         curve: restoration error / variance of each epoch.
@@ -48,6 +50,7 @@ class Shown:
     """
 
     image: Image
+    flip: str
     boxes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
     restoration: dict[str, Image]
     error: float
@@ -66,6 +69,10 @@ def prepare(folder: Path, quick: bool) -> None:
     path = folder / "nnUNet_preprocessed" / raw.name / "nnUNetPlans.json"
     plan = json.loads(path.read_text(encoding="utf-8"))
     network = plan["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    stages = network["n_stages"] = 3  # as in demo.sh: a small network that learns within minutes
+    for name in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+        network[name] = network[name][:stages]
+    network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
     network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
     epochs, steps = (2, 2) if quick else (40, 25)
     plan["pcrl"] = {
@@ -111,6 +118,7 @@ def shown_of(trainer: Any) -> Shown:
     output = pictures[-1]  # the last level has full resolution
     return Shown(
         volume[index][0].squeeze(0) if sample.slice else volume[index][0],
+        ", ".join(f"axis {axis}" for axis in sample.views[0].flipped) or "none",
         [(view.title, view.box.lower, view.box.shape) for view in sample.views],
         {"input": by_title["input"], "output": output.images[0, 0].numpy(), "target": by_title["target"]},
         float(output.errors[0, 0]),
@@ -120,20 +128,23 @@ def shown_of(trainer: Any) -> Shown:
 
 
 def draw(shown: Shown, path: Path) -> None:
-    """Draw the three panels: views, restoration, learning curve."""
-    from pcrl_nnunet.figure_style import own_style
+    """Draw the three panels: views, learning curve, restoration."""
+    from pcrl_nnunet.figure_style import WIDTH, own_style
 
     with own_style():
-        figure = Figure(figsize=(9.6, 3.1), layout="constrained")
-        grid = figure.add_gridspec(1, 3, width_ratios=(2.6, 4.2, 2.8))
-        views, restoration, curve = (figure.add_subfigure(part) for part in grid)
-        views.suptitle("1. Crops of an unlabelled scan", fontsize=10)
+        figure = Figure(figsize=(WIDTH, 5.1), layout="constrained")
+        above, restoration = figure.subfigures(2, 1, height_ratios=(3, 2.3))
+        views, curve = above.subfigures(1, 2, width_ratios=(1, 1.1))
+        for part, title in (
+            (views, "1. Crops of a scan without labels"),
+            (curve, "2. Pretraining: the error falls"),
+            (restoration, f"3. The network restores crop global 1 (flip: {shown.flip})"),
+        ):
+            part.suptitle(title, fontsize=10.5, fontweight="bold")
         _draw_views(views.subplots(), shown)
-        restoration.suptitle("2. The network restores a changed crop", fontsize=10)
         _draw_restoration(list(restoration.subplots(1, 3)), shown)
-        curve.suptitle("3. The error falls", fontsize=10)
         _draw_curve(curve.subplots(), shown)
-        figure.savefig(path, dpi=160, metadata={"Software": None})
+        figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def _draw_views(axis: Axes, shown: Shown) -> None:
@@ -144,7 +155,7 @@ def _draw_views(axis: Axes, shown: Shown) -> None:
         label = "_" if title not in ("global 1", "global 2", "local 1") else "local" if local else title
         axis.add_patch(Rectangle((lower[1], lower[0]), size[1], size[0], fill=False, label=label, **style))
     axis.set(xticks=[], yticks=[])
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, columnspacing=0.8, fontsize=8.5)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, columnspacing=0.8, fontsize=9)
 
 
 def _draw_restoration(axes: Sequence[Axes], shown: Shown) -> None:
@@ -159,7 +170,7 @@ def _draw_restoration(axes: Sequence[Axes], shown: Shown) -> None:
 def _draw_curve(axis: Axes, shown: Shown) -> None:
     axis.plot(range(1, len(shown.curve) + 1), shown.curve, color=GLOBAL[0], lw=2)
     axis.axhline(1, color="grey", ls=":", lw=1)
-    axis.text(len(shown.curve), 1.02, "nothing restored", ha="right", va="bottom", color="grey", fontsize=8.5)
+    axis.text(len(shown.curve), 1.02, "nothing restored", ha="right", va="bottom", color="grey", fontsize=9)
     axis.set(xlabel=f"epoch of {shown.steps} steps", ylim=(0, max(1.15, 1.05 * max(shown.curve))))
     axis.set_title("Restoration error / variance", fontsize=9.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))

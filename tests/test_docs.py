@@ -65,6 +65,8 @@ def test_the_site_shows_the_readme_with_links_to_its_pages(site: Path) -> None:
     assert 'href="methods/pcrlv2.html"' in overview
     assert 'href="contributing.html"' in overview
     assert "<h2>Does it pay on your data?<" in overview
+    assert re.search(r'<img [^>]*src="_images/overview\.png"', overview)
+    assert (site / "_images" / "overview.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
