@@ -133,8 +133,8 @@ def draw(shown: Shown, path: Path) -> None:
 
     with own_style():
         figure = Figure(figsize=(WIDTH, 5.1), layout="constrained")
-        above, restoration = figure.subfigures(2, 1, height_ratios=(3, 2.3))
-        views, curve = above.subfigures(1, 2, width_ratios=(1, 1.1))
+        above, restoration = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2.3))[:, 0]
+        views, curve = above.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1))[0]
         for part, title in (
             (views, "1. Crops of a scan without labels"),
             (curve, "2. Pretraining: the error falls"),
@@ -151,9 +151,9 @@ def _draw_views(axis: Axes, shown: Shown) -> None:
     axis.imshow(shown.image, **_grey(shown.image))
     for number, (title, lower, size) in enumerate(shown.boxes):
         local = title.startswith("local")
-        style = {"ec": LOCAL if local else GLOBAL[number], "lw": 1.5 if local else 2.5}
+        colour, width = (LOCAL, 1.5) if local else (GLOBAL[number], 2.5)
         label = "_" if title not in ("global 1", "global 2", "local 1") else "local" if local else title
-        axis.add_patch(Rectangle((lower[1], lower[0]), size[1], size[0], fill=False, label=label, **style))
+        axis.add_patch(Rectangle((lower[1], lower[0]), size[1], size[0], fill=False, label=label, ec=colour, lw=width))
     axis.set(xticks=[], yticks=[])
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, columnspacing=0.8, fontsize=9)
 
