@@ -64,7 +64,7 @@ def activation(image: np.ndarray, maps: np.ndarray, titles: Sequence[str], title
     shown = min(len(maps), MAPS_SHOWN)
     columns = 2 if shown == 1 else 3
     rows = -(-(shown + 1) // columns)
-    figure = Figure(figsize=(WIDTH, 1.3 + rows * (0.5 + WIDTH / columns)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.0 + rows * (0.5 + WIDTH / columns)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     heading(figure, f"{title}{where}" + f"\nthe first {shown} of {len(maps)} labels" * (len(maps) > shown))
     limit = np.percentile(np.abs(maps), 99.5) or 1.0  # a single extreme voxel would make the rest pale

@@ -107,6 +107,8 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
         "background": found.loader.background_line(),
         "batch": f"{settings.batch_size} samples",
     }
+    if unit_of(trainer.plans_manager.plans) == "pixels":
+        facts.pop("spacing", None)  # nnU-Net's 1 mm for natural images is made up
     yield from (_line(name, text) for name, text in facts.items() if text)
     if processes > 1:
         yield _line("processes", f"{processes}; memory and time are for one process with {found.batch_size} samples,")

@@ -78,10 +78,10 @@ class ClassificationLogger(LocalLogger):
         of_auroc = {"mean_fg_dice": "epoch", "ema_fg_dice": "moving mean"}
         panels: list[Panel] = [
             ("loss", None, None, {"train_losses": "training", "val_losses": "validation"}),
-            ("AUROC on batches of validation samples (dotted: chance)", None, 0.5, of_auroc),
+            ("AUROC of validation batches", None, 0.5, of_auroc),
             ("learning rate", 0, None, {"lrs": "rate"}),
         ]
-        draw_progress(self.my_fantastic_logging, panels, self.run, 0, output_folder)
+        draw_progress(self.my_fantastic_logging, panels, f"{self.run}\nDotted: chance.", 0, output_folder)
 
 
 @own_style()
