@@ -400,7 +400,7 @@ def test_scans_without_labels_join_the_datasets_own_images(
         ("", "-d 17 -target 42", "dataset '17' was not found"),
         ("", "-d 16 -target 42 -p Other", r"Other.json does not exist; run nnUNetv2_plan_and_preprocess -d 42"),
         ("", "-d 16 -target 42 -c 2d", "configuration '2d' is not in nnUNetPlans; it has 3d_fullres"),
-        ("", "-d 16 -i {here} -normalization target", "-normalization is for -target only"),
+        ("", "-d 16 -i {here} -normalization target", "-normalization needs -target"),
         ("", "-d 16 -target 42 -pl PCRLPlanner", "-pl plans the dataset of -d"),
         ("", "-d 16 -target 42 -i {here}/nowhere", "nowhere, which is not a folder"),
         ("preprocessed/{}/dataset_fingerprint.json", "-d 16 -target 42",

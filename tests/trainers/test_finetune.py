@@ -470,7 +470,7 @@ def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.25
     trainer.lr_scheduler.step(3)
     assert trainer.optimizer.param_groups[0]["lr"] == 0.5
-    assert "initial_lr=0.5" in log_of(trainer)
+    assert ", initial_lr 0.5 (default 0.01), " in log_of(trainer)
 
 
 @pytest.mark.parametrize(
