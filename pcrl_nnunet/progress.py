@@ -9,8 +9,6 @@ from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
 
-from tqdm import tqdm
-
 SILENT_SECONDS = 20.0
 OF_TIME_SO_FAR = 0.01  # the lines of a long run come less often: about a hundred in the first half hour, few later
 
@@ -62,6 +60,8 @@ def counted(items: Iterable[_T], total: int, done: str) -> Iterator[_T]:
         total: number of items.
         done: end of the lines.
     """
+    from tqdm import tqdm  # pcrl_nnunet_register, which counts nothing, runs without it
+
     number = 0
     bar = tqdm(items, total=total, disable=None, dynamic_ncols=True)
     with telling(lambda: f"{number} of {total} {done}") if bar.disable else nullcontext():

@@ -198,7 +198,7 @@ def test_other_arms_have_no_semi_supervised_settings_and_one_has_more_epochs(sem
             assert ("semi" in plan["pcrl"]) == of_semi, (arm, name)
         (plan,) = [plan for name, plan in plans.items() if "pretrain_" not in name]
         epochs[arm] = plan["pcrl"]["finetune"]["epochs"]
-    assert epochs == {"scratch": 10, "scratch_longer": 14, "pcrlv2": 10, "semi_scratch": 10, "semi": 10}
+    assert epochs == {"scratch": 10, "scratch_longer": 16, "pcrlv2": 10, "semi_scratch": 10, "semi": 10}
     assert this.pretrained(Run("semi", 2, 0)) == this.pretrained(Run("pcrlv2", 2, 0))
     assert this.trainer(Run("scratch_longer", 2, 0)) == "PCRLScratchTrainer"
 
