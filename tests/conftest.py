@@ -1,4 +1,4 @@
-"""What several tests need: a tiny preprocessed dataset, real data, and environments that hold other packages."""
+"""Fixtures for several tests: a tiny preprocessed dataset, real data, and environments that hold other packages."""
 
 import copy
 import ctypes
@@ -85,7 +85,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture
 def as_users_do():
-    """Permissions count for this thread, also where it is root's: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
+    """File permissions apply to this thread even as root: it drops CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     if os.geteuid() != 0:
         yield
         return
@@ -136,7 +136,7 @@ def forked_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of links to everything that the running environment has installed, but nnU-Net and our package."""
+    """A folder of links to all packages of the running environment except nnU-Net and ours."""
     folder = tmp_path_factory.mktemp("dependencies")
     site_packages = (Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))
     for entry in (entry for path in site_packages if path.is_dir() for entry in path.iterdir()):
@@ -150,7 +150,7 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fork(
     dependencies: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str, Path, Mapping[str, str]], tuple[int, str]]]:
-    """Runs code in a process of its own, with `dependencies` and a site-packages folder, and environment variables.
+    """Runs code in its own process, with `dependencies`, a site-packages folder and environment variables.
 
     The function returns the exit status and all that was printed.
     """

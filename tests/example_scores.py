@@ -1,4 +1,4 @@
-"""Made-up scores of two arms, of which the second may be better."""
+"""Made-up scores of two arms; the second may be better."""
 
 import numpy as np
 import pandas as pd

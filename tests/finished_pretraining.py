@@ -65,5 +65,5 @@ def pretrain(
 
 
 def encoder_of(network: Any) -> dict[str, Tensor]:
-    """Copies of the encoder's state."""
+    """Return copies of the encoder's weights."""
     return {name: value.clone() for name, value in network.encoder.state_dict().items()}

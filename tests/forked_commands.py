@@ -153,7 +153,7 @@ class Server:
         return None
 
     def _leave(self, client: socket.socket) -> None:
-        """Close what is the server's, in a child."""
+        """Close the server's files in a child."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self.selector.close()
@@ -191,7 +191,7 @@ def _take(numbers: list[int], files: list[int]) -> None:
 
 
 def run(job: dict, commands: str) -> None:
-    """Be the process that the client stands for."""
+    """Run as the client's process."""
     import multiprocessing
 
     import numpy as np
@@ -241,7 +241,7 @@ def _compile_once() -> None:
 
 
 def _end(status: object) -> None:
-    """End as the interpreter does, but leave what was imported: to free it after a fork copies all of it first."""
+    """End like the interpreter, but keep imported modules: freeing them after a fork would copy them first."""
     if status is not None and not isinstance(status, int):
         sys.stderr.write(f"{status}\n")
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads

@@ -1,4 +1,4 @@
-"""A pool of processes without processes, for tests that patch what the workers do."""
+"""A pool that works in this process, for tests that patch the workers' functions."""
 
 from __future__ import annotations
 

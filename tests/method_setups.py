@@ -1,4 +1,4 @@
-"""Small plans of many kinds, and a method's network and batch on each: what the tests of the contract run on."""
+"""Small plans of many kinds, with a method's network and batch for each: the contract tests run on them."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class Setup:
         return self.method(self.network(), self.channels, self.settings)
 
     def views(self) -> Views:
-        """Return what makes the samples."""
+        """Return the views that make samples."""
         return self.method.views(self.settings, self.plan, self.channels, self.prepared())
 
     def prepared(self) -> dict[str, Any]:
-        """Return what the method prepares of the case that samples are made of."""
+        """Return the method's preparation for the case of the samples."""
         if not prepares(self.method):
             return {}
         with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Files of scans for tests: phantoms in any format, DICOM with any header, and plans to read them for."""
+"""Files of scans for tests: phantoms in any format, DICOM with any header, and matching plans."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UID = "1.2.826.0.1.3680043.2.1125"
 
 
 def phantom(seed: int = 0, orientation: str = "LPS") -> sitk.Image:
-    """Noise of many values, so that axes or flips that are mixed up show; stored in the given orientation."""
+    """Noise of many values, so that wrong axes or flips are found; stored in the given orientation."""
     voxels = np.random.default_rng(seed).integers(-900, 900, SHAPE).astype(np.int16)
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(SPACING)
@@ -37,7 +37,7 @@ def write(image: sitk.Image, path: Path) -> str:
 
 
 def write_dicom(image: sitk.Image, folder: Path, uid: str = UID, skip: tuple[int, ...] = (), ending: str = "") -> None:
-    """One file a slice, names in another order than the slices; no ending, as scanners write them."""
+    """One file per slice, without file ending, as scanners write them; names and slices have different orders."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
@@ -81,7 +81,7 @@ def reasons(folder: Path, target: Target) -> list[tuple[str, bool]]:
 
 
 def volume(slices: int = 12, rows: int = 16, columns: int = 14) -> np.ndarray:
-    """(Z, Y, X) uint16: ramps and an ellipsoid, so that any wrong order or mirror shows."""
+    """(Z, Y, X) uint16: ramps and an ellipsoid, so that any wrong order or mirroring is found."""
     z, y, x = np.mgrid[:slices, :rows, :columns]
     ball = ((z - 5) / 4) ** 2 + ((y - 8) / 6) ** 2 + ((x - 5) / 4) ** 2 < 1
     noise = np.random.default_rng(0).integers(0, 9, z.shape)

@@ -43,7 +43,7 @@ def train_epochs(trainer: Any, first: int, end: int, rank: int = 0) -> list[dict
 
 
 def parameters_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies, by their names in nnU-Net's network."""
+    """Return copies of all parameters by their names in nnU-Net's network."""
     plain = getattr(network, "module", network)
     plain = getattr(plain, "_orig_mod", plain)
     return {name: value.detach().clone() for name, value in plain.named_parameters()}
@@ -75,7 +75,7 @@ def _train_on_one(rank: int, folder: Path, finetune: dict[str, Any]) -> None:
 
 
 def classify_on_two_ranks(folder: Path, classify: dict[str, Any]) -> None:
-    """A step, a validation and the final one in two processes of DDP; each writes FOLDER/RANK.pt."""
+    """Run a step, a validation and the final validation in two processes of DDP; each writes FOLDER/RANK.pt."""
     torch.set_num_threads(1)
     torch.multiprocessing.start_processes(_classify_on_one, (folder, classify), nprocs=2, start_method="fork")
 

@@ -1,4 +1,4 @@
-"""What comes after fine-tuning, by stock nnU-Net where this package is not installed.
+"""After fine-tuning, stock nnU-Net works with the results without this package.
 
 A tiny phantom dataset goes through planning, pretraining and fine-tuning with the commands of the environment that runs
 the tests; an environment with nnU-Net alone then predicts, ensembles, compares and passes on. Commands run as processes
@@ -66,7 +66,7 @@ print("Other than given:", *(name for name in state if not torch.equal(state[nam
 
 @dataclass(frozen=True)
 class Workplace:
-    """An environment's site-packages and the variables that nnU-Net is used with there."""
+    """An environment's site-packages and its variables for nnU-Net."""
 
     fork: Callable[..., tuple[int, str]]
     site_packages: Path
@@ -84,7 +84,7 @@ class Workplace:
         return self.results / f"{TRAINER}__nnUNetPlans__{configuration}"
 
     def __call__(self, command: str) -> str:
-        """Run a console script as its words say. Returns what it prints; a failure shows it."""
+        """Run a console script with its arguments. Returns the output; a failure shows it."""
         argv = command.split()
         (script,) = entry_points(group="console_scripts", name=argv[0])
         module, function = script.value.split(":")
@@ -115,7 +115,7 @@ class Workplace:
 
 
 def shrink(plan_file: Path) -> None:
-    """Networks of a few channels, trainings of one step; a low resolution and a cascade, as nnU-Net's own tests do."""
+    """Make networks small and trainings one step long; add a low resolution and a cascade, like nnU-Net's own tests."""
     plan = json.loads(plan_file.read_text())
     configurations = plan["configurations"]
     for configuration in (configurations["2d"], configurations["3d_fullres"]):
@@ -165,7 +165,7 @@ def prepared(fork: Callable[..., tuple[int, str]], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def pretrained(prepared: Workplace) -> Workplace:
-    """A pretraining of each configuration that has one of its own."""
+    """A pretraining of each configuration except the cascade."""
     for configuration in ("2d", "3d_fullres", "3d_lowres"):
         prepared(f"pcrl_nnunet_pretrain -d 7 -c {configuration} -epochs 1 -iters_per_epoch 2 -device cpu")
     return prepared
@@ -173,7 +173,7 @@ def pretrained(prepared: Workplace) -> Workplace:
 
 @pytest.fixture(scope="module")
 def finetuned(pretrained: Workplace) -> Workplace:
-    """Fold 0 of 2d and of 3d_fullres, with what ensembling needs: one saves it at once, the other afterwards."""
+    """Fold 0 of 2d and 3d_fullres with probabilities for ensembling: one saves them at once, the other afterwards."""
     pretrained(f"nnUNetv2_train 7 2d 0 -tr {TRAINER} -device cpu --npz")
     pretrained(f"nnUNetv2_train 7 3d_fullres 0 -tr {TRAINER} -device cpu")
     pretrained(f"nnUNetv2_train 7 3d_fullres 0 -tr {TRAINER} -device cpu --val --npz")
@@ -182,7 +182,7 @@ def finetuned(pretrained: Workplace) -> Workplace:
 
 @pytest.fixture(scope="module")
 def cascade(pretrained: Workplace) -> Workplace:
-    """A cascade's two stages. The second takes the first one's predictions of all cases, as fold `all` makes them."""
+    """A cascade's two stages. The second uses the first stage's predictions of all cases, made by fold `all`."""
     for configuration in ("3d_lowres", "3d_cascade_fullres"):
         pretrained(f"nnUNetv2_train 7 {configuration} all -tr {TRAINER} -device cpu")
     return pretrained
@@ -207,7 +207,7 @@ def elsewhere(dependencies: Path, prepared: Workplace, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def images(finetuned: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A test image and the one that both trainings of fold 0 validated on."""
+    """A test image, and the validation image of both trainings of fold 0."""
     folder = tmp_path_factory.mktemp("images")
     raw = Path(finetuned.variables["nnUNet_raw"]) / DATASET
     (held_out,) = json.loads(finetuned.plan.with_name("splits_final.json").read_text())[0]["val"]
@@ -243,7 +243,7 @@ def assert_same(a: dict[str, NDArray[np.int64]], b: dict[str, NDArray[np.int64]]
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_predictions_are_those_of_the_training(
+def test_predictions_match_the_trainings_validation(
     finetuned: Workplace, predicted: dict[str, Path], configuration: str
 ) -> None:
     validation = finetuned.model(configuration) / "fold_0" / "validation"
@@ -316,7 +316,7 @@ def test_a_model_that_was_exported_and_installed_elsewhere_predicts_the_same(
         np.testing.assert_allclose(found[case], expected[case], atol=1e-4)
 
 
-def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_its_first_stage(
+def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts(
     cascade: Workplace, elsewhere: Workplace, tmp_path: Path
 ) -> None:
     report = json.loads((cascade.model("3d_cascade_fullres") / "fold_all" / "transfer.json").read_text())
@@ -334,7 +334,7 @@ def test_a_cascade_starts_from_the_full_resolutions_encoder_and_predicts_from_it
     assert segmentations(second).keys() == segmentations(first).keys() != set()
 
 
-def test_a_pretrained_checkpoint_is_one_that_stock_nnunet_takes(pretrained: Workplace, elsewhere: Workplace) -> None:
+def test_stock_nnunet_accepts_a_pretrained_checkpoint(pretrained: Workplace, elsewhere: Workplace) -> None:
     checkpoint = pretrained.results / PRETRAINING / "checkpoint_final.pth"
     status, output = elsewhere.fork(
         LOAD_PRETRAINED.format(str(checkpoint)), elsewhere.site_packages, elsewhere.variables

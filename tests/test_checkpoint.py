@@ -18,7 +18,7 @@ def content(**more):
     return {"format": checkpoint.FORMAT, "tensor": torch.arange(5.0), "plain": {"a": [1, "b", None]}, **more}
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_a_checkpoint_is_read_as_written(tmp_path):
     path = str(tmp_path / "c.pth")
     checkpoint.write(path, content())
     read = checkpoint.read(path)
@@ -27,7 +27,7 @@ def test_what_was_written_is_read(tmp_path):
     assert os.listdir(tmp_path) == ["c.pth"]
 
 
-def test_a_file_system_that_flushes_no_folders_is_no_obstacle(tmp_path, monkeypatch):
+def test_writing_works_on_a_file_system_without_folder_flush(tmp_path, monkeypatch):
     fsync = os.fsync
 
     def of_files_alone(descriptor):
@@ -150,7 +150,7 @@ def test_the_state_of_an_unfinished_pretraining_is_not_taken_for_a_finished_one(
         checkpoint.read(path)
 
 
-def test_a_file_that_is_no_checkpoint_is_not_called_dangerous(tmp_path):
+def test_an_unrelated_file_is_not_called_dangerous(tmp_path):
     path = tmp_path / "c.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match=r"cannot be read \(not a whole file of torch.save\)"):
@@ -171,7 +171,7 @@ def test_the_hash_sees_every_value_and_name_and_nothing_else():
     assert checkpoint.encoder_hash(module) != before
 
 
-def test_a_file_of_another_version_is_said_to_be_one(tmp_path):
+def test_a_file_of_another_version_is_refused_as_such(tmp_path):
     path = str(tmp_path / "checkpoint_latest.pth")
     checkpoint.write(path, {"format": "pcrl_nnunet/state/1"})
     with pytest.raises(UserError, match=r"written by another version of pcrl_nnunet .* or pretrain again"):

@@ -11,7 +11,7 @@ def test_a_shell_reads_the_words_that_were_given() -> None:
     assert shlex.split(line) == ["pcrl_nnunet_transfer", "--c", "-i", path, "-d", "Dataset004_A", "-f", "0"]
 
 
-def test_what_needs_no_quotes_has_none() -> None:
+def test_simple_words_are_not_quoted() -> None:
     line = command("nnUNetv2_train", 4, "3d_fullres", 0, tr="PCRLFinetuneTrainer", p="nnUNetPlans")
     assert line == "nnUNetv2_train 4 3d_fullres 0 -tr PCRLFinetuneTrainer -p nnUNetPlans"
 

@@ -26,7 +26,7 @@ def test_finetuning_takes_the_plans_part_and_names_a_wrong_key():
         ({"layer_lr_decay": 1.1}, r"layer_lr_decay is 1.1; expected a number above 0, up to 1"),
     ],
 )
-def test_a_wrong_choice_of_what_finetuning_moves_is_named(given, message):
+def test_a_wrong_choice_of_trained_parts_is_named(given, message):
     with pytest.raises(UserError, match=message):
         FinetuneSettings.from_plan({"pcrl": {"finetune": {"epochs": 9, **given}}})
 
@@ -56,5 +56,5 @@ def test_a_recipe_goes_over_a_trainers_own_default():
         FinetuneSettings.from_plan({"pcrl": {"finetune": {"recipe": "mae"}}})
 
 
-def test_all_choices_of_what_finetuning_moves_may_be_taken_at_their_limits():
+def test_all_choices_of_trained_parts_are_valid_at_their_limits():
     FinetuneSettings(epochs=9, encoder_lr_factor=0.0, frozen_epochs=8, layer_lr_decay=1.0)

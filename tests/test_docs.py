@@ -1,4 +1,4 @@
-"""The site of docs/: it builds without a warning, and its generated pages say what the code says.
+"""The site of docs/: it builds without a warning, and its generated pages agree with the code.
 
 tests/test_readme.py follows the links and runs the commands of the same pages.
 """

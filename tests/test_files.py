@@ -18,7 +18,7 @@ def test_the_file_takes_its_place_in_the_end_and_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, written):
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, written):
     path = tmp_path / "text"
     path.write_text("before")
 

@@ -1,4 +1,4 @@
-"""The commands of forked_commands.py behave as those of an interpreter do."""
+"""The commands of forked_commands.py behave like commands of an interpreter."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_a_command_ends_as_its_process_does(forked_commands: Path, code: str, st
     assert done.stderr.endswith(error)
 
 
-def test_nothing_of_nnunet_or_of_ours_is_there_before_a_command_imports_it(forked_commands: Path) -> None:
+def test_nnunet_and_our_package_are_not_imported_in_advance(forked_commands: Path) -> None:
     code = "import sys; print([name for name in sys.modules if name.split('.')[0] in ('nnunetv2', 'pcrl_nnunet')])"
     assert run(forked_commands / "python", "-c", code).stdout == "[]\n"
 
 
-def test_words_variables_input_and_folder_arrive(forked_commands: Path, tmp_path: Path) -> None:
+def test_a_forked_command_gets_its_words_variables_input_and_folder(forked_commands: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys; print(sys.argv, os.environ['X'], sys.stdin.read(), sys.path[0])")
     done = run(forked_commands / "python", str(script), "a b", given="input", X="variable")

@@ -1,4 +1,4 @@
-"""What a GPU does otherwise than a CPU: mixed precision, pinned batches, torch.compile. Skipped where there is none."""
+"""The differences of a GPU: mixed precision, pinned batches, torch.compile. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres/fold_all"
 
 
 def pretraining(tiny: Any, device: str) -> Any:
-    """A trainer that is ready for its first step, of a network wide enough for its gradients to average rounding."""
+    """A trainer before its first step; its network is wide enough for rounding errors to average out in gradients."""
     trainer = make_trainer(plan=make_plan(features=(16, 32, 32)), device=device, batch_size=8)
     trainer.initialize()
     return trainer
@@ -39,7 +39,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def changes(trainer: Any, batch: dict[str, Any], levels: Any) -> tuple[float, torch.Tensor]:
-    """The loss of a step, and what it changes of all parameters."""
+    """The loss of a step, and the changes of all parameters."""
     before = parameters_of(trainer.network)
     loss = trainer.train_step(batch, 0, levels)["loss"]
     after = parameters_of(trainer.network)
@@ -59,7 +59,7 @@ def test_a_mixed_precision_step_agrees_with_the_cpu(tiny: Any, level: int) -> No
     assert change.norm() / expected.norm() == pytest.approx(1, abs=0.05)
 
 
-def test_the_pretraining_runs_there_by_default_and_continues_with_its_scale(
+def test_pretraining_uses_the_gpu_by_default_and_continues_its_gradient_scale(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")  # pinned batches of other processes
@@ -96,7 +96,7 @@ def test_a_dry_run_measures_the_gpus_memory(tiny: Any, monkeypatch: pytest.Monke
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
 @pytest.mark.parametrize("compiled", ["f", "t"])
-def test_the_encoder_gets_into_nnunets_network_there_compiled_or_not(
+def test_nnunets_gpu_network_gets_the_encoder_compiled_or_not(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, compiled: str
 ) -> None:
     monkeypatch.setattr(Report, "write", lambda *_: None)

@@ -1,7 +1,8 @@
-"""The architecture of the package: imports point one way."""
+"""The architecture of the package: imports point one way. No file holds a conflict marker."""
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_imports_point_one_way(name, path):
     assert not wrong
 
 
-def test_the_tests_that_the_list_of_faults_names_are_there() -> None:
+def test_every_test_named_in_the_list_of_faults_exists() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     file = ""
     named = re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", text)
@@ -62,3 +63,21 @@ def test_the_tests_that_the_list_of_faults_names_are_there() -> None:
         file = given or file
         if file and (given or test):
             assert not test or f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
+
+
+def text_files() -> list[Path]:
+    """Return the files that git tracks, or in a tree without git all Python and Markdown files."""
+    if (ROOT / ".git").exists():
+        command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+    found = [path for ending in ("py", "md") for path in ROOT.rglob(f"*.{ending}")]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
+
+def test_no_file_holds_a_conflict_marker() -> None:
+    markers = tuple(f"{sign * 7} ".encode() for sign in "<>")
+    files = text_files()
+    assert Path(__file__) in files
+    found = [str(path) for path in files if any(line.startswith(markers) for line in path.read_bytes().splitlines())]
+    assert found == []

@@ -1,4 +1,4 @@
-"""It learns: a short pretraining on real images, judged on cases that it has not seen.
+"""A short pretraining on real images learns; it is judged on unseen cases.
 
 Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), a quarter of the
 plan's width, 300 steps of 24 samples; about two minutes on two cores. Measured by level: error 0.57, 0.58 and 0.64 of

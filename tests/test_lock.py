@@ -8,7 +8,7 @@ from pcrl_nnunet.errors import UserError
 fcntl = pytest.importorskip("fcntl")
 
 
-def test_a_lock_that_is_removed_while_it_is_being_opened_keeps_a_second_out(tmp_path: Path, monkeypatch) -> None:
+def test_a_lock_removed_while_being_opened_still_excludes_others(tmp_path: Path, monkeypatch) -> None:
     path, flock, removed = tmp_path / lock.LOCK, fcntl.flock, []
 
     def late(descriptor: int, how: int) -> None:

@@ -65,7 +65,7 @@ def test_exclusive_classes_have_the_cross_entropy_of_known_samples():
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_where_nothing_is_known_there_is_nothing_to_learn(exclusive):
+def test_unknown_labels_alone_give_zero_loss_and_gradient(exclusive):
     logits = torch.randn(4, 2, requires_grad=True)
     loss = classification_loss(logits, torch.full((4, 2), NAN), exclusive)
     loss.backward()

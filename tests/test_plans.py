@@ -1,4 +1,4 @@
-"""Names of datasets, plans and configurations, and the commands that errors end with."""
+"""Names of datasets, plans and configurations, and the commands at the end of errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_preprocessing_without_scans_knows_the_nearest_dataset_too(tiny, as_type
         preprocess.main_entry()
 
 
-def test_where_no_name_is_near_the_datasets_are_listed(tiny) -> None:
+def test_all_datasets_are_listed_if_no_name_is_near(tiny) -> None:
     with pytest.raises(UserError, match=r"'1' was not found in .*; give one that there is with -d: Dataset999_Tiny$"):
         load_plan("1", "nnUNetPlans")
     with pytest.raises(UserError, match=r"'liver' was not found in .*; give one that there is with -d"):
@@ -136,13 +136,13 @@ def test_the_commands_that_are_advised_take_these_options(monkeypatch: pytest.Mo
             entry()
 
 
-def test_a_dataset_that_is_only_a_result_is_no_ground_for_planning(tiny) -> None:
+def test_a_dataset_with_results_only_is_refused(tiny) -> None:
     (tiny.results.parent / "Dataset005_Elsewhere").mkdir(parents=True)
     with pytest.raises(UserError, match=r"Dataset005_Elsewhere is neither in .*preprocessed nor, .*raw; set"):
         load_plan("5", "nnUNetPlans")
 
 
-def test_a_missing_plan_names_the_plans_that_there_are(tiny) -> None:
+def test_a_missing_plan_is_answered_with_the_existing_plans(tiny) -> None:
     with pytest.raises(
         UserError, match=r"Other.json does not exist; .*, or choose an existing plan with -p: nnUNetPlans$"
     ):
@@ -150,7 +150,7 @@ def test_a_missing_plan_names_the_plans_that_there_are(tiny) -> None:
 
 
 @pytest.mark.parametrize(("masks", "step"), [(True, "nnUNetv2_preprocess -d 999 -plans_name"), (False, "")])
-def test_a_configuration_that_is_not_preprocessed_gets_the_command_that_does(tiny, masks: bool, step: str) -> None:
+def test_a_configuration_without_preprocessed_data_gets_the_preprocessing_command(tiny, masks: bool, step: str) -> None:
     write_raw(tiny, "Dataset999_Tiny", masks)
     expected = f"{step or 'pcrl_nnunet_preprocess -d 999 -p'} nnUNetPlans -c 2d"
     with pytest.raises(UserError, match=f"run {expected} first$"):

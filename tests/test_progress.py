@@ -28,11 +28,11 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         (12_000, "3 h 20 min"),
     ],
 )
-def test_a_duration_is_said_in_words(seconds: float, text: str) -> None:
+def test_a_duration_is_given_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_lines_come_while_it_takes_long_and_none_after(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_printed_during_a_slow_task_and_not_after_it(capsys: pytest.CaptureFixture[str]) -> None:
     with doing("Measuring a step"):
         time.sleep(0.3)
     first, *more = capsys.readouterr().out.splitlines()
@@ -43,14 +43,14 @@ def test_lines_come_while_it_takes_long_and_none_after(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_short_has_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_task_has_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SILENT_SECONDS", 60)
     with doing("Finding the cases"):
         pass
     assert capsys.readouterr().out == "Finding the cases\n"
 
 
-def test_an_empty_line_is_not_said() -> None:
+def test_an_empty_line_is_not_printed() -> None:
     said: list[str] = []
     texts = iter(["", "second", ""])
     with telling(lambda: next(texts, ""), said.append):

@@ -95,7 +95,7 @@ def commands(*pages: str) -> list[str]:
 
 @pytest.fixture
 def home(tmp_path: Path, forked_commands: Path) -> Path:
-    """A user's home folder with what the pages take for granted.
+    """A user's home folder with everything that the pages assume.
 
     Datasets 4 and 16, new and unlabelled scans; dataset 60 without masks and images to classify.
     """
@@ -145,7 +145,7 @@ def environment_in(home: Path, commands: Path) -> dict[str, str]:
 
 
 def run(command: str, environment: dict[str, str], exports: list[str], folder: Path) -> str:
-    """Run one line in bash as a user would; its output."""
+    """Run one line in bash as a user would; return its output."""
     if command.startswith(NEEDS_DEVICE) and not torch.cuda.is_available():
         command += " -device cpu"
     command += SHORTER.get(command, "")
@@ -165,7 +165,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
 
 
 def shorten(preprocessed: Path, features: int | None = None) -> None:
-    """Write a `pcrl` block into every plan, as docs/settings.md says a user may; and if wanted a width."""
+    """Write a `pcrl` block, and optionally a width, into every plan, as docs/settings.md describes."""
     for file in preprocessed.glob("Dataset*/*Plans*.json"):
         plan = json.loads(file.read_text())
         plan["pcrl"] = {**plan.get("pcrl", {}), **SHORT}
@@ -202,7 +202,7 @@ def test_every_command_of_the_pages_runs(home: Path, environment: dict[str, str]
 
 
 def take_for_another_datasets(home: Path) -> None:
-    """The pretraining made so far, where docs/another_network.md has one of another dataset."""
+    """Copy the pretraining made so far to the path of another dataset's one in docs/another_network.md."""
     (made,) = home.glob(
         "nnUNet_results/Dataset004_*/PCRLPretrainTrainer_pcrlv2__nnUNetPlans__*/fold_all/checkpoint_final.pth"
     )
@@ -211,7 +211,7 @@ def take_for_another_datasets(home: Path) -> None:
 
 
 def folders_and_files() -> dict[str, list[str]]:
-    """The folders of docs/files.md and the files that its tables name there."""
+    """The folders of docs/files.md with the files from its tables."""
     found = {}
     for section in read("docs/files.md").split("\n## ")[1:]:
         (folder,) = re.findall(r"^`(nnUNet_\S+)`$", section, re.MULTILINE)
@@ -253,7 +253,7 @@ def test_every_page_with_commands_is_run() -> None:
     assert with_commands == {*PAGES} | NOT_IN_PAGES
 
 
-def test_the_readme_has_the_commands_of_the_pages_in_an_order_that_is_run() -> None:
+def test_the_readme_has_the_pages_commands_in_the_tested_order() -> None:
     run_in_order = commands(*PAGES)
     places = [run_in_order.index(line) for line in commands("README.md") if line not in RUN_ELSEWHERE]
     assert len(places) >= 12
@@ -334,7 +334,7 @@ def sections(document: Path) -> set[str]:
     "document",
     [pytest.param(path, id=path.name) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))],
 )
-def test_the_files_and_sections_that_a_document_links_are_there(document: Path) -> None:
+def test_linked_files_and_sections_of_a_document_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8"))
     wrong = []
     for link in links:

@@ -22,7 +22,7 @@ SPACING = (1.0, 1.0, 1.5)  # mm
 
 
 def ball(number: int) -> np.ndarray:
-    """(Z, Y, X) a ball of some voxels, in another place each."""
+    """(Z, Y, X): a ball of some voxels, each in another place."""
     z, y, x = np.ogrid[: SIZE[2], : SIZE[1], : SIZE[0]]
     inside: np.ndarray = (z - 8) ** 2 + (y - 9 - number % 3) ** 2 + (x - 10) ** 2 < 12
     return inside

@@ -1,4 +1,4 @@
-"""The table of docs/results.md says what the files in docs/evidence/ say, and the pages name each of these files."""
+"""The table of docs/results.md agrees with the files in docs/evidence/, and the pages name each of these files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of settings in a plan, and the frozen dataclasses that take them."""
+"""Blocks of settings in a plan, and their frozen dataclasses."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -70,7 +70,7 @@ def test_values_that_differ_are_named_also_those_within_blocks():
     assert differences(then, then) == {}
 
 
-def test_a_value_that_is_none_differs_from_one_that_is_missing():
+def test_none_differs_from_a_missing_value():
     assert differences({"a": None}, {}) == {"a": (None, None)}
 
 

@@ -1,4 +1,4 @@
-"""A run of Weights & Biases begins with the training, and a trainer that is refused touches no other's run."""
+"""A run of Weights & Biases begins with the training; a refused trainer does not change another run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pcrl_nnunet.trainers import PCRLClassificationTrainer, PCRLFinetuneTrainer,
 
 @pytest.fixture(autouse=True)
 def quick(tiny, monkeypatch):
-    """Pictures take seconds each, and are of other tests."""
+    """Without pictures, which take seconds each and have their own tests."""
     monkeypatch.setattr(Report, "write", lambda *_: None)
     monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
@@ -63,7 +63,7 @@ def test_a_training_begins_one_run_which_gets_all_that_was_logged(tiny, wandb, t
 
 
 @pytest.mark.parametrize("at_work", [True, False])
-def test_a_refused_fine_tuning_begins_no_run_and_leaves_the_folder_as_it_was(tiny, wandb, at_work):
+def test_a_refused_fine_tuning_begins_no_run_and_changes_no_file(tiny, wandb, at_work):
     folder = a_run_at_work(tiny, PCRLFinetuneTrainer) if at_work else tiny.results
     before = files(folder)
     with pytest.raises(SystemExit, match="no pretrained encoder for fold 0"):
@@ -90,14 +90,14 @@ def test_a_continued_training_goes_on_with_its_run(tiny, wandb):
     assert (folder / "wandb" / "latest-run" / "run-abc.wandb").exists()
 
 
-def test_a_run_that_cannot_be_found_to_go_on_with_is_said(tiny, wandb):
+def test_a_missing_run_to_continue_is_named(tiny, wandb):
     folder = a_run_at_work(tiny, PCRLScratchTrainer)
     (folder / "wandb" / "latest-run" / "run-abc.wandb").unlink()
     with pytest.raises(SystemExit, match=r"wandb has no run of Weights & Biases to go on with .*; remove that folder"):
         make(tiny, PCRLScratchTrainer, continues=True).on_train_start()
 
 
-def test_of_several_processes_the_first_has_the_run(tiny, wandb):
+def test_only_the_first_process_has_a_run(tiny, wandb):
     trainer = make(tiny, PCRLScratchTrainer)
     trainer.local_rank = 1
     weights_and_biases.begin(trainer)
@@ -115,13 +115,13 @@ def test_without_the_package_one_sentence_says_so_before_anything_is_made(tiny, 
     assert not tiny.results.exists()
 
 
-def test_a_wrong_value_of_the_switch_is_said(monkeypatch):
+def test_a_wrong_value_of_the_switch_is_refused(monkeypatch):
     monkeypatch.setenv("nnUNet_wandb_enabled", "yes")
     with pytest.raises(UserError, match="nnUNet_wandb_enabled is 'yes'; set it to 1"):
         weights_and_biases.check()
 
 
-def test_a_run_that_cannot_begin_ends_a_fine_tuning_in_a_sentence_and_leaves_nothing(tiny, wandb, monkeypatch):
+def test_a_run_that_fails_to_begin_stops_fine_tuning_and_leaves_nothing(tiny, wandb, monkeypatch):
     def refuses(**_):
         raise RuntimeError("api_key not configured")
 

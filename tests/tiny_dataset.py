@@ -1,4 +1,4 @@
-"""A tiny dataset, as nnU-Net's planning and preprocessing write it: trainings of milliseconds."""
+"""A tiny dataset in the form of nnU-Net's planning and preprocessing, for trainings of milliseconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = [
 
 
 def make_plan(features: Sequence[int] = (4, 8, 8), **pcrl: Any) -> dict[str, Any]:
-    """A plan as nnU-Net reads it, of a network that trains in milliseconds."""
+    """A plan for nnU-Net with a network that trains in milliseconds."""
     n = len(features)
     fullres = {
         "data_identifier": "nnUNetPlans_3d_fullres",
@@ -102,7 +102,7 @@ def write_preprocessed(root: Path) -> Path:
 def write_source(
     home: Path, name: str, images: Mapping[str, np.ndarray], channel: str = "CT", spacing: Sequence[float] = (1, 1, 1)
 ) -> Path:
-    """A raw dataset and the fingerprint of it, all voxels being foreground; returns its preprocessed folder.
+    """A raw dataset and its fingerprint, with all voxels as foreground; returns its preprocessed folder.
 
     Args:
         home: of the folders raw and preprocessed.
@@ -137,7 +137,7 @@ def write_source(
 
 
 def intensities(voxels: np.ndarray) -> dict[str, float]:
-    """What a fingerprint says of the intensities of foreground."""
+    """The foreground intensities of a fingerprint."""
     low, median, high = np.percentile(voxels, (0.5, 50, 99.5))
     return {
         "mean": float(voxels.mean()),

@@ -41,7 +41,7 @@ class CornerViews(Views):
 
 
 class MeanViews(Views):
-    """The first corner of an image, with what was prepared of its case."""
+    """The first corner of an image, with the preparation of its case."""
 
     def __init__(self, plan: PlanFacts, channels: int, scale: float, prepared: Mapping[str, Any]) -> None:
         self.size, self.spacing, self.scale = (8,) * len(plan.patch_size), plan.spacing, scale
@@ -81,7 +81,7 @@ class Mean(Method):
 
 
 class Queue(Method):
-    """Keeps keys of all samples in a queue, as methods with many negatives do."""
+    """Keeps keys of all samples in a queue, like methods with many negatives."""
 
     name, title = "queue", "Queue"
     min_batch_size = (2, "a comparison")

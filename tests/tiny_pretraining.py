@@ -1,4 +1,4 @@
-"""A pretraining of the tiny dataset, as the command makes it."""
+"""A pretraining of the tiny dataset, made like by the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks of nnU-Net, their plans, and checkpoints of pretrainings of them."""
+"""Small networks of nnU-Net, their plans, and checkpoints of their pretrainings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build(name: str = PLAIN, channels: int = 1, **changes: Any) -> Any:
 
 
 def content_of(network: Any, channels: int = 1, name: str = PLAIN, **changes: Any) -> dict[str, Any]:
-    """Return what transfer reads of a pretraining's checkpoint; no parameter of the encoder has its initial value."""
+    """Return the content of a pretraining's checkpoint for transfer; no encoder parameter has its initial value."""
     with torch.no_grad():
         for parameter in network.encoder.parameters():
             parameter.add_(torch.rand_like(parameter))

@@ -1,4 +1,4 @@
-"""Scans without labels beside the tiny dataset, as pcrl_nnunet_preprocess -i writes them."""
+"""Scans without labels beside the tiny dataset, in the form of pcrl_nnunet_preprocess -i."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pcrl_nnunet.ingest.unlabelled import _write_manifest, unlabelled_folder
 
 
 def make_full_plan(num_channels: int = 1, **pcrl: Any) -> dict[str, Any]:
-    """The tiny dataset's plan with all that preprocessing needs."""
+    """The tiny dataset's plan with all entries for preprocessing."""
     plan, resampling = make_plan(**pcrl), {"order": 1, "order_z": 0, "force_separate_z": None}
     statistics = intensities(np.arange(5))
     plan["foreground_intensity_properties_per_channel"] = {str(c): statistics for c in range(num_channels)}

@@ -14,7 +14,7 @@ def of_80():
     return truth, rng.normal(truth, 1.2)
 
 
-def test_the_interval_of_an_auroc_is_that_of_another_bootstrap():
+def test_auroc_interval_agrees_with_scipys_bootstrap():
     truth, score = of_80()
     found = auroc_interval(truth, score, np.arange(80).astype(str))
     other = stats.bootstrap(
@@ -25,7 +25,7 @@ def test_the_interval_of_an_auroc_is_that_of_another_bootstrap():
     assert (found["known"], found["positive"]) == (80, truth.sum())
 
 
-def test_the_interval_of_an_auroc_counts_ties_half_as_its_definition_does():
+def test_auroc_interval_counts_ties_half():
     truth, score = of_80()
     score, groups = np.round(score), np.arange(80) // 2
     rng, drawn = np.random.default_rng(0), []

@@ -1,4 +1,4 @@
-"""Pictures of a classification show what they say."""
+"""Pictures of a classification show the right values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(
     assert "AUROC" in drawn[0].axes[1].get_title("left")
 
 
-def test_a_roc_is_that_of_the_known_samples(drawn: list[Figure]) -> None:
+def test_roc_uses_known_samples_only(drawn: list[Figure]) -> None:
     truth = np.array([[1.0, 1], [0, 1], [1, 1], [0, 1], [np.nan, 1]])
     score = np.array([[0.9, 0.1], [0.4, 0.2], [0.3, 0.3], [0.1, 0.4], [0.99, 0.5]])
     found = {name: {"auroc": 0.75, "low": 0.5, "high": 1.0, "known": 4, "positive": 2} for name in ("a", "b")}

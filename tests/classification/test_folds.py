@@ -19,6 +19,6 @@ def test_classes_of_fewer_cases_than_folds_are_split_by_patient_too(tmp_path):
         assert not patients[0] & patients[1]
 
 
-def test_fewer_patients_than_folds_are_said(tmp_path):
+def test_fewer_patients_than_folds_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"are of 4 patients, too few for nnU-Net's 5 folds; write a splits_final.json"):
         of_patients(tmp_path, [f"c{i},{i % 2},p{i % 4}\n" for i in range(24)])

@@ -32,13 +32,13 @@ def test_one_column_of_other_values_has_classes_that_exclude_each_other(tmp_path
     assert list(table.of_cases(list("abcd"))) == [0, 1, 2]  # of d nothing is known
 
 
-def test_a_number_is_the_same_class_however_it_is_written(tmp_path):
+def test_different_spellings_of_a_number_are_one_class(tmp_path):
     table = read_labels(write(tmp_path, "classes", "case,kind\na,1\nb,1.0\nc,2\nd,\n"))
     assert table.names == ("1", "2")
     np.testing.assert_array_equal(table.value[:3], [[1, 0], [1, 0], [0, 1]])
 
 
-def test_a_comma_at_the_end_of_every_line_is_no_column(tmp_path):
+def test_a_trailing_comma_adds_no_column(tmp_path):
     table = read_labels(write(tmp_path, "classes", "case,a,\nx,1,\ny,0,\n"))
     assert table.names == ("a",)
     assert table.value.tolist() == [[1], [0]]
@@ -84,12 +84,12 @@ def test_points_are_read_as_luna_writes_them(tmp_path):
         ("classes", "case,a\nx,1\ny,NA\n", "'NA' in column a; leave a cell empty where a value is unknown"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path, name, text, message):
+def test_a_wrong_table_is_refused_with_its_fault(tmp_path, name, text, message):
     with pytest.raises(UserError, match=message):
         read_labels(write(tmp_path, name, text))
 
 
-def test_no_table_and_two_tables_are_said(tmp_path):
+def test_a_missing_table_and_two_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no classes.csv or candidates.csv in .*nnUNet_raw"):
         read_labels(str(tmp_path))
     write(tmp_path, "classes", "case,a\nx,1\ny,0\n")

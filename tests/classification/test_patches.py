@@ -78,7 +78,7 @@ def test_the_batch_has_the_voxels_of_the_plans():
 
 @pytest.fixture
 def point_in_an_image_of_places(tmp_path):
-    """A case whose image holds, in three channels, each voxel's place; a point at 9 7 8 (Z Y X), and a loader of it."""
+    """A loader of one point at 9 7 8 (Z Y X); the three channels of its image hold each voxel's position."""
     image = np.indices((18, 16, 20)).astype(np.float32)
     blosc2.asarray(image, urlpath=str(tmp_path / "c.b2nd"))
     geometry = {"origin": (0.0,) * 3, "spacing": (1.0,) * 3, "direction": tuple(np.eye(3).ravel())}

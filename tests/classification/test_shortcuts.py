@@ -15,7 +15,7 @@ def test_a_thumbnail_is_the_mean_of_its_parts():
 
 
 @pytest.mark.parametrize("features", [1, 300])
-def test_what_a_feature_gives_away_is_found_whatever_their_number_and_scale(features):
+def test_informative_features_are_found_at_any_number_and_scale(features):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 200)
     given = rng.normal(size=(200, features)) * 1000
@@ -24,7 +24,7 @@ def test_what_a_feature_gives_away_is_found_whatever_their_number_and_scale(feat
     assert ((found > 0.5) == truth[100:]).mean() > 0.9
 
 
-def test_labels_of_which_one_value_or_none_is_known_are_no_obstacle():
+def test_labels_with_one_known_value_or_none_give_finite_predictions():
     truth = np.array([[1, np.nan, 0, 1], [1, np.nan, np.nan, 0], [1, np.nan, np.nan, 1]])
     found = predict(np.arange(3.0)[:, None], truth, np.arange(2.0)[:, None])
     np.testing.assert_allclose(found[:, :3], [[1, 0.5, 0], [1, 0.5, 0]])

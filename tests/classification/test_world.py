@@ -38,12 +38,12 @@ def test_a_point_of_the_world_is_found_in_the_preprocessed_image(tmp_path, direc
 
 
 def preprocessed(properties, shape):
-    """As nnU-Net's preprocessing leaves them without transposing, cropping or resampling."""
+    """The properties that nnU-Net's preprocessing writes without transposing, cropping or resampling."""
     whole = [[0, n] for n in shape]
     return {**properties, "bbox_used_for_cropping": whole, "shape_after_cropping_and_before_resampling": shape}
 
 
-def test_a_point_is_found_in_2d_images_and_the_third_coordinate_is_not_looked_at(tmp_path):
+def test_a_point_in_2d_images_is_found_from_two_coordinates(tmp_path):
     image = sitk.Image([24, 20], sitk.sitkFloat32)
     image.SetSpacing([0.9, 1.4])
     image.SetOrigin([-30.0, 12.0])

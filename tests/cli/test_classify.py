@@ -109,7 +109,7 @@ CASES = [f"case_{i}" for i in range(8)]
 
 
 def plan_of(folder, kind):
-    """A small network for a table, of a plan with a file of its own, and two folds."""
+    """A plan of a small network for one table, with its own file and two folds."""
     plan = json.loads((folder / "nnUNetPlans.json").read_text())
     kwargs = plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs["features_per_stage"] = [4] * len(kwargs["features_per_stage"])
@@ -127,7 +127,7 @@ def trainer_of(folder, kind, fold, cls=PCRLClassificationScratchTrainer):
 
 
 def run(monkeypatch, command, *arguments):
-    """What a command says as it ends; None: nothing."""
+    """Run a command; return its exit message, or None."""
     monkeypatch.setattr(sys, "argv", [f"pcrl_nnunet_{command.__name__.rsplit('.', 1)[1]}", *arguments])
     try:
         command.main_entry()
@@ -139,7 +139,7 @@ def run(monkeypatch, command, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "candidates"])
 def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_path, capsys, kind):
-    """The same images, from their files: the command's probabilities are those of the trainer's validation."""
+    """For the same images, the command's probabilities equal the trainer's validation."""
     for fold in (1, 0):
         trainer = trainer_of(folder, kind, fold)
         trainer.run_training()

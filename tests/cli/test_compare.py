@@ -222,7 +222,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     assert all(torch.equal(trained[name], scored_again[name]) for name in trained)
 
 
-def test_what_cannot_be_compared_is_refused_in_a_sentence(tiny, monkeypatch, capsys):
+def test_an_impossible_comparison_is_refused_in_a_sentence(tiny, monkeypatch, capsys):
 
     def refused(*arguments):
         monkeypatch.setattr(sys, "argv", ["pcrl_nnunet_compare", "-d", "999", "-device", "cpu", *arguments])

@@ -79,7 +79,7 @@ def write_dicom(image: sitk.Image, folder: Path) -> None:
         writer.Execute(slice_)
 
 
-def test_scans_of_any_type_and_name_become_what_nnunet_would_train_on(
+def test_scans_of_any_type_and_name_get_nnunets_preprocessed_voxels(
     nnunet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = sorted((nnunet / "raw" / NAME / "imagesTr").iterdir())
@@ -151,7 +151,7 @@ def test_too_many_bad_scans_end_with_status_1_and_one_sentence(
         ("-d 321 -pl NoPlanner", "-pl is 'NoPlanner'; expected PCRLPlanner"),
     ],
 )
-def test_wrong_use_is_said_in_one_sentence(nnunet: Path, tmp_path: Path, options: str, sentence: str) -> None:
+def test_wrong_use_ends_with_one_sentence(nnunet: Path, tmp_path: Path, options: str, sentence: str) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(SystemExit) as caught:
         run(*options.format(here=tmp_path).split())
@@ -161,7 +161,7 @@ def test_wrong_use_is_said_in_one_sentence(nnunet: Path, tmp_path: Path, options
     assert "\n" not in message
 
 
-def test_unset_variables_are_said(nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_variables_are_named(nnunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(SystemExit, match="nnUNet_preprocessed is not set"):
         run("-d", "321", "-i", str(tmp_path))

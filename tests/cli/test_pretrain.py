@@ -57,7 +57,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     }  # fmt: skip
 
 
-def test_a_dry_run_measures_what_a_method_prepares(command, tiny, capsys, monkeypatch):
+def test_a_dry_run_measures_the_methods_preparation(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
     monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-method", "mean") == 0
@@ -110,7 +110,7 @@ def test_the_device_is_named_once(command, tiny, capsys, monkeypatch):
     assert max(map(len, out.replace(str(tiny.results), "").splitlines())) < 300  # no settings as Python shows them
 
 
-def test_the_first_lines_say_what_is_trained_and_which_settings_differ(command, tiny, capsys):
+def test_the_first_lines_name_method_plan_and_changed_settings(command, tiny, capsys):
     assert command("-d", "999", *SHORT, "-seed", "3", "-device", "cpu") == 0
     out = capsys.readouterr().out
     assert out.startswith(
@@ -122,7 +122,7 @@ def test_the_first_lines_say_what_is_trained_and_which_settings_differ(command, 
     )
 
 
-def test_after_twenty_steps_the_speed_and_the_time_left_are_printed_in_a_log_too(command, tiny, capsys):
+def test_speed_and_time_left_are_printed_and_logged_after_twenty_steps(command, tiny, capsys):
     assert command("-d", "999", "-epochs", "2", "-iters_per_epoch", "15", "-batch_size", "4", "-device", "cpu") == 0
     pattern = r"\d{4}-\S+ \S+ step 21 of 30: \d\.\d\d s a step, \d+ s left"
     assert len(re.findall(pattern, capsys.readouterr().out)) == 1
@@ -206,7 +206,7 @@ def test_a_finished_pretraining_of_another_plan_or_other_cases_is_refused(comman
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of an older version"])
-def test_a_damaged_final_file_is_kept_when_it_is_overwritten(command, tiny, damage):
+def test_only_overwrite_replaces_a_damaged_final_file(command, tiny, damage):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     content = checkpoint.read(str(path))
@@ -398,7 +398,7 @@ def test_a_progress_picture_that_cannot_be_written_is_a_warning(command, tiny, c
     assert results(tiny) == [checkpoint.FINAL]
 
 
-def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypatch, capsys):
+def test_pretraining_registers_the_package_if_needed_and_reports_it(command, monkeypatch, capsys):
     monkeypatch.setattr(registration, "is_registered", lambda: False)
     monkeypatch.setattr(registration, "register", lambda: ["Registered with nnU-Net: wrote bridge.py"])
     assert command("-d", "999", *SHORT) == 0
@@ -406,7 +406,7 @@ def test_it_registers_where_that_has_not_been_done_and_says_so(command, monkeypa
 
 
 @pytest.mark.parametrize(("local_rank", "calls"), [("0", 1), ("1", 0)])
-def test_of_the_processes_of_a_machine_the_first_registers(command, monkeypatch, local_rank, calls):
+def test_only_the_first_process_of_a_machine_registers(command, monkeypatch, local_rank, calls):
     made: list[str] = []
     monkeypatch.setattr(registration, "is_registered", lambda: False)
     monkeypatch.setattr(registration, "register", lambda: made.append("bridge") or [])
@@ -440,7 +440,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, argu
     assert not tiny.results.exists()
 
 
-def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(command, tiny, monkeypatch):
+def test_a_missing_gpu_given_by_flag_is_an_error(command, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "-device is cuda, but torch finds no such device" in command("-d", "999", "-device", "cuda")
     assert not tiny.results.exists()
@@ -543,7 +543,7 @@ def test_a_dataset_that_is_planned_but_not_preprocessed_is_named(command, tiny):
     assert not tiny.results.exists()
 
 
-def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
+def test_a_wrong_init_is_refused_before_anything_changes(command, tiny):
     folder = folder_of(tiny)
     folder.mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("an interrupted pretraining")
@@ -555,7 +555,7 @@ def test_a_wrong_init_is_said_before_anything_is_touched(command, tiny):
 
 
 @pytest.mark.parametrize("more", [[], ["--c"]])
-def test_what_transfer_has_fitted_is_not_pretrained_over(command, tiny, more):
+def test_pretraining_does_not_overwrite_a_fitted_checkpoint(command, tiny, more):
     folder = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all"
     folder.mkdir(parents=True)
     path = folder / checkpoint.FINAL

@@ -48,7 +48,7 @@ def quick_views(monkeypatch):
 
 
 def an_earlier_run(tiny, kind):
-    """The folder of a pretraining at work, unfinished, finished or fitted, as nnU-Net and the command leave it."""
+    """The folder of a running, unfinished, finished or fitted pretraining, as nnU-Net and the command leave it."""
     folder = folder_of(tiny)
     if kind == "fitted":  # transfer's folder has no method in its name
         folder = folder.parents[1] / folder.parent.name.replace("_pcrlv2", "") / folder.name
@@ -159,7 +159,7 @@ def as_version_0_1_0_wrote_it(tiny):
     return place
 
 
-def test_a_checkpoint_of_version_0_1_0_is_finished_for_c_and_starts_another_one(command, tiny, capsys):
+def test_c_accepts_a_finished_checkpoint_of_version_0_1_0(command, tiny, capsys):
     assert command(*SHORT) == 0
     place = as_version_0_1_0_wrote_it(tiny)
     capsys.readouterr()
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_version_0_1_0_is_finished_for_c_and_starts_another_one(
     assert after["init"]["encoder_share"] == 1
 
 
-def test_an_unfinished_pretraining_of_version_0_1_0_is_not_started_over_by_c(command, tiny):
+def test_c_refuses_an_unfinished_pretraining_of_version_0_1_0(command, tiny):
     state = tiny.results / "PCRLPretrainTrainer__nnUNetPlans__3d_fullres" / "fold_all" / checkpoint.LATEST
     state.parent.mkdir(parents=True)
     state.write_bytes(b"of another version")
@@ -191,9 +191,7 @@ def test_an_unfinished_pretraining_of_version_0_1_0_is_not_started_over_by_c(com
     assert command(*SHORT, "--overwrite") == 0
 
 
-def test_overwrite_keeps_all_of_the_earlier_pretraining_and_its_result_until_there_is_a_new_one(
-    command, tiny, monkeypatch
-):
+def test_overwrite_keeps_the_earlier_pretraining_until_the_new_result_is_written(command, tiny, monkeypatch):
     assert command(*SHORT) == 0
     folder = folder_of(tiny)
     (folder / REPORT).write_text("the first one's")
@@ -235,7 +233,7 @@ def test_overwriting_twice_before_the_end_keeps_each_pretrainings_files_apart(co
     assert not (folder / "old_2" / checkpoint.FINAL).exists()
 
 
-def test_c_goes_on_with_what_was_started_in_the_place_of_another(command, tiny, monkeypatch):
+def test_c_continues_an_interrupted_overwriting(command, tiny, monkeypatch):
     assert command(*SHORT) == 0
     folder = folder_of(tiny)
     with monkeypatch.context() as patch:
@@ -274,7 +272,7 @@ def test_an_overwriting_that_was_stopped_before_its_first_state_brings_everythin
     assert files(folder_of(tiny)) == before
 
 
-def test_an_overwriting_that_was_killed_before_its_first_state_is_started_by_c(command, tiny):
+def test_c_restarts_an_overwriting_killed_before_its_first_state(command, tiny):
     """The result in the folder is still the earlier one, which --c must not take for the new one."""
     assert command(*SHORT) == 0
     output_folder.set_overwriting(folder_of(tiny), True)  # all that a killed start leaves, besides the files put aside
@@ -284,7 +282,7 @@ def test_an_overwriting_that_was_killed_before_its_first_state_is_started_by_c(c
     assert command(*SHORT, "--c", "-seed", "1") == 0  # finished, now
 
 
-def test_an_encoder_that_has_seen_what_the_fold_leaves_out_is_refused(command, tiny):
+def test_an_encoder_that_saw_the_folds_validation_cases_is_refused(command, tiny):
     assert command(*SHORT) == 0
     final = str(folder_of(tiny) / checkpoint.FINAL)
     said = command(*SHORT, "-f", "0", "-init", final)
@@ -294,7 +292,7 @@ def test_an_encoder_that_has_seen_what_the_fold_leaves_out_is_refused(command, t
     assert command(*SHORT, "-f", "1", "-name", "again", "-init", str(folder_of(tiny, fold=1) / checkpoint.FINAL)) == 0
 
 
-def test_weights_and_biases_that_cannot_begin_is_said_and_leaves_nothing(command, tiny, wandb, monkeypatch):
+def test_failed_start_of_weights_and_biases_is_named_and_leaves_nothing(command, tiny, wandb, monkeypatch):
     def refuses(**_):
         raise RuntimeError("api_key not configured")
 
@@ -309,7 +307,7 @@ def test_the_command_to_go_on_overwrites_nothing(command, tiny, capsys, monkeypa
     assert shlex.split(command_to_go_on()) == ["pcrl_nnunet_pretrain", "-d", "999", "-init", "a b.pth", "--c"]
 
 
-def test_c_with_nothing_to_continue_says_loudly_what_it_starts(command, tiny, capsys):
+def test_c_without_a_state_announces_a_new_pretraining(command, tiny, capsys):
     assert command("-d", "999", "-epochs", "2", "-iters_per_epoch", "3", *SHORT[6:], "--c") == 0
     (log,) = folder_of(tiny).glob("training_log_*.txt")
     for said in (capsys.readouterr().out, log.read_text()):
@@ -364,7 +362,7 @@ def test_settings_of_a_copy_are_its_own(command, tiny):
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "", "é"])
-def test_a_name_that_is_no_part_of_a_folders_name_is_refused(command, tiny, name):
+def test_a_name_with_characters_unfit_for_a_folder_is_refused(command, tiny, name):
     before = files(tiny.folder)
     assert f"-name is '{name}'; expected letters, digits, - and _" in command(*SHORT, "-name", name)
     assert files(tiny.folder) == before
@@ -388,7 +386,7 @@ def test_a_copy_of_a_plan_that_was_planned_again_is_refused_by_name(command, tin
     assert not tiny.results.exists()
 
 
-def test_a_copy_whose_data_are_of_another_spacing_by_now_is_refused_by_all(command, tiny, no_trainer):
+def test_every_command_refuses_a_plan_copy_with_outdated_spacing(command, tiny, no_trainer):
     copy = {**make_plan(), "plans_name": "nnUNetPlans_second", "pcrl_copy_of": "nnUNetPlans"}
     (tiny.folder / "nnUNetPlans_second.json").write_text(json.dumps(copy))
     plan_again(tiny, spacing=[2.0, 1.0, 1.0])
@@ -401,7 +399,7 @@ def test_a_copy_whose_data_are_of_another_spacing_by_now_is_refused_by_all(comma
     assert not tiny.results.exists()
 
 
-def test_where_the_plan_cannot_be_written_nothing_is_left_behind(command, tiny, as_users_do, no_trainer):
+def test_an_unwritable_plan_leaves_nothing_behind(command, tiny, as_users_do, no_trainer):
     tiny.folder.chmod(0o555)
     said = command(*SHORT, "-name", "second")
     tiny.folder.chmod(0o755)
@@ -422,7 +420,7 @@ def test_a_named_pretraining_that_cannot_start_and_a_dry_run_leave_no_plan(comma
     assert not tiny.results.exists()
 
 
-def test_a_plan_whose_file_has_another_name_is_not_written_anew(command, tiny):
+def test_a_plan_under_another_file_name_is_not_rewritten(command, tiny):
     (tiny.folder / "nnUNetPlans.json").rename(tiny.folder / "Mine.json")
     before = files(tiny.folder)
     assert command(*SHORT, "-p", "Mine") == 0

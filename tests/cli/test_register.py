@@ -49,7 +49,7 @@ for part in (("training", "nnUNetTrainer"), ("experiment_planning",)):
 
 
 def run(*command: str | Path, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command with neither nnU-Net's variables nor ours set; its output becomes part of a failure."""
+    """Run a command without nnU-Net's variables and ours; a failure shows its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHON"))}
     environment |= {"OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kwargs.pop("env", {})}
     done = subprocess.run(
@@ -60,7 +60,7 @@ def run(*command: str | Path, check: bool = True, **kwargs: Any) -> subprocess.C
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip, but not in continuous integration: there it would hide that nothing was tested."""
+    """Skip the test; in continuous integration, fail, so that a missing test is seen."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -99,7 +99,7 @@ class Environment:
         return run(*self.as_user, script, *flags, check=False, cwd=self.folder, **kwargs)
 
     def execute(self, code: str, **environ: str) -> str:
-        """What the code, run in a process of its own, prints."""
+        """Run the code in its own process; return the output."""
         return self.fork(code, self.site_packages, environ)[1]
 
     def trainer(self, name: str, **environ: str) -> str:
@@ -107,7 +107,7 @@ class Environment:
         return self.execute(NAME_TRAINER.format(name), **environ).strip().splitlines()[-1]
 
     def planner(self, name: str) -> str:
-        """Module and name of the planner that nnU-Net finds, or two times None."""
+        """Module and name of the planner that nnU-Net finds, or None twice."""
         return self.execute(NAME_PLANNER.format(name)).strip().splitlines()[-1]
 
 
@@ -162,7 +162,7 @@ def environment(dependencies: Path, fork: Callable[..., tuple[int, str]]) -> Ite
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder but compiled ones."""
+    """All files below the folder except compiled ones."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
@@ -204,7 +204,7 @@ def test_released_nnunet_finds_our_classes_from_registering_to_undoing(
     assert made.register("--undo").stdout == "Nothing to undo: not registered.\n"
 
 
-def test_nnunet_is_as_before_once_our_package_is_uninstalled_and_says_so_when_it_is_broken(
+def test_a_broken_package_raises_and_an_uninstalled_one_leaves_stock_nnunet(
     environment: Callable[..., Environment], packages: Packages
 ) -> None:
     made = environment(packages.nnunet_wheel, packages.ours)
@@ -224,9 +224,7 @@ def test_nnunet_is_as_before_once_our_package_is_uninstalled_and_says_so_when_it
     assert made.execute(ALL_STOCK_CLASSES) == stock
 
 
-def test_bridges_cost_stock_look_ups_no_import_of_ours(
-    environment: Callable[..., Environment], packages: Packages
-) -> None:
+def test_stock_look_ups_import_none_of_our_modules(environment: Callable[..., Environment], packages: Packages) -> None:
     made = environment(packages.nnunet_wheel, packages.ours)
     assert made.register().returncode == 0
     code = (
@@ -237,7 +235,7 @@ def test_bridges_cost_stock_look_ups_no_import_of_ours(
     assert run(made.python, "-I", "-c", code).stdout.strip() == "True set()"
 
 
-def test_editable_nnunet_finds_our_classes_and_an_orphan_of_a_released_one_is_named_and_mended(
+def test_editable_nnunet_finds_our_classes_and_orphaned_bridges_are_repaired(
     environment: Callable[..., Environment], packages: Packages
 ) -> None:
     made = environment(packages.nnunet_wheel, packages.ours)
@@ -268,7 +266,7 @@ def test_editable_nnunet_finds_our_classes_and_an_orphan_of_a_released_one_is_na
     assert not list(packages.nnunet_sdist.rglob("*pcrl*"))
 
 
-def test_registering_mends_an_orphan_too_and_leaves_what_others_put_there(
+def test_registering_repairs_an_orphan_and_keeps_foreign_files(
     environment: Callable[..., Environment], packages: Packages
 ) -> None:
     made = environment(packages.ours)
@@ -293,7 +291,7 @@ def test_registering_mends_an_orphan_too_and_leaves_what_others_put_there(
 
 
 def other_user(environment: Environment) -> tuple[str, ...]:
-    """The command by which a user without rights runs the environment; none is needed where we are no root."""
+    """The command prefix that runs the environment as an unprivileged user; empty unless we are root."""
     if os.getuid() != 0:
         return ()
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")

@@ -52,7 +52,7 @@ def pretrained(tiny, tmp_path, plan=None, seed=0, init=None):
 
 
 def two_channel_target(tiny):
-    """The tiny dataset with two channels, and a plan of other kernels, with a stage fewer than DEEPER."""
+    """The tiny dataset with two channels, and a plan with other kernels and one stage fewer than DEEPER."""
     plan = make_plan()
     plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["kernel_sizes"][0] = [1, 3, 3]
     plan["configurations"]["3d_fullres"]["normalization_schemes"] *= 2
@@ -74,7 +74,7 @@ def trainer_of(cls, tiny, plan):
     return trainer
 
 
-def test_it_writes_a_plan_of_the_same_data_the_fitted_file_and_the_table(command, tiny, tmp_path, capsys):
+def test_transfer_writes_plan_fitted_file_and_table(command, tiny, tmp_path, capsys):
     source = pretrained(tiny, tmp_path, make_plan(features=DEEPER))
     plan = two_channel_target(tiny)
     stock = (tiny.folder / "nnUNetPlans.json").read_bytes()
@@ -121,7 +121,7 @@ def test_our_trainer_and_stock_nnunet_start_from_the_same_encoder(command, tiny,
         assert f"Adapted by pcrl_nnunet_transfer from {source}" in log.read()
 
 
-def test_the_same_command_again_is_no_error_but_another_encoder_needs_another_name(command, tiny, tmp_path):
+def test_repeating_the_command_succeeds_and_another_encoder_needs_another_name(command, tiny, tmp_path):
     first, second = pretrained(tiny, tmp_path), pretrained(tiny, tmp_path, seed=1)
     assert command("-i", first, "-d", "999", "-name", "a") == 0
     before = target_file(tiny, "a").read_bytes()
@@ -131,7 +131,7 @@ def test_the_same_command_again_is_no_error_but_another_encoder_needs_another_na
     assert command("-i", second, "-d", "999", "-name", "b") == 0
 
 
-def test_a_block_that_was_edited_since_is_no_other_plan_and_stays(command, tiny, tmp_path):
+def test_an_edited_block_is_kept_when_the_command_is_repeated(command, tiny, tmp_path):
     source = pretrained(tiny, tmp_path)
     assert command("-i", source, "-d", "999", "-name", "a") == 0
     file = tiny.folder / "nnUNetPlans_a.json"
@@ -149,7 +149,7 @@ def test_another_plan_of_that_name_is_not_replaced(command, tiny, tmp_path):
     assert not target_file(tiny, "mine").exists()
 
 
-def test_where_stages_are_missing_fine_tuning_is_told_to_accept_it(command, tiny, tmp_path, capsys):
+def test_the_new_plan_allows_a_partial_encoder_if_stages_are_missing(command, tiny, tmp_path, capsys):
     source = pretrained(tiny, tmp_path, make_plan(features=(4, 8)))
     assert command("-i", source, "-d", "999", "-name", "short") == 0
     assert "not in the checkpoint" in capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
         (["-p", "Wide"], "Wide of a PlainConvUNet in 3D with 4, 8, 32 features; it would load into -c 3d_fullres"),
     ],
 )
-def test_mistakes_are_said_in_a_sentence_and_nothing_is_written(command, tiny, tmp_path, arguments, message):
+def test_mistakes_end_with_a_sentence_and_nothing_is_written(command, tiny, tmp_path, arguments, message):
     source = pretrained(tiny, tmp_path)
     wide = {**make_plan(features=(4, 8, 32)), "plans_name": "Wide"}
     (tiny.folder / "Wide.json").write_text(json.dumps(wide))
@@ -198,9 +198,7 @@ def everything_in(tiny):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_plan_that_cannot_be_written_is_named_and_no_checkpoint_without_it_is_left(
-    command, tiny, tmp_path, as_users_do, again
-):
+def test_an_unwritable_plan_is_named_and_leaves_no_checkpoint(command, tiny, tmp_path, as_users_do, again):
     source = pretrained(tiny, tmp_path)
     if again:  # the checkpoint of an earlier call is there, its plan was removed
         assert command("-i", source, "-d", "999", "-name", "a") == 0
@@ -217,7 +215,7 @@ def test_a_plan_that_cannot_be_written_is_named_and_no_checkpoint_without_it_is_
 
 
 @pytest.mark.parametrize("what", ["table", "checkpoint", "folder"])
-def test_where_the_results_cannot_be_written_no_plan_is_left(command, tiny, tmp_path, as_users_do, monkeypatch, what):
+def test_unwritable_results_leave_no_plan(command, tiny, tmp_path, as_users_do, monkeypatch, what):
     source = pretrained(tiny, tmp_path)
     tiny.results.mkdir(exist_ok=True, parents=True)
     before = everything_in(tiny)

@@ -40,7 +40,7 @@ def test_unknown_arms_and_settings_are_named():
     assert list(choose_arms(["mine"], {"mine": {"pretraining": "pcrlv2"}}, known)) == ["scratch", "mine", "pcrlv2"]
 
 
-def test_every_method_and_the_control_have_an_arm_with_the_recipe_of_pretrained_networks():
+def test_every_method_and_the_control_have_an_arm_with_recipe_pretrained():
     known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
     for name in names():
         arm = known[f"{name}_pretrained"]
@@ -60,7 +60,7 @@ def test_every_method_and_the_control_have_an_arm_with_the_recipe_of_pretrained_
 SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}
 
 
-def test_segmentations_have_semi_supervised_arms_and_classifications_have_not():
+def test_only_segmentations_have_semi_supervised_arms():
     plan = facts(make_plan())
     known = built_in_arms(plan, "pcrlv2", 8)
     assert known.keys() >= SEMI_ARMS
@@ -75,7 +75,7 @@ def test_segmentations_have_semi_supervised_arms_and_classifications_have_not():
         choose_arms(["mine"], {"mine": {"semi": {}}}, classifying)
 
 
-def test_semi_supervised_arms_that_cannot_be_are_one_sentence():
+def test_impossible_semi_supervised_arms_end_with_one_sentence():
     known = built_in_arms(facts(make_plan()), "pcrlv2", 8)
     for own, sentence in (
         ({"pretrain": None, "pseudo_labels": True, "semi": {}}, r"has pseudo_labels and semi; it can do only one"),
@@ -101,7 +101,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_ablations_are_those_of_the_papers_tables(name):
+def test_the_ablations_match_the_papers_tables(name):
     plan = make_plan(features=(4, 4, 4, 8, 8, 8))
     plan["configurations"]["3d_fullres"]["patch_size"] = [64, 64, 64]
     plan["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [90.0, 90.0, 90.0]

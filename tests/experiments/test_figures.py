@@ -1,4 +1,4 @@
-"""Pictures show what they say."""
+"""Pictures of a comparison show the right values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_arm_has_one_colour_in_all_panels(tmp_path, monkeypatch):
 
 
 def test_an_arm_has_the_same_colour_in_all_pictures_of_a_comparison(drawn: list[Figure]) -> None:
-    """In whatever order they come; the control has the first colour also where another's name comes before."""
+    """The order of the arms does not matter; the control always has the first colour."""
     run = (np.arange(1, 4), np.array([0.1, 0.2, 0.3]))
     runs = pd.DataFrame({"method": ["b", "scratch", "a"], "labelled": 5, "seed": 0, "points": 50.0})
     figures.label_efficiency(runs, "Dice", 0.0, "title", "x.png")
@@ -63,8 +63,8 @@ def test_panels_of_many_numbers_of_labels_are_in_rows_of_two(drawn: list[Figure]
         assert {axis.get_gridspec().get_geometry() for axis in figure.axes} == {(3, 2)}
 
 
-def test_without_a_curve_there_is_no_picture_and_a_reason() -> None:
-    """An error that the report of a comparison catches: where only shortcuts are done there are no curves."""
+def test_missing_curves_raise_an_error_with_the_reason() -> None:
+    """The report of a comparison catches this error: if only shortcuts are finished, there are no curves."""
     with pytest.raises(LookupError, match="no finished run has a curve"):
         figures.score_while_training({}, "Dice", "title", "x.png")
     with pytest.raises(LookupError, match="no finished run has a curve"):
@@ -96,7 +96,7 @@ def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:
 
 
 @pytest.mark.parametrize(("areas", "shown"), [([0, 2, 3, 1, 0], 2), ([0, 2, 2, 2, 0], 2), ([0, 0, 0], 1)])
-def test_the_example_is_the_slice_with_the_most_truth_and_of_several_the_middle_one(
+def test_the_example_is_the_middle_one_of_slices_with_most_truth(
     areas: list[int], shown: int, drawn: list[Figure]
 ) -> None:
     image = np.random.default_rng(0).random((len(areas), 4, 4))

@@ -1,4 +1,4 @@
-"""Notes on the length of the trainings and on the control that is no other."""
+"""Notes on the length of the trainings and on a control that equals another arm."""
 
 import json
 import re

@@ -44,7 +44,7 @@ def test_other_settings_are_refused_once_something_was_trained(layout):
 
 @pytest.mark.parametrize("protocol", ["all", "semi"])
 def test_other_settings_are_refused_for_new_runs_too(layout, protocol):
-    """One table has one budget, whichever numbers of labels and methods were added by which call."""
+    """All runs of one table have the same budget, even if several calls added them."""
     own, same = {"mine": {"pretrain": None, "finetune": {"epochs": 3}}}, {"finetune": {"iters_per_epoch": 4}}
     begun = layout(protocol, methods=["mine"], own=own, settings=same)
     prepare(begun, [Run("scratch", 2, 0), Run("mine", 2, 0)])
@@ -208,7 +208,7 @@ def plans_of_all(layout, run):
     return plans_of(layout, run)
 
 
-def test_a_comparison_that_was_begun_before_there_were_semi_supervised_arms_goes_on(layout):
+def test_a_comparison_begun_by_an_older_version_accepts_semi_supervised_arms(layout):
     settings = {"finetune": {"epochs": 2}}
     begun = layout(methods=["pcrlv2"], settings=settings)
     prepare(begun, RUNS[:1])

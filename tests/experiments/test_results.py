@@ -1,4 +1,4 @@
-"""What is collected of finished runs, and what the pictures show of them."""
+"""The results of finished runs, and their pictures."""
 
 import json
 from pathlib import Path

@@ -27,7 +27,7 @@ def test_the_table_has_the_paired_difference_with_an_interval():
     assert rows.loc["scratch", "sd"] == pytest.approx(expected.std())
 
 
-def test_finding_nothing_where_nothing_is_counts_as_right():
+def test_an_empty_prediction_of_an_empty_truth_counts_as_right():
     given = dice_table(0.0).query("label == 'a'").copy()
     empty = given["case"].isin([f"case_{i}" for i in range(20)])
     given.loc[empty & (given["method"] == "scratch"), "dice"] = np.nan  # nnU-Net's: rightly nothing
@@ -42,7 +42,7 @@ def dice_of(truth, prediction):
 
 
 def test_blind_predictions_count_as_nothing_learned():
-    """Labels at random, in shares from one label everywhere to few voxels, on truths of small and of large labels."""
+    """Random labels, from one label everywhere to few voxels, against small and large true labels."""
     rng = np.random.default_rng(0)
     truths = {f"case_{i}": rng.choice(3, 20000, p=[0.75, 0.2, 0.05]) for i in range(12)}
     shares = {(case, name): (t == label).mean() for case, t in truths.items() for name, label in (("a", 1), ("b", 2))}

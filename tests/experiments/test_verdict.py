@@ -1,4 +1,4 @@
-"""Verdicts, and notes on what was not learned."""
+"""Verdicts, and notes on networks that learned nothing."""
 
 import re
 
@@ -60,7 +60,7 @@ def test_the_verdict_takes_the_better_control():
 
 @pytest.mark.parametrize(("of_scratch", "of_stock"), [(range(5), [4]), (range(5), [7, 8, 9]), ([0, 1], [3, 4])])
 def test_a_control_with_few_or_other_subsets_decides_nothing(of_scratch, of_stock):
-    """Easy subsets, on which it has a higher mean than scratch has on all."""
+    """On these easy subsets the control has a higher mean than scratch on all subsets."""
     given = dice_table(0.03, noise=1e-4)
     scratch = given.query("method == 'scratch'")
     stock = scratch[scratch["seed"] < len(of_stock)].assign(method="stock")
@@ -110,7 +110,7 @@ def test_networks_that_learned_nothing_are_named_beside_others():
     assert said(scores).startswith("With 10 labels some networks learned nothing (scratch: 0.0, other: 0.0); without")
 
 
-def test_a_shortcut_is_no_network_that_learned():
+def test_a_shortcut_does_not_count_as_a_learned_network():
     given = predictions()
     given.loc[given["method"] == "scratch", "score"] = 0.5
     scores = AurocScores(given.replace({"method": {"pcrlv2": "thumbnail"}}), OF_THREE)

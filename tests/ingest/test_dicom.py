@@ -1,4 +1,4 @@
-"""DICOM files become volumes as their headers say, or are refused."""
+"""DICOM files become volumes according to their headers, or are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_damaged_slice_is_named_and_leaves_a_gap(tmp_path: Path) -> None:
 
 
 def read_only(folder: Path) -> Voxels:
-    """The only scan of a folder, as it is stored."""
+    """Read the only scan of a folder, as stored."""
     target = target_for(orientation="LPS")
     return read_scan(only_scan(folder, target), target.images)
 
@@ -126,7 +126,7 @@ def test_monochrome1_of_mr_is_inverted(tmp_path: Path, multi: bool) -> None:
     np.testing.assert_array_equal(read_only(tmp_path).data[0], 65535.0 - volume())
 
 
-def test_monochrome1_of_ct_is_refused_as_nobody_can_tell_its_values(tmp_path: Path) -> None:
+def test_monochrome1_ct_is_refused(tmp_path: Path) -> None:
     dicom_series(tmp_path, volume(), PhotometricInterpretation="MONOCHROME1")
     assert reasons(tmp_path, target_for()) == [
         ("MONOCHROME1 in CT: whether its values are inverted cannot be told", True)
@@ -173,7 +173,7 @@ def test_frames_of_one_file_are_refused_as_single_ones_are(
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "a colour image"),
     ],
 )
-def test_what_is_no_volume_is_left_out_by_name_beside_a_ct(tmp_path: Path, header: dict[str, Any], said: str) -> None:
+def test_non_volumes_beside_a_ct_are_left_out_by_name(tmp_path: Path, header: dict[str, Any], said: str) -> None:
     dicom_series(tmp_path, volume())
     frames = {"ImagePositionPatient": [0, 0, 0], "SeriesInstanceUID": "1.2.3.5"}
     dicom_file(tmp_path / "other.dcm", volume(), **{**frames, **header})
@@ -185,7 +185,7 @@ def test_what_is_no_volume_is_left_out_by_name_beside_a_ct(tmp_path: Path, heade
     assert not bad
 
 
-def test_dicom_that_is_no_image_is_skipped_by_its_kind(tmp_path: Path) -> None:
+def test_non_image_dicom_is_skipped_and_its_kind_is_named(tmp_path: Path) -> None:
     dicom_file(tmp_path / "a", volume(), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Rows=None, Columns=None)
     assert reasons(tmp_path, target_for()) == [("DICOM, but not an image (Basic Text SR)", False)]
 
@@ -231,7 +231,7 @@ def test_sideways_drift_without_a_tilt_is_shifted_back_too(tmp_path: Path) -> No
         np.testing.assert_allclose(data[k, :, 2 * k : 2 * k + 14], shifted[k], atol=1e-3)
 
 
-def test_positions_that_are_rounded_are_no_drift(tmp_path: Path) -> None:
+def test_rounded_positions_do_not_count_as_drift(tmp_path: Path) -> None:
     dicom_series(tmp_path, volume(), step=(0.002, -0.003, 2.5))
     voxels = read_only(tmp_path)
     assert voxels.notes == []
@@ -245,7 +245,7 @@ def test_a_tilt_that_the_positions_do_not_have_is_refused(tmp_path: Path) -> Non
     assert bad
 
 
-def test_a_slice_that_is_there_twice_counts_once_and_is_said(tmp_path: Path) -> None:
+def test_a_duplicate_slice_counts_once_with_a_note(tmp_path: Path) -> None:
     paths = dicom_series(tmp_path, volume())
     shutil.copy(paths[7], tmp_path / "IM0007 (1).dcm")
     found = find_scans(str(tmp_path), target_for())
@@ -366,7 +366,7 @@ def test_a_series_that_is_inverted_in_part_is_refused(tmp_path: Path) -> None:
 
 
 def test_directions_that_differ_by_rounding_are_one_stack(tmp_path: Path) -> None:
-    """0.005 is where rounding to two digits changes."""
+    """Rounding to two digits changes at 0.005."""
     for k, pixels in enumerate(volume()):
         orientation = [1, 0.005 + (-1) ** k * 1e-5, 0, -0.005, 1, 0]
         dicom_file(tmp_path / f"{k}.dcm", pixels, ImagePositionPatient=[0, 0, k], ImageOrientationPatient=orientation)

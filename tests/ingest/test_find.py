@@ -31,7 +31,7 @@ def test_scans_are_found_at_any_depth_and_other_files_are_counted(tmp_path: Path
     assert [(s.reason, s.bad) for s in found.set_aside] == [("a folder of labels", False)]
 
 
-def test_endings_in_capitals_and_links_in_a_circle_are_no_trouble(tmp_path: Path) -> None:
+def test_capital_endings_and_circular_links_are_handled(tmp_path: Path) -> None:
     Path(write(phantom(), tmp_path / "data" / "a.nii.gz")).rename(tmp_path / "data" / "A.NII.GZ")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "data")
@@ -131,7 +131,7 @@ def test_colours_are_the_channels_of_a_2d_dataset_that_has_three(tmp_path: Path)
         ("NaturalImage2DIO", ".png", ["a.dcm", "b.jpg", "c.nii"], "the dataset takes 2D images (.png, .bmp, .tif)"),
     ],
 )
-def test_images_of_another_kind_are_told_what_the_dataset_takes(
+def test_unsuitable_images_are_listed_with_the_expected_type(
     tmp_path: Path, reader: str, ending: str, given: list[str], takes: str
 ) -> None:
     for name in given:
@@ -160,7 +160,7 @@ def test_channels_with_other_numbers_are_named(numbers: list[str], said: str) ->
     assert misnumbered(Scan("a", files, "plan", own=True), target_for(channels=2).images) == said
 
 
-def test_a_folder_of_labels_is_left_out_and_an_unlabelled_one_is_not(tmp_path: Path) -> None:
+def test_only_folders_of_labels_are_left_out(tmp_path: Path) -> None:
     for folder in ("labelsTr", "labelsTs", "unlabelled", "labelled"):
         write(phantom(), tmp_path / folder / "a.nii.gz")
     found = find_scans(str(tmp_path), target_for())

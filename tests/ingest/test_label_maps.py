@@ -13,14 +13,14 @@ RNG = np.random.default_rng(0)
 
 
 def parcels(number: int) -> np.ndarray:
-    """Every voxel has the number of the nearest of some random points, as a brain atlas."""
+    """A label map like a brain atlas: every voxel has the number of its nearest random point."""
     points = RNG.random((number, 3)) * SHAPE
     grid = np.stack(np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]], axis=-1)
     return np.stack([((grid - p) ** 2).sum(-1) for p in points]).argmin(0).astype(np.float32)
 
 
 def scan(values: float) -> np.ndarray:
-    """Smooth anatomy with noise, in so many whole numbers."""
+    """Smooth anatomy with noise, in the given number of whole numbers."""
     smooth = gaussian_filter(RNG.normal(size=SHAPE), 3)
     noisy = smooth / smooth.std() + RNG.normal(size=SHAPE) / 5
     return np.round(values * (noisy - noisy.min()) / np.ptp(noisy)).astype(np.float32)
@@ -39,11 +39,11 @@ def test_one_organ_in_empty_space_is_a_label_map() -> None:
 
 @pytest.mark.parametrize("values", [30, 255, 4000])
 @pytest.mark.parametrize("named", [False, True])
-def test_scans_of_whole_numbers_are_no_label_maps(values: float, named: bool) -> None:
+def test_whole_number_scans_do_not_look_like_label_maps(values: float, named: bool) -> None:
     assert not looks_like_labels(scan(values), named)
 
 
-def test_clipped_and_masked_scans_are_no_label_maps() -> None:
+def test_clipped_and_masked_scans_do_not_look_like_label_maps() -> None:
     image = np.clip(scan(255), 90, 160)  # air and bone are flat
     image[:, :8] = image[:, -8:] = 0  # and so is what lies around a brain
     assert not looks_like_labels(image, named=True)
@@ -82,5 +82,5 @@ def test_a_name_makes_frayed_labels_a_label_map() -> None:
         ("segovia/scan.nii.gz", ""),
     ],
 )
-def test_only_a_whole_part_of_a_name_says_that_it_is_a_label_map(path: str, word: str) -> None:
+def test_label_words_count_only_as_whole_parts_of_a_name(path: str, word: str) -> None:
     assert label_word(path) == word

@@ -19,7 +19,7 @@ from pcrl_nnunet.ingest.scans import ImageFormat, Scan, Unusable
 
 
 def body(lungs=True):
-    """A bright ellipsoid in the dark, with two dark holes in it as lungs are."""
+    """A bright ellipsoid on a dark background, with two dark holes like lungs."""
     z, y, x = np.ogrid[:20, :40, :40]
     inside = ((y - 20) / 16) ** 2 + ((x - 20) / 18) ** 2 + 0 * z < 1
     image = np.where(inside, 40.0, -1000.0)
@@ -29,7 +29,7 @@ def body(lungs=True):
     return image[None] + np.random.default_rng(0).normal(scale=10, size=(1, 20, 40, 40)), inside
 
 
-def test_the_foreground_is_the_body_with_what_it_surrounds():
+def test_the_foreground_is_the_body_with_its_holes_filled():
     image, inside = body()
     assert (foreground(image.astype(np.float32)) != inside).mean() < 1e-3  # of the noise a voxel or two
 
@@ -108,7 +108,7 @@ def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """Plans a raw dataset of as many images, some of them bad; nnU-Net's part only notes what it is given."""
+    """Plans a raw dataset with the given number of images, some of them bad; nnU-Net's part only records its input."""
     raw, given = tmp_path / "raw" / "Dataset005_Bodies", []
 
     def plan(images, bad=0, fails=False):
@@ -136,7 +136,7 @@ def planned(tmp_path, monkeypatch):
     return plan
 
 
-def test_bad_images_are_left_out_of_what_nnunet_is_given(planned):
+def test_bad_images_are_not_passed_to_nnunet(planned):
     bad, (given,) = planned(11, bad=1)
     assert [os.path.basename(found.where) for found in bad] == ["case_00_0000.nii.gz"]
     assert given["imagesTr"] == [f"case_{i:02}_0000.nii.gz" for i in range(1, 11)]
@@ -161,19 +161,19 @@ def test_images_that_nnunet_would_not_see_or_with_an_absurd_spacing_are_named(pl
     assert "case_05_0000.nii.gz" not in given[-1]["imagesTr"]
 
 
-def test_where_many_images_are_bad_nothing_is_planned_and_the_good_masks_are_kept(planned):
+def test_too_many_bad_images_stop_planning_and_keep_good_masks(planned):
     with pytest.raises(UserError, match=r"2 of 11 images are bad, over 10%: mend or remove them.*case_0"):
         planned(11, bad=2)
     assert len(list(planned.masks.rglob("labelsTr/*.nii.gz"))) == 9
 
 
-def test_where_no_image_can_be_read_that_is_said(planned, capsys):
+def test_unreadable_images_alone_end_with_a_sentence(planned, capsys):
     with pytest.raises(UserError, match=r"none of the 3 images can be read, the first is .*case_00_0000.nii.gz"):
         planned(3, bad=3)
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_where_nnunet_fails_the_masks_are_kept_and_not_made_again(planned):
+def test_masks_are_kept_and_reused_after_nnunet_fails(planned):
     with pytest.raises(UserError, match="ended with status 1"):
         planned(3, fails=True)
     masks = {path: path.stat().st_mtime_ns for path in planned.masks.rglob("labelsTr/*.nii.gz")}

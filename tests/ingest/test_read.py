@@ -1,4 +1,4 @@
-"""Reading scans as the plan's own reader would, or refusing them."""
+"""Scans are read like by the plan's own reader, or refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_dicom_is_turned_as_a_reorienting_reader_turns_nifti(tmp_path: Path) -> 
     np.testing.assert_array_equal(data, expected)
 
 
-def test_the_orientation_is_that_of_most_images_of_the_dataset(tmp_path: Path) -> None:
+def test_the_orientation_follows_most_images_of_the_dataset(tmp_path: Path) -> None:
     for k, orientation in enumerate(["RAS", "LPS", "RAS"]):
         write(phantom(orientation=orientation), tmp_path / "imagesTr" / f"case_{k}_0000.nii.gz")
     plain = target_for()
@@ -68,7 +68,7 @@ def test_the_orientation_is_that_of_most_images_of_the_dataset(tmp_path: Path) -
     assert sorted(target.own_images.values()) == ["case_0", "case_1", "case_2"]
 
 
-def test_own_scans_are_those_that_nnunet_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_scans_match_nnunets_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b_0000", "b_0001", "a_0001", "a_0000", "no_channel", "c_0000.nii"):
         write(phantom(), tmp_path / "imagesTr" / f"{name}.nii.gz")
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
@@ -156,7 +156,7 @@ def _values(change: Callable[[np.ndarray], object]) -> Callable[[Path], None]:
         ("a.mha", lambda path: write(sitk.JoinSeries([phantom(0), phantom(1)]), path), "2 volumes", False),
     ],
 )
-def test_a_file_that_nothing_can_be_learned_from_is_refused(
+def test_a_useless_file_is_refused(
     tmp_path: Path, name: str, make: Callable[[Path], None], reason: str, bad: bool
 ) -> None:
     make(tmp_path / name)
@@ -169,7 +169,7 @@ def test_a_file_that_nothing_can_be_learned_from_is_refused(
 
 
 def _nifti(voxels: np.ndarray, **header: Any) -> Callable[[Path], None]:
-    """Write a NIfTI file, then numbers into its header that no library would write."""
+    """Write a NIfTI file, then header values that no library would write."""
 
     def write_file(path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
@@ -223,7 +223,7 @@ RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["plan", "itk"])
-def test_every_road_refuses_what_readers_fill_cut_or_replace(
+def test_voxels_filled_cut_or_replaced_by_readers_are_refused_for_every_reader(
     tmp_path: Path, name: str, make: Callable[[Path], None], reason: str, how: str
 ) -> None:
     make(tmp_path / name)
@@ -234,8 +234,8 @@ def test_every_road_refuses_what_readers_fill_cut_or_replace(
         read_scan(scan, target.images)
 
 
-def test_an_image_is_read_from_its_own_file_where_an_unpacked_one_lies_beside_it(tmp_path: Path) -> None:
-    """Of a.nii.gz beside a.nii, ITK alone reads the voxels of a.nii."""
+def test_a_packed_image_beside_an_unpacked_one_is_read_from_its_own_file(tmp_path: Path) -> None:
+    """If a.nii lies beside a.nii.gz, ITK itself reads a.nii instead of a.nii.gz."""
     write(phantom(1), tmp_path / "a.nii")
     write(phantom(2), tmp_path / "a.nii.gz")
     alone = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")))

@@ -1,4 +1,4 @@
-"""Sizes that cannot be are refused with the spacing, the size and the unit, before anything is computed."""
+"""Impossible sizes are refused with spacing, size and unit, before anything is computed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def refusal(shape: tuple[int, ...], spacing: tuple[float, ...], target: Target, 
     return str(caught.value)
 
 
-def test_a_case_as_large_as_the_total_stride_is_taken_and_a_smaller_one_is_not() -> None:
+def test_cases_smaller_than_the_total_stride_are_refused() -> None:
     check_size((2, 4, 4), (2.0, 1.0, 1.0), ["a.mha"], planned())
     assert "a case of 2 x 4 x 3 voxels" in refusal((2, 4, 3), (2.0, 1.0, 1.0), planned())
     assert "needs 2 x 4 x 4 voxels at least" in refusal((1, 4, 4), (2.0, 1.0, 1.0), planned())
 
 
-def test_the_axes_are_those_of_the_plan() -> None:
+def test_sizes_are_checked_in_the_plans_axis_order() -> None:
     target = planned()
     target.plans["transpose_forward"] = [2, 0, 1]
     check_size((4, 4, 2), (1.0, 1.0, 2.0), ["a.mha"], target)
@@ -53,7 +53,7 @@ def test_slices_keep_their_distance_in_2d() -> None:
     assert "needs 2 x 2 voxels at least" in refusal((9, 2, 1), (2.0, 1.0, 1.0), target)
 
 
-def test_the_spacing_and_the_unit_that_was_assumed_are_said(tmp_path: Path) -> None:
+def test_the_refusal_names_the_spacing_and_its_assumed_unit(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4))
     for unit, said in (("unknown", "mm was assumed"), ("micron", "its header says micron")):
         image.header.set_xyzt_units(unit)
@@ -81,7 +81,7 @@ def test_centimetres_or_micrometres_for_millimetres_are_refused(factor: float) -
 
 
 @pytest.mark.parametrize("spacing", [[500.0, 1.0, 1.0], [0.02, 10.0, 10.0], [100.0, 0.5, 0.5]])
-def test_one_axis_that_is_absurd_is_refused(spacing: list[float]) -> None:
+def test_one_absurd_axis_is_refused(spacing: list[float]) -> None:
     with pytest.raises(Unusable, match="are absurd beside"):
         check_spacing(spacing, [2.0, 1.0, 1.0], "most images")
 

@@ -1,4 +1,4 @@
-"""A plan with one dataset's intensities and another's network, and the views that come of it."""
+"""A plan with one dataset's intensities and another one's network, and its views."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: Any, *arguments: str) -> Any:
-    """A command in this process; its exit status, which is an error's sentence."""
+    """Run a command in this process; return its exit status, or the error's sentence."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *arguments])
         try:
@@ -103,7 +103,7 @@ def run(command: Any, *arguments: str) -> Any:
 
 @pytest.fixture
 def lungs_for_liver(home: Path) -> SimpleNamespace:
-    """Three CT of the chest, with files of their own planning beside the fingerprint, and a plan of CT of the liver."""
+    """Three chest CTs with their own planning and fingerprint, and a plan for liver CTs."""
     folder = write_source(home, SOURCE, {f"lung_{k}": lung_ct(k, 24 + 2 * k) for k in range(3)})
     (folder / "nnUNetPlans.json").write_text('{"dataset_name": "of its own"}')
     (folder / "nnUNetPlans_3d_fullres").mkdir()
@@ -119,7 +119,7 @@ def lungs_for_liver(home: Path) -> SimpleNamespace:
 
 
 def described(channel: str = "CT", channels: int = 1, shapes: Any = None, spacings: Any = None) -> Source:
-    """A dataset as its fingerprint tells of it."""
+    """A description of a dataset as its fingerprint gives it."""
     statistics = {"mean": -700.0, "std": 300.0, "percentile_00_5": -950.0, "percentile_99_5": 100.0}
     return Source(
         SOURCE,
@@ -174,7 +174,7 @@ def test_a_plan_for_its_own_dataset_differs_in_names_only(home: Path, monkeypatc
     assert plan == expected
 
 
-def test_space_and_network_are_the_targets_and_intensities_and_channels_the_sources(tmp_path: Path) -> None:
+def test_the_target_gives_space_and_network_the_source_intensities_and_channels(tmp_path: Path) -> None:
     theirs = planned(tmp_path, spacing=[3.0, 1.0, 1.0])
     before, source = copy.deepcopy(theirs), described()
     plan, _ = plan_for(source, theirs)
@@ -223,7 +223,7 @@ def test_the_targets_normalisation_is_taken_where_asked_for_and_channels_agree(t
     assert plan["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"] * 4
 
 
-def test_of_the_targets_settings_those_of_pretraining_come_along(tmp_path: Path) -> None:
+def test_only_pretraining_settings_of_the_target_are_copied(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     views = {"num_local": 3, "global_crop_sizes": [[20, 20, 20]], "local_crop_sizes": [[5, 5, 5]]}
     augmentation = {"p_flip": 0.1}
@@ -269,7 +269,7 @@ def made(folder: Path) -> Path:
     return folder / f"{NAME}_3d_fullres_unlabelled"
 
 
-def test_images_become_what_the_sources_normalisation_makes_of_them(lungs_for_liver: SimpleNamespace) -> None:
+def test_images_get_the_sources_normalisation(lungs_for_liver: SimpleNamespace) -> None:
     assert run(preprocess, "-d", "16", "-target", "42") == 0
     statistics = json.loads((lungs_for_liver.folder / "dataset_fingerprint.json").read_text())[
         "foreground_intensity_properties_per_channel"
@@ -282,7 +282,7 @@ def test_images_become_what_the_sources_normalisation_makes_of_them(lungs_for_li
         np.testing.assert_allclose(voxels, expected, atol=1e-4)
 
 
-def test_what_both_datasets_had_stays_byte_identical(lungs_for_liver: SimpleNamespace, tmp_path: Path) -> None:
+def test_existing_files_of_both_datasets_stay_byte_identical(lungs_for_liver: SimpleNamespace, tmp_path: Path) -> None:
     folders = lungs_for_liver.folder, lungs_for_liver.target, lungs_for_liver.raw
     before = hashes(*folders)
     assert run(preprocess, "-d", "16", "-target", TARGET) == 0
@@ -295,7 +295,7 @@ def test_what_both_datasets_had_stays_byte_identical(lungs_for_liver: SimpleName
 
 
 @pytest.mark.parametrize("when", ["the plan is written", "a case is written"])
-def test_a_failure_midway_leaves_them_so_and_the_next_run_goes_on(
+def test_a_failure_midway_keeps_existing_files_and_the_next_run_continues(
     lungs_for_liver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     folders = lungs_for_liver.folder, lungs_for_liver.target, lungs_for_liver.raw
@@ -344,7 +344,7 @@ def test_a_second_run_makes_nothing_again_and_keeps_an_edited_block(
     assert hashes(lungs_for_liver.folder) == before
 
 
-def test_an_own_image_that_changes_on_its_way_to_another_folder_keeps_its_name(
+def test_a_changed_image_in_a_moved_raw_folder_keeps_its_name(
     lungs_for_liver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(preprocess, "-d", "16", "-target", "42")
@@ -360,7 +360,7 @@ def test_an_own_image_that_changes_on_its_way_to_another_folder_keeps_its_name(
     np.testing.assert_array_equal(one, two)
 
 
-def test_a_plan_that_would_be_another_one_now_is_not_overwritten(lungs_for_liver: SimpleNamespace) -> None:
+def test_an_outdated_plan_is_not_overwritten(lungs_for_liver: SimpleNamespace) -> None:
     run(preprocess, "-d", "16", "-target", "42")
     before = hashes(lungs_for_liver.folder)
     lungs_for_liver.plan["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]
@@ -407,7 +407,7 @@ def test_scans_without_labels_join_the_datasets_own_images(
         ("raw/{}/imagesTr/*", "-d 16 -target 42", "no image of Dataset016_Lungs was found in .*; set nnUNet_raw"),
     ],
 )  # fmt: skip
-def test_wrong_use_is_said_in_one_sentence_and_leaves_nothing_behind(
+def test_wrong_use_ends_with_one_sentence_and_leaves_nothing_behind(
     lungs_for_liver: SimpleNamespace, spoil: str, arguments: str, message: str
 ) -> None:
     for path in lungs_for_liver.home.glob(spoil.format(SOURCE)) if spoil else ():
@@ -432,7 +432,7 @@ def test_an_incomplete_fingerprint_or_images_that_cannot_be_read_are_named(lungs
 
 
 @pytest.mark.parametrize(("channels", "for_channels"), [(1, 1), (4, 1), (1, 4)])
-def test_it_pretrains_and_the_checkpoint_says_what_it_is(
+def test_pretraining_with_a_target_writes_a_described_checkpoint(
     home: Path, capsys: pytest.CaptureFixture[str], channels: int, for_channels: int
 ) -> None:
     write_source(home, SOURCE, {f"brain_{k}": mri(k, 18, channels) for k in range(3)}, "MRI")
@@ -506,7 +506,7 @@ def test_several_datasets_pretrain_one_network(
     assert cases_seen(content, other, one_of_the_other) == ["scan_1"]
 
 
-def test_a_datasets_own_plan_pretrains_on_it_and_on_others_that_were_prepared_for_it(home: Path) -> None:
+def test_a_datasets_own_plan_pretrains_on_several_prepared_datasets(home: Path) -> None:
     other = "Dataset017_Knees"
     for number, name in ((3, SOURCE), (2, other)):
         write_source(home, name, {f"scan_{k}": mri(9 * number + k, 18) for k in range(number)}, "MRI")
@@ -545,7 +545,7 @@ def test_the_plan_by_its_own_name_is_the_same(lungs_for_liver: SimpleNamespace) 
     assert path.parts[-3] == f"PCRLPretrainTrainer_pcrlv2__{NAME}__3d_fullres"
 
 
-def test_what_has_to_be_done_before_pretraining_is_said(lungs_for_liver: SimpleNamespace) -> None:
+def test_missing_steps_before_pretraining_are_named(lungs_for_liver: SimpleNamespace) -> None:
     options = ["-d", "16", "-target", "42", "-device", "cpu"]
     message = run(pretrain, *options, "-p", "Other")
     assert f"Other_for_{TARGET}.json does not exist; run pcrl_nnunet_preprocess -d 16 -target 42 -p Other" in message

@@ -109,7 +109,7 @@ def others(out: Path) -> set[str]:
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 @pytest.mark.parametrize("transpose", [[0, 1, 2], [2, 0, 1]])
-def test_voxels_and_file_layout_are_those_of_nnunets_own_preprocessing(
+def test_voxels_and_file_layout_match_nnunets_own_preprocessing(
     tmp_path: Path, configuration: str, transpose: list[int]
 ) -> None:
     target = replace(make_target(channels=2, transpose_forward=transpose), configuration=configuration)
@@ -147,7 +147,7 @@ def test_the_manifest_says_where_each_case_came_from(tmp_path: Path) -> None:
     assert tuple(case["shape"]) == blosc2.open(str(tmp_path / "out" / "case00.b2nd"), mode="r").shape
 
 
-def test_a_second_run_makes_only_what_is_new_or_changed(tmp_path: Path) -> None:
+def test_a_second_run_makes_only_new_or_changed_cases(tmp_path: Path) -> None:
     scans, out = write_scans(tmp_path / "in", 3), tmp_path / "out"
     run(scans, out)
     before = made(out)
@@ -168,7 +168,7 @@ def test_a_damaged_or_missing_case_is_made_again(tmp_path: Path) -> None:
     assert made(out) == before
 
 
-def test_a_case_whose_scan_has_gone_bad_is_removed(tmp_path: Path) -> None:
+def test_a_case_is_removed_when_its_scan_becomes_unreadable(tmp_path: Path) -> None:
     scans, out = write_scans(tmp_path / "in", 12), tmp_path / "out"
     run(scans, out)
     (scans / "case03_0000.nii.gz").write_text("overwritten")
@@ -262,7 +262,7 @@ def test_a_label_map_is_left_out_by_name_and_a_flag_takes_it(tmp_path: Path) -> 
     assert run(scans, tmp_path / "out", replace(make_target(), takes_label_maps=True)).made == 1
 
 
-def test_a_scan_whose_name_alone_says_label_is_taken_with_a_note(tmp_path: Path) -> None:
+def test_a_scan_named_like_a_label_is_used_with_a_note(tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "unlabelled_001.nii.gz", seed=1)
     write_scan(tmp_path / "in" / "masks" / "a.nii.gz", seed=2)
     summary = run(tmp_path / "in", tmp_path / "out")
@@ -317,7 +317,7 @@ def test_over_ten_percent_bad_stops(tmp_path: Path) -> None:
     assert others(tmp_path / "out") == {MANIFEST, BAD_LIST, ".lock"}
 
 
-def test_one_bad_of_five_does_not_keep_the_others_from_being_made(tmp_path: Path) -> None:
+def test_one_bad_scan_of_five_does_not_stop_the_others(tmp_path: Path) -> None:
     scans, out = write_scans(tmp_path / "in", 4), tmp_path / "out"
     write_bad(scans, 1)
     with pytest.raises(UserError, match="1 of 5 scans are bad"):
@@ -374,7 +374,7 @@ def _from_scratch(scans: Path, out: Path) -> dict[str, bytes]:
     return made(out)
 
 
-def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "out" / "unfinished" / "case00").mkdir(parents=True)
     (tmp_path / "out" / "unfinished" / "case00" / "case00.b2nd").write_bytes(b"half")
     run(write_scans(tmp_path / "in", 1), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Cases on disk, and what is read of them."""
+"""Cases on disk, and the parts that are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_cases_are_the_images_in_order_of_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "missing"])
-def test_a_folder_without_cases_says_what_to_run(tmp_path: Path, name: str) -> None:
+def test_an_empty_folder_names_the_command_to_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"no preprocessed images in .*: run nnUNetv2_preprocess"):
         find_cases(str(tmp_path / name))
 

@@ -22,7 +22,7 @@ from pcrl_nnunet.pretraining.cases import PretrainingCases
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes a case of noise in a file of its own."""
+    """Writes a case of noise to its own file."""
 
     def make(name, seed, shape=(1, 6, 7, 8), ending=".b2nd"):
         voxels, path = np.random.default_rng(seed).normal(size=shape).astype(np.float32), str(tmp_path / name) + ending
@@ -44,8 +44,8 @@ def test_copies_are_found_whatever_the_form_of_the_preprocessed_file(make):
     assert find_copies([], originals) == find_copies(found, []) == {}
 
 
-def test_images_that_differ_outside_of_their_centre_are_no_copies(tmp_path):
-    """A fingerprint is of the central 64 voxels an axis: constant ones, where an image is saturated or masked."""
+def test_images_that_differ_outside_their_centre_do_not_count_as_copies(tmp_path):
+    """A fingerprint covers the central 64 voxels of each axis. They may be constant in saturated or masked images."""
     cases = []
     for seed in range(2):
         voxels = np.random.default_rng(seed).normal(size=(1, 1, 200, 200)).astype(np.float32)
@@ -60,7 +60,7 @@ def test_the_channels_count(make):
     assert not find_copies([make("two", 0, (2, 6, 7, 8))], [make("one", 0)])
 
 
-def test_of_cases_with_other_shapes_no_voxel_is_read(make, monkeypatch):
+def test_cases_of_other_shapes_are_compared_without_reading_voxels(make, monkeypatch):
     read = []
     monkeypatch.setattr(copies, "fingerprint", lambda case: read.append(case.name) or fingerprint(case))
     originals = [make("case_0", 0), make("case_1", 1, (1, 9, 9, 9))]

@@ -1,4 +1,4 @@
-"""Batches that do not depend on who makes them, and faults in the processes that make them."""
+"""Batches do not depend on the process that makes them; faults in loading processes are reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def half_empty(tmp_path: Path) -> Path:
-    """A case whose background has a constant in each of two channels, one of them no minimum."""
+    """A case with two channels and constant background; in one channel the constant is not the minimum."""
     image = np.random.default_rng(0).standard_normal((2, 20, 20, 20)).astype(np.float32)
     image[0, :, 8:], image[1, :, 8:] = -3, 0.5
     write(tmp_path / "a.b2nd", image)
@@ -75,7 +75,7 @@ def batches(folder: Path, steps: int, **arguments: Any) -> list[dict[str, Any]]:
 
 
 def kept(batch: dict[str, Any]) -> dict[str, Any]:
-    """A copy: workers write into a batch's memory again."""
+    """Copy a batch, because workers reuse its memory."""
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
 
@@ -121,7 +121,7 @@ def test_whole_numbers_pass_through_shared_memory_as_they_are(folder: Path) -> N
     assert len({batch["places"].tobytes() for batch in expected}) == 12
 
 
-def test_local_views_that_move_are_the_same_bit_for_bit_whoever_makes_them(
+def test_moved_local_views_are_bit_identical_with_and_without_workers(
     half_empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = batches(half_empty, 4)
@@ -135,7 +135,7 @@ def test_local_views_that_move_are_the_same_bit_for_bit_whoever_makes_them(
 
 
 class WatchedViews(PairViews):
-    """Keeps the shares of background, and the cases and generators that views are drawn by."""
+    """Records the shares of background, and the case and generator of each view."""
 
     def __init__(self, settings: ViewSettings) -> None:
         super().__init__(settings, Augmentation(), 2)
@@ -152,7 +152,7 @@ class WatchedViews(PairViews):
         return self.shares[-1]
 
 
-def test_the_share_of_background_is_said_of_the_views_that_a_training_draws(half_empty: Path) -> None:
+def test_the_background_line_describes_the_views_drawn_in_training(half_empty: Path) -> None:
     views = WatchedViews(SETTINGS)
     loader = ViewLoader(find_cases(str(half_empty)), views, 2, 5)
     line, judged = loader.background_line(), views.drawn
@@ -170,13 +170,13 @@ def test_the_share_of_background_is_said_of_the_views_that_a_training_draws(half
     assert "local" not in ViewLoader(find_cases(str(half_empty)), without_local, 2, 5).background_line()
 
 
-def test_where_views_do_not_know_their_background_nothing_is_said_of_it(half_empty: Path) -> None:
+def test_views_without_background_information_have_no_background_line(half_empty: Path) -> None:
     assert ViewLoader(find_cases(str(half_empty)), NumberedViews(), 2, 5).background_line() == ""
 
 
 @only_linux
 def test_workers_do_without_a_shared_memory_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where /dev/shm is too small."""
+    """For machines with a small /dev/shm."""
     tried: list[str] = []
     reserve = os.posix_fallocate
 
@@ -193,7 +193,7 @@ def test_workers_do_without_a_shared_memory_file_system(folder: Path, monkeypatc
 
 
 @only_linux
-def test_where_there_is_no_room_at_all_for_shared_memory_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_room_for_shared_memory_is_an_error_with_the_places_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, offset: int, length: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -203,8 +203,8 @@ def test_where_there_is_no_room_at_all_for_shared_memory_it_is_said(monkeypatch:
 
 
 @only_linux
-def test_shared_memory_is_reserved_before_it_is_written(tmp_path: Path) -> None:
-    """Python's own looks at what is free: several trainings that start at once then share what one may have."""
+def test_shared_memory_is_reserved_on_creation(tmp_path: Path) -> None:
+    """Python's own class only checks free space, so trainings that start together could all count on the same space."""
     before = shutil.disk_usage("/dev/shm").free
     memory = loader_module.shared_memory(1 << 24)
     assert before - shutil.disk_usage("/dev/shm").free > 1 << 23  # nothing has been written yet
@@ -215,10 +215,10 @@ def test_shared_memory_is_reserved_before_it_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("slots", [None, 1])
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(
+def test_a_batch_stays_unchanged_until_the_next_one_is_requested(
     folder: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, slots: int | None
 ) -> None:
-    """Workers run ahead as far as they can, and use all their memory again; with less of it they wait."""
+    """Workers run ahead as far as possible and reuse all their memory; with less memory they wait."""
     if slots:
         monkeypatch.setattr(loader_module.math, "ceil", lambda _: slots - 1 - loader_module.CACHED)
     loader = make_loader(find_cases(str(folder)), VIEWS, 2, 5, num_workers=num_workers)
@@ -236,7 +236,7 @@ def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_workers_do_not_wait_for_memory(folder: Path, num_workers: int) -> None:
-    """They make as many batches ahead as batchgenerators holds: 2 a queue, 1 in each hand, its own queue."""
+    """They make as many batches in advance as batchgenerators: 2 per queue, 1 in each worker, and its own queue."""
     loader = make_loader(find_cases(str(folder)), VIEWS, 2, 5, num_workers=num_workers)
     worker = loader._worker
     assert worker is not None
@@ -267,7 +267,7 @@ def test_a_sample_is_a_function_of_seed_step_and_index(folder: Path) -> None:
     assert len({targets(), targets(seed=1), targets(step=1), targets(index=1)}) == 4
 
 
-def test_processes_that_share_a_batch_make_what_one_makes(folder: Path) -> None:
+def test_processes_sharing_a_batch_make_the_samples_of_one_process(folder: Path) -> None:
     cases = find_cases(str(folder))
 
     def batch(size: int, first_sample: int = 0) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def test_a_loader_can_be_sent_to_a_process(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_user_is_told_which_case_is_damaged_whoever_reads_it(folder: Path, num_workers: int) -> None:
+def test_a_damaged_case_is_named_with_and_without_workers(folder: Path, num_workers: int) -> None:
     for file in folder.glob("?.b2nd"):
         os.truncate(file, 100)
     with pytest.raises(UserError, match=r"case \w cannot be read from"):
@@ -335,7 +335,7 @@ def test_the_user_is_told_which_case_is_damaged_whoever_reads_it(folder: Path, n
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # batchgenerators' own message
-def test_a_worker_that_is_killed_is_said_in_a_sentence(folder: Path) -> None:
+def test_a_killed_worker_ends_with_a_sentence(folder: Path) -> None:
     loader = make_loader(find_cases(str(folder)), VIEWS, 2, 5, num_workers=1)
     next(loader)
     for process in loader._source._processes:  # type: ignore[attr-defined]
@@ -369,9 +369,7 @@ def test_an_exception_of_views_passes_in_this_process_as_it_is(folder: Path) -> 
         batches(folder, 12, views=FailingViews())
 
 
-def test_an_exception_of_views_in_a_worker_comes_in_its_turn_with_its_own_traceback(
-    folder: Path, start_method: str
-) -> None:
+def test_a_worker_exception_is_raised_in_order_with_its_own_traceback(folder: Path, start_method: str) -> None:
     expected = batches(folder, 12, views=NumberedViews(), batch_size=1)
     good = next(number for number, batch in enumerate(expected) if batch["cases"] == ["a"])
     assert good > 0

@@ -14,7 +14,7 @@ def write(folder, *folds):
     (folder / "splits_final.json").write_text(json.dumps(content))
 
 
-def test_a_fold_is_read_as_it_is_written(tmp_path):
+def test_a_fold_is_read_as_written(tmp_path):
     write(tmp_path, (CASES[:2], CASES[2:]), (CASES[1:], CASES[:1]))
     fold = fold_of(str(tmp_path), 1, CASES)
     assert (fold.train, fold.val) == (CASES[1:], CASES[:1])
@@ -35,7 +35,7 @@ def test_a_fold_is_read_as_it_is_written(tmp_path):
         ("case_4", None),  # was removed: case_1 is no likely name
     ],
 )
-def test_a_name_that_is_no_case_is_refused_with_the_likely_name_and_the_file(tmp_path, part, written, meant):
+def test_an_unknown_case_name_is_refused_with_a_suggestion_and_the_file(tmp_path, part, written, meant):
     names = {"train": ["case_2"], "val": ["case_1"], part: [written]}
     write(tmp_path, (names["train"], names["val"]))
     with pytest.raises(UserError) as error:
@@ -50,7 +50,7 @@ def test_a_likely_name_is_not_given_where_two_cases_have_it(tmp_path):
         fold_of(str(tmp_path), 0, ["case_1", "Case_01", "scan"])
 
 
-def test_of_many_wrong_names_a_few_are_listed(tmp_path):
+def test_only_the_first_few_of_many_wrong_names_are_listed(tmp_path):
     write(tmp_path, ([f"gone_{i}" for i in range(9)], ["case_1"]))
     with pytest.raises(UserError, match=r"'gone_0', .*'gone_4' and 4 more, which are not among the 4 preprocessed"):
         fold_of(str(tmp_path), 0, CASES)
@@ -61,7 +61,7 @@ def test_wrong_names_in_other_folds_and_unused_parts_are_ignored(tmp_path):
     assert fold_of(str(tmp_path), 0, CASES, ("val",)).val == ["case_1"]
 
 
-def test_without_a_file_the_fold_is_the_one_that_nnunet_will_write(tmp_path):
+def test_a_fold_without_a_split_file_matches_nnunets_later_split(tmp_path):
     names = [f"case_{i}" for i in range(12)]
     theirs = generate_crossval_split(sorted(names), seed=12345, n_splits=5)
     for fold in range(5):

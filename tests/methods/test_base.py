@@ -1,4 +1,4 @@
-"""The contract refuses what the engine could not keep."""
+"""The contract refuses methods that the engine cannot support."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_a_group_keeps_the_parameters_of_a_generator() -> None:
     assert [*group.parameters] == [*group.parameters] == [layer.weight, layer.bias]
 
 
-def test_a_method_that_draws_says_what_it_may_draw() -> None:
+def test_a_method_overriding_draw_must_override_variants() -> None:
     with pytest.raises(TypeError, match="overrides draw and not variants"):
         type("Drawing", (Method,), {"draw": lambda self, rng: rng.integers(2)})
 
 
-def test_no_term_is_called_as_the_whole_loss() -> None:
+def test_a_term_may_not_have_the_name_of_the_whole_loss() -> None:
     with pytest.raises(TypeError, match="has a term called loss"):
         type("Named", (Method,), {"terms": {"loss": "loss"}})
 
@@ -61,7 +61,7 @@ def test_an_output_that_would_not_be_shown_is_refused(
 
 
 class Preparing(Mean):
-    """Draws, and returns what it is given."""
+    """A method that draws random numbers and returns a given value."""
 
     returned: Any = None
 
@@ -75,7 +75,7 @@ def preparation() -> Preparation:
     return Preparation([], nn.Linear(1, 1), 1, None, 0, torch.device("cpu"))
 
 
-def test_what_is_drawn_in_preparation_changes_nothing_that_follows() -> None:
+def test_random_draws_in_preparation_do_not_change_later_draws() -> None:
     given = preparation()
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -85,7 +85,7 @@ def test_what_is_drawn_in_preparation_changes_nothing_that_follows() -> None:
 
 
 @pytest.mark.parametrize("value", [np.array(["a"]), StepOutput, {1, 2}])
-def test_what_a_checkpoint_cannot_hold_is_refused_with_its_place(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+def test_values_unfit_for_a_checkpoint_are_refused_with_place(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     monkeypatch.setattr(Preparing, "returned", value)
     with pytest.raises(TypeError, match=r"as mean\['found'\]; expected"):
         make_anew(Preparing, preparation())

@@ -34,7 +34,7 @@ def batch_of(setup):
 
 
 @METHODS
-def test_it_says_what_it_is(name):
+def test_every_method_has_a_valid_name_title_and_quantities(name):
     method = Setup(name, "3D").method
     assert method.name == name
     assert re.fullmatch(METHOD, name)
@@ -100,7 +100,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
 
 @METHODS
 @ON_ALL_PLANS
-def test_a_step_gives_what_the_method_announces(name, kind):
+def test_a_step_returns_the_announced_terms_and_values(name, kind):
     setup = Setup(name, kind)
     method = setup.trained()
     output = method(batch_of(setup), method.draw(np.random.default_rng(0)), 0.5)
@@ -130,7 +130,7 @@ def test_draws_are_a_function_of_the_generator_alone(name):
 
 @METHODS
 @ON_ALL_PLANS
-def test_the_memory_of_a_step_is_known_from_shapes_or_said_to_be_unknown(name, kind):
+def test_the_estimated_memory_of_a_step_is_plausible_or_none(name, kind):
     setup = Setup(name, kind)
     method, arrays = setup.trained(), setup.views().arrays
     small, large = (estimated_peak(method, arrays, number, "sgd") for number in (BATCH, 2 * BATCH))
@@ -177,7 +177,7 @@ def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, t
 
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory, forked_commands):
-    """The gradients and the states of every method's steps in a pair of processes that share the batch, by process."""
+    """Each process's gradients and states of all methods' steps; the two processes share the batch."""
     output = tmp_path_factory.mktemp("ranks") / "gradients.pth"
     tests = Path(__file__).parents[1]
     shared = {
@@ -222,7 +222,7 @@ def test_two_processes_end_in_the_state_of_one(name, of_two_ranks):
         torch.testing.assert_close(first[key], value, rtol=1e-2, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_keys_of_a_queue_come_from_all_processes_in_the_order_of_the_samples(of_two_ranks, monkeypatch):
+def test_a_queue_has_the_keys_of_all_processes_in_sample_order(of_two_ranks, monkeypatch):
     monkeypatch.setitem(method_names.BUILT_IN, "queue", QUEUE)
     first, second = (of_rank["queue"]["state"]["keys"] for of_rank in of_two_ranks)
     assert torch.equal(first, second)

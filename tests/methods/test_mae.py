@@ -26,7 +26,7 @@ def random_batch(seed=0):
 
 
 @ON_ALL_PLANS
-def test_three_quarters_of_the_blocks_are_masked_and_none_of_their_voxels_reaches_the_network(kind):
+def test_three_quarters_of_the_blocks_are_masked_and_zero_in_the_input(kind):
     setup = Setup("mae", kind)
     for seed in range(5):
         sample = setup.sample(seed)
@@ -56,7 +56,7 @@ def test_blocks_are_of_the_total_stride_up_to_16():
         ({"mask_ratio": 0.5}, r"pcrl.pretrain.mae.mask_ratio is not a setting"),
     ],
 )
-def test_settings_that_cannot_be_are_named(given, message):
+def test_impossible_settings_are_named(given, message):
     with pytest.raises(UserError, match=message):
         MAE.configure(PLAN, given)
 

@@ -76,7 +76,7 @@ def test_local_views_are_not_swapped() -> None:
         assert np.array_equal(view.images["before"], view.images[AFTER]) == (view.kind == "local")
 
 
-def test_what_is_shown_is_the_sample_of_the_same_generator() -> None:
+def test_a_shown_sample_equals_the_sample_of_the_same_generator() -> None:
     made = views()
     shown = made.show(CASE, VOLUME, np.random.default_rng(3))
     for name, array in sample(made).items():
@@ -106,8 +106,8 @@ def test_a_view_lies_where_its_box_says(settings: ViewSettings) -> None:
         assert contains(shown.bounds, box)
 
 
-def test_the_share_of_background_is_that_of_the_boxes() -> None:
-    """Beyond voxel 8 of the second axis each channel is a constant, one of them no minimum."""
+def test_the_share_of_background_matches_the_boxes() -> None:
+    """From voxel 8 of the second axis on each channel is constant; in one channel the constant is not the minimum."""
     image = VOLUME[:, :20, :20, :18].copy()
     image[0, :, 8:], image[1, :, 8:] = -3, 0.5
     made = views()

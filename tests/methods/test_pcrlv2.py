@@ -42,7 +42,7 @@ def draws(model, number, seed=0):
 
 
 @pytest.mark.parametrize("restoration", ["single", "full"])
-def test_the_comparison_has_the_weight_that_is_asked_for_and_its_terms_stay_cosines(restoration):
+def test_the_comparison_weight_scales_the_loss_and_not_the_terms(restoration):
     paper = method(restoration)(batch(), at(1))
     light = method(restoration, comparison_weight=0.1)(batch(), at(1))
     assert light.terms == paper.terms
@@ -62,7 +62,7 @@ def test_every_view_receives_gradient(level, restoration):
     assert (views["local"].grad.flatten(2).abs().sum(2) > 0).all()
 
 
-def test_at_full_resolution_local_views_leave_nothing_for_backward_and_have_the_same_gradients(monkeypatch):
+def test_checkpointing_local_views_at_full_resolution_saves_memory_and_keeps_gradients(monkeypatch):
     def step():
         trained, kept = method(), 0
 
@@ -106,7 +106,7 @@ def test_single_trains_the_drawn_level_and_those_below_only():
     assert all(p.grad is None for p in model.comparison_heads["2"].parameters())
 
 
-def test_full_restores_at_full_resolution_in_every_step_and_the_drawn_level_fades():
+def test_full_restores_at_full_resolution_in_every_step_and_fades_lower_levels():
     views = batch()
     model = method("full")
     model.eval()
@@ -156,7 +156,7 @@ def test_training_moves_the_encoder_of_the_plans_network():
         ((2, 0), {"restoration", "comparison_global", "comparison_local"}),
     ],
 )
-def test_a_level_setting_leaves_out_what_it_does_not_name(drawn, terms):
+def test_a_level_setting_trains_only_the_named_tasks(drawn, terms):
     model = method(levels=[drawn])
     (levels,) = draws(model, 1)
     output = model(batch(), levels)
@@ -188,7 +188,7 @@ def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
     assert all(head.project.weight.grad is not None for head in model.comparison_heads.values())
 
 
-def test_what_is_watched_belongs_to_the_drawn_levels():
+def test_watched_quantities_belong_to_the_drawn_levels():
     output = method()(batch(), Levels(2, 1, 1))
     assert {name: list(of_group) for name, of_group in output.values.items()} == {
         "restoration_ratio": ["level 2"],
@@ -199,7 +199,7 @@ def test_what_is_watched_belongs_to_the_drawn_levels():
     assert not any(t.requires_grad for t in [*watched, *output.vectors.values(), *output.terms.values()])
 
 
-def test_pictures_show_input_target_and_what_every_level_restores_with_its_error():
+def test_pictures_show_input_target_and_every_levels_restoration_with_its_error():
     views, model = batch(), method().eval()
     with torch.no_grad():
         pictures = model.pictures(views)
@@ -211,7 +211,7 @@ def test_pictures_show_input_target_and_what_every_level_restores_with_its_error
     torch.testing.assert_close(finest.errors, error)
 
 
-def test_where_nothing_is_restored_there_is_no_picture():
+def test_a_step_without_restoration_has_no_pictures():
     assert method(levels=[(None, 0)]).pictures(batch()) == []
 
 
@@ -233,6 +233,6 @@ def test_a_level_that_the_network_lacks_is_named(levels):
 
 
 @pytest.mark.parametrize("drawn", [[None, None], [1], [1.0, 1], 2, "12", [True, 1], [-1, 1]])
-def test_a_setting_that_is_no_pair_of_levels_is_named(drawn):
+def test_a_setting_without_pairs_of_levels_is_named(drawn):
     with pytest.raises(UserError, match=r"pcrl.pretrain.pcrlv2.levels has .*; expected pairs of the level to restore"):
         PCRLv2Settings(VIEWS, levels=(drawn,))

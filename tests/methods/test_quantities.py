@@ -1,4 +1,4 @@
-"""The quantities that are watched, on tensors of which they are known, and the alarms that they raise."""
+"""The watched quantities on tensors with known values, and their alarms."""
 
 import math
 import re
@@ -49,7 +49,7 @@ HEALTHY = {"restoration_ratio": 0.5, "matched_minus_shuffled": 0.3, "sd_ratio": 
 
 
 @pytest.mark.parametrize("quantity", [RESTORATION, MATCHING, SPREAD, RANK])
-def test_what_is_healthy_raises_no_alarm(quantity):
+def test_a_healthy_quantity_raises_no_alarm(quantity):
     assert quantity.alarm("level 1", HEALTHY) is None
 
 
@@ -75,7 +75,7 @@ def test_what_is_healthy_raises_no_alarm(quantity):
         (RANK, {"sd_ratio": 0.1}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.10 .*, .* rank 9.0;"),
     ],
 )
-def test_an_alarm_says_what_failed_where_and_from_which_step_on(quantity, changed, steps, text):
+def test_an_alarm_names_the_failure_the_group_and_the_first_step(quantity, changed, steps, text):
     found = quantity.alarm("level 2", {**HEALTHY, **changed})
     assert found is not None
     assert found[0] == steps
@@ -93,5 +93,5 @@ def test_an_alarm_of_a_method_without_groups_names_none():
     assert sentence.startswith("restoration is dead: its error is 1.00")
 
 
-def test_a_quantity_has_no_alarm_unless_it_is_given_one():
+def test_a_quantity_has_no_alarm_by_default():
     assert Quantity("norm", "Norm", "stays", "The norm.").alarm("", {"norm": math.nan}) is None

@@ -1,4 +1,4 @@
-"""The methods by name: the built-in ones, and those of other installed packages."""
+"""The methods by name: built-in methods, and methods of other installed packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Split(Method):
 
 
 class Package:
-    """What an entry point knows of the package that it is from."""
+    """The package of an entry point."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -70,7 +70,7 @@ def test_a_name_that_means_something_else_is_refused(monkeypatch: pytest.MonkeyP
         method_class(name)
 
 
-def test_a_package_with_a_reserved_name_takes_no_setting_of_the_other_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_a_reserved_name_does_not_take_other_methods_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("momentum", f"{HERE}:Mine", "my_package"))
     plan = make_plan(pretrain={"momentum": 0.5})
     configuration = PlansManager(plan).get_configuration("3d_fullres").configuration
@@ -105,20 +105,20 @@ def test_a_built_in_name_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert names().count(DEFAULT) == 1
 
 
-def test_two_packages_that_offer_one_name_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_with_the_same_method_name_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:Mine", "one"), ("mine", f"{HERE}:Split", "two"))
     with pytest.raises(UserError, match=r"several packages offer a method 'mine' \(one, two\); uninstall all but one"):
         method_class("mine")
 
 
 def test_an_entry_point_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a package lies in two folders of the path."""
+    """This happens if a package lies in two folders of the path."""
     offered(monkeypatch, *[("mine", f"{HERE}:Mine", "my_package")] * 2)
     assert method_class("mine") is Mine
 
 
 @pytest.mark.parametrize("value", ["Package", "offered"])
-def test_what_is_no_method_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_offered_object_of_wrong_type_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:{value}", "my_package"))
     with pytest.raises(
         UserError, match=rf"method 'mine' of my_package is <.*{value}.*>; expected a subclass of .*Method"

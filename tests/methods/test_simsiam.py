@@ -44,7 +44,7 @@ def test_the_loss_is_the_symmetric_cosine_of_predictions_and_features():
 
 
 def test_no_gradient_flows_through_the_features_that_are_predicted():
-    """With a predictor of gradient zero, a gradient could come through the features alone."""
+    """The predictor has gradient zero here, so any gradient would come through the features."""
     setup = Setup("simsiam", "3D")
     method, batch = setup.trained(), setup.batch(4)
     for parameter in method.predictor[-1].parameters():
@@ -76,7 +76,7 @@ def test_pooled_vectors_of_different_images_differ(kind):
     assert (vectors.std(0) / vectors.abs().mean(0)).mean() > 0.1
 
 
-def test_it_has_pairs_of_views_and_no_local_ones():
+def test_simsiam_has_pairs_of_views_without_local_ones():
     setup = Setup("simsiam", "3D")
     assert setup.settings.views.num_local == 0
     assert [*setup.views().arrays] == ["input"]

@@ -38,7 +38,7 @@ def test_levels_go_from_coarse_to_full_resolution_by_the_stages_own_strides(stri
     assert features[-1].shape[2:] == size
 
 
-def test_sizes_that_are_no_multiple_of_the_stride_keep_the_encoders_sizes():
+def test_decoder_keeps_encoder_sizes_not_divisible_by_the_stride():
     encoder = encoder_of(network(ANISOTROPIC))
     decoder = Decoder(encoder)
     features = decoder(encoder(torch.randn(2, 1, 3, 9, 11)), decoder.num_levels)

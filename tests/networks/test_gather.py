@@ -1,4 +1,4 @@
-"""Parts of several processes, gathered."""
+"""Gathering the parts of several processes."""
 
 from __future__ import annotations
 

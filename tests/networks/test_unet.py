@@ -8,7 +8,7 @@ from pcrl_nnunet.networks import RestoringUNet
 
 
 @pytest.mark.parametrize("kind", SETUPS)
-def test_it_is_the_plans_own_network_but_for_the_output(kind):
+def test_the_restoring_unet_equals_the_plans_network_except_for_the_output(kind):
     setup = Setup("mae", kind)
     network = setup.network()
     image = torch.randn(2, setup.channels, *setup.plan.patch_size)

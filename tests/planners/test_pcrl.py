@@ -1,4 +1,4 @@
-"""Plans of our planners against those of the stock ones."""
+"""Our planners' plans compared with the stock planners' plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIBLINGS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Preprocessed folder of a dataset of which only the fingerprint was extracted."""
+    """Preprocessed folder of a dataset that has only a fingerprint."""
     raw, preprocessed = tmp_path / "raw" / DATASET, tmp_path / "preprocessed" / DATASET
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("planner", "stock", "name"), SIBLINGS)
-def test_plan_is_the_stock_plan_with_its_data_under_our_name_with_a_block(
+def test_our_plan_equals_the_stock_plan_except_for_names_and_block(
     folder: Path, planner: type[PCRLPlanner], stock: type[ExperimentPlanner], name: str
 ) -> None:
     stock(DATASET).plan_experiment()
@@ -80,7 +80,7 @@ def test_plan_is_the_stock_plan_with_its_data_under_our_name_with_a_block(
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != f"{name}.json"} == files_before
 
 
-def test_first_plan_of_a_dataset_names_the_data_folders_that_the_stock_planner_would(folder: Path) -> None:
+def test_the_first_plan_uses_the_stock_planners_data_folders(folder: Path) -> None:
     PCRLPlanner(DATASET).plan_experiment()
     ours = read(folder / "PCRLPlans.json")["configurations"]
     ExperimentPlanner(DATASET).plan_experiment()
@@ -145,7 +145,7 @@ def without_block(plan: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plan.items() if key != "pcrl"}
 
 
-def test_block_of_a_new_plan_says_what_happens_without_one_and_changes_no_setting(folder: Path) -> None:
+def test_the_block_of_a_new_plan_states_the_defaults(folder: Path) -> None:
     plan = PCRLPlanner(DATASET).plan_experiment()
     pretrain = dict(plan["pcrl"]["pretrain"])
     names = [name for name in plan["configurations"] if name != "3d_cascade_fullres"]

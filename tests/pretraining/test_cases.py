@@ -16,7 +16,7 @@ TARGET, SOURCE = "Dataset042_Target", "Dataset016_Source"
 
 @pytest.fixture
 def unlabelled(tiny):
-    """Makes unlabelled cases of a dataset: copies of the tiny dataset's cases by new names, and an image of its own."""
+    """Makes unlabelled cases: copies of the tiny dataset's cases under new names, and one new image."""
 
     def make(dataset=DATASET, identifier=IDENTIFIER, **copies):
         folder = tiny.folder.parent / dataset / f"{identifier}_unlabelled"
@@ -67,7 +67,7 @@ def test_without_a_fold_nothing_is_left_out_and_no_case_is_opened(unlabelled):
     ]
 
 
-def test_a_labelled_case_that_is_a_copy_of_a_validation_case_is_left_out(tiny):
+def test_a_labelled_copy_of_a_validation_case_is_left_out(tiny):
     shutil.copy(tiny.data / "case_3.b2nd", tiny.data / "case_2.b2nd")
     found = find(0)
     assert names(found) == ["case_0", "case_1"]
@@ -87,7 +87,7 @@ def test_copies_among_other_datasets_are_left_out(tiny, unlabelled):
 
 @pytest.fixture
 def for_target(tiny, unlabelled):
-    """A plan by which images of a dataset pretrain for the tiny dataset, some being copies of its cases."""
+    """A plan to pretrain on a dataset's images for the tiny dataset; some images are copies of its cases."""
     plan = make_plan()
     plan |= {"dataset_name": SOURCE, "pcrl_target": {"dataset_name": DATASET, "plans_name": "nnUNetPlans"}}
     plan["configurations"]["3d_fullres"]["data_identifier"] = "for_target"
@@ -95,7 +95,7 @@ def for_target(tiny, unlabelled):
     return SimpleNamespace(plan=plan, tiny=tiny)
 
 
-def test_with_a_target_the_fold_is_the_targets_and_copies_of_its_validation_cases_are_left_out(for_target):
+def test_the_targets_fold_leaves_out_copies_of_its_validation_cases(for_target):
     found = find(0, for_target.plan)
     assert names(found) == ["other", "scan"]
     assert str(found).splitlines() == [
@@ -110,14 +110,14 @@ def test_with_a_target_the_fold_is_the_targets_and_copies_of_its_validation_case
     ]
 
 
-def test_a_fold_of_a_target_whose_cases_are_not_there_is_refused(for_target):
+def test_a_fold_of_a_target_without_its_cases_is_refused(for_target):
     shutil.rmtree(for_target.tiny.data)
     with pytest.raises(UserError, match=rf"fold 0 of {DATASET} was asked for, but its cases.* or leave -f out"):
         find(0, for_target.plan)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_split_that_names_a_case_that_is_not_there_is_refused(tiny, part):
+def test_a_split_with_an_unknown_case_is_refused(tiny, part):
     tiny.splits[0][part].append("case_2.nii.gz")
     (tiny.folder / "splits_final.json").write_text(json.dumps(tiny.splits))
     with pytest.raises(UserError, match=r"names 'case_2.nii.gz' \(probably 'case_2'\), which is not among the 4"):

@@ -1,4 +1,4 @@
-"""A training shared by processes is that of one process with the same batch, with one writer."""
+"""A training shared by processes equals a single process with the same batch, and only one process writes files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def ranks(fork, tmp_path_factory) -> SimpleNamespace:
-    """What one process and the two that share its batches have found: ``alone``, ``first``, ``second``."""
+    """Results of one process (``alone``) and of two processes that share its batches (``first``, ``second``)."""
     from tiny_dataset import write_preprocessed
 
     folder = tmp_path_factory.mktemp("ranks")
@@ -85,13 +85,13 @@ def test_all_ranks_keep_the_weights_of_one_process(ranks) -> None:
             torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)
 
 
-def test_ranks_make_different_views_that_are_those_of_one_process(ranks) -> None:
+def test_ranks_draw_the_views_of_one_process_between_them(ranks) -> None:
     assert [len(cases) for cases in ranks.first["cases"]] == [2] * (STEPS + 1)  # 2 of 5 samples
     for whole, *parts in zip(ranks.alone["cases"], ranks.first["cases"], ranks.second["cases"], strict=True):
         assert whole == [case for part in parts for case in part]
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_weights_are_touched(ranks) -> None:
+def test_a_non_finite_loss_on_one_rank_stops_all_before_the_update(ranks) -> None:
     cases = ", ".join(sorted(set(ranks.alone["cases"][-1])))
     for found in (ranks.alone, ranks.first, ranks.second):
         assert f"the loss of step {STEPS} is nan" in found["error"]
@@ -127,7 +127,7 @@ def run(python: Path, script: Path, results: Path, *command: str, wait_at: int =
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_processes_that_torch_spawns_and_torchrun_starts_do_the_same(
+def test_spawned_processes_and_torchrun_processes_give_the_same_result(
     tiny, tmp_path: Path, forked_commands: Path
 ) -> None:
     python, script = forked_commands / "python", tmp_path / "script.py"
@@ -260,7 +260,7 @@ sys.exit()
 
 @pytest.fixture
 def forked(fork, tiny):
-    """Runs the command so; returns its exit status and all that was printed."""
+    """Runs the command in a forked process; returns its exit status and all output."""
 
     def run(*arguments: str, more: str = "") -> tuple[int, str]:
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA")
@@ -270,7 +270,7 @@ def forked(fork, tiny):
     return run
 
 
-def test_an_error_of_all_processes_is_said_once_without_a_traceback(forked, tiny) -> None:
+def test_an_error_of_all_processes_is_printed_once_without_a_traceback(forked, tiny) -> None:
     status, output = forked(*COMMAND[:-2], "-batch_size", "4", "-num_gpus", "3")
     assert status == 1, output
     assert output.count("3 processes share a batch of 4 samples, and each needs 2: give -batch_size 6 or more") == 1
@@ -291,7 +291,7 @@ def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -
     assert {path.name for path in folder.rglob("*")} == {checkpoint.LATEST, "wandb", "curves"}
 
 
-def test_an_error_of_one_process_alone_is_said_and_not_what_it_does_to_the_others(forked, tiny) -> None:
+def test_an_error_of_one_process_is_printed_without_consequences_in_the_others(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=FAILS)
     assert status == 1, output
     assert output.count("Error: a case of the second one is damaged") == 1
@@ -317,7 +317,7 @@ def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) ->
 
 
 @pytest.mark.slow
-def test_shared_stopped_and_continued_on_two_machines_it_is_the_training_of_one_process(
+def test_a_shared_training_continued_on_two_machines_equals_a_single_process(
     forked, tiny, tmp_path: Path, monkeypatch
 ) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=STOPPED)
@@ -359,7 +359,7 @@ TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "WORLD_SIZE":
         (2, "cpu", TORCHRUN, "a process of torchrun"),
     ],
 )
-def test_processes_that_cannot_be_had_are_refused(monkeypatch, number, device, variables, message) -> None:
+def test_an_impossible_number_of_processes_is_refused(monkeypatch, number, device, variables, message) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

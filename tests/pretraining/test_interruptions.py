@@ -1,4 +1,4 @@
-"""A pretraining that is stopped from outside and continued has the result of an uninterrupted pretraining.
+"""A pretraining stopped from outside and continued gives the same result as an uninterrupted one.
 
 Processes are forked from a process that has imported the slow modules (`fork`).
 """
@@ -88,7 +88,7 @@ class Pretraining:
         self.variables = {**{name: os.environ[name] for name in names}, "nnUNet_n_proc_DA": "2"}
 
     def run(self, *flags: str, at: int = -1, sigterm: bool = False, more: str = "", status: int = 0) -> str:
-        """Run it, with a signal after a step; return what it says."""
+        """Run it, with a signal after a step; return the output."""
         code = CODE.format(
             path=sys.path, steps=str(self.done), at=at, sigterm=sigterm, more=more, arguments=[*COMMAND, *flags]
         )
@@ -101,7 +101,7 @@ class Pretraining:
         return [int(line) for line in self.done.read_text().split()]
 
     def result(self) -> dict[str, torch.Tensor]:
-        """All weights, the decoder's and the heads' too, and the loss."""
+        """All weights, including decoder and heads, and the loss."""
         (final,) = self.results.rglob(checkpoint.FINAL)
         assert [path.name for path in final.parent.glob("*.pth")] == [checkpoint.FINAL]
         content = torch.load(final, weights_only=True)
@@ -114,7 +114,7 @@ def pretraining(fork, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(pretraining):
+def test_pretraining_interrupted_by_sigterm_and_sigkill_ends_with_identical_weights(pretraining):
     pretraining.run()
     whole, last = pretraining.result(), EPOCHS * STEPS - 1
     assert pretraining.steps() == list(range(last + 1))
@@ -148,7 +148,7 @@ def test_ended_by_sigterm_and_killed_it_goes_on_to_the_same_weights_bit_for_bit(
     ("where", "there"),
     [("draft", checkpoint.LATEST), pytest.param("renamed", checkpoint.PREVIOUS, marks=pytest.mark.long)],
 )
-def test_killed_within_a_save_it_goes_on_from_the_save_before_and_clears_up(pretraining, where, there):
+def test_pretraining_killed_during_a_save_continues_from_the_previous_save(pretraining, where, there):
     pretraining.run(more=KILLED_WITHIN_A_SAVE.format(where=where), status=signal.SIGKILL)
     (state,) = pretraining.results.rglob(there)
     (draft,) = state.parent.glob(f"draft_*_{checkpoint.LATEST}")

@@ -1,4 +1,4 @@
-"""The memory of a step by its shapes alone, and what is set of the CPU's allocator."""
+"""The estimated memory of a step from shapes alone, and the settings of the CPU's allocator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_memory_that_is_freed_is_used_again_without_page_faults() -> None:
         assert pool.submit(page_faults, True).result() < 100
 
 
-def test_it_does_nothing_where_there_is_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_freed_memory_does_nothing_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("it was called"))
     keep_freed_memory()
@@ -72,7 +72,7 @@ ARRAYS = {"input": ArraySpec((10, 1000)), "number": ArraySpec((), "int64")}
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 3), ("adamw", 4)])
-def test_the_estimate_is_of_what_the_dearest_variant_keeps_and_of_the_weights(optimizer: str, copies: int) -> None:
+def test_the_estimate_covers_the_largest_variant_and_the_weights(optimizer: str, copies: int) -> None:
     method = Squares()
     found = estimated_peak(method, ARRAYS, 8, optimizer)
     kept, weights = 2 * 8 * 10 * 1000 * 4, copies * 1000 * 4
@@ -80,5 +80,5 @@ def test_the_estimate_is_of_what_the_dearest_variant_keeps_and_of_the_weights(op
     assert not method.weight.is_meta
 
 
-def test_there_is_no_estimate_where_a_step_needs_values() -> None:
+def test_a_step_that_needs_values_has_no_memory_estimate() -> None:
     assert estimated_peak(Squares(asks=True), ARRAYS, 8, "sgd") is None

@@ -26,7 +26,7 @@ def judge(summary, steps_done):
 
 
 def output(level, restored, target, v, p):
-    """A step of PCRLv2 in which a level was drawn."""
+    """The output of a PCRLv2 step at one drawn level."""
     group = f"level {level}"
     values = {
         RESTORATION.name: {group: restoration_ratio(restored, target)},
@@ -104,7 +104,7 @@ GOOD = {
         ({name: {} for name in GOOD}, 500, "too early"),
     ],
 )
-def test_it_is_too_early_to_tell_until_it_learns_or_an_alarm_is_due(changed, steps, state):
+def test_the_verdict_is_too_early_until_learning_or_an_alarm(changed, steps, state):
     verdict = judge({**GOOD, **changed}, steps)
     assert verdict.state == state
     assert bool(verdict.alarms) == (state == "alarm")
@@ -179,7 +179,7 @@ DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell
     ],
 )
 def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind, weight_decay, deserved, not_deserved):
-    """Real trainings of 303 steps; alarms that come after 500 and 2000 are let off after 200."""
+    """Real trainings of 303 steps; alarms due after 500 and 2000 steps are made due after 200."""
     torch.set_num_threads(1)
     for grace in ("GRACE_STEPS", "COMPARISON_GRACE_STEPS"):
         monkeypatch.setattr(quantities, grace, 200)

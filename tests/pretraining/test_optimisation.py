@@ -95,7 +95,7 @@ def test_a_group_with_a_clip_of_its_own_is_clipped_alone():
     assert large.grad.norm() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_where_every_group_has_a_clip_of_its_own_the_norm_is_of_all():
+def test_the_norm_covers_all_groups_with_clips_of_their_own():
     one, other = parameter(3.0), parameter(4.0)
     assert clip([ParameterGroup([one], clip=1.0), ParameterGroup([other], clip=9.0)]) == pytest.approx(5.0)
     assert [one.grad.item(), other.grad.item()] == pytest.approx([1.0, 4.0], rel=1e-4)

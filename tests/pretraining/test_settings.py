@@ -1,4 +1,4 @@
-"""The settings of a pretraining: defaults by the plan, the plan's block, flags."""
+"""The settings of a pretraining: the plan's defaults, the plan's block, flags."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_flags_override_the_plan_and_the_plan_the_defaults():
     assert (found.own.views.num_local, found.own.views.min_iou, found.own.restoration) == (2, 0.3, "full")
 
 
-def test_a_block_of_a_configuration_holds_for_it_alone_and_over_the_shared_one():
+def test_a_configurations_block_overrides_the_shared_block_for_it_alone():
     pretrain = {
         "epochs": 9,
         "pcrlv2": {"restoration": "full", "views": {"num_local": 2, "min_iou": 0.2}},
@@ -113,7 +113,7 @@ def test_a_wrong_setting_of_the_method_is_named(own, message):
         settings(pcrlv2=own)
 
 
-def test_the_method_is_the_one_of_the_flag_then_the_plans_then_the_default():
+def test_the_methods_flag_precedes_plan_and_default():
     assert method_of({}) is method_of({}, "pcrlv2") is method_of(plan(method="pcrlv2")) is PCRLv2
     with pytest.raises(UserError, match="there is no method 'of_the_flag'"):
         settings(flags={"method": "of_the_flag"}, method="of_the_plan")

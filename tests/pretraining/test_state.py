@@ -22,10 +22,10 @@ NOW = {
         ("cases", ["b", "a"], r"cases \['their order'\]"),
     ],
 )  # fmt: skip
-def test_a_state_of_another_training_is_refused_with_what_differs(what, value, named):
+def test_a_state_of_another_training_is_refused_with_the_differences(what, value, named):
     with pytest.raises(UserError, match=rf"the {named} differ from those that x.pth was trained with; continue with"):
         refuse_another({**NOW, what: value}, NOW, "x.pth")
 
 
-def test_a_state_of_the_same_training_is_taken_whatever_the_plans_settings_were():
+def test_a_state_of_the_same_training_is_accepted_despite_other_plan_settings():
     refuse_another({**NOW, "plans": {"plans_name": "p", "pcrl": {"pretrain": {}}}}, NOW, "x.pth")

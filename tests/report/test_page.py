@@ -1,4 +1,4 @@
-"""report.html: what is in it, that it loads nothing, and that it costs the training nothing."""
+"""report.html: its content; it loads nothing and does not change the training."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Page(HTMLParser):
             self.items[-1] += data
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """By their alternative texts; (Y, X, 4)."""
+        """The pictures by alternative text; (Y, X, 4)."""
         sources = {a["alt"]: a["src"] for tag, a in self.elements if tag == "img"}
         return {
             alt: matplotlib.image.imread(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
@@ -129,7 +129,7 @@ def log_of(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.glob("training_log_*.txt"))
 
 
-def test_it_shows_levels_settings_cases_and_the_next_command_and_loads_nothing(run, tiny) -> None:
+def test_the_report_shows_levels_settings_cases_next_command_and_loads_nothing(run, tiny) -> None:
     for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
         (tiny.data / f"case_3{suffix}").rename(tiny.data / f"{ODD}{suffix}")
     own = {"augmentation": {"rotation_degrees": 15}}
@@ -212,7 +212,7 @@ def test_channels_have_the_names_of_their_dataset_where_these_are_known(case, de
     assert channel_labels(case, description, 2) == expected
 
 
-def test_a_killed_pretraining_has_one_and_it_says_how_to_go_on(run, quick, tiny, monkeypatch) -> None:
+def test_a_killed_pretraining_has_a_report_with_the_command_to_continue(run, quick, tiny, monkeypatch) -> None:
     train_step = PCRLPretrainTrainer.train_step
 
     def step(self, batch, number, *rest):
@@ -248,7 +248,7 @@ def test_the_report_names_the_initial_checkpoint_and_its_cases(run, quick, tiny)
     assert page.items == [*tiny.splits[1]["train"], *tiny.splits[1]["train"]]
 
 
-def test_with_reports_a_pretraining_is_bit_for_bit_what_it_is_without(run, monkeypatch) -> None:
+def test_reports_do_not_change_a_pretraining_by_a_bit(run, monkeypatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan = make_plan()
@@ -335,7 +335,7 @@ def test_a_full_disk_costs_the_report_alone_and_the_one_before_stays(run, quick,
     assert list(folder.glob("draft_*")) == []
 
 
-def test_one_is_written_after_an_epoch_where_a_hundred_times_as_long_has_passed(monkeypatch, tmp_path) -> None:
+def test_a_report_is_due_after_a_hundred_times_its_writing_time(monkeypatch, tmp_path) -> None:
     now = [1000.0]
     monkeypatch.setattr(report, "monotonic", lambda: now[0])
     made = Report()
@@ -376,7 +376,7 @@ def test_a_hundred_thousand_cases_are_counted_and_the_first_of_them_listed() -> 
 
 
 def of_pcrlv2(steps: int) -> SimpleNamespace:
-    """As far as the section on learning needs them: facts of a pretraining with so many steps an epoch."""
+    """The facts that the section on learning needs, for a pretraining with the given steps per epoch."""
     request = SimpleNamespace(settings=SimpleNamespace(iters_per_epoch=steps))
     return SimpleNamespace(network=method_class("pcrlv2"), request=request)
 
@@ -420,7 +420,7 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
         (0.5, 250, ("good", "Yes: no alarm in the last epoch.")),
     ],
 )
-def test_it_is_green_only_where_something_is_restored_after_enough_steps(monkeypatch, error, steps, shown) -> None:
+def test_the_verdict_is_green_only_if_restoration_works_after_enough_steps(monkeypatch, error, steps, shown) -> None:
     monkeypatch.setattr(html, "chart_svg", lambda *_: "")
     made = Report()
     others = {"matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
@@ -454,7 +454,7 @@ onload = () => {{  // the frames and their pictures have loaded, or failed to
 
 
 def in_chromium(text: str, folder: Path) -> list[dict]:
-    """What the page is in a browser without network, a frame of each width."""
+    """Measure the page in a browser without network, in one frame for each width."""
     frames = "".join(
         f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(text)}"></iframe>' for width in WIDTHS
     )
@@ -470,7 +470,7 @@ def in_chromium(text: str, folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_in_chromium_without_network_all_pictures_are_there_and_nothing_is_wider_than_the_page(run, tmp_path) -> None:
+def test_chromium_shows_all_pictures_offline_within_the_page_width(run, tmp_path) -> None:
     plan = make_plan(features=(4, 8, 8, 8))
     text = (run("-f", "0", plan=plan) / report.NAME).read_text(encoding="utf-8")
     for of_width, width in zip(in_chromium(text, tmp_path), WIDTHS, strict=True):

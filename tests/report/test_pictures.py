@@ -1,4 +1,4 @@
-"""Pictures of views show what they say."""
+"""Pictures of views show the right content."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def of_boxes(images: Mapping[str, np.ndarray], *boxes: Box, local: int = 0, inde
     )
 
 
-def test_boxes_are_drawn_in_mm_on_the_slices_through_the_middle_of_the_pair(
-    drawn: list[Figure], tmp_path: Path
-) -> None:
+def test_boxes_are_drawn_in_mm_on_slices_through_the_pairs_middle(drawn: list[Figure], tmp_path: Path) -> None:
     volume, spacing = np.random.default_rng(0).standard_normal((1, 8, 20, 30)).astype(np.float32), (5.0, 1.0, 0.5)
     first, second, local = Box((0, 2, 4), (4, 12, 19)), Box((2, 4, 5), (6, 14, 25)), Box((3, 5, 6), (4, 7, 9))
     bounds = first.union_bounds(second)
@@ -78,7 +76,7 @@ def test_2d_views_are_drawn_on_their_slice(drawn: list[Figure]) -> None:
     assert "slice 3 of 5" in drawn[0].get_suptitle()
 
 
-def test_every_channel_is_drawn_with_its_name_in_a_grey_scale_of_its_own(drawn: list[Figure]) -> None:
+def test_every_channel_has_its_name_and_its_own_grey_scale(drawn: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     scales = np.array([1, 10, 100, 1000], np.float32)[:, None, None, None]
     volume = rng.random((4, 8, 20, 30), np.float32) * scales
@@ -118,7 +116,7 @@ def test_a_view_that_lacks_a_row_leaves_it_empty(drawn: list[Figure], row: str) 
 def test_any_sample_is_drawn_also_without_boxes_and_without_views(
     drawn: list[Figure], spacing: tuple[float, ...]
 ) -> None:
-    """As `Views.show` makes it by default; the middle of the image stands for the middle of the views."""
+    """`Views.show` makes such a sample by default; then the middle of the image replaces the middle of the views."""
     volume = np.random.default_rng(0).random((2, 6, 8, 10)).astype(np.float32)
     views = NumberedViews()
     views.spacing = (1.0, 1.0, 1.0)

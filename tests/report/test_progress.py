@@ -1,4 +1,4 @@
-"""progress.png numbers epochs as the log does, and says which training it shows."""
+"""progress.png numbers epochs like the log, and names its training."""
 
 from __future__ import annotations
 

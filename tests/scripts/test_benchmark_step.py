@@ -1,4 +1,4 @@
-"""The benchmark runs and measures what it says; how fast anything is, is for the benchmark itself to tell."""
+"""The benchmark runs and measures the right things; speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark r
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script, whose changes to the environment and to torch go with the test."""
+    """The script; its changes to the environment and to torch are undone after the test."""
     folders = ("raw", "preprocessed", "results", "n_proc_DA", "wandb_enabled")
     for name in (*THREADS, *(f"nnUNet_{folder}" for folder in folders)):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
@@ -47,7 +47,7 @@ def dataset(benchmark: ModuleType, home: Path) -> Path:
     return home
 
 
-def test_a_quick_run_writes_finite_numbers_that_agree_with_what_it_prints(
+def test_a_quick_run_writes_finite_numbers_and_prints_the_same(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
@@ -113,7 +113,7 @@ def test_the_authors_way_adds_full_resolution_to_the_drawn_levels(
     assert all(p.grad is not None for p in method.decoder.parameters())  # down to the last level, whatever is drawn
 
 
-def test_the_peak_of_a_step_is_that_of_the_memory_it_takes(benchmark: ModuleType) -> None:
+def test_the_peak_of_a_step_covers_its_own_memory_only(benchmark: ModuleType) -> None:
     before = benchmark.resident("VmRSS")
     array = np.ones(1 << 28, np.uint8)
     del array
@@ -132,10 +132,10 @@ def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_pat
 
 
 @pytest.mark.parametrize(("period", "share"), [(0.002, 0.0), (0.009, 0.33), (0.012, 0.5)])
-def test_the_share_of_waiting_is_that_of_a_loader_that_is_too_slow(
+def test_the_waiting_share_matches_the_speed_of_a_slow_loader(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: float, share: float
 ) -> None:
-    """Steps of 6 ms, and a loader with 34 batches in store: with a period of 9 ms a third of the time is waiting."""
+    """Steps take 6 ms; the loader starts with 34 batches. With a period of 9 ms, a third of the time is waiting."""
     store: queue.Queue[int] = queue.Queue(34)
     over = threading.Event()
 
@@ -162,7 +162,7 @@ def test_the_share_of_waiting_is_that_of_a_loader_that_is_too_slow(
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile's own
 @pytest.mark.parametrize(("compiled", "channels_last"), [(False, True), (True, True)])
-def test_what_is_measured_on_a_gpu_runs_through_without_one(
+def test_gpu_measurements_run_without_a_gpu(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, channels_last: bool
 ) -> None:
     compile_part = torch.nn.Module.compile

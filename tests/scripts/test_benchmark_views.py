@@ -1,4 +1,4 @@
-"""The benchmark runs and measures what it says; how fast anything is, is for the benchmark itself to tell."""
+"""The benchmark runs and measures the right things; speed itself is not tested."""
 
 from __future__ import annotations
 

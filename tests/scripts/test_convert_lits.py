@@ -163,9 +163,7 @@ def test_the_liver_alone_has_its_tumours_in_it(lits: ModuleType, tree: Tree) -> 
         (voxels().astype(np.int32) + 40000, sitk.sitkFloat32),
     ],
 )
-def test_hu_become_int16_where_nothing_is_lost_by_it(
-    lits: ModuleType, tree: Tree, values: np.ndarray, kind: int
-) -> None:
+def test_hu_become_int16_if_lossless(lits: ModuleType, tree: Tree, values: np.ndarray, kind: int) -> None:
     write(tree.lits / "volume-0.nii", values)
     write(tree.lits / "segmentation-0.nii", truth(dtype="float64"))
     tree.run(lits)
@@ -175,7 +173,7 @@ def test_hu_become_int16_where_nothing_is_lost_by_it(
     assert tree.read("labelsTr/LiTS_000.nii.gz").GetPixelID() == sitk.sitkUInt8
 
 
-def test_where_headers_disagree_the_volumes_geometry_is_taken_and_named(
+def test_the_volumes_geometry_replaces_a_different_label_geometry_and_is_named(
     lits: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, label = tree.pair(0)
@@ -225,7 +223,7 @@ def test_bad_files_are_named_and_the_others_converted(
     assert tree.json("dataset.json")["numTraining"] == 1
 
 
-def test_a_second_run_makes_only_what_is_missing(lits: ModuleType, tree: Tree) -> None:
+def test_a_second_run_makes_only_missing_files(lits: ModuleType, tree: Tree) -> None:
     tree.pair(0), tree.pair(1), tree.pair(2)
     tree.run(lits)
     files = [tree.dataset / name for name in tree.files()]
@@ -310,7 +308,7 @@ def test_a_labelled_test_volume_stays_out_of_training(lits: ModuleType, tree: Tr
     ]
 
 
-def test_what_cannot_be_converted_at_all_ends_with_a_sentence(lits: ModuleType, tree: Tree) -> None:
+def test_an_impossible_conversion_ends_with_a_sentence(lits: ModuleType, tree: Tree) -> None:
     with pytest.raises(UserError, match=r"has no volume-N\.nii"):
         tree.run(lits)
     write(tree.lits / TEST / "test-volume-0.nii", voxels())
@@ -344,7 +342,7 @@ def test_a_killed_worker_ends_the_command_with_a_sentence(
         tree.run(lits)
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_fault_of_the_scans(lits: ModuleType, tree: Tree) -> None:
+def test_an_unwritable_folder_is_not_blamed_on_the_scans(lits: ModuleType, tree: Tree) -> None:
     tree.pair(0)
     tree.dataset.mkdir(parents=True)
     (tree.dataset / "imagesTr").touch()

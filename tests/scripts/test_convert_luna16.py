@@ -166,7 +166,7 @@ def test_a_nodule_has_the_volume_and_the_centre_of_its_sphere(luna16: ModuleType
     assert set(np.unique(mask)) == {0, 1}
 
 
-def test_in_a_flipped_scan_a_small_nodule_is_the_voxel_at_its_place(luna16: ModuleType, tree: Tree) -> None:
+def test_a_small_nodule_in_a_flipped_scan_is_painted_at_its_place(luna16: ModuleType, tree: Tree) -> None:
     tree.scan(A, direction=FLIPPED)
     # Voxel (3, 6, 2): x = -30 - 3 * 0.7, y = 12.5 - 6 * 0.8, z = -300.5 + 2 * 2.5; the point is a bit beside that.
     tree.nodules([(A, -32.1 + 0.3, 7.7 - 0.3, -295.5 + 1, 0.5)])
@@ -190,7 +190,7 @@ def test_a_nodule_may_lie_partly_outside_and_one_wholly_outside_is_named(
     assert note in capsys.readouterr().out  # also where nothing was left to do
 
 
-def test_a_sphere_whose_centre_is_outside_still_reaches_in(luna16: ModuleType) -> None:
+def test_a_sphere_centred_outside_the_image_is_painted_inside(luna16: ModuleType) -> None:
     mask = np.zeros((4, 4, 4), np.uint8)
     assert luna16.paint_sphere(mask, (-2.0, 1.0, 1.0), 2.5, (1.0, 1.0, 1.0))
     # At z = 0 the rest of the radius is sqrt(2.5^2 - 2^2) = 1.5: a square of 3 by 3.
@@ -199,7 +199,7 @@ def test_a_sphere_whose_centre_is_outside_still_reaches_in(luna16: ModuleType) -
     assert mask.sum() == 9
 
 
-def test_a_second_run_makes_only_what_is_missing(luna16: ModuleType, tree: Tree) -> None:
+def test_a_second_run_makes_only_missing_files(luna16: ModuleType, tree: Tree) -> None:
     tree.scan(A), tree.scan(B)
     tree.nodules([(B, -28, 14, -293, 5)])
     tree.run(luna16)
@@ -273,7 +273,7 @@ def test_a_packed_scan_that_ends_too_early_is_bad(luna16: ModuleType, tree: Tree
         check_file(str(voxels.with_suffix(".mhd")))
 
 
-def test_with_all_ten_subsets_a_scan_that_is_nowhere_is_bad(
+def test_a_scan_missing_from_all_ten_subsets_is_bad(
     luna16: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uids = [UID.format(n) for n in range(20)]
@@ -288,7 +288,7 @@ def test_with_all_ten_subsets_a_scan_that_is_nowhere_is_bad(
     assert all(sorted(fold["train"] + fold["val"]) == sorted(uids) for fold in splits)
 
 
-def test_lung_masks_and_hidden_files_are_no_scans_and_a_copy_is_named(luna16: ModuleType, tree: Tree) -> None:
+def test_lung_masks_and_hidden_files_are_skipped_and_copies_named(luna16: ModuleType, tree: Tree) -> None:
     path = tree.scan(A)
     for folder in ("seg-lungs-LUNA16", "subset1/subset1"):  # the second is how some unpack
         (tree.luna / folder).mkdir(parents=True)
@@ -340,7 +340,7 @@ def test_a_file_that_was_changed_or_added_is_found_at_the_end(
     assert "own_0000.nii.gz: is of none of the cases" in said
 
 
-def test_what_cannot_be_converted_at_all_ends_with_a_sentence(
+def test_an_impossible_conversion_ends_with_a_sentence(
     luna16: ModuleType, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree.luna / "subset4.zip").touch()
@@ -381,7 +381,7 @@ def test_without_candidates_everything_else_is_converted(
     assert tree.mask(A).any()
 
 
-def test_the_tables_are_those_nearest_to_the_top(luna16: ModuleType, tree: Tree) -> None:
+def test_the_tables_nearest_to_the_top_are_used(luna16: ModuleType, tree: Tree) -> None:
     tree.scan(A)
     tree.nodules([], "evaluationScript/annotations.csv")
     found = luna16.find(tree.luna)

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def without_pip(commands: Path, venv: Path) -> Path:
-    """An environment with these commands, in which pip does nothing.
+    """An environment with these commands, but with a pip that does nothing.
 
-    scripts/test.sh has installed the package; once more would take it away for a moment, from under other tests.
+    scripts/test.sh has installed the package. Another installation would remove it briefly while other tests run.
     """
     (venv / "bin").mkdir(parents=True)
     for command in commands.iterdir():
@@ -103,7 +103,7 @@ def report(
         (0.25, 0.7, float("nan"), 1, ""),
     ],
 )
-def test_the_demo_fails_where_nothing_is_restored_or_the_lesion_is_not_found(
+def test_the_demo_fails_without_restoration_or_a_found_lesion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: float, scratch: float,
     pretrained: float, status: int, better: str,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""The picture of the README shows a pretraining that has happened."""
+"""The picture of the README shows a real pretraining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cases a semi-supervised training uses, with labels and without."""
+"""The labelled and unlabelled cases of a semi-supervised training."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SPLIT = [{"train": ["case_1", "case_0"], "val": ["case_3"]}]
 
 @pytest.fixture(autouse=True)
 def split(tiny: SimpleNamespace) -> None:
-    """Case 2 is in no part of the fold."""
+    """A split in which case 2 is in no part of the fold."""
     write_split(tiny, SPLIT)
 
 
@@ -101,7 +101,7 @@ def test_cases_that_cannot_be_opened_are_named_and_set_aside(tiny: SimpleNamespa
         assert f"WARNING: set aside: {sentence}" in str(cases)
 
 
-def test_cases_with_nan_that_are_compared_with_held_out_ones_are_named_and_set_aside(tiny: SimpleNamespace) -> None:
+def test_unlabelled_cases_with_nan_are_named_and_set_aside(tiny: SimpleNamespace) -> None:
     scans = write_scans(tiny.folder, make_full_plan(), {"good": 0})
     for name in ("one", "other"):
         rewrite(tiny.data / "case_0.b2nd", scans / f"{name}.b2nd", change=np.nan)  # of a held-out case's shape
@@ -124,7 +124,7 @@ WITHOUT = (
 REMEDY = r"; add scans with pcrl_nnunet_preprocess -d Dataset999_Tiny -i FOLDER, or train without: -tr PCRL"
 
 
-def test_no_unlabelled_case_is_one_sentence(tiny: SimpleNamespace) -> None:
+def test_a_missing_unlabelled_case_ends_with_one_sentence(tiny: SimpleNamespace) -> None:
     with pytest.raises(UserError, match=rf"^fold all of Dataset999_Tiny {WITHOUT}{REMEDY}FinetuneTrainer$"):
         find("all")
     write_split(tiny, tiny.splits)
@@ -135,7 +135,7 @@ def test_no_unlabelled_case_is_one_sentence(tiny: SimpleNamespace) -> None:
         find("all")
 
 
-def test_no_unlabelled_case_left_says_what_became_of_them(tiny: SimpleNamespace) -> None:
+def test_an_error_without_unlabelled_cases_counts_the_excluded_ones(tiny: SimpleNamespace) -> None:
     scans = write_scans(tiny.folder, make_full_plan(), {"broken": 0})
     (scans / "broken.b2nd").write_bytes(b"")
     rewrite(tiny.data / "case_3.b2nd", tiny.data / "case_2.b2nd")
@@ -144,13 +144,13 @@ def test_no_unlabelled_case_left_says_what_became_of_them(tiny: SimpleNamespace)
         find()
 
 
-def test_a_fold_without_training_cases_is_one_sentence(tiny: SimpleNamespace) -> None:
+def test_a_fold_without_training_cases_ends_with_one_sentence(tiny: SimpleNamespace) -> None:
     write_split(tiny, [{"train": [], "val": ["case_3"]}])
     with pytest.raises(UserError, match=r"^fold 0 has no training case; put one or more into splits_final.json$"):
         find()
 
 
-def test_an_unknown_name_to_leave_out_is_one_sentence() -> None:
+def test_an_unknown_name_to_leave_out_ends_with_one_sentence() -> None:
     sentence = (
         r"^pcrl.semi.leave_out names 'case_9', which is not among the 4 preprocessed cases; "
         r"correct the name in nnUNetPlans.json$"

@@ -1,4 +1,4 @@
-"""What labels say about the classes."""
+"""Facts about classes from their labels."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pcrl_nnunet.semi_supervised.label_facts import MOST_CASES, LabelFacts, shar
 
 
 def two_cases() -> dict[str, np.ndarray]:
-    """Organ 1 in one piece, lesions 2 in pieces of 8 and 4 voxels in the first case, and of 4 in the second one."""
+    """Organ (1) in one piece; lesions (2) in pieces of 8 and 4 voxels in the first case and 4 in the second."""
     first, second = np.zeros((2, 1, 10, 10, 10), np.int16)
     first[0, 0:5, 0:5, 0:4] = 1  # 100
     first[0, 7:9, 7:9, 7:9] = 2  # 8
@@ -20,7 +20,7 @@ def two_cases() -> dict[str, np.ndarray]:
 
 
 def with_places(labels: np.ndarray, *classes: Any) -> tuple[np.ndarray, dict[Any, np.ndarray]]:
-    """Labels, and all places of the classes as nnU-Net's preprocessing notes some."""
+    """Labels, and all places of the classes in the form of nnU-Net's preprocessing."""
     return labels, {values: np.argwhere(np.isin(labels, values)) for values in classes}
 
 
@@ -31,7 +31,7 @@ def facts_of(cases: dict[str, np.ndarray], classes: dict[str, Any], patch: tuple
     return LabelFacts.of_cases(list(cases), read, classes, patch, **given)
 
 
-def test_shares_and_pieces_are_those_counted_by_hand() -> None:
+def test_shares_and_pieces_agree_with_counts_by_hand() -> None:
     facts = facts_of(two_cases(), {"organ": 1, "lesion": 2}, (10, 10, 10))
     assert facts.names == ["organ", "lesion"]
     assert facts.shares == pytest.approx([140 / 2000, 16 / 2000])
@@ -80,7 +80,7 @@ def test_a_class_that_no_case_shows_has_no_share_and_is_not_cleaned() -> None:
     assert (facts.shares, facts.in_largest_piece, facts.in_one_piece) == ([0], [0], [])
 
 
-def test_of_many_cases_some_from_first_to_last_are_read_once() -> None:
+def test_a_spread_sample_of_many_cases_is_read_once() -> None:
     names = [f"case_{i:03d}" for i in range(500)]
     read: list[str] = []
 

@@ -60,7 +60,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def head(shape: tuple[int, ...] = (1, 24, 24, 24)) -> np.ndarray:
-    """A sphere of noise in zeros, as an image that was normalised inside a mask. Some of its voxels are zero, too."""
+    """A sphere of noise in zeros, like an image normalised inside a mask. Some voxels inside are zero, too."""
     image = noise(*shape)
     middle = np.linalg.norm(np.indices(shape[1:]) - (np.array(shape[1:]) / 2).reshape(-1, 1, 1, 1), axis=0) < 9
     image *= middle
@@ -98,7 +98,7 @@ def test_a_volume_smaller_than_the_patch_is_padded(make: Make, masked: bool) -> 
     assert torch.isfinite(filled).all()
 
 
-def test_what_is_outside_of_the_mask_is_what_nnunet_finds() -> None:
+def test_the_outside_of_the_mask_agrees_with_nnunet() -> None:
     image = head()
     volume: Any = FakeVolume(image)
     whole = Outside(volume, [True])[(slice(None),) * 4]
@@ -137,7 +137,7 @@ class FakeVolume:
 
 @pytest.mark.parametrize("patch", [(24, 24, 24), (24, 24)])
 def test_augmented_images_stay_zero_outside_of_their_mask(make: Make, patch: tuple[int, ...]) -> None:
-    """Noise, brightness, gamma and the like would change the zeros, as they do without a mask."""
+    """Noise, brightness or gamma would change the zeros without a mask."""
     np.random.seed(0)
     torch.manual_seed(0)
     share_of_zeros = {}
@@ -156,7 +156,7 @@ def test_augmented_images_stay_zero_outside_of_their_mask(make: Make, patch: tup
 
 
 def Without(step: Any) -> Any:
-    """Noise in every patch: nnU-Net leaves most transforms out of most patches."""
+    """Adds noise to every patch, because nnU-Net applies each transform to few patches."""
     if hasattr(step, "apply_probability"):
         step.apply_probability = 1.0
     return step
@@ -179,7 +179,7 @@ def test_a_case_that_cannot_be_read_is_set_aside_by_name(make: Make, tmp_path: P
     assert all(torch.isfinite(batch["data"]).all() for batch in (first, *later))
 
 
-def test_no_readable_case_left_is_one_sentence(make: Make, tmp_path: Path) -> None:
+def test_unreadable_cases_alone_end_with_one_sentence(make: Make, tmp_path: Path) -> None:
     loader = make({"a": noise(1, 12, 12, 12), "b": noise(1, 12, 12, 12)})
     next(loader)
     for name in "ab":

@@ -72,7 +72,7 @@ def example(regions: bool, ignore_label: int | None) -> tuple[torch.Tensor, torc
 def expected_loss(
     logits: torch.Tensor, labels: torch.Tensor, part: torch.Tensor, ignore_label: int | None, batch_dice: bool
 ) -> float:
-    """The plain loss of labels in a part, less voxels with the dataset's ignore label."""
+    """The plain loss of labels in a part, without voxels of the dataset's ignore label."""
     regions, inside, values = labels.dtype == torch.bool, part[:, 0].numpy(), labels.numpy()
     if regions:
         wanted, counts = values[:, :3].astype(float), inside & ~values[:, 3]
@@ -85,7 +85,7 @@ def expected_loss(
 @pytest.mark.parametrize("batch_dice", [False, True])
 @pytest.mark.parametrize("ignore_label", [None, 3])
 @pytest.mark.parametrize("regions", [False, True])
-def test_the_loss_is_that_of_each_part_by_its_weight(
+def test_the_loss_is_the_weighted_mean_of_both_parts(
     regions: bool, ignore_label: int | None, batch_dice: bool, deep_supervision: bool
 ) -> None:
     logits, labels, pseudo, part = example(regions, ignore_label)
@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_each_part_by_its_weight(
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_equal_weights_of_equal_parts_are_the_supervised_loss(regions: bool) -> None:
-    """The loss stays as large as that of a supervised step, whatever the weight."""
+    """The loss stays as large as in a supervised step for any weight."""
     logits, labels, _, _ = example(regions, None)
     everywhere = torch.ones(2, 1, 6, 7, dtype=torch.bool)
     whole = mixing.with_ignored(labels, everywhere, -1)

@@ -49,14 +49,14 @@ def test_boxes_are_the_same_for_the_same_seed() -> None:
 
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("around", [0, 2, 5])
-def test_the_first_patches_are_labelled_around_the_box_and_the_others_in_the_box(dim: int, around: int) -> None:
+def test_only_the_first_patches_are_labelled_around_the_box(dim: int, around: int) -> None:
     boxes = mixing.random_boxes(np.random.default_rng(0), 5, (6,) * dim, 2 / 3)
     parts = mixing.labelled_parts(boxes, around)
     assert torch.equal(parts[:around], ~boxes[:around])
     assert torch.equal(parts[around:], boxes[around:])
 
 
-def test_a_patch_shows_one_image_in_the_part_and_the_other_around_it_in_all_channels() -> None:
+def test_pasting_shows_one_image_inside_the_part_and_another_outside() -> None:
     rng = np.random.default_rng(0)
     here, elsewhere = rng.normal(size=(2, 2, 3, 5, 6)).astype(np.float32)
     part = rng.random((2, 1, 5, 6)) > 0.5

@@ -25,7 +25,7 @@ from pcrl_nnunet.semi_supervised.settings import SemiSettings
         ({"momentum": 0.9}, r"pcrl.semi.momentum is not a setting; expected one of box_share, leave_out, "),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_sentence(given: dict[str, Any], sentence: str) -> None:
+def test_an_impossible_setting_ends_with_one_sentence(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=rf"^[^\n]*{sentence}[^\n]*$"):
         SemiSettings.from_plan(make_plan(semi=given))
 

@@ -84,7 +84,7 @@ def test_labels_are_the_most_likely_class_or_the_regions_above_one_half() -> Non
     assert 0 < regions.float().mean() < 1
 
 
-def test_a_teacher_goes_on_from_its_state_as_if_it_had_not_been_stopped() -> None:
+def test_a_teacher_restored_from_its_state_continues_identically() -> None:
     student = Network()
     teacher = Teacher(student, 0.99)
     for seed in range(3):
@@ -131,7 +131,7 @@ def test_each_class_keeps_its_largest_piece_of_each_patch(patch: tuple[int, ...]
 
 
 @pytest.mark.parametrize("patch", [(40, 40), (16, 16, 16)])
-def test_each_region_keeps_its_largest_piece_whatever_the_others(patch: tuple[int, ...]) -> None:
+def test_each_region_keeps_its_largest_piece_independently(patch: tuple[int, ...]) -> None:
     regions = np.stack([blobs((2, *patch), threshold, 0) for threshold in (0.3, 0.6, 0.9)], 1)  # one inside the other
     given = torch.from_numpy(regions.copy())
     kept = keep_largest_pieces(given, [0, 2])

@@ -1,4 +1,4 @@
-"""What the log says of pseudo-labels."""
+"""The log's lines on pseudo-labels."""
 
 import re
 from typing import Any
@@ -83,7 +83,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_goes_wrong_for_some_epochs_is_said_in_one_sentence(case: str) -> None:
+def test_a_lasting_fault_raises_an_alarm_of_one_sentence(case: str) -> None:
     given, sentence = CASES[case]
     wrong = epochs(**given)
     (found,) = alarms(wrong, FACTS).values()
@@ -97,7 +97,7 @@ def test_what_goes_wrong_for_some_epochs_is_said_in_one_sentence(case: str) -> N
 @pytest.mark.parametrize(
     "given", [{}, {"liver": 0.3}, {"tumour": 0.001}, {"tumour": 0.07}, {"agreement": (0.35, float("nan"))}]
 )
-def test_nothing_is_said_where_all_is_well(given: dict[str, Any]) -> None:
+def test_healthy_epochs_raise_no_alarm(given: dict[str, Any]) -> None:
     assert alarms(epochs(**given), FACTS) == {}
 
 

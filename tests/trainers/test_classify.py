@@ -32,7 +32,7 @@ SHORT = {"epochs": 2, "iters_per_epoch": 3, "val_iters_per_epoch": 2}
 
 @pytest.fixture
 def classes(tiny):
-    """Twelve cases, of which every second one, the positive ones, has a bright half."""
+    """Twelve cases; every second one is positive and has a bright half."""
     for i in range(NUM_CASES):
         path = tiny.data / f"case_{i}"
         if i >= 4:
@@ -221,7 +221,7 @@ def test_a_table_that_has_changed_since_the_training_is_not_scored_by_it(classes
         maybe_load_checkpoint(make(classes), True, False)
 
 
-def test_of_the_raw_dataset_the_newer_table_is_taken(classes):
+def test_the_newer_table_of_the_raw_dataset_is_used(classes):
     raw = classes.folder.parents[1] / "raw" / classes.folder.name
     raw.mkdir(parents=True)
     (raw / "classes.csv").write_text("case,other\n" + "".join(f"case_{i},{i % 2}\n" for i in range(NUM_CASES)))
@@ -242,7 +242,7 @@ def test_patients_are_kept_on_one_side_of_a_split(classes):
     assert folds == split_by_patient(sorted(train + validation), read_labels(str(classes.folder)))
 
 
-def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes):
+def test_a_users_split_that_divides_a_patient_is_kept_with_a_warning(classes):
     rows = "".join(f"case_{i},{i % 2},{'p' if i in (0, 9) else i}\n" for i in range(NUM_CASES))
     (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
     before = (classes.folder / "splits_final.json").read_bytes()
@@ -260,7 +260,7 @@ def test_a_split_of_the_users_that_divides_a_patient_stays_and_is_named(classes)
         (None, {"table": "points"}, "pcrl.classify.table is 'points'; expected 'classes' or 'candidates'"),
     ],
 )
-def test_mistakes_are_said_in_a_sentence_and_leave_nothing_behind(classes, table, classify, message):
+def test_mistakes_end_with_a_sentence_and_leave_nothing_behind(classes, table, classify, message):
     if table is None:
         os.remove(classes.folder / "classes.csv")
     else:
@@ -283,7 +283,7 @@ def test_patches_that_leave_nothing_at_the_bottleneck_are_refused(classes):
         make(classes, classify={"patch_mm": 4.0})
 
 
-def test_points_outside_of_their_image_stop_it_or_are_said(classes):
+def test_points_outside_their_image_are_warnings_or_errors(classes):
     os.remove(classes.folder / "classes.csv")
     head = "seriesuid,coordX,coordY,coordZ,class\n"
     right = "".join(f"case_{i},7,7,{z},{z % 2}\n" for i in range(NUM_CASES) for z in (6, 7))
@@ -303,7 +303,7 @@ def test_points_outside_of_their_image_stop_it_or_are_said(classes):
         trainer.run_training()
 
 
-def test_a_pretraining_of_a_fold_leaves_out_the_patients_that_the_classification_validates(classes):
+def test_a_folds_pretraining_leaves_out_the_classifications_validation_patients(classes):
     os.remove(classes.folder / "splits_final.json")
     rows = "".join(f"case_{i},{i % 2},{i // 3}\n" for i in range(NUM_CASES - 2)) + "case_10,1,8\ncase_11,0,9\n"
     (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{rows}")
@@ -348,7 +348,7 @@ def test_an_auroc_of_one_class_is_null_in_the_file(tmp_path):
     assert (written["a"]["auroc"], written["a"]["low"], written["b"]["auroc"]) == (None, None, 1)
 
 
-def test_too_few_patients_for_folds_are_said_in_a_sentence(classes):
+def test_too_few_patients_for_folds_end_with_a_sentence(classes):
     (classes.folder / "splits_final.json").unlink()
     lines = "".join(f"case_{i},{i % 2},p{i % 3}\n" for i in range(NUM_CASES))
     (classes.folder / "classes.csv").write_text(f"case,bright,patient\n{lines}")

@@ -39,7 +39,7 @@ FEATURES = [4, 8, 8]
 
 @pytest.fixture(scope="module")
 def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nnUNet_preprocessed; no test here writes to it."""
+    """nnUNet_preprocessed, shared by the tests; none of them writes to it."""
     return write_preprocessed(tmp_path_factory.mktemp("preprocessed")).parent
 
 
@@ -80,7 +80,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def run_training(
     trainer: Any, monkeypatch: pytest.MonkeyPatch, c: bool = False, pretrained_weights: str | None = None
 ) -> dict[str, Tensor]:
-    """As nnUNetv2_train does it, without the final validation. Returns the encoder at the first step."""
+    """Train like nnUNetv2_train, without the final validation. Returns the encoder at the first step."""
     at_first_step: list[dict[str, Tensor]] = []
     step = type(trainer).train_step
 
@@ -148,7 +148,7 @@ def test_validation_alone_loads_the_trained_weights_only(folders: Path, monkeypa
     assert equal(encoder_of(validating.network), encoder_of(first.network))
 
 
-def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log_says_so(
+def test_a_checkpoint_with_other_kernels_strides_and_stages_loads_with_notes(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_plan(features=[4, 8, 8, 16])
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_other_kernels_strides_and_more_stages_loads_and_the_log
 def test_a_model_of_nnssl_loads_into_a_resenc_plan(
     folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As nnssl writes the OpenMind models: with a preset's name instead of an architecture, and fewer stages here."""
+    """The form of nnssl's OpenMind models: a preset's name instead of an architecture; here with fewer stages."""
     plan = make_plan(features=[4, 8, 8])
     architecture = plan["configurations"]["3d_fullres"]["architecture"]
     architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
@@ -205,7 +205,7 @@ def test_a_model_of_nnssl_loads_into_a_resenc_plan(
         assert part in log
 
 
-def test_a_supervised_training_of_nnunet_loads_too_and_its_unknown_cases_are_a_warning(
+def test_a_supervised_training_of_nnunet_loads_with_a_warning_about_cases(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = make(PCRLScratchTrainer, fold=1)
@@ -237,7 +237,7 @@ def test_weights_given_to_nnunet_stay(folders: Path, monkeypatch: pytest.MonkeyP
     assert "-pretrained_weights were given: they stay" in log_of(trainer)
 
 
-def test_without_pretraining_one_sentence_says_what_was_tried_and_nothing_is_left_behind(
+def test_a_missing_pretraining_is_one_sentence_with_the_paths_tried(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(fold=1)
@@ -294,7 +294,7 @@ def test_a_methods_trainer_takes_its_pretraining_and_names_the_results(
     assert Path(trainer.output_folder) == folders / "PCRLFinetuneTrainer_mae_2__nnUNetPlans__3d_fullres" / "fold_0"
 
 
-def test_a_method_without_a_pretraining_is_said_with_the_methods_that_have_one(folders: Path) -> None:
+def test_a_missing_pretraining_of_a_method_names_methods_with_one(folders: Path) -> None:
     pretrain(folders)
     with pytest.raises(SystemExit) as error:
         make(trainers.PCRLFinetuneTrainer_mae).on_train_start()
@@ -314,7 +314,7 @@ def test_a_methods_trainer_is_one_class_for_nnunet_and_for_pickle(name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["PCRLFinetuneTrainer_", "PCRLFinetuneTrainer__mae", "PCRLScratchTrainer_mae", "x"])
-def test_other_names_are_no_trainers(name: str) -> None:
+def test_unknown_trainer_names_raise_an_attribute_error(name: str) -> None:
     with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
         getattr(trainers, name)
 
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_the_plan_names_and_that_is_missing_is_an_error(folder
         make(plan=make_plan(checkpoint="/nowhere/x.pth")).on_train_start()
 
 
-def test_a_checkpoint_of_another_width_is_refused_with_what_differs(folders: Path) -> None:
+def test_a_checkpoint_of_another_width_is_refused_with_the_differences(folders: Path) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8, 16]))
     with pytest.raises(
         SystemExit,
@@ -501,9 +501,7 @@ def test_a_wrong_setting_is_an_error_before_a_folder_is_made(
         ({"checkpoint": 5}, r"pcrl\.checkpoint is 5; expected the path"),
     ],
 )
-def test_a_wrong_part_of_the_block_is_an_error_before_a_folder_is_made(
-    folders: Path, block: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_block_is_refused_before_a_folder_is_made(folders: Path, block: dict[str, Any], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         make(plan=make_plan(**block))
     assert not folders.exists()
@@ -538,7 +536,7 @@ def test_a_case_that_is_not_finite_stops_the_training_before_a_checkpoint(
     assert not list(folders.rglob("*.pth"))
 
 
-def test_a_damaged_checkpoint_of_its_own_is_said_in_a_sentence(folders: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_the_training_itself_ends_with_a_sentence(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_latest.pth").write_text("x")
     with pytest.raises(SystemExit, match=r"checkpoint_latest\.pth cannot be used .* remove it"):
         make(PCRLScratchTrainer).load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
@@ -553,7 +551,7 @@ def test_weights_that_are_not_finite_are_refused(folders: Path) -> None:
         make().on_train_start()
 
 
-def test_an_older_pretraining_beside_an_unfinished_one_is_said(folders: Path) -> None:
+def test_using_an_older_pretraining_beside_an_unfinished_one_is_logged(folders: Path) -> None:
     path, _ = pretrain(folders)
     newer = Path(path).with_name(checkpoint.LATEST)
     newer.touch()
@@ -563,7 +561,7 @@ def test_an_older_pretraining_beside_an_unfinished_one_is_said(folders: Path) ->
     assert "is of an earlier pretraining; a newer one is not finished" in log_of(trainer)
 
 
-def test_other_voxels_than_those_of_the_pretraining_are_said(folders: Path) -> None:
+def test_differences_from_the_pretrainings_data_are_logged(folders: Path) -> None:
     pretrain(folders)
     plan = make_plan()
     plan["configurations"]["3d_fullres"].update(spacing=[5.0, 1.0, 1.0], normalization_schemes=["CTNormalization"])
@@ -717,7 +715,7 @@ def plan_with(network: str = "PlainConvUNet", dim: int = 3, **finetune: Any) -> 
 
 
 def double(plan: dict[str, Any]) -> Any:
-    """A trainer of random weights, always the same, in double precision: differences of weights are exact enough."""
+    """A trainer with fixed random weights in double precision, so that differences of weights are exact enough."""
     trainer = make(plan=plan)
     trainer.initialize()
     trainer.network.double()  # in place: the optimiser has these very parameters
@@ -734,7 +732,7 @@ def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]
 
 
 def learning(trainer: Any, part: str = "") -> set[str]:
-    """The names of all parameters of a part that a training moves: but of the head whose loss has no weight."""
+    """The names of a part's trained parameters: all but the head whose loss has no weight."""
     names = {name for name in parameters_of(trainer.network) if name.startswith(part)}
     return {name for name in names if not name.startswith("decoder.seg_layers.0.")}
 
@@ -778,7 +776,7 @@ def test_without_deep_supervision_only_the_last_segmentation_layer_is_trained(
     assert moved(before, after) == names
 
 
-def test_without_deep_supervision_the_loss_is_that_of_the_full_resolution() -> None:
+def test_the_loss_without_deep_supervision_is_the_full_resolutions() -> None:
     trainers = [make(PCRLScratchTrainer, plan_with(deep_supervision=on, initial_lr=1e-9)) for on in (True, False)]
     for trainer in trainers:
         trainer.initialize()
@@ -858,7 +856,7 @@ def test_the_first_steps_of_the_stages_are_in_the_ratio_of_their_rates(network: 
 
 
 def step_from_rest(trainer: Any, batch: dict[str, Any], part: str) -> dict[str, Tensor]:
-    """What nnU-Net's SGD makes of the parameters of a part of the network, were there no other and no momentum yet."""
+    """The parameters of one part after a step of nnU-Net's SGD on that part alone, without earlier momentum."""
     parameters = {name: p for name, p in trainer.network.named_parameters() if name in learning(trainer, part)}
     loss = trainer.loss(trainer.network(batch["data"]), batch["target"])
     gradients = torch.autograd.grad(loss, list(parameters.values()))
@@ -896,7 +894,7 @@ def test_a_frozen_encoder_counts_neither_for_clipping_nor_momentum() -> None:
 
 @pytest.mark.parametrize("stopped_after", [1, 2])
 @pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw", "seg_layers_only_epochs": 1}])
-def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(
+def test_a_resumed_training_with_a_frozen_phase_equals_an_uninterrupted_one(
     stopped_after: int, recipe: dict[str, Any]
 ) -> None:
     plan = plan_with(frozen_epochs=2, layer_lr_decay=0.5, **recipe)
@@ -923,7 +921,7 @@ def test_a_training_with_a_frozen_phase_goes_on_as_if_it_had_not_been_stopped(
         ({"recipe": "pretrained", "optimizer": "adamw"}, 0),
     ],
 )
-def test_under_ddp_an_encoder_is_frozen_as_set_and_otherwise_the_same_on_all_ranks(
+def test_ddp_freezes_the_encoder_as_set_and_keeps_ranks_equal(
     fork: Callable[..., tuple[int, str]],
     preprocessed: Path,
     tmp_path: Path,
@@ -948,7 +946,7 @@ def test_under_ddp_an_encoder_is_frozen_as_set_and_otherwise_the_same_on_all_ran
 
 
 @pytest.mark.parametrize(("factor", "frozen_epochs"), [(0, 0), (0.1, 0), (1, 1)])
-def test_a_part_of_the_encoder_that_is_not_pretrained_may_not_be_frozen_for_good(
+def test_freezing_parts_without_pretrained_weights_for_good_is_refused(
     folders: Path, factor: float, frozen_epochs: int
 ) -> None:
     finetune = {"epochs": 2, "encoder_lr_factor": factor, "frozen_epochs": frozen_epochs, "allow_partial_encoder": True}

@@ -34,7 +34,7 @@ WRITE_REPORT, PLOT = Report.write, PretrainLogger.plot_progress_png
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """They take seconds each, and have tests of their own."""
+    """Without pictures, which take seconds each and have their own tests."""
     monkeypatch.setattr(Report, "write", lambda *_: None)
     monkeypatch.setattr(PretrainLogger, "plot_progress_png", lambda *_: None)
 
@@ -88,12 +88,12 @@ def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhe
     assert "Finetune" not in line
 
 
-def test_with_masks_the_next_command_segments_whatever_tables_there_are(tiny):
+def test_the_next_command_segments_a_dataset_with_masks_and_tables(tiny):
     (tiny.folder / "classes.csv").touch()
     assert "-tr PCRLFinetuneTrainer -p nnUNetPlans" in make(tiny)._next_command("FINAL")
 
 
-def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
+def test_a_first_step_skipped_by_the_gradient_scaler_raises_no_warning(tiny):
     trainer = make(tiny)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)  # the gradients overflow, as on a GPU
     trainer.initialize()
@@ -104,7 +104,7 @@ def test_a_first_step_that_the_gradients_scaler_leaves_out_is_no_warning(tiny):
     assert checkpoint.encoder_hash(trainer.network.encoder) == before
 
 
-def test_the_plans_weight_of_the_comparison_is_that_of_the_training(tiny):
+def test_the_plans_comparison_weight_is_used_in_training(tiny):
     trainer = make(tiny, plan=make_plan(pretrain={"pcrlv2": {"comparison_weight": 0.1}}))
     trainer.initialize()
     of_step = trainer.train_step(next(trainer.get_dataloaders()), 0)
@@ -274,7 +274,7 @@ def test_the_random_state_of_the_device_is_part_of_the_state(tiny, monkeypatch):
     assert len(restored) == 1
 
 
-def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(tiny, monkeypatch):
+def test_an_interrupted_epoch_does_not_count_the_time_between_runs(tiny, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(pretrain, "time", lambda: now)
     trainer = make(tiny)
@@ -291,7 +291,7 @@ def test_an_epoch_that_was_stopped_within_does_not_last_while_nothing_is_done(ti
 
 @pytest.fixture
 def mean(monkeypatch):
-    """A method of one's own, of which the engine knows nothing."""
+    """A user's own method, unknown to the engine."""
     monkeypatch.setitem(method_names.BUILT_IN, "mean", PLACE)
     monkeypatch.setattr(Mean, "prepared_for", [])
     return Mean
@@ -308,7 +308,7 @@ def test_a_method_of_ones_own_pretrains_with_its_settings_and_a_report(tiny, mea
     assert has_whole_report(folder_of(tiny, method="mean"))
 
 
-def test_what_a_method_prepares_is_made_once_written_whole_and_read_by_c(tiny, mean, monkeypatch):
+def test_a_preparation_is_made_once_and_read_by_c(tiny, mean, monkeypatch):
     folder = folder_of(tiny, method="mean")
     trainer = make(tiny, method="mean")
     prepare, missing = Mean.prepare.__func__, []
@@ -337,8 +337,8 @@ def test_what_a_method_prepares_is_made_once_written_whole_and_read_by_c(tiny, m
         run(make(tiny, method="mean", continues=True))
 
 
-def test_what_another_training_has_prepared_is_made_anew(tiny, mean, monkeypatch):
-    """As after a training that was killed before it had saved anything."""
+def test_a_preparation_of_another_training_is_made_again(tiny, mean, monkeypatch):
+    """The other training was killed before it saved anything."""
     killed = make(tiny, method="mean", seed=1)
     monkeypatch.setattr(killed, "get_dataloaders", None)
     with pytest.raises(TypeError):
@@ -348,7 +348,7 @@ def test_what_another_training_has_prepared_is_made_anew(tiny, mean, monkeypatch
     assert len(mean.prepared_for) == 2
 
 
-def test_c_refuses_what_is_prepared_otherwise_than_the_training_began_with(tiny, mean, monkeypatch):
+def test_c_refuses_a_changed_preparation(tiny, mean, monkeypatch):
     folder = folder_of(tiny, method="mean")
     trainer = make(tiny, method="mean")
     monkeypatch.setattr(trainer, "on_train_end", lambda: None)
@@ -361,7 +361,7 @@ def test_c_refuses_what_is_prepared_otherwise_than_the_training_began_with(tiny,
         run(resumed)
 
 
-def test_what_torch_draws_goes_on_where_it_stopped(tiny, mean, monkeypatch):
+def test_torchs_random_numbers_continue_after_a_stop(tiny, mean, monkeypatch):
     """The method's dropout draws from torch's generator, which the state keeps."""
     whole = run(make(tiny, method="mean", epochs=3))
     shutil.rmtree(folder_of(tiny, method="mean"))
@@ -388,7 +388,7 @@ def test_views_without_an_input_are_refused_before_the_training(tiny, mean, monk
         run(make(tiny, method="mean"))
 
 
-def test_beside_another_methods_pretraining_the_next_command_names_the_method(tiny, mean):
+def test_the_next_command_names_the_method_beside_another_methods_pretraining(tiny, mean):
     run(make(tiny))
     assert "-tr PCRLFinetuneTrainer -p" in make(tiny)._next_command("FINAL")
     second = make(tiny, method="mean")
@@ -399,7 +399,7 @@ def test_beside_another_methods_pretraining_the_next_command_names_the_method(ti
         assert checkpoint.read(str(folder_of(tiny, method=method) / checkpoint.FINAL))["method"] == method
 
 
-def test_memory_that_does_not_suffice_is_said_in_a_sentence(tiny, monkeypatch):
+def test_insufficient_memory_ends_with_a_sentence(tiny, monkeypatch):
     trainer = make(tiny)
     trainer.initialize()
 
@@ -438,7 +438,7 @@ def res_enc_plan():
 @pytest.mark.filterwarnings("ignore:Network class .* not found:UserWarning")
 @pytest.mark.parametrize("plan", [make_plan(), res_enc_plan()], ids=["PlainConv", "ResEnc"])
 def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan):
-    """As its commands do: the plan's entries from the file, a network of them, the weights strictly into its parts."""
+    """Like its commands: build a network from the plan in the file, and load the weights strictly into its parts."""
     trainer = make(tiny, plan=plan)
     trainer.initialize()
     with torch.no_grad():
@@ -492,7 +492,7 @@ def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan
 
 
 def supervised(tiny, fold=0):
-    """A checkpoint of nnU-Net's own training, in its own words."""
+    """A checkpoint of nnU-Net's own training, in its own format."""
     stock = nnUNetTrainer(
         {**make_plan(), "continue_training": False}, "3d_fullres", fold, tiny.dataset_json, torch.device("cpu")
     )
@@ -540,7 +540,7 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind, monkeypatch):
         assert trainer.final_content()["all_cases_known"] is False  # which fine-tuning will say
 
 
-def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuing(tiny, monkeypatch):
+def test_a_continued_second_pretraining_lists_the_first_ones_cases_as_seen(tiny, monkeypatch):
     run(make(tiny, fold=0))
     path = str(folder_of(tiny, 0) / checkpoint.FINAL)
     trainer = make(tiny, fold=1, init=path)
@@ -559,8 +559,8 @@ def test_what_the_first_pretraining_saw_the_second_has_seen_also_after_continuin
     assert content["all_cases_known"] is True
 
 
-def test_of_a_fitted_checkpoint_the_decoder_of_other_stages_does_not_go_on(tiny):
-    """Its network has the stages of the plan, its decoder those of the pretraining that it was fitted from."""
+def test_a_fitted_checkpoints_decoder_of_other_stages_is_not_loaded(tiny):
+    """The fitted network has the plan's stages, but its decoder has the stages of the original pretraining."""
     deeper = make(tiny, plan=make_plan(features=(4, 8, 8, 8)))
     deeper.initialize()
     same = make(tiny, fold=0)
@@ -598,7 +598,7 @@ def test_the_encoder_learns_and_the_rest_is_listed_as_random(tiny):
     assert any(name.startswith("decoder.seg_layers") for name in random)
 
 
-def test_the_file_says_what_it_is(tiny):
+def test_the_final_file_describes_the_pretraining(tiny):
     run(make(tiny, seed=5))
     content = final(tiny)
     assert content["finished"] is True
@@ -619,7 +619,7 @@ def test_the_file_says_what_it_is(tiny):
     assert content["nnssl_adaptation_plan"]["key_to_encoder"] == "encoder.stages"
 
 
-def test_a_folds_validation_cases_are_left_out_and_the_split_file_is_not_touched(tiny):
+def test_a_folds_validation_cases_are_left_out_without_changing_the_split_file(tiny):
     split_file = tiny.folder / "splits_final.json"
     before = split_file.read_bytes()
     run(make(tiny, fold=0, epochs=1))
@@ -627,7 +627,7 @@ def test_a_folds_validation_cases_are_left_out_and_the_split_file_is_not_touched
     assert split_file.read_bytes() == before
 
 
-def test_without_a_split_file_the_folds_are_those_that_nnunet_will_make(tiny):
+def test_folds_without_a_split_file_match_nnunets_later_split(tiny):
     for i in (4, 5):
         image = np.random.default_rng(i).normal(size=(1, 14, 14, 14)).astype(np.float32)
         blosc2.asarray(image, urlpath=str(tiny.data / f"case_{i}.b2nd"))
@@ -658,7 +658,7 @@ def test_unlabelled_cases_are_used_too(tiny):
     assert trainer.cases[-1].path.startswith(folder)
 
 
-def test_unlabelled_cases_alone_will_do_but_have_no_folds(tiny):
+def test_unlabelled_cases_alone_suffice_without_folds(tiny):
     tiny.data.rename(unlabelled_folder(str(tiny.folder), "nnUNetPlans_3d_fullres"))
     run(make(tiny, epochs=1))
     assert [case["name"] for case in final(tiny)["cases"]] == [f"case_{i}" for i in range(4)]
@@ -669,7 +669,7 @@ def test_unlabelled_cases_alone_will_do_but_have_no_folds(tiny):
         make(tiny)
 
 
-def test_a_folder_without_a_usable_unlabelled_case_is_no_obstacle(tiny):
+def test_a_folder_without_usable_unlabelled_cases_is_ignored(tiny):
     folder = tiny.folder / "nnUNetPlans_3d_fullres_unlabelled"
     folder.mkdir()
     (folder / "bad_cases.txt").write_text("all of them")
@@ -686,7 +686,7 @@ def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
 
 
 @pytest.mark.parametrize("value", [0.0, -3.5])
-def test_cases_of_constant_intensity_are_no_obstacle(tiny, value):
+def test_constant_cases_give_finite_losses_and_weights(tiny, value):
     for case in find_cases(str(tiny.data))[:2]:
         blosc2.asarray(np.full(blosc2.open(case.path).shape, value, np.float32), urlpath=case.path, mode="w")
     log = run(make(tiny, epochs=2, iters_per_epoch=6))
@@ -702,7 +702,7 @@ def test_a_case_that_vanishes_at_the_end_does_not_cost_the_training(tiny):
     assert [case["sha256"] is None for case in final(tiny)["cases"]] == [False, True, False, False]
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
+def test_a_non_finite_loss_stops_before_the_update(tiny):
     trainer = make(tiny)
     trainer.initialize()
     trainer.dataloader_train = trainer.get_dataloaders()
@@ -718,7 +718,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
     assert checkpoint.encoder_hash(weights) != before
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tiny):
+def test_a_non_finite_gradient_stops_before_the_update(tiny):
     trainer = make(tiny)
     trainer.initialize()
     trainer.dataloader_train = trainer.get_dataloaders()
@@ -737,7 +737,7 @@ def test_settings_of_fine_tuning_may_change_while_a_pretraining_is_interrupted(t
     make(tiny, plan=make_plan(finetune={"epochs": 7})).load_checkpoint(latest)
 
 
-def test_its_docstring_lists_what_it_replaces():
+def test_the_trainers_docstring_lists_its_overrides():
     own = {
         name for name, value in vars(PCRLPretrainTrainer).items() if callable(value) and hasattr(nnUNetTrainer, name)
     }

@@ -1,4 +1,4 @@
-"""What fine-tuning and classification alike refuse before they create anything."""
+"""Fine-tuning and classification refuse these inputs before they create anything."""
 
 import json
 
@@ -41,7 +41,7 @@ def make(tiny, trainer, fold=0, continue_training=False, configuration="3d_fullr
 
 
 def refusal(tiny, trainer, **given):
-    """The sentence, where the trainer refuses and leaves nothing behind."""
+    """Return the sentence of the refusal; the trainer must leave nothing behind."""
     with pytest.raises(SystemExit) as end:
         make(tiny, trainer, **given)
     assert not tiny.results.exists()
@@ -53,7 +53,7 @@ def refusal(tiny, trainer, **given):
 
 @pytest.mark.parametrize("trainer", ALL)
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_split_that_names_a_case_that_is_not_there_is_refused(table, trainer, part):
+def test_a_split_with_an_unknown_case_is_refused(table, trainer, part):
     table.splits[0][part].append("Case_2.nii.gz")
     (table.folder / "splits_final.json").write_text(json.dumps(table.splits))
     message = refusal(table, trainer)
@@ -61,12 +61,12 @@ def test_a_split_that_names_a_case_that_is_not_there_is_refused(table, trainer, 
 
 
 @pytest.mark.parametrize("trainer", ALL)
-def test_a_fold_beyond_those_of_the_split_is_refused(table, trainer):
+def test_a_fold_beyond_the_split_is_refused(table, trainer):
     assert "fold 2 is not among the 2 folds of" in refusal(table, trainer, fold=2)
 
 
 @pytest.mark.parametrize("trainer", ALL)
-def test_a_split_that_would_have_to_be_written_to_a_read_only_folder_is_refused(table, as_users_do, trainer):
+def test_a_missing_split_in_a_read_only_folder_is_refused(table, as_users_do, trainer):
     (table.folder / "splits_final.json").unlink()
     for ending in (".b2nd", "_seg.b2nd", ".pkl"):
         (table.data / f"case_4{ending}").symlink_to(table.data / f"case_0{ending}")
@@ -82,7 +82,7 @@ def test_a_split_that_would_have_to_be_written_to_a_read_only_folder_is_refused(
 
 
 @pytest.mark.parametrize("trainer", CLASSIFICATION)
-def test_a_table_that_would_have_to_be_written_to_a_read_only_folder_is_refused(table, as_users_do, trainer):
+def test_a_new_table_for_a_read_only_folder_is_refused(table, as_users_do, trainer):
     raw = table.folder.parents[1] / "raw" / DATASET
     raw.mkdir(parents=True)
     (table.folder / "classes.csv").rename(raw / "classes.csv")
@@ -151,7 +151,7 @@ def test_a_dataset_with_masks_of_the_same_names_is_segmented(table, monkeypatch,
 
 
 @pytest.mark.parametrize("trainer", [PCRLFinetuneTrainer, PCRLClassificationTrainer, *OF_A_METHOD])
-def test_without_a_pretraining_the_control_is_advised_which_needs_none(table, trainer):
+def test_a_missing_pretraining_is_answered_with_the_control_trainer(table, trainer):
     with pytest.raises(SystemExit) as end:
         make(table, trainer).on_train_start()
     advised = str(end.value.code).rsplit("or train without: -tr ", 1)[1]

@@ -1,4 +1,4 @@
-"""Semi-supervised trainers, as nnUNetv2_train runs them."""
+"""Semi-supervised trainers, run like by nnUNetv2_train."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def make(
 
 
 def run_training(trainer: Any, c: bool = False) -> Any:
-    """As nnUNetv2_train does it, without the final validation."""
+    """Train like nnUNetv2_train, without the final validation."""
     maybe_load_checkpoint(trainer, c, False, None)
     trainer.run_training()
     return trainer
@@ -120,7 +120,7 @@ def weights_of(trainer: Any) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- cases
 
 
-def test_no_label_of_an_unlabelled_case_is_ever_opened(own_data: Path, without_picture: None) -> None:
+def test_labels_of_unlabelled_cases_are_never_opened(own_data: Path, without_picture: None) -> None:
     steps = {"iters_per_epoch": 2}
     with_labels = run_training(make(**steps))
     assert list(with_labels._cases.unlabelled) == ["case_2", "unlabelled/scan"]
@@ -221,7 +221,7 @@ def test_without_a_readable_unlabelled_case_the_training_ends_with_a_sentence(
         ({"fold": 2}, r"fold 2 is not among the 2 folds"),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+def test_an_impossible_training_ends_with_one_sentence_and_leaves_nothing(
     own_data: Path, folders: Path, given: dict[str, Any], sentence: str
 ) -> None:
     shutil.rmtree(own_data / f"{DATA}_unlabelled")
@@ -263,7 +263,7 @@ def with_labels_as_image(trainer: Any, seed: int) -> dict[str, Any]:
     return {**batch, "data": batch["target"][0].float()}
 
 
-def test_pasted_patches_have_the_labels_of_what_they_show() -> None:
+def test_pasted_patches_have_the_labels_of_their_images() -> None:
     trainer = make()
     trainer.initialize()
     batch = with_labels_as_image(trainer, 0)
@@ -277,7 +277,7 @@ def test_pasted_patches_have_the_labels_of_what_they_show() -> None:
 
 
 class FakeTeacher:
-    """Finds label 3 - n where the image is n, so that its labels are told from those of the labelled patches."""
+    """Predicts label 3 - n where the image is n, so that its labels differ from the labelled patches' labels."""
 
     def labels(self, images: Tensor, regions: bool) -> Tensor:
         assert not regions
@@ -305,7 +305,7 @@ def test_a_mixed_patch_has_the_labels_of_its_voxels() -> None:
 
 
 def test_the_patches_that_nnunet_centres_on_a_class_show_their_middle() -> None:
-    """nnU-Net looks for classes in the last patches of a batch; a box of two thirds covers the middle."""
+    """nnU-Net centres the last patches of a batch on a class; a box of two thirds covers the middle."""
     trainer = make()
     trainer.initialize()
     rng = np.random.default_rng(0)
@@ -408,7 +408,7 @@ KINDS: dict[str, tuple[Callable[[dict[str, Any]], None], dict[str, Any], int]] =
 
 
 def write_kind(root: Path, plan: dict[str, Any], dataset_json: dict[str, Any], channels: int) -> None:
-    """Write four cases, of which the last one is in no part of the fold, and a scan."""
+    """Write a scan and four cases; the last case is in no part of the fold."""
     folder = write_preprocessed(root)
     data, ignore = folder / DATA, "ignore" in dataset_json["labels"]
     shutil.rmtree(data)
@@ -471,7 +471,7 @@ LONG = {"epochs": 4, "iters_per_epoch": 2}
 
 
 @pytest.mark.parametrize(("processes", "benchmark"), [("0", False), ("2", True)])
-def test_only_a_training_in_one_process_does_without_the_fastest_blur(
+def test_the_fastest_blur_is_disabled_without_loading_processes(
     processes: str, benchmark: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fastest way to blur differs from run to run, and so do its last digits."""
@@ -487,7 +487,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, Any]:
-    """What comes out of a training that nobody stopped, filled by the first test that needs it."""
+    """The results of an uninterrupted training, filled by the first test that needs them."""
     return {}
 
 

@@ -37,12 +37,12 @@ def test_every_channel_gets_the_mean(wanted: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["repeat", "first", "mean"])
-def test_as_many_channels_stay_what_they_are(how: str) -> None:
+def test_an_equal_number_of_channels_keeps_the_weight(how: str) -> None:
     weight = torch.randn(5, 3, 3, 3)
     assert torch.equal(adapt_input_channels(weight, 3, how=how), weight)
 
 
-def test_a_longer_kernel_is_the_same_convolution_also_at_the_border_and_back_it_is_exact() -> None:
+def test_lengthening_a_kernel_keeps_the_convolution_and_is_exactly_reversible() -> None:
     weight, image = torch.randn(5, 2, 1, 3, 3), torch.randn(1, 2, 6, 6, 6)
     longer = adapt_kernel_size(weight, (3, 3, 5))
     assert longer.shape == (5, 2, 3, 3, 5)
@@ -52,7 +52,7 @@ def test_a_longer_kernel_is_the_same_convolution_also_at_the_border_and_back_it_
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(3, 1), (5, 3), (7, 1), (4, 2)])
-def test_a_shorter_kernel_responds_the_same_where_the_image_does_not_change_along_it(given: int, wanted: int) -> None:
+def test_shortening_a_kernel_keeps_the_response_to_images_constant_along_it(given: int, wanted: int) -> None:
     weight, image = torch.randn(5, 2, given, 3, 3), torch.randn(1, 2, 1, 6, 6).expand(-1, -1, 12, -1, -1)
     shorter = adapt_kernel_size(weight, (wanted, 3, 3))
     assert shorter.shape == (5, 2, wanted, 3, 3)
@@ -61,6 +61,6 @@ def test_a_shorter_kernel_responds_the_same_where_the_image_does_not_change_alon
     torch.testing.assert_close(after[:, :, :1], before[:, :, :1], rtol=1e-4, atol=1e-5)
 
 
-def test_from_an_even_kernel_to_an_odd_one_there_is_no_way() -> None:
+def test_an_even_kernel_is_not_adapted_to_an_odd_one() -> None:
     weight = torch.randn(5, 2, 2, 3, 3)
     assert torch.equal(adapt_kernel_size(weight, (3, 3, 3)), weight)

@@ -15,7 +15,7 @@ def test_other_strides_are_a_difference_although_every_weight_fits() -> None:
     assert difference.startswith("strides: [[1, 1, 1], [2, 2, 2]")
 
 
-def test_the_decoder_and_tuples_for_lists_are_no_difference() -> None:
+def test_decoder_settings_and_tuples_for_lists_do_not_count_as_differences() -> None:
     content = content_of(build())
     kwargs = arch_kwargs(n_conv_per_stage_decoder=[3, 3], features_per_stage=(4, 8, 8))
     assert architecture_differences(content, PLAIN, kwargs) == []
@@ -57,7 +57,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("a", "b"), SPELLINGS)
-def test_two_spellings_of_one_setting_are_no_difference(a: Any, b: Any) -> None:
+def test_two_spellings_of_one_setting_are_the_same(a: Any, b: Any) -> None:
     assert same_setting(a, b)
     assert same_setting(b, a)
 
@@ -68,7 +68,7 @@ def test_other_settings_are_a_difference(a: Any, b: Any) -> None:
     assert not same_setting(b, a)
 
 
-def test_a_networks_settings_in_another_spelling_are_no_difference() -> None:
+def test_network_settings_in_another_spelling_do_not_count_as_differences() -> None:
     content = content_of(build())
     spelled = arch_kwargs(
         kernel_sizes=3, n_conv_per_stage=2, nonlin="torch.nn.modules.activation.LeakyReLU", dropout_op_kwargs={}

@@ -20,7 +20,7 @@ def found(results, fold=0, method=None):
     return find.pretrained(str(results), *PLAN, fold, method)
 
 
-def test_a_folds_own_pretraining_comes_before_all_and_no_other_fold_is_taken(tmp_path):
+def test_a_folds_own_pretraining_precedes_fold_all_and_excludes_other_folds(tmp_path):
     write(tmp_path, 1, "mae")
     assert found(tmp_path) == {}
     of_all = write(tmp_path, "all", "mae")
@@ -45,7 +45,7 @@ def test_other_plans_and_configurations_are_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("method", [None, "pcrlv2"])
-def test_a_folder_of_version_0_1_0_has_the_method_that_its_file_names(tmp_path, method):
+def test_a_folder_of_version_0_1_0_takes_the_method_from_its_file(tmp_path, method):
     old = write(tmp_path, "all", None, said="pcrlv2")
     assert found(tmp_path, method=method) == {"pcrlv2": old}
     assert found(tmp_path, method="mae") == {}
@@ -53,7 +53,7 @@ def test_a_folder_of_version_0_1_0_has_the_method_that_its_file_names(tmp_path, 
     assert found(tmp_path, method=method) == {"pcrlv2": new}
 
 
-def test_the_folds_own_file_of_version_0_1_0_comes_before_a_newer_one_of_all_cases(tmp_path):
+def test_an_old_file_of_the_fold_precedes_a_newer_one_of_all_cases(tmp_path):
     own = write(tmp_path, 0, None, said="pcrlv2")
     write(tmp_path, "all", "pcrlv2")
     assert found(tmp_path) == {"pcrlv2": own}

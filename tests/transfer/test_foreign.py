@@ -21,7 +21,7 @@ RESENC = {
 
 
 def of_nnssl(prefix="", **changes):
-    """As nnssl writes the OpenMind models: a preset's name instead of an architecture, and no plan of ours."""
+    """The form of nnssl's OpenMind models: a preset's name instead of an architecture, and no plan of ours."""
     network = ResidualEncoderUNet(input_channels=1, num_classes=1, deep_supervision=False, **RESENC)
     return network, {
         "network_weights": {prefix + name: tensor for name, tensor in network.state_dict().items()},
@@ -56,7 +56,7 @@ def test_a_model_of_nnssl_is_read_with_its_encoder_under_nnunets_names(tmp_path,
 
 
 def of_nnunet(channels=1, **changes):
-    """As nnU-Net writes the checkpoint of a cascade's supervised training."""
+    """The form of nnU-Net's checkpoint of a cascade's supervised training."""
     network = ResidualEncoderUNet(input_channels=channels, num_classes=1, deep_supervision=False, **RESENC)
     architecture = {"network_class_name": "x.ResidualEncoderUNet", "arch_kwargs": {}, "_kw_requires_import": []}
     plans = {"dataset_name": "Dataset001_X", "configurations": {"3d_cascade_fullres": {"architecture": architecture}}}
@@ -119,11 +119,11 @@ def test_a_file_with_two_networks_under_one_name_is_refused(tmp_path):
 
 
 def pasted(message, program):
-    """The words of the command in a message, as a shell takes them."""
+    """The words of the command in a message, split like by a shell."""
     return shlex.split(message[message.index(program) :])
 
 
-def test_a_file_of_torchs_old_format_is_named_and_the_line_saves_it_anew(tmp_path):
+def test_torchs_old_format_is_refused_with_a_line_that_converts_the_file(tmp_path):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     network, given = of_nnunet(logging={"scores": [np.float32(0.5)]})
@@ -160,26 +160,26 @@ def test_nnssls_script_is_named_where_the_adaptation_plan_is_missing(tmp_path):
         assert arguments[key] == (list(keys[key]) if isinstance(keys[key], tuple) else keys[key])
 
 
-def test_of_a_cascades_checkpoint_the_images_channels_are_counted(tmp_path):
+def test_only_image_channels_of_a_cascades_checkpoint_are_counted(tmp_path):
     torch.save(of_nnunet(channels=1 + 2)[1], tmp_path / "c.pth")
     assert read_encoder(str(tmp_path / "c.pth"))["num_input_channels"] == 1
 
 
-def test_a_model_of_nnssl_without_what_it_should_have_is_refused_in_a_sentence(tmp_path):
+def test_an_incomplete_nnssl_model_is_refused_in_a_sentence(tmp_path):
     torch.save({"network_weights": {}, "nnssl_adaptation_plan": ["not a block"]}, tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"c.pth lacks what its kind should have"):
         read_encoder(str(tmp_path / "c.pth"))
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "network_weights"])
-def test_weights_alone_are_said_to_be_that(tmp_path, key):
+def test_a_file_of_weights_alone_is_refused_as_such(tmp_path, key):
     weights = nn.Conv3d(1, 1, 1).state_dict()
     torch.save(weights if key is None else {"epoch": 3, key: weights}, tmp_path / "c.pth")
     with pytest.raises(UserError, match=rf"holds only weights{rf' .under .{key}' if key else ','}.*take the file that"):
         read_encoder(str(tmp_path / "c.pth"))
 
 
-def test_a_torchscript_program_is_said_to_be_one(tmp_path):
+def test_a_torchscript_program_is_refused_as_such(tmp_path):
     with warnings.catch_warnings(action="ignore"):  # torch wants to give TorchScript up
         torch.jit.save(torch.jit.trace(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"c.pth is a TorchScript program and was not run; expected"):
@@ -187,7 +187,7 @@ def test_a_torchscript_program_is_said_to_be_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {"network_weights": {"a": 1}}, [1, 2]])
-def test_any_other_file_is_no_encoder(tmp_path, content):
+def test_any_other_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"c.pth holds no "):
         read_encoder(str(tmp_path / "c.pth"))

@@ -22,7 +22,7 @@ from pcrl_nnunet.transfer.shapes import check_architecture
         (PLAIN, {"features": (4, 8, 16)}, r"with 4, 8, 16 features, 3d_fullres of P of .* with 4, 8, 8 features"),
     ],
 )
-def test_what_cannot_load_is_refused_and_a_plan_that_fits_is_named(
+def test_an_unsuitable_checkpoint_is_refused_and_a_fitting_plan_is_named(
     tmp_path: Path, name: str, changes: dict[str, Any], message: str
 ) -> None:
     content, plan = content_of(build(name, **changes), name=name, **changes), plan_with()

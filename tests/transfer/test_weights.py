@@ -117,7 +117,7 @@ def test_a_network_of_more_channels_takes_the_encoder(name: str) -> None:
 
 @pytest.mark.parametrize("given", [1, 3])
 def test_label_channels_of_a_cascade_have_no_effect_at_first(given: int) -> None:
-    """Also where image and label channels together are as many as the checkpoint's image channels."""
+    """This holds even if image and label channels together equal the checkpoint's number of image channels."""
     pretrained, network = build(channels=given), build(channels=1 + 2)
     load_encoder(network, content_of(pretrained, channels=given), label_channels=2)
     image, labels = torch.randn(1, 1, 16, 16, 16), torch.ones(1, 2, 16, 16, 16)
@@ -134,7 +134,7 @@ def test_an_encoder_that_is_not_covered_is_refused_and_nothing_is_copied() -> No
     assert equal(encoder_of(network), before)
 
 
-def test_what_fits_is_loaded_if_asked_for() -> None:
+def test_fitting_tensors_are_loaded_if_partial_loading_is_allowed() -> None:
     pretrained, network = build(features=(4, 8, 16)), build(features=(4, 8, 8))
     report = load_encoder(network, content_of(pretrained), allow_partial=True)
     assert equal(network.encoder.stages[0].state_dict(), pretrained.encoder.stages[0].state_dict())
@@ -150,7 +150,7 @@ def test_deeper_stages_that_the_network_lacks_are_reported_as_skipped() -> None:
     assert sum(report.skipped.values()) == sum(p.numel() for p in deeper.encoder.stages[2].parameters())
 
 
-def test_a_checkpoint_of_which_nothing_fits_is_refused_even_if_partial_loading_is_asked_for() -> None:
+def test_a_checkpoint_without_fitting_tensors_is_refused_despite_partial_loading() -> None:
     with pytest.raises(UserError, match=r"covers 0\.0%"):
         load_encoder(build(features=(4, 8)), content_of(build(features=(5, 9))), allow_partial=True)
 
@@ -163,7 +163,7 @@ def test_random_weights_of_a_checkpoint_do_not_count_as_pretrained() -> None:
 
 
 @pytest.mark.parametrize("features", [(4, 8, 8), (4, 8)])
-def test_the_summary_says_of_which_part_random_tensors_are(features: tuple[int, ...]) -> None:
+def test_the_summary_groups_random_tensors_by_part(features: tuple[int, ...]) -> None:
     network = build()
     report = load_encoder(network, content_of(build(features=features)), allow_partial=True)
     found = re.findall(
@@ -179,7 +179,7 @@ def test_the_summary_says_of_which_part_random_tensors_are(features: tuple[int, 
 
 
 @pytest.mark.parametrize("skip_connections", [False, True])
-def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_connections: bool) -> None:
+def test_fitting_tensors_of_the_pretrained_decoder_are_loaded_and_reported(skip_connections: bool) -> None:
     pretrained, network = build(), build()
     method = nn.ModuleDict({"decoder": Decoder(pretrained.encoder, skip_connections)})
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_of_the_pretrainings_decoder_what_fits_is_loaded_and_reported(skip_conne
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [((4, 8, 8, 8), (4, 8, 8)), ((4, 8, 8), (4, 8, 8, 8))])
-def test_of_a_decoder_with_other_stages_the_levels_of_the_same_resolution_are_loaded(
+def test_a_decoder_with_other_stages_is_loaded_at_the_same_resolutions(
     theirs: tuple[int, ...], ours: tuple[int, ...]
 ) -> None:
     pretrained, network = build(features=theirs), build(features=ours)
@@ -268,7 +268,7 @@ def test_a_trained_decoder_with_other_stages_loads_at_the_same_resolutions(
         assert equal(network.decoder.stages[-level].state_dict(), pretrained.decoder.stages[-level].state_dict())
 
 
-def test_an_own_decoder_is_asked_for_of_a_method_that_has_none() -> None:
+def test_loading_a_decoder_from_a_method_without_one_is_refused() -> None:
     content = {**content_of(build()), "method": "mae", "method_weights": {"mask_token": torch.zeros(1)}}
     network = build()
     report = load_encoder(network, content)

@@ -1,4 +1,4 @@
-"""The views are computed by numba or, where that is not to be had, by scipy."""
+"""The views are computed by numba or, if it is not installed, by scipy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pcrl_nnunet.views import kernels
 
 @pytest.fixture(params=["numba", "scipy"])
 def with_and_without_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test holds for both."""
+    """Run the test with numba and without."""
     if request.param == "scipy":
         monkeypatch.setattr(kernels, "compiled", False)
     elif not kernels.compiled:

@@ -54,7 +54,7 @@ def two_boxes(draw: st.DrawFn) -> tuple[Box, Box]:
 
 @few
 @given(two_boxes())
-def test_intersection_iou_and_containment_are_those_of_the_sets_of_voxels(boxes: tuple[Box, Box]) -> None:
+def test_intersection_iou_and_containment_agree_with_sets_of_voxels(boxes: tuple[Box, Box]) -> None:
     a, b = boxes
     common = intersection(a, b)
     assert (voxels(common) if common else set()) == voxels(a) & voxels(b)
@@ -65,7 +65,7 @@ def test_intersection_iou_and_containment_are_those_of_the_sets_of_voxels(boxes:
 
 @few
 @given(two_boxes())
-def test_clamped_box_is_the_intersection_or_at_least_one_voxel_of_the_outer_box(boxes: tuple[Box, Box]) -> None:
+def test_a_clamped_box_is_the_intersection_or_lies_in_the_outer_box(boxes: tuple[Box, Box]) -> None:
     a, outer = boxes
     assert contains(outer, a.clamp(outer))
     if intersection(a, outer):
@@ -154,7 +154,7 @@ def test_a_pair_takes_the_same_number_of_draws_however_rare_its_iou(min_iou: flo
     assert rng.calls == 2 + 3 + 1 + 3  # sizes, first box, order of axes, second box
 
 
-def test_box_inside_reaches_the_last_position_and_may_be_as_large_as_the_outer_one() -> None:
+def test_an_inside_box_reaches_every_position_and_the_outer_boxs_size() -> None:
     rng = np.random.default_rng(0)
     outer = Box((2, 3), (5, 4))
     drawn = Counter(sample_inside(outer, (2, 1), rng).lower for _ in range(400))
@@ -237,7 +237,7 @@ def test_multi_crops_have_the_papers_shares_of_the_area_and_little_distortion(sh
     assert min(iou(boxes.pair[0], boxes.pair[1]) for boxes in drawn) < 0.3  # unlike sub-crop's
 
 
-def test_no_axis_is_preferred_and_overlaps_are_about_those_of_rejection_sampling() -> None:
+def test_pairs_prefer_no_axis_and_overlap_as_in_rejection_sampling() -> None:
     rng, shape, size = np.random.default_rng(0), (90, 90, 90), (40, 40, 40)
     pairs = [sample_pair(shape, [size], 0.3, rng) for _ in range(1500)]
     shifts = np.mean([np.abs(np.subtract(a.lower, b.lower)) for a, b in pairs], axis=0)
@@ -250,7 +250,7 @@ def test_no_axis_is_preferred_and_overlaps_are_about_those_of_rejection_sampling
     assert np.median([iou(a, b) for a, b in pairs]) == pytest.approx(np.median(rejected), abs=0.08)
 
 
-def test_a_shift_keeps_every_box_inside_its_outer_box_and_every_such_shift_is_drawn() -> None:
+def test_exactly_the_shifts_that_keep_boxes_inside_are_drawn() -> None:
     pairs = [(Box((2, 3), (4, 5)), Box((0, 3), (9, 6))), (Box((1, 2), (5, 6)), Box((0, -5), (7, 50)))]
     rng = np.random.default_rng(0)
     drawn = {sample_shift(pairs, rng) for _ in range(200)}
@@ -263,7 +263,7 @@ def test_a_shift_keeps_every_box_inside_its_outer_box_and_every_such_shift_is_dr
     assert len(allowed) == 8
 
 
-def test_a_box_has_no_end_where_it_reaches_the_edge_of_its_outer_box() -> None:
+def test_a_box_extends_without_limit_beyond_the_outer_edges_it_touches() -> None:
     box = Box((0, 3), (5, 8)).beyond_edges_of(Box((0, 0), (9, 8)))
     assert contains(box, Box((-(10**6), 3), (5, 10**6)))
     assert not contains(box, Box((0, 2), (5, 8)))

@@ -1,4 +1,4 @@
-"""The sizes of views that follow from plans."""
+"""The sizes of views derived from plans."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_a_plan_of_the_papers_budget_gives_the_papers_sizes():
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "nodules", "liver MR", "hippocampus 2d"])
-def test_half_of_the_pairs_differ_where_volumes_are_hardly_larger_than_the_patch(name):
+def test_half_of_the_pairs_differ_in_volumes_hardly_larger_than_the_patch(name):
     views, _, _ = views_of(name)
     volume = tuple(int(m) for m in PLANS[name][3])
     rng = np.random.default_rng(0)

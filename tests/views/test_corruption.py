@@ -22,7 +22,7 @@ def image_of(size, channels=2, seed=0):
 
 
 def slow_shuffle(image, corners, sizes, uniform):
-    """Order each window's voxels by their random numbers; they are the image's own, and the last window's stay."""
+    """Order each window's voxels by random numbers; windows read the original image, and later windows overwrite."""
     shuffled, drawn = image.copy(), 0
     for corner, size in zip(corners, sizes, strict=True):
         window = (slice(None), *(slice(c, c + s) for c, s in zip(corner, size, strict=True)))
@@ -35,7 +35,7 @@ def slow_shuffle(image, corners, sizes, uniform):
 
 
 def slow_curve(rng, p_inverted):
-    """The function of a cubic Bezier curve from (0, 0) to (1, 1), or of that curve upside down."""
+    """A cubic Bezier curve from (0, 0) to (1, 1), or the same curve upside down, as a function."""
     (x1, x2), (y1, y2) = rng.random((2, 2))
     t = np.linspace(0, 1, 100_001)
     x = 3 * (1 - t) ** 2 * t * x1 + 3 * (1 - t) * t**2 * x2 + t**3
@@ -77,7 +77,7 @@ def slow_corrupt(image, corruption, rng):
 
 
 @SIZES
-def test_corruption_is_that_of_the_slow_version(size):
+def test_corruption_agrees_with_the_slow_version(size):
     image = image_of(size)
     for seed in range(12):
         corruption = Corruption(shuffled_windows=300, p_inner=0.5)
@@ -104,7 +104,7 @@ def test_a_fifth_of_the_painting_is_inside():
 
 @SIZES
 @pytest.mark.parametrize("compiled", [True, False])
-def test_shuffling_is_that_of_the_slow_version(size, compiled, monkeypatch):
+def test_shuffling_equals_the_slow_version(size, compiled, monkeypatch):
     if compiled and not kernels.compiled:
         pytest.skip("numba is not installed")
     if not compiled:
@@ -140,7 +140,7 @@ def test_windows_lie_in_the_image_and_reach_a_tenth_of_an_axis(size):
     np.testing.assert_array_equal(sizes.min(0), 1)
 
 
-def test_in_2d_windows_cover_as_large_a_share_as_in_3d():
+def test_windows_cover_the_same_share_in_2d_and_3d():
     rng = np.random.default_rng(0)
     covered = [draw_windows(size, Corruption(), rng)[1].prod(1).sum() / np.prod(size) for size in [(60,) * 3, (60, 60)]]
     assert covered[0] == pytest.approx(covered[1], rel=0.2)
@@ -175,7 +175,7 @@ def test_intensities_follow_the_curve_within_the_range_and_its_ends_beyond():
     np.testing.assert_array_equal(along(curve, channel, 2.0, 2.0), channel)
 
 
-def test_what_is_painted_is_noise_of_the_crops_own_range():
+def test_painted_voxels_are_noise_within_the_crops_own_range():
     image = image_of((30, 30, 30), 1) * 10 + 100
     painted = corrupt(image, Corruption(**{**NOTHING, "p_paint": 1.0}), np.random.default_rng(0))
     noise = painted[painted != image]
@@ -194,7 +194,7 @@ def test_channels_are_shuffled_and_painted_at_the_same_places(size):
     np.testing.assert_array_equal(painted[0], painted[1])
 
 
-def test_no_part_leaves_a_copy_and_a_constant_stays_finite():
+def test_corruption_without_parts_returns_a_copy_and_constants_stay_finite():
     image = image_of((8, 8, 8))
     same = corrupt(image, Corruption(**NOTHING), np.random.default_rng(0))
     np.testing.assert_array_equal(same, image)
@@ -205,8 +205,8 @@ def test_no_part_leaves_a_copy_and_a_constant_stays_finite():
 
 
 @pytest.mark.parametrize("size", [(128, 128, 64), (256, 256, 64), (64, 128, 128), (7, 500)])
-def test_the_range_is_that_of_the_whole_crop(size):
-    """Intensities that change along one axis alone: a part of the planes would not do."""
+def test_the_range_covers_the_whole_crop(size):
+    """Intensities change along one axis only, so that a part of the planes would not suffice."""
     for axis in range(len(size)):
         shape = [length if a == axis else 1 for a, length in enumerate(size)]
         image = np.broadcast_to(np.linspace(0, 1, size[axis], dtype=np.float32).reshape(shape), size)[None]

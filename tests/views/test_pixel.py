@@ -1,4 +1,4 @@
-"""Pixel augmentation: what it does, what it leaves alone."""
+"""Pixel augmentation: its effects and limits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_applying_is_a_function_of_the_parameters() -> None:
     np.testing.assert_array_equal(apply_pixel(view, parameters), apply_pixel(view, parameters))
 
 
-def test_noise_is_independent_in_each_voxel_and_channel_and_its_sd_reaches_from_0_to_the_limit() -> None:
+def test_noise_is_independent_by_channel_with_sd_from_zero_to_the_limit() -> None:
     rng, sds = np.random.default_rng(0), []
     for _ in range(100):
         noise = sample_pixel((2, 12, 12, 12), (1.0,) * 3, Augmentation(**ALWAYS, noise_sd=0.4), rng, False).noise
@@ -81,7 +81,7 @@ def test_blur_smooths_each_channel_by_itself() -> None:
     np.testing.assert_allclose(apply_pixel(view, PixelParameters(blur=(0.8, 1.5, 2.0))), expected, atol=1e-6)
 
 
-def test_gamma_keeps_the_range_and_the_order_of_each_channel_and_leaves_a_constant_one() -> None:
+def test_gamma_keeps_each_channels_range_and_leaves_constant_channels() -> None:
     view = views(3, 10, 12)
     view[1] *= 100
     view[2] = -7
@@ -158,7 +158,7 @@ def test_grey_and_cutout_are_for_2d_views_and_cutout_for_whole_ones() -> None:
     assert local.grey is not None
 
 
-def test_grey_scales_distances_from_the_darkest_and_then_from_the_mean_of_each_channel() -> None:
+def test_grey_scales_distances_from_each_channels_minimum_and_mean() -> None:
     view = views(2, 9, 8)
     view[1] = 5 * view[1] + 3
     grey = apply_pixel(view, PixelParameters(grey=(1.2, 0.7)))
@@ -211,7 +211,7 @@ def test_swapped_blocks_reach_every_corner() -> None:
 
 
 @pytest.mark.parametrize("name", ["swap_size", "cutout_size"])
-def test_blocks_and_holes_of_no_size_are_none(name: str) -> None:
+def test_blocks_and_holes_of_zero_size_are_omitted(name: str) -> None:
     images = views(2, 1, 14, 14)
     strengths = {**ZERO, "swap_blocks": 100 * (name == "swap_size"), "cutout_holes": 3 * (name == "cutout_size")}
     np.testing.assert_array_equal(augment(images, **{**strengths, name: 0.0})["input"], images)

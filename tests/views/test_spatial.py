@@ -1,4 +1,4 @@
-"""The fused spatial resampling, against scipy and against what flips, rotations and resizing mean."""
+"""The fused spatial resampling, compared with scipy and with flips, rotations and resizing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_flips_mirror_the_crop_on_each_axis_by_itself() -> None:
 @given(
     st.integers(2, 3), st.floats(0, 40), st.floats(0, 0.3), st.lists(st.floats(0.2, 6), min_size=3), st.integers(0, 99)
 )
-def test_in_mm_a_map_is_resize_flip_and_scale_and_then_a_rotation_within_the_limit(
+def test_a_map_combines_resize_flip_scale_and_a_limited_rotation(
     dim: int, degrees: float, scale: float, spacing: list[float], seed: int
 ) -> None:
     box, size, mm = Box((4, 0, 2)[:dim], (14, 5, 30)[:dim]), (8, 9, 10)[:dim], np.array(spacing[:dim])
@@ -185,7 +185,7 @@ def test_views_are_anti_aliased_from_one_and_a_half_image_voxels_on() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int16])
 @pytest.mark.parametrize("crop", [(9, 9, 9), (20, 20, 20)])  # enlarged, and anti-aliased
 @pytest.mark.usefixtures("with_and_without_numba")
-def test_images_of_any_type_give_what_they_give_as_float32(dtype: type, crop: tuple[int, int, int]) -> None:
+def test_images_of_any_type_are_resampled_as_float32(dtype: type, crop: tuple[int, int, int]) -> None:
     image = (10 * noise_image((1, 20, 20, 20))).astype(dtype)
     affine = sample_map(Box((0, 0, 0), crop), (10, 10, 10), (1.0,) * 3, Augmentation(), np.random.default_rng(0))
     np.testing.assert_array_equal(resample(image, affine), resample(image.astype(np.float32), affine))

@@ -1,4 +1,4 @@
-"""Sub-crop: what is read, and what is drawn again."""
+"""Sub-crop: the part that is read, and the crops that are drawn again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIEWS_2D = ViewSettings(((16, 12), (20, 16)), ((5, 4), (8, 8)), (16, 12), (5, 5)
 
 
 class RecordedVolume:
-    """An array that counts what is read of it."""
+    """An array that counts the voxels read."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -50,7 +50,7 @@ def noise_volume(*shape: int) -> np.ndarray:
 def skull_stripped(*shape: int) -> tuple[np.ndarray, np.ndarray]:
     """A two-channel image of an ellipsoid, z-scored with its background, and where its background is.
 
-    Of the background's values, one is the smallest of its channel, and neither is 0.
+    The background value of one channel is the channel's minimum; neither value is 0.
     """
     distance = sum(((x - (n - 1) / 2) / (0.44 * n)) ** 2 for x, n in zip(np.indices(shape), shape, strict=True))
     outside = distance > 1
@@ -75,7 +75,7 @@ def shares_of_local(volume: Any, outside: np.ndarray, views: ViewSettings = VIEW
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_views_of_the_part_that_is_read_are_those_of_the_whole_volume(seed: int, masked: bool) -> None:
+def test_views_from_the_part_read_equal_views_of_the_whole_volume(seed: int, masked: bool) -> None:
     volume = skull_stripped(40, 50, 40)[0] if masked else noise_volume(2, 40, 50, 40)
     sample = draw(volume, seed=seed)
     assert sample["data"].size < volume.size
@@ -95,7 +95,7 @@ def test_local_crops_show_more_than_background(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("views", [VIEWS, VIEWS_2D, replace(VIEWS_2D, crops="multi_crop")])
-def test_a_moved_crop_keeps_its_size_and_its_map_and_stays_where_voxels_were_read(
+def test_a_moved_crop_keeps_size_and_map_within_the_voxels_read(
     monkeypatch: pytest.MonkeyPatch, views: ViewSettings
 ) -> None:
     volume, _ = skull_stripped(60, 60, 60)
@@ -123,7 +123,7 @@ def test_a_moved_crop_keeps_its_size_and_its_map_and_stays_where_voxels_were_rea
     assert moved > 10
 
 
-def test_where_no_local_crop_is_empty_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_change_nothing_without_empty_local_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     transform, drawn = SubCropTransform(VIEWS, Augmentation()), []
     for tries in (LOCAL_TRIES, 1):
         monkeypatch.setattr(sub_crop, "LOCAL_TRIES", tries)
@@ -140,7 +140,7 @@ def test_an_empty_local_crop_tries_a_bounded_number_of_places(monkeypatch: pytes
     assert len(judged) == MAX_TRIES + LOCAL_TRIES * VIEWS.num_local
 
 
-def test_the_share_of_background_of_the_views_is_that_of_their_crops() -> None:
+def test_the_views_share_of_background_matches_their_crops() -> None:
     volume, outside = skull_stripped(40, 50, 40)
     sample = draw(volume, seed=1)
     there = outside[Box.of_size(sample["origin"], sample["data"].shape[1:]).index()[1:]]
@@ -232,7 +232,7 @@ def test_a_pair_is_drawn_again_from_85_percent_of_background_on(share: float, tr
     assert len(volume.reads) == tries
 
 
-def test_a_voxel_is_background_if_it_is_background_in_every_channel() -> None:
+def test_a_voxel_counts_as_background_if_every_channel_agrees() -> None:
     volume = noise_volume(3, 20, 20, 20)
     volume[0] = 0  # a channel that shows nothing
     volume[1, 10:] = -7
@@ -241,14 +241,14 @@ def test_a_voxel_is_background_if_it_is_background_in_every_channel() -> None:
 
 
 @pytest.mark.parametrize("value", [0.4, -0.4, 0.0])
-def test_a_constant_is_background_also_where_resampling_overshoots_below_it(value: float) -> None:
+def test_a_constant_is_background_even_below_it_after_resampling_overshoot(value: float) -> None:
     image = noise_volume(1, 20, 20, 20)
     image[:, 4:] = value + 1e-6 * noise_volume(1, 16, 20, 20)
     image[:, 3] = -9
     assert background(image) == pytest.approx(0.85, abs=0.001)
 
 
-def test_tissue_that_is_all_a_part_shows_is_judged_by_the_image_around_it() -> None:
+def test_even_tissue_is_told_from_background_by_the_whole_image() -> None:
     image = noise_volume(1, 20, 20, 20)
     image[:, 10:] = 5 + 0.01 * image[:, 10:]  # an even organ
     values = Background.of(image)
@@ -256,7 +256,7 @@ def test_tissue_that_is_all_a_part_shows_is_judged_by_the_image_around_it() -> N
     assert background(image[:, 10:]) == 1  # by itself it cannot be told from air
 
 
-def test_what_is_read_has_memory_of_its_own() -> None:
+def test_voxels_read_are_a_copy() -> None:
     volume = noise_volume(1, 9, 9, 9)  # read in one piece
     draw(volume)["data"][:] = 0
     np.testing.assert_array_equal(volume, noise_volume(1, 9, 9, 9))
