@@ -235,3 +235,16 @@ def nnssl_adaptation_plan(
         "keys_to_in_proj": list(network.keys_to_in_proj),
         "key_to_lpe": None,
     }
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor | None]:
+    """Return the states of torch's random numbers, on the CPU and on a GPU, for a training state."""
+    of_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"torch_rng": torch.get_rng_state(), "device_rng": of_gpu}
+
+
+def restore_random_states(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the `random_states` in a training state."""
+    torch.set_rng_state(state["torch_rng"])
+    if device.type == "cuda" and state["device_rng"] is not None:
+        torch.cuda.set_rng_state(state["device_rng"], device)

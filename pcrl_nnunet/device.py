@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from pcrl_nnunet.errors import UserError
@@ -30,3 +34,15 @@ def device_named(name: str | None) -> torch.device:
     if not present[name]:
         raise UserError(f"-device is {name}, but torch finds no such device; leave -device out to use what there is")
     return torch.device(name)
+
+
+@contextmanager
+def named_once() -> Iterator[None]:
+    """Leave out the line in which nnU-Net's trainer names its device. Our commands name the device themselves."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        lines = said.getvalue().splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if not line.startswith("Using device")))

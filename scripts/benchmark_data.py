@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: smooth noise in files as nnU-Net writes them, and plans as it makes for LiTS."""
+"""The data of the benchmarks: smooth noise in files as nnU-Net writes them, and plans as nnU-Net makes for LiTS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEW = 10  # cases that are files of their own
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured on: a plan as nnU-Net makes for LiTS; on a CPU half of its channels and of its samples."""
+    """The sizes of the benchmarks: a plan as nnU-Net makes for LiTS. A CPU gets half of the channels and samples."""
 
     features: int = 32 if torch.cuda.is_available() else 16  # of the first stage
     max_features: int = 320 if torch.cuda.is_available() else 160

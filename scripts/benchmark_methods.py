@@ -1,4 +1,4 @@
-"""What the methods cost: parts of benchmark_views.py (views, corruption) and of benchmark_step.py (steps).
+"""Measure the cost of the methods: parts of benchmark_views.py (views, corruption) and of benchmark_step.py (steps).
 
 - Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
 - Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows

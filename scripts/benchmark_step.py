@@ -1,4 +1,4 @@
-"""What a step of pretraining costs, against the authors' way, and what grows with the number of cases. Linux.
+"""Measure the cost of a pretraining step against the authors' way, and what grows with the number of cases. Linux.
 
     pip install .
     python scripts/benchmark_step.py [--json FILE] [--quick] [--parts PART [PART ...]]
@@ -105,9 +105,9 @@ def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
 
 
 def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> dict[str, list[float]]:
-    """Of one step a drawn level, in a process of its own: bytes at the peak over those at first, seconds, page faults.
+    """Measure a step of each drawn level in a new process: bytes at the peak above the start, seconds, page faults.
 
-    Each level has had a step before: the optimiser's momentum is there.
+    Each level has done a step before, so the optimiser has its momentum.
 
     Args:
         way: authors or ours.
@@ -161,7 +161,7 @@ def start(home: Path, stages: int, started: float) -> dict[str, float]:
 
 
 def seconds_of_fingerprints(home: Path, number: int) -> float:
-    """Of as many cases, as a training takes them in the end."""
+    """Return the seconds for the fingerprints of `number` cases, which a training computes at its end."""
     cases = find_cases(str(home / "preprocessed" / DATASET / DATA))[:number]
     begin = perf_counter()
     with ThreadPool(max(1, get_allowed_n_proc_DA())) as pool:
@@ -242,7 +242,7 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
 
 
 def fresh(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of this file finds in a process of its own."""
+    """Run a function of this file in a new process and return its result."""
     call = json.dumps([measure.__name__, *arguments], default=str)
     done = subprocess.run([sys.executable, __file__, "--measure", call], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -355,7 +355,7 @@ def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
-    """What the GPU's modes give."""
+    """Measure the GPU's modes."""
     print(f"\n{torch.cuda.get_device_name()}, ours with {sizes.stages[0]} stages, {GPU_LOADERS} loading processes")
     results: dict[str, float] = {}
     for name, amp, compiled, channels_last in (

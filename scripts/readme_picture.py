@@ -28,6 +28,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from phantom import write_dataset
 
+from pcrl_nnunet.figure_style import DPI, WIDTH, grey_scale, own_style
+
 DATASET, CASES, SIZE, SPACING = 901, 24, (128, 128, 12), (1.0, 1.0, 3.0)
 EXAMPLE = 0  # number of the case that is shown
 GLOBAL, LOCAL = ("#0072b2", "#d55e00"), "#009e73"
@@ -129,8 +131,6 @@ def shown_of(trainer: Any) -> Shown:
 
 def draw(shown: Shown, path: Path) -> None:
     """Draw the three panels: views, learning curve, restoration."""
-    from pcrl_nnunet.figure_style import WIDTH, own_style
-
     with own_style():
         figure = Figure(figsize=(WIDTH, 5.1), layout="constrained")
         above, restoration = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2.3))[:, 0]
@@ -144,11 +144,11 @@ def draw(shown: Shown, path: Path) -> None:
         _draw_views(views.subplots(), shown)
         _draw_restoration(list(restoration.subplots(1, 3)), shown)
         _draw_curve(curve.subplots(), shown)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
 def _draw_views(axis: Axes, shown: Shown) -> None:
-    axis.imshow(shown.image, **_grey(shown.image))
+    axis.imshow(shown.image, **grey_scale(shown.image))
     for number, (title, lower, size) in enumerate(shown.boxes):
         local = title.startswith("local")
         colour, width = (LOCAL, 1.5) if local else (GLOBAL[number], 2.5)
@@ -159,7 +159,7 @@ def _draw_views(axis: Axes, shown: Shown) -> None:
 
 
 def _draw_restoration(axes: Sequence[Axes], shown: Shown) -> None:
-    grey = _grey(shown.restoration["target"])
+    grey = grey_scale(shown.restoration["target"])
     for axis, (name, image) in zip(axes, shown.restoration.items(), strict=True):
         axis.imshow(image, **grey)
         axis.set_title(name)
@@ -175,12 +175,6 @@ def _draw_curve(axis: Axes, shown: Shown) -> None:
     axis.set_title("Restoration error / variance", fontsize=9.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     axis.grid()
-
-
-def _grey(image: Image) -> dict[str, Any]:
-    from pcrl_nnunet.figure_style import grey_scale
-
-    return grey_scale(image)
 
 
 def main() -> None:

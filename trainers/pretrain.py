@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
-import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from time import time
 from typing import Any
 
@@ -21,6 +18,7 @@ from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint, output_folder, weights_and_biases
 from pcrl_nnunet.commands import command
+from pcrl_nnunet.device import named_once
 from pcrl_nnunet.loading.loader import Batches, ViewLoader, make_loader
 from pcrl_nnunet.loading.samples import Views
 from pcrl_nnunet.methods.base import Method, Preparation
@@ -34,14 +32,13 @@ from pcrl_nnunet.pretraining.initial import load_initial
 from pcrl_nnunet.pretraining.interruption import Sigterm, Terminated, command_to_go_on
 from pcrl_nnunet.pretraining.monitor import Monitor, judge
 from pcrl_nnunet.pretraining.optimisation import optimiser
-from pcrl_nnunet.pretraining.pace import Pace
+from pcrl_nnunet.pretraining.pace import Pace, line_of_epoch
 from pcrl_nnunet.pretraining.preparation import PREPARED, fingerprint_of, prepared, refuse_another_preparation
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.settings import described
 from pcrl_nnunet.pretraining.state import agree_with_other_ranks, agreement, refuse_another
 from pcrl_nnunet.pretraining.step import Stepper
-from pcrl_nnunet.progress import duration, telling
-from pcrl_nnunet.report.metrics import METRICS, write_metrics
+from pcrl_nnunet.progress import telling
 from pcrl_nnunet.report.page import Report
 from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
@@ -88,10 +85,8 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             raise SystemExit(
                 f"Error: PCRLPretrainTrainer pretrains without labels and has a command of its own: run {own}"
             )
-        said = io.StringIO()
-        with output_folder.creating(), weights_and_biases.held_back(), redirect_stdout(said):
+        with output_folder.creating(), weights_and_biases.held_back(), named_once():
             super().__init__(plans, configuration, fold, dataset_json, device)
-        sys.stdout.write(said.getvalue().partition("\n")[2])  # without the device, which the command names
         if self.is_ddp:  # nnU-Net would use the process's number across all machines as the GPU's, and supports no CPU
             self.device = device
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
@@ -297,16 +292,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
         seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
-        left = duration(seconds * (self.num_epochs - epoch - 1))
-        values = {
-            name: value(name, epoch)
-            for name in (*self.method.terms, *(quantity.name for quantity in self.method.quantities))
-        }
-        parts = [f"{name} {number:.4f}" for name, number in values.items() if not np.isnan(number)]
-        line = (
-            f"epoch {epoch + 1}/{self.num_epochs}: {', '.join(parts)}, {seconds / self.num_iterations_per_epoch:.2f} s "
-            f"a step, {left} left"
-        )
+        names = (*self.method.terms, *(quantity.name for quantity in self.method.quantities))
+        values = {name: value(name, epoch) for name in names}
+        line = line_of_epoch(epoch + 1, self.num_epochs, values, seconds, self.num_iterations_per_epoch)
         summary = self.monitor.summary()
         verdict = judge(summary, (epoch + 1) * self.num_iterations_per_epoch, self.method.quantities)
         self.report.add(epoch + 1, summary)
@@ -320,21 +308,10 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.current_epoch += 1
         self.save_checkpoint(os.path.join(self.output_folder, checkpoint.LATEST))
         if self.local_rank == 0:
-            self._write_curves()
+            steps, folder = self.num_iterations_per_epoch, self.output_folder
+            self.logger.local_logger.write_curves(steps, folder, self.print_to_log_file)
         if self.report.is_due():
             self._write_report()
-
-    def _write_curves(self) -> None:
-        """Write metrics.csv and progress.png. A failure never ends the training."""
-        log, steps = self.logger.local_logger.my_fantastic_logging, self.num_iterations_per_epoch
-        for name, write in (
-            (METRICS, lambda: write_metrics(log, steps, self.output_folder)),
-            ("progress.png", lambda: self.logger.plot_progress_png(self.output_folder)),
-        ):
-            try:
-                write()
-            except OSError as error:
-                self.print_to_log_file(f"WARNING: {name} could not be written ({error}); the training goes on")
 
     def _say(self, line: str, bar: tqdm | None) -> None:
         """Write a line to the log and the console."""
@@ -382,8 +359,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
             "monitor": self.monitor.collected,
             "report": self.report.epochs,
             "init": self.init,
-            "torch_rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **checkpoint.random_states(self.device),
             **agreement(self.request),
             "prepared": fingerprint_of(self.prepared),
             "plans": self.request.plan.plans,
@@ -410,9 +386,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.current_epoch, self.outputs = state["current_epoch"], state["outputs"]
         self.init, self.report.epochs = state["init"], state["report"]
         self.monitor.collected = state["monitor"]
-        torch.set_rng_state(state["torch_rng"])
-        if self.device.type == "cuda" and state["device_rng"] is not None:
-            torch.cuda.set_rng_state(state["device_rng"], self.device)
+        checkpoint.restore_random_states(state, self.device)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Refuse: without labels there is nothing to validate."""

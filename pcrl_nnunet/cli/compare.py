@@ -8,6 +8,7 @@ import tempfile
 from typing import Any
 
 from pcrl_nnunet.cli import arguments
+from pcrl_nnunet.method_names import DEFAULT
 
 DESCRIPTION = """
 Compare pretraining with training from scratch, for several numbers of
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "-methods",
         nargs="+",
         metavar="NAME",
-        help="methods to compare with training from scratch (default: stock, pseudo_labels and pcrlv2; for a "
+        help=f"methods to compare with training from scratch (default: stock, pseudo_labels and {DEFAULT}; for a "
         "classification, the shortcuts thumbnail, mean_intensity and position replace pseudo_labels). A wrong name "
         "lists all names",
     )
@@ -62,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("segmentation", "classification"),
         help="default: segmentation, or classification if the dataset has no masks",
     )
+    _add_how_to_compare(parser)
+    return parser
+
+
+def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-seeds", type=int, default=5, metavar="N", help="labelled subsets for each number of labels (default: 5)"
     )
@@ -91,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry_run", action="store_true", help="do not train: print the work and measure how long it takes"
     )
-    return parser
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 from pcrl_nnunet.cli import arguments
+from pcrl_nnunet.method_names import DEFAULT
 
 SETTINGS = ("method", "epochs", "iters_per_epoch", "batch_size", "seed")  # settings with a flag
 DESCRIPTION = """
@@ -19,7 +20,7 @@ scans that pcrl_nnunet_preprocess has added. Afterwards, fine-tune with
 nnUNetv2_train ... -tr PCRLFinetuneTrainer.
 """
 EXAMPLES = """
-  pcrl_nnunet_pretrain -d 4                     pretrain by PCRLv2 on dataset 4
+  pcrl_nnunet_pretrain -d 4                     pretrain on dataset 4
   pcrl_nnunet_pretrain -d 4 -c 2d -method mae   another configuration and method
   pcrl_nnunet_pretrain -d 4 -f 0                leave out the validation cases of fold 0
   pcrl_nnunet_pretrain -d 4 --dry_run           show sizes, memory, hours and views only
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name or ID of the dataset. With several, the network learns from all and follows the plan of the first. "
         "Prepare the others with pcrl_nnunet_preprocess -target FIRST",
     )
-    parser.add_argument("-method", metavar="NAME", help="method of pretraining (default: the plan's, or pcrlv2)")
+    parser.add_argument("-method", metavar="NAME", help=f"method of pretraining (default: the plan's, or {DEFAULT})")
     parser.add_argument("-c", metavar="CONFIGURATION", help=arguments.CONFIGURATION)
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help=arguments.PLANS)
     parser.add_argument(

@@ -47,7 +47,7 @@ class ImageFormat:
 
     @property
     def is_2d(self) -> bool:
-        """Whether the dataset has photographs or radiographs (PNG, BMP, TIFF) instead of volumes."""
+        """True if the dataset has photographs or radiographs (PNG, BMP, TIFF) instead of volumes."""
         return issubclass(self.reader, NaturalImage2DIO)
 
     @property

@@ -15,15 +15,12 @@ from typing import Any
 import numpy as np
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, Views
-from pcrl_nnunet.methods.restoration import RestorationMethod, shown_crop
+from pcrl_nnunet.loading.samples import ArraySpec, Sample
+from pcrl_nnunet.methods.restoration import CropViews, RestorationMethod
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
-from pcrl_nnunet.views.crop import Crop, draw_crop
 from pcrl_nnunet.views.masking import draw_masked, grid_of_blocks
 from pcrl_nnunet.views.settings import Size, SpatialAugmentation, is_size
-from pcrl_nnunet.views.sub_crop import Volume
 
 WHERE = "pcrl.pretrain.mae"
 LARGEST_BLOCK = 16  # voxels; Wald et al.
@@ -49,31 +46,17 @@ class MAESettings:
         object.__setattr__(self, "block_size", tuple(self.block_size))
 
 
-class MaskedCrops(Views):
-    """Crops of the plan's patch size.
-
-    The arrays: ``target`` (C, *patch size), the crop; ``input``, the crop with zeros in the masked blocks; ``masked``
-    (1, *patch size) of bool.
-    """
+class MaskedCrops(CropViews):
+    """Crops whose ``input`` has zeros in the masked blocks; ``masked`` (1, *patch size) of bool."""
 
     def __init__(self, settings: MAESettings, plan: PlanFacts, channels: int) -> None:
-        self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
-        image = ArraySpec((channels, *plan.patch_size))
-        self.arrays = {"target": image, "input": image, "masked": ArraySpec((1, *plan.patch_size), "bool")}
+        super().__init__(settings, plan, channels)
+        self.arrays = {**self.arrays, "masked": ArraySpec((1, *plan.patch_size), "bool")}
 
-    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
-        """Make the arrays of one sample."""
-        return self._make(volume, rng)[0]
-
-    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
-        """Make a sample with the place of its crop in the image."""
-        return shown_crop(*self._make(volume, rng))
-
-    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
-        settings = self.settings
-        crop = draw_crop(volume, self.size, self.spacing, settings.augmentation, rng)
-        masked = draw_masked(self.size, settings.block_size, settings.mask_share, rng)[None]
-        return {"target": crop.view, "input": np.where(masked, np.float32(MASK), crop.view), "masked": masked}, crop
+    def spoiled(self, target: np.ndarray, rng: np.random.Generator) -> Sample:
+        """Return the crop without its masked blocks, and the mask."""
+        masked = draw_masked(self.size, self.settings.block_size, self.settings.mask_share, rng)[None]
+        return {"input": np.where(masked, np.float32(MASK), target), "masked": masked}
 
 
 class MAE(RestorationMethod):

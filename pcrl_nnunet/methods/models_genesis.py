@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, Views
-from pcrl_nnunet.methods.restoration import RestorationMethod, shown_crop
+from pcrl_nnunet.loading.samples import Sample
+from pcrl_nnunet.methods.restoration import CropViews, RestorationMethod
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views.corruption import Corruption, corrupt
-from pcrl_nnunet.views.crop import Crop, draw_crop
 from pcrl_nnunet.views.settings import SpatialAugmentation
-from pcrl_nnunet.views.sub_crop import Volume
 
 FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # the same for crop and target
 
@@ -33,25 +30,12 @@ class ModelsGenesisSettings:
     augmentation: SpatialAugmentation = FLIPS
 
 
-class CorruptedCrops(Views):
-    """Crops of the plan's patch size: ``target``, and its corruption ``input``, both (C, *patch size)."""
+class CorruptedCrops(CropViews):
+    """Crops whose ``input`` is their corruption."""
 
-    def __init__(self, settings: ModelsGenesisSettings, plan: PlanFacts, channels: int) -> None:
-        self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
-        image = ArraySpec((channels, *plan.patch_size))
-        self.arrays = {"target": image, "input": image}
-
-    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
-        """Make the arrays of one sample."""
-        return self._make(volume, rng)[0]
-
-    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
-        """Make a sample with the place of its crop in the image."""
-        return shown_crop(*self._make(volume, rng))
-
-    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
-        crop = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng)
-        return {"target": crop.view, "input": corrupt(crop.view, self.settings.corruption, rng)}, crop
+    def spoiled(self, target: np.ndarray, rng: np.random.Generator) -> Sample:
+        """Return the corrupted crop."""
+        return {"input": corrupt(target, self.settings.corruption, rng)}
 
 
 class ModelsGenesis(RestorationMethod):

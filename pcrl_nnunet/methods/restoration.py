@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcrl_nnunet.loading.samples import Sample, ShownSample, ShownView
+from pcrl_nnunet.loading.cases import Case
+from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
 from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
 from pcrl_nnunet.networks import RestoringUNet
-from pcrl_nnunet.views.crop import Crop
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.views.crop import Crop, draw_crop
+from pcrl_nnunet.views.sub_crop import Volume
 
 
-def shown_crop(sample: Sample, crop: Crop) -> ShownSample:
-    """Return a sample with ``target`` and ``input`` for display, with the crop's place in the image."""
-    images = {"target": sample["target"], "input": sample["input"]}
-    return ShownSample(sample, [ShownView("crop", "crop", images, crop.box, crop.flipped)], crop.box, crop.slice)
+class CropViews(Views):
+    """Crops of the plan's patch size: ``target``, and ``input``, from which it is restored, both (C, *patch size).
+
+    Args:
+        settings: the method's settings, with the crop's `augmentation`.
+    """
+
+    def __init__(self, settings: Any, plan: PlanFacts, channels: int) -> None:
+        self.settings, self.size, self.spacing = settings, plan.patch_size, plan.spacing
+        image = ArraySpec((channels, *plan.patch_size))
+        self.arrays = {"target": image, "input": image}
+
+    @abstractmethod
+    def spoiled(self, target: np.ndarray, rng: np.random.Generator) -> Sample:
+        """Return the arrays of a sample besides ``target``, which stays unchanged."""
+
+    def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
+        """Make the arrays of one sample."""
+        return self._make(volume, rng)[0]
+
+    def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
+        """Make a sample with the place of its crop in the image."""
+        sample, crop = self._make(volume, rng)
+        images = {name: sample[name] for name in ("target", "input")}
+        return ShownSample(sample, [ShownView("crop", "crop", images, crop.box, crop.flipped)], crop.box, crop.slice)
+
+    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+        crop = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng)
+        return {"target": crop.view, **self.spoiled(crop.view, rng)}, crop
 
 
 class RestorationMethod(Method):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isnan
 from time import monotonic
 
 from pcrl_nnunet.progress import duration
@@ -35,3 +37,18 @@ class Pace:
             return f"{at}; the next one began {duration(monotonic() - self.start)} ago"
         a_step = (self.now - self.start) / (self.steps - 1)
         return f"{at}: {a_step:.2f} s a step, {duration(a_step * (self.total - self.done - self.steps))} left"
+
+
+def line_of_epoch(epoch: int, epochs: int, values: Mapping[str, float], seconds: float, steps: int) -> str:
+    """Return the line of a finished epoch.
+
+    Args:
+        epoch: number of the epoch, from 1.
+        values: losses and quantities by name. NaN: the epoch lacks the value.
+        seconds: duration of the epoch.
+        steps: number of steps of an epoch.
+    """
+    said = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not isnan(value))
+    return (
+        f"epoch {epoch}/{epochs}: {said}, {seconds / steps:.2f} s a step, {duration(seconds * (epochs - epoch))} left"
+    )

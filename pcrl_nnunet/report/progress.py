@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,9 +15,11 @@ from pcrl_nnunet import figure_style
 from pcrl_nnunet.figure_style import DPI, WIDTH, own_style
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.report.metrics import METRICS, write_metrics
 
 Panel = tuple[str, float | None, float | None, Mapping[str, str]]  # title, lower end, dotted line, labels of curves
 
+PROGRESS = "progress.png"
 _DOTTED = "Dotted: a network that learns nothing, or whose features have collapsed."
 
 
@@ -39,7 +42,7 @@ class PretrainLogger(LocalLogger):
         run: the training in words, for the heading of progress.png.
     """
 
-    def __init__(self, method: type[Method], run: str = "") -> None:
+    def __init__(self, method: type[Method], run: str) -> None:
         super().__init__()
         self.method, self.run = method, run
         keys = (
@@ -47,6 +50,17 @@ class PretrainLogger(LocalLogger):
             *("lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
         )
         self.my_fantastic_logging: dict[str, list[float]] = {key: [] for key in keys}
+
+    def write_curves(self, steps_per_epoch: int, output_folder: str, say: Callable[[str], object]) -> None:
+        """Write metrics.csv and progress.png. A failure is a warning and never ends the training."""
+        for name, write in (
+            (METRICS, partial(write_metrics, self.my_fantastic_logging, steps_per_epoch, output_folder)),
+            (PROGRESS, partial(self.plot_progress_png, output_folder)),
+        ):
+            try:
+                write()
+            except OSError as error:
+                say(f"WARNING: {name} could not be written ({error}); the training goes on")
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Write progress.png, whole or not at all."""
@@ -69,7 +83,7 @@ class ClassificationLogger(LocalLogger):
         run: the training in words, for the heading of progress.png.
     """
 
-    def __init__(self, run: str = "") -> None:
+    def __init__(self, run: str) -> None:
         super().__init__()
         self.run = run
 
@@ -112,5 +126,5 @@ def draw_progress(
         if len(curves) > 1:
             axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), frameon=False, borderaxespad=0)
     axes[-1].set_xlabel("epoch")
-    with whole(os.path.join(output_folder, "progress.png")) as draft:
+    with whole(os.path.join(output_folder, PROGRESS)) as draft:
         figure.savefig(draft, dpi=DPI, format="png")

@@ -113,7 +113,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Packages:
-    """What the environments install."""
+    """The packages that the environments install."""
 
     ours: Path
     nnunet_wheel: Path

@@ -16,7 +16,7 @@ SMOOTH, WEIGHT = 1e-5, 0.5
 
 
 def nnunets_loss(regions: bool, batch_dice: bool, ignore_label: int | None, scales: list[float] | None) -> Any:
-    """As nnUNetTrainer._build_loss makes it."""
+    """Return the loss that nnUNetTrainer._build_loss makes."""
     dice = {"batch_dice": batch_dice, "do_bg": regions, "smooth": SMOOTH, "ddp": False}
     loss: Any
     if regions:
