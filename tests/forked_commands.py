@@ -91,14 +91,20 @@ def serving(folder: Path) -> Iterator[Path]:
     threads = [*(f"{of}_NUM_THREADS" for of in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")), "NUMEXPR_MAX_THREADS"]
     environ |= {"MPLBACKEND": "Agg", "NUMBA_CACHE_DIR": str(folder / "numba"), **dict.fromkeys(threads, "1")}
     command = [sys.executable, "-W", "ignore", __file__, str(address), str(commands)]
-    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL) as server:
+    errors = folder / "server.log"
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stderr=log) as server,
+    ):
         try:
             for _ in range(1200):
                 if address.exists() or server.poll() is not None:
                     break
                 time.sleep(0.1)
-            assert address.exists(), "the server of forked commands has not started"
+            assert address.exists(), f"the server of forked commands has not started: {errors.read_text()}"
             yield commands
+            ended = server.poll()
+            assert ended is None, f"the server of forked commands ended with {ended}: {errors.read_text()}"
         finally:
             server.terminate()
 
@@ -136,10 +142,16 @@ class Server:
 
     def _accept(self) -> dict | None:
         client, _ = self.listener.accept()
-        _, files, _, _ = socket.recv_fds(client, 1, 250)
-        with client.makefile() as lines:
-            line = lines.readline()
-        job = json.loads(line)
+        files: list[int] = []
+        job = None
+        # A client may be killed at any moment, such as a worker of a pool that has nothing left to do.
+        with suppress(OSError, ValueError), client.makefile() as lines:
+            _, files, _, _ = socket.recv_fds(client, 1, 250)
+            job = json.loads(lines.readline())
+        if job is None:
+            for file in (*files, client.detach()):
+                os.close(file)
+            return None
         child = os.fork()
         if child == 0:
             self._leave(client)
@@ -149,7 +161,8 @@ class Server:
             os.close(file)
         self.clients[child] = client
         self.selector.register(client, selectors.EVENT_READ)
-        client.sendall(f"{child}\n".encode())
+        with suppress(OSError):  # it is gone, which the selector tells
+            client.sendall(f"{child}\n".encode())
         return None
 
     def _leave(self, client: socket.socket) -> None:

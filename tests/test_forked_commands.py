@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -82,3 +84,21 @@ def test_a_signal_ends_the_process(forked_commands: Path, number: signal.Signals
         client.send_signal(number)
         assert client.wait(10) == -number
         assert client.stdout.read() == b""  # at its end: no process is left that could write
+
+
+@pytest.mark.parametrize("sent", [b"", b"!", b'!{"argv": [', b"!\xff\n"])
+def test_a_client_that_is_killed_while_it_asks_does_not_end_the_server(forked_commands: Path, sent: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(forked_commands.parent / "server"))
+        client.sendall(sent)
+    assert run(forked_commands / "python", "-c", "print('alive')").stdout == "alive\n"
+
+
+def test_a_client_that_is_killed_before_its_answer_does_not_end_the_server(forked_commands: Path) -> None:
+    job = {"argv": ["python", "-c", "pass"], "environ": dict(os.environ), "cwd": os.getcwd(), "files": [0]}
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as client, open(os.devnull) as file:
+            client.connect(str(forked_commands.parent / "server"))
+            socket.send_fds(client, [b"!"], [file.fileno()])
+            client.sendall(json.dumps(job).encode() + b"\n")
+    assert run(forked_commands / "python", "-c", "print('alive')").stdout == "alive\n"
