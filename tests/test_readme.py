@@ -16,7 +16,7 @@ docs/compare.md              `test_every_command_of_the_pages_runs`, shortened b
 docs/settings.md             `test_every_command_of_the_pages_runs`
 README.md                    the same lines as on the pages above, in the same order
 CONTRIBUTING.md              elsewhere: `RUN_ELSEWHERE`
-docs/recipes.md              tests/test_recipes.py
+docs/public_datasets.md      tests/test_public_datasets.py
 docs/several_gpus.md         tests/pretraining/test_distributed.py, with processes on a CPU
 docs/adding_a_method.md      tests/methods/test_example.py
 ===========================  ======================================================================================
@@ -54,8 +54,8 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
 )
-# Pages that test_recipes.py runs, and pages on methods whose commands differ from those of PAGES in the method alone.
-NOT_IN_PAGES = {"docs/recipes.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
+# Pages that test_public_datasets.py runs, and pages on methods whose commands differ from those of PAGES in the method alone.
+NOT_IN_PAGES = {"docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
 
 # Commands that install, or that are whole runs of their own: where they are run instead.
 RUN_ELSEWHERE = {

@@ -41,9 +41,9 @@ EVERY = 20  # epochs after which the log repeats an alarm
 
 
 class _SemiSupervised(PCRLScratchTrainer):
-    """Two stages: nnU-Net's training on labelled cases, then mean teacher with bidirectional copy-paste.
+    """Two phases: nnU-Net's training on labelled cases, then mean teacher with bidirectional copy-paste.
 
-    In the second stage, a step sees as many patches as a step of nnU-Net. One part of each patch is labelled. The other
+    In the second phase, a step sees as many patches as a step of nnU-Net. One part of each patch is labelled. The other
     part shows an unlabelled case, and a teacher predicts its labels. See `pcrl_nnunet.semi_supervised`.
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
@@ -66,7 +66,7 @@ class _SemiSupervised(PCRLScratchTrainer):
             SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
 
     def initialize(self) -> None:
-        """Add the loss of the second stage."""
+        """Add the loss of the second phase."""
         super().initialize()
         manager = self.label_manager
         self.semi = SemiSettings.from_plan(self.plans_manager.plans)
@@ -151,7 +151,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return transforms
 
     def on_train_epoch_start(self) -> None:
-        """Begin the second stage after the first stage. Loading in this process draws from the epoch's seed."""
+        """Begin the second phase after the first phase. Loading in this process draws from the epoch's seed."""
         super().on_train_epoch_start()
         seed = np.random.SeedSequence((self.semi.seed, self.current_epoch, self.local_rank)).generate_state(1)[0]
         random.seed(int(seed))
@@ -159,7 +159,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         torch.manual_seed(int(seed))
         self._step = 0
         if self.current_epoch >= self._supervised_epochs and self._teacher is None:
-            self.print_to_log_file("The second stage begins: a teacher labels the unlabelled patches.")
+            self.print_to_log_file("The second phase begins: a teacher labels the unlabelled patches.")
             self._teacher = self._new_teacher()
 
     def _new_teacher(self) -> Teacher:
@@ -169,7 +169,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return teacher
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train nnU-Net's step, with pasted patches in a share of the first stage's steps and in the second stage."""
+        """Train nnU-Net's step, with pasted patches in a share of the first phase's steps and in the second phase."""
         rng = np.random.default_rng((self.semi.seed, self.current_epoch, self._step, self.local_rank))
         self._step += 1
         if self._teacher is None:

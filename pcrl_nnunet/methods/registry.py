@@ -31,8 +31,8 @@ def method_class(name: str) -> type[Method]:
         raise UserError(f"several packages offer a method '{name}' ({packages}); uninstall all but one of them")
     if name in RESERVED:
         raise UserError(
-            f"a method of {_package(found[0])} is called '{name}', which is a setting's, a configuration's or an arm's "
-            f"name here; give it another name"
+            f"a method of {_package(found[0])} is called '{name}', which already names a setting, a configuration or a "
+            f"method of pcrl_nnunet_compare; give it another name"
         )
     return _loaded(found[0])
 

@@ -31,7 +31,7 @@ def ignoring(loss: Any, ignored: int) -> Any:
 class _MeanOfRegions(nn.BCEWithLogitsLoss):
     """Cross-entropy over the number of regions, because nnU-Net's loss sums over regions if there is an ignore label.
 
-    Without the division, a dataset without that label would give the cross-entropy more weight in the second stage.
+    Without the division, a dataset without that label would give the cross-entropy more weight in the second phase.
     """
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

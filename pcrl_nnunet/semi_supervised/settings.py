@@ -14,13 +14,13 @@ WHERE = "pcrl.semi"
 
 @dataclass(frozen=True)
 class SemiSettings:
-    """The settings of a training in two stages: on labelled cases only, then with a teacher's pseudo-labels.
+    """The settings of a training in two phases: on labelled cases only, then with a teacher's pseudo-labels.
 
     Lengths are shares of the epochs of ``pcrl.finetune``.
 
     Attributes:
-        supervised_share: share of the epochs in the first stage.
-        pasted_share: share of the first stage's steps in which labelled patches are pasted into each other.
+        supervised_share: share of the epochs in the first phase.
+        pasted_share: share of the first phase's steps in which labelled patches are pasted into each other.
         teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights.
         pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1.
         box_share: edge of the pasted box, as a share of the patch.
@@ -29,7 +29,7 @@ class SemiSettings:
     """
 
     supervised_share: float = number(
-        0.4, ": the teacher starts from what the first stage has learned", above=0, below=1
+        0.4, ": the teacher starts from what the first phase has learned", above=0, below=1
     )
     pasted_share: float = number(0.5, at_least=0, at_most=1)
     teacher_momentum: float = number(0.99, at_least=0, below=1)
@@ -44,13 +44,13 @@ class SemiSettings:
         return replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
 
     def supervised_epochs(self, epochs: int) -> int:
-        """Return the number of epochs of the first stage. Each stage has at least one epoch.
+        """Return the number of epochs of the first phase. Each phase has at least one epoch.
 
         Raises:
-            UserError: there are too few epochs for two stages.
+            UserError: there are too few epochs for two phases.
         """
         if epochs < 2:
             raise UserError(
-                f"pcrl.finetune.epochs is {epochs}; a semi-supervised training has two stages: give 2 epochs or more"
+                f"pcrl.finetune.epochs is {epochs}; a semi-supervised training has two phases: give 2 epochs or more"
             )
         return min(epochs - 1, max(1, round(self.supervised_share * epochs)))

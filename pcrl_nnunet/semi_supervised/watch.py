@@ -107,7 +107,7 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str]
     """Return sentences about failures in all of the last epochs, by kind and class.
 
     Args:
-        history: one element for each epoch of the second stage so far.
+        history: one element for each epoch of the second phase so far.
     """
     recent = history[-PATIENCE:]
     if len(recent) < PATIENCE:
@@ -117,7 +117,7 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str]
     if numbers and lost == numbers:
         return {
             ("background", ""): "ALARM: the teacher finds almost no class in the unlabelled scans, and the student "
-            "will unlearn all classes; train the first stage longer (pcrl.semi.supervised_share), or check that the "
+            "will unlearn all classes; train the first phase longer (pcrl.semi.supervised_share), or check that the "
             "scans show the classes"
         }
     found = {}
@@ -125,7 +125,7 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str]
         name, usual, now = facts.names[n], facts.shares[n], recent[-1].shares[n]
         if all(epoch.shares[n] > NEARLY_ALL for epoch in recent) and usual < NEARLY_ALL:
             found["everything", name] = (
-                f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}; train the first stage longer "
+                f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}; train the first phase longer "
                 f"(pcrl.semi.supervised_share), or check that the scans are of the same kind"
             )
         elif n in lost:

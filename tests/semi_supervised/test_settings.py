@@ -45,5 +45,5 @@ def test_each_stage_has_its_share_of_the_epochs_and_one_at_least(share: float, e
 
 
 def test_two_stages_need_two_epochs() -> None:
-    with pytest.raises(UserError, match=r"^pcrl.finetune.epochs is 1; .* two stages: give 2 epochs or more$"):
+    with pytest.raises(UserError, match=r"^pcrl.finetune.epochs is 1; .* two phases: give 2 epochs or more$"):
         SemiSettings().supervised_epochs(1)

@@ -66,7 +66,7 @@ FINE = epochs()[0]
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "background": ({"liver": 0.0, "tumour": 0.0}, r"^ALARM: the teacher finds almost no class .* will unlearn all"),
     "nearly background": ({"liver": 0.004, "tumour": 0.0001}, r"^ALARM: the teacher finds almost no class"),
-    "one class": ({"liver": 0.97}, r"^ALARM: the teacher labels 97% of the unlabelled voxels as liver; .* first stage"),
+    "one class": ({"liver": 0.97}, r"^ALARM: the teacher labels 97% of the unlabelled voxels as liver; .* first phase"),
     "lost": (
         {"tumour": 0.0001, "agreement": (0.9, float("nan"))},
         r"^WARNING: the teacher hardly finds tumour .* 0.010% of the voxels, 0.400% in the labelled ones",

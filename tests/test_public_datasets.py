@@ -1,4 +1,4 @@
-"""Every line of docs/recipes.md, on small trees in the datasets' own layouts."""
+"""Every line of docs/public_datasets.md, on small trees in the datasets' own layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from test_readme import environment_in, run, shorten
 
 ROOT = Path(__file__).parents[1]
-RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "public_datasets.md").read_text(encoding="utf-8")
 SIZE = (20, 20, 16)  # voxels X Y Z
 SPACING = (1.0, 1.0, 1.5)  # mm
 
@@ -64,9 +64,9 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_every_line_of_the_recipes_runs(home: Path, forked_commands: Path) -> None:
+def test_every_command_of_the_page_runs(home: Path, forked_commands: Path) -> None:
     environment = environment_in(home, forked_commands)
-    blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     walk = (ROOT / "docs" / "getting_started.md").read_text(encoding="utf-8")
     exports = re.findall(r'^export nnUNet_\w+="\$HOME/.*"$', walk, re.MULTILINE)
     assert len(exports) == 3
