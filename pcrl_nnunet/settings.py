@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from operator import ge, gt, le, lt
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -78,13 +78,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
     return found
 
 
-def changes(settings: Any, defaults: Any) -> str:
+def changes(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Return the settings that differ from the defaults, in words.
 
     Args:
-        settings, defaults: instances of one frozen dataclass.
+        settings, defaults: plain values by the names of a plan's block.
     """
-    found = differences(*(json.loads(json.dumps(asdict(each))) for each in (defaults, settings)))
+    found = differences(*(json.loads(json.dumps(each)) for each in (defaults, settings)))
     said = [f"{name} {json.dumps(now)} (default {json.dumps(then)})" for name, (then, now) in found.items()]
     return ", ".join(said) or "the defaults"
 

@@ -46,7 +46,7 @@ def table(dice: dict[str, dict[str, float]], names: dict[str, str]) -> str:
 def restoration_error(folder: Path) -> float:
     """Return the error of a pretraining's last restorations as a share of the images' variance, from its log."""
     log = max(folder.glob("training_log_*.txt"))
-    return float(re.findall(r"restoration_ratio ([\d.]+)", log.read_text())[-1])
+    return float(re.findall(r"restoration_error ([\d.]+)", log.read_text())[-1])
 
 
 def findings(error: float, dice: dict[str, dict[str, float]], label: str, name: str) -> tuple[list[str], bool]:

@@ -124,7 +124,7 @@ def shown_of(trainer: Any) -> Shown:
         [(view.title, view.box.lower, view.box.shape) for view in sample.views],
         {"input": by_title["input"], "output": output.images[0, 0].numpy(), "target": by_title["target"]},
         float(output.errors[0, 0]),
-        list(facts.log["restoration_ratio"]),
+        list(facts.log["restoration_error"]),
         trainer.num_iterations_per_epoch,
     )
 
@@ -172,7 +172,7 @@ def _draw_curve(axis: Axes, shown: Shown) -> None:
     axis.axhline(1, color="grey", ls=":", lw=1)
     axis.text(len(shown.curve), 1.02, "nothing restored", ha="right", va="bottom", color="grey", fontsize=9)
     axis.set(xlabel=f"epoch of {shown.steps} steps", ylim=(0, max(1.15, 1.05 * max(shown.curve))))
-    axis.set_title("Restoration error / variance", fontsize=9.5)
+    axis.set_title("Restoration error", fontsize=9.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     axis.grid()
 

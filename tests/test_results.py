@@ -14,15 +14,12 @@ HIPPOCAMPUS = "hippocampus_2d_curve.csv"
 ROWS = [
     (HIPPOCAMPUS, "labelled == 5", "dice", "scratch", "pcrlv2"),
     (HIPPOCAMPUS, "labelled == 10", "dice", "scratch", "pcrlv2"),
-    (HIPPOCAMPUS, "labelled == 10", "dice", "four", "low_four"),
     (HIPPOCAMPUS, "labelled == 140", "dice", "scratch", "low"),
     ("lidc_masks_2d_10_subsets.csv", "optimizer == 'sgd' and scored == 'test'", "dice", "scratch", "low"),
-    ("lidc_masks_2d_curve.csv", "labelled == 70", "dice", "scratch", "low"),
     ("lidc_7_14_35_patients.csv", "labelled == 7", "auroc", "scratch", "pcrlv2"),
     ("lidc_7_14_35_patients.csv", "labelled == 35", "auroc", "scratch", "pcrlv2"),
     ("lidc_7_of_70_scored_on_63_patients.csv", "labelled == 7", "auroc", "scratch", "restoration_alone"),
     ("xrays_24_49_98_cases.csv", "labelled == 24", "auroc", "scratch", "pcrlv2"),
-    ("xrays_24_49_98_cases.csv", "labelled == 98", "auroc", "scratch", "pcrlv2"),
 ]
 
 

@@ -58,7 +58,7 @@ def test_a_training_begins_one_run_which_gets_all_that_was_logged(tiny, wandb, t
     assert ("hparas" in run.config) == (trainer is PCRLScratchTrainer)
     if trainer is PCRLPretrainTrainer:
         assert run.config["pretrain"]["epochs"] == 1
-        assert run.logged["restoration_ratio", 0] == made.logger.get_value("restoration_ratio", 0)
+        assert run.logged["restoration_error", 0] == made.logger.get_value("restoration_error", 0)
     assert run.logged["train_losses", 0] == made.logger.get_value("train_losses", 0)
 
 

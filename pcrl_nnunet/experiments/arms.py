@@ -19,8 +19,8 @@ from pcrl_nnunet.plans import PlanFacts
 CONTROL, STOCK = "scratch", "stock"
 PSEUDO_LABELS = "pseudo_labels"
 SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
-# A step of the second stage takes 1.6 to 1.9 times as long: the teacher adds a forward pass, a second loss and the
-# loading of unlabelled patches. The second stage has 60 % of the steps. Measured on ACDC: 2D, a quarter of the width,
+# A step of the second phase takes 1.6 to 1.9 times as long: the teacher adds a forward pass, a second loss and the
+# loading of unlabelled patches. The second phase has 60 % of the steps. Measured on ACDC: 2D, a quarter of the width,
 # one core. Rounded up, so that the control never has less compute.
 SEMI_COST = 1.55
 # nnUNetTrainer's training, in as many iterations as the other arms have

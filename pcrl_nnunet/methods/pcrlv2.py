@@ -28,7 +28,7 @@ from pcrl_nnunet.methods.quantities import (
     RESTORATION,
     SPREAD,
     matched_minus_shuffled,
-    restoration_ratio,
+    restoration_error,
 )
 from pcrl_nnunet.networks import ComparisonHead, Decoder, RestorationHead, accept_any_size, encoder_of
 from pcrl_nnunet.plans import PlanFacts
@@ -264,7 +264,7 @@ class PCRLv2(Method):
             restored = self._restored(features, levels.restoration, target)
             terms["restoration"] = _both_views(restored, target)
             group = f"level {levels.restoration}"
-            values[RESTORATION.name] = {group: restoration_ratio(restored.detach(), target)}
+            values[RESTORATION.name] = {group: restoration_error(restored.detach(), target)}
         if self.full_resolution:
             whole = _both_views(self._restored(features, self.decoder.num_levels, target), target)
             fading = 0.5 * (1 + math.cos(math.pi * progress))

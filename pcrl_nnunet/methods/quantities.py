@@ -66,7 +66,7 @@ def matched_minus_shuffled(p: Tensor, v: Tensor) -> Tensor:
     return matched - shuffled
 
 
-def restoration_ratio(restored: Tensor, target: Tensor) -> Tensor:
+def restoration_error(restored: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error over the target's variance: 1 for the mean of each view, 0 for the target.
 
     The variance is computed within each view and channel, then averaged. Views and channels differ in their means, and
@@ -116,7 +116,7 @@ def _of(group: str) -> str:
 
 
 def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
-    ratio = values["restoration_ratio"]
+    ratio = values["restoration_error"]
     if ratio < DEAD_RESTORATION:  # False for NaN, too
         return None
     diverged = ratio > DIVERGED_RESTORATION
@@ -128,7 +128,7 @@ def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
 
 
 def _not_told_apart(group: str, values: Mapping[str, float]) -> Alarm | None:
-    margin = values["matched_minus_shuffled"]
+    margin = values["margin"]
     if margin >= NOT_TOLD_APART:
         return None
     return (
@@ -139,49 +139,51 @@ def _not_told_apart(group: str, values: Mapping[str, float]) -> Alarm | None:
 
 
 def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
-    spread, rank = values.get("sd_ratio", 1.0), values["effective_rank"]  # a method may monitor only the rank
+    spread, rank = values.get("spread", 1.0), values["rank"]  # a method may monitor only the rank
     if spread >= COLLAPSED_SD and rank >= COLLAPSED_RANK:
         return None
-    sd = f"sd {spread:.2f} of an even spread's, " if "sd_ratio" in values else ""
+    sd = f"sd {spread:.2f} of an even spread's, " if "spread" in values else ""
     return (
         GRACE_STEPS,
-        f"features{_of(group)} have collapsed: {sd}effective rank {rank:.1f}; lower initial_lr, or the "
+        f"features{_of(group)} have collapsed: {sd}rank {rank:.1f}; lower initial_lr, or the "
         f"comparison's weight if the method has one, or raise batch_size",
     )
 
 
 RESTORATION = Quantity(
-    "restoration_ratio",
-    "Restoration error / variance",
+    "restoration_error",
+    "Restoration error",
     "falls well below 1",
-    "1 (dotted): nothing of the image is restored, a constant picture reaches as much. It should fall well below.",
+    "The squared error of the restored image, over the variance of the original. 1 (dotted): nothing of the image is "
+    "restored, a constant picture reaches as much. It should fall well below.",
     lower=0,
     line=1,
     alarm=_dead_restoration,
 )
 MATCHING = Quantity(
-    "matched_minus_shuffled",
-    "Matched minus shuffled cosine",
+    "margin",
+    "Margin",
     "rises above 0",
-    "0 (dotted): not told apart, two views of one scan look no more alike to the network than views of two scans. "
-    "It should rise above; where all scans show the same small organ that takes thousands of steps.",
+    "The cosine of features of two views of a scan, minus that of views of two scans. 0 (dotted): the network does not "
+    "tell scans apart. It should rise. If all scans show the same small organ, this takes thousands of steps.",
     line=0,
     alarm=_not_told_apart,
 )
 SPREAD = Quantity(
-    "sd_ratio",
-    "Spread of the features",
+    "spread",
+    "Spread",
     "near 1",
-    "1: spread evenly over all directions. Below the dotted line they have collapsed: all views look the same.",
+    "How evenly the features fill all directions. 1: evenly. Below the dotted line they have collapsed: all views look "
+    "the same to the network.",
     lower=0,
     line=COLLAPSED_SD,
     of_vectors=sd_ratio,
 )
 RANK = Quantity(
-    "effective_rank",
-    "Effective rank of the features",
+    "rank",
+    "Rank",
     "well above 2",
-    "How many directions the features make use of. Below the dotted line they have collapsed.",
+    "How many directions the features use (effective rank). Below the dotted line they have collapsed.",
     lower=0,
     line=COLLAPSED_RANK,
     of_vectors=effective_rank,

@@ -140,7 +140,8 @@ def described(settings: PretrainSettings, plan: PlannedConfiguration) -> str:
     """Return the length of a training, and the settings that differ from the method's defaults for the plan."""
     method, plans = settings.method, without_settings(plan.plans)
     try:
-        differing = changes(settings, pretrain_settings(plans, plan.configuration, plan.resolved, method=method))
+        defaults = pretrain_settings(plans, plan.configuration, plan.resolved, method=method)
+        differing = changes(settings.as_dict(), defaults.as_dict())
     except UserError:  # the plan's own settings make the method possible for this plan
         differing = json.dumps(settings.as_dict())
     return (

@@ -27,17 +27,17 @@ def draw_pseudo_labels(
     run: str,
     path: str,
 ) -> None:
-    """Draw the curves of the second stage, and unlabelled patches with the teacher's labels, as a PNG.
+    """Draw the curves of the second phase, and unlabelled patches with the teacher's labels, as a PNG.
 
     Args:
-        first_epoch: number of the second stage's first epoch.
+        first_epoch: number of the second phase's first epoch.
         images: (B, C, *patch); the picture shows the first channel of the slice with the most labelled voxels.
         labels: (B, 1, *patch) label maps, or (B, R, *patch) regions.
         run: the training in words, for the heading.
         path: path of the PNG, which appears complete.
     """
     figure = Figure(figsize=(WIDTH, 10.5), layout="constrained")
-    heading(figure, f"{run}\nPseudo-labels of the second stage")
+    heading(figure, f"{run}\nPseudo-labels of the second phase")
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
     curves, patches = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     shares, agreement = curves.subplots(2, 1, sharex=True)

@@ -117,7 +117,7 @@ def test_runs_without_the_cases_they_need_are_found_before(layout):
         ({"settings": {"semi": {"box_share": 2}}}, r"pcrl.semi.box_share is 2; expected "),
         ({"own": {"mine": {"semi": {"box": 2}}}, "methods": ["mine"]}, r"pcrl.semi.box is not a setting"),
         ({"own": {"mine": {"semi": 5}}, "methods": ["mine"]}, r"method mine has semi: 5; expected the blocks"),
-        ({"methods": ["semi"]}, r"pcrl.finetune.epochs is 1; a semi-supervised training has two stages"),
+        ({"methods": ["semi"]}, r"pcrl.finetune.epochs is 1; a semi-supervised training has two phases"),
         ({"own": {"mine": {"pretrain": 5}}, "methods": ["mine"]}, r"method mine has pretrain: 5; expected the blocks"),
         (
             {"own": {"mine": {"pretrain": {"pcrlv2": {"levels": 3}}}}, "methods": ["mine"]},

@@ -191,8 +191,8 @@ def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
 def test_watched_quantities_belong_to_the_drawn_levels():
     output = method()(batch(), Levels(2, 1, 1))
     assert {name: list(of_group) for name, of_group in output.values.items()} == {
-        "restoration_ratio": ["level 2"],
-        "matched_minus_shuffled": ["level 1"],
+        "restoration_error": ["level 2"],
+        "margin": ["level 1"],
     }
     assert list(output.vectors) == ["level 1"]
     watched = [value for of_group in output.values.values() for value in of_group.values()]

@@ -17,7 +17,7 @@ from pcrl_nnunet.methods.quantities import (
     Quantity,
     effective_rank,
     matched_minus_shuffled,
-    restoration_ratio,
+    restoration_error,
     sd_ratio,
 )
 
@@ -39,13 +39,13 @@ def test_matched_minus_shuffled_tells_samples_apart():
     assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_mean_of_each_view_and_channel_has_a_restoration_ratio_of_one():
+def test_the_mean_of_each_view_and_channel_has_a_restoration_error_of_one():
     target = torch.randn(4, 2, 3, 8, 8) * 3 + 5 * torch.randn(4, 2, 3, 1, 1)
-    assert restoration_ratio(target.mean((3, 4), keepdim=True).expand_as(target), target) == pytest.approx(1.0)
-    assert restoration_ratio(target, target) == 0
+    assert restoration_error(target.mean((3, 4), keepdim=True).expand_as(target), target) == pytest.approx(1.0)
+    assert restoration_error(target, target) == 0
 
 
-HEALTHY = {"restoration_ratio": 0.5, "matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
+HEALTHY = {"restoration_error": 0.5, "margin": 0.3, "spread": 0.9, "rank": 9.0}
 
 
 @pytest.mark.parametrize("quantity", [RESTORATION, MATCHING, SPREAD, RANK])
@@ -56,23 +56,23 @@ def test_a_healthy_quantity_raises_no_alarm(quantity):
 @pytest.mark.parametrize(
     ("quantity", "changed", "steps", "text"),
     [
-        (RESTORATION, {"restoration_ratio": 1.0}, GRACE_STEPS, r"restoration of level 2 is dead: its error is 1.00 of"),
+        (RESTORATION, {"restoration_error": 1.0}, GRACE_STEPS, r"restoration of level 2 is dead: its error is 1.00 of"),
         (
             RESTORATION,
-            {"restoration_ratio": math.nan},
+            {"restoration_error": math.nan},
             GRACE_STEPS,
             r"restoration of level 2 is dead: its error is nan",
         ),
         (
             RESTORATION,
-            {"restoration_ratio": 4.07},
+            {"restoration_error": 4.07},
             EARLY_STEPS,
             r"restoration of level 2 is far off: its error is 4.07",
         ),
-        (MATCHING, {"matched_minus_shuffled": 0.01}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell scans"),
-        (MATCHING, {"matched_minus_shuffled": math.nan}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell"),
-        (RANK, {"effective_rank": 1.5}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.90 .*, .* rank 1.5;"),
-        (RANK, {"sd_ratio": 0.1}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.10 .*, .* rank 9.0;"),
+        (MATCHING, {"margin": 0.01}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell scans"),
+        (MATCHING, {"margin": math.nan}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell"),
+        (RANK, {"rank": 1.5}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.90 .*, .* rank 1.5;"),
+        (RANK, {"spread": 0.1}, GRACE_STEPS, r"features of level 2 have collapsed: sd 0.10 .*, .* rank 9.0;"),
     ],
 )
 def test_an_alarm_names_the_failure_the_group_and_the_first_step(quantity, changed, steps, text):
@@ -83,13 +83,13 @@ def test_an_alarm_names_the_failure_the_group_and_the_first_step(quantity, chang
 
 
 def test_a_method_may_watch_the_rank_without_the_spread():
-    assert RANK.alarm("", {"effective_rank": 9.0}) is None
-    _, sentence = RANK.alarm("", {"effective_rank": 1.5})
-    assert sentence.startswith("features have collapsed: effective rank 1.5;")
+    assert RANK.alarm("", {"rank": 9.0}) is None
+    _, sentence = RANK.alarm("", {"rank": 1.5})
+    assert sentence.startswith("features have collapsed: rank 1.5;")
 
 
 def test_an_alarm_of_a_method_without_groups_names_none():
-    _, sentence = RESTORATION.alarm("", {"restoration_ratio": 1.0})
+    _, sentence = RESTORATION.alarm("", {"restoration_error": 1.0})
     assert sentence.startswith("restoration is dead: its error is 1.00")
 
 

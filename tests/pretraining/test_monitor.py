@@ -12,7 +12,7 @@ from tiny_pretraining import make_trainer
 
 from pcrl_nnunet.methods import Quantity, StepOutput, quantities
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
-from pcrl_nnunet.methods.quantities import MATCHING, RESTORATION, matched_minus_shuffled, restoration_ratio
+from pcrl_nnunet.methods.quantities import MATCHING, RESTORATION, matched_minus_shuffled, restoration_error
 from pcrl_nnunet.pretraining.monitor import KEPT_VECTORS, Monitor
 from pcrl_nnunet.pretraining.monitor import judge as judge_by
 
@@ -29,7 +29,7 @@ def output(level, restored, target, v, p):
     """The output of a PCRLv2 step at one drawn level."""
     group = f"level {level}"
     values = {
-        RESTORATION.name: {group: restoration_ratio(restored, target)},
+        RESTORATION.name: {group: restoration_error(restored, target)},
         MATCHING.name: {group: matched_minus_shuffled(p[:, 0], v[:, 1])},
     }
     return StepOutput(torch.zeros(()), {}, values, {group: v.flatten(0, 1)})
@@ -78,10 +78,10 @@ def at(first, second=None):
 
 
 GOOD = {
-    "restoration_ratio": at(0.5, 0.4),
-    "matched_minus_shuffled": at(0.3, 0.2),
-    "sd_ratio": at(0.9, 0.9),
-    "effective_rank": at(9.0, 9.0),
+    "restoration_error": at(0.5, 0.4),
+    "margin": at(0.3, 0.2),
+    "spread": at(0.9, 0.9),
+    "rank": at(9.0, 9.0),
 }
 
 
@@ -90,17 +90,17 @@ GOOD = {
     [
         ({}, 199, "too early"),
         ({}, 200, "learning"),
-        ({"restoration_ratio": at(1.03, 1.07)}, 40, "too early"),
-        ({"restoration_ratio": at(4.07)}, 40, "too early"),
-        ({"restoration_ratio": at(4.07)}, 250, "alarm"),
-        ({"restoration_ratio": at(0.5, 1.07)}, 250, "too early"),
-        ({"restoration_ratio": at(0.5, 1.0)}, 500, "alarm"),
-        ({"restoration_ratio": at(math.nan)}, 500, "alarm"),
-        ({"matched_minus_shuffled": at(0.0)}, 1999, "too early"),
-        ({"matched_minus_shuffled": at(0.0)}, 2000, "alarm"),
-        ({"sd_ratio": at(0.1, 0.9)}, 499, "too early"),
-        ({"effective_rank": at(1.5, 9.0)}, 500, "alarm"),
-        ({"restoration_ratio": {}}, 500, "learning"),
+        ({"restoration_error": at(1.03, 1.07)}, 40, "too early"),
+        ({"restoration_error": at(4.07)}, 40, "too early"),
+        ({"restoration_error": at(4.07)}, 250, "alarm"),
+        ({"restoration_error": at(0.5, 1.07)}, 250, "too early"),
+        ({"restoration_error": at(0.5, 1.0)}, 500, "alarm"),
+        ({"restoration_error": at(math.nan)}, 500, "alarm"),
+        ({"margin": at(0.0)}, 1999, "too early"),
+        ({"margin": at(0.0)}, 2000, "alarm"),
+        ({"spread": at(0.1, 0.9)}, 499, "too early"),
+        ({"rank": at(1.5, 9.0)}, 500, "alarm"),
+        ({"restoration_error": {}}, 500, "learning"),
         ({name: {} for name in GOOD}, 500, "too early"),
     ],
 )
@@ -113,7 +113,7 @@ def test_the_verdict_is_too_early_until_learning_or_an_alarm(changed, steps, sta
 
 def test_too_early_says_how_many_steps_are_needed():
     assert judge(GOOD, 40).text == "Too early to tell: 40 steps are done, 200 or more are needed."
-    dead = {**GOOD, "restoration_ratio": at(1.03)}
+    dead = {**GOOD, "restoration_error": at(1.03)}
     assert judge(dead, 250).text == "Too early to tell: 250 steps are done, 500 or more are needed."
 
 

@@ -385,14 +385,14 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
     charts = []
     monkeypatch.setattr(html, "chart_svg", lambda *given: charts.append(given) or "")
     made = Report()
-    names = ("restoration_ratio", "matched_minus_shuffled", "sd_ratio", "effective_rank")
+    names = ("restoration_error", "margin", "spread", "rank")
     for epoch in range(1, 61):
         values = {
             name: {"level 1": epoch + i, "level 2": 0.5 if i == 0 else -0.0001 if i == 1 else 5.0}
             for i, name in enumerate(names)
         }
         if epoch == 2:
-            for name in ("restoration_ratio", "sd_ratio", "effective_rank"):
+            for name in ("restoration_error", "spread", "rank"):
                 del values[name]["level 2"]  # not drawn
         made.add(epoch, values)
     page = Page(made._learning(of_pcrlv2(500)))
@@ -423,8 +423,8 @@ def test_the_values_of_every_level_and_the_alarms_are_shown(monkeypatch) -> None
 def test_the_verdict_is_green_only_if_restoration_works_after_enough_steps(monkeypatch, error, steps, shown) -> None:
     monkeypatch.setattr(html, "chart_svg", lambda *_: "")
     made = Report()
-    others = {"matched_minus_shuffled": 0.3, "sd_ratio": 0.9, "effective_rank": 9.0}
-    made.add(1, {name: {"level 1": value} for name, value in {"restoration_ratio": error, **others}.items()})
+    others = {"margin": 0.3, "spread": 0.9, "rank": 9.0}
+    made.add(1, {name: {"level 1": value} for name, value in {"restoration_error": error, **others}.items()})
     page = made._learning(of_pcrlv2(steps))
     colour, text = shown
     assert page.startswith(f'<p class="{colour}">{text}</p>')

@@ -46,7 +46,7 @@ def test_epochs_begin_with_1_and_ticks_are_whole_numbers(drawn: list[Figure], ep
 
 def test_terms_of_one_scale_share_a_panel(drawn: list[Figure]) -> None:
     titles = [axis.get_title("left") for axis in figure_of(drawn, "pcrlv2", 3).axes]
-    assert titles[:4] == ["loss", "restoration", "comparison", "Restoration error / variance (falls well below 1)"]
+    assert titles[:4] == ["loss", "restoration", "comparison", "Restoration error (falls well below 1)"]
     assert titles[-1] == "learning rate"
     comparison = drawn[-1].axes[2]
     assert [text.get_text() for text in comparison.get_legend().get_texts()] == [

@@ -29,7 +29,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
-def test_the_curves_show_the_history_from_the_second_stage(drawn: list[Figure], tmp_path: Path) -> None:
+def test_the_curves_show_the_history_from_the_second_phase(drawn: list[Figure], tmp_path: Path) -> None:
     images, labels = np.zeros((1, 1, 4, 4), np.float32), np.ones((1, 1, 4, 4), np.int16)
     draw_pseudo_labels(HISTORY, FACTS, 7, images, labels, "run", str(tmp_path / "x.png"))
     shares, agreement = drawn[0].subfigs[0].axes

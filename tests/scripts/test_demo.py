@@ -68,7 +68,7 @@ def report(
     raw, fold = tmp_path / "raw", tmp_path / "fold_all"
     fold.mkdir()
     (fold / "training_log_1.txt").write_text(
-        f"epoch 1/2: restoration_ratio 1.2, x\nepoch 2/2: restoration_ratio {error}, x"
+        f"epoch 1/2: restoration_error 1.2, x\nepoch 2/2: restoration_error {error}, x"
     )
     for folder in ("imagesTs", "labelsTs"):
         (raw / folder).mkdir(parents=True)

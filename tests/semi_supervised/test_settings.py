@@ -40,10 +40,10 @@ def test_the_plan_changes_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("share", "epochs", "first"), [(0.4, 1000, 400), (0.4, 5, 2), (0.01, 2, 1), (0.99, 2, 1), (0.4, 2, 1)]
 )
-def test_each_stage_has_its_share_of_the_epochs_and_one_at_least(share: float, epochs: int, first: int) -> None:
+def test_each_phase_has_its_share_of_the_epochs_and_one_at_least(share: float, epochs: int, first: int) -> None:
     assert SemiSettings(supervised_share=share).supervised_epochs(epochs) == first
 
 
-def test_two_stages_need_two_epochs() -> None:
+def test_two_phases_need_two_epochs() -> None:
     with pytest.raises(UserError, match=r"^pcrl.finetune.epochs is 1; .* two phases: give 2 epochs or more$"):
         SemiSettings().supervised_epochs(1)

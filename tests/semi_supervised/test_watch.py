@@ -54,7 +54,7 @@ def test_shares_and_dice_of_regions_are_each_regions_own() -> None:
     assert pseudo.agreement == pytest.approx(dice)
 
 
-def test_an_epoch_of_the_first_stage_has_no_pseudo_labels() -> None:
+def test_an_epoch_of_the_first_phase_has_no_pseudo_labels() -> None:
     assert Watch(2, False, -1, CPU).finish_epoch(is_ddp=False) is None
 
 

@@ -172,12 +172,12 @@ def test_a_case_that_becomes_unreadable_is_named_once_and_set_aside(own_data: Pa
     trainer = make(iters_per_epoch=4)
     begins = trainer.on_train_epoch_start
 
-    def damage_in_the_second_stage() -> None:
+    def damage_in_the_second_phase() -> None:
         begins()
         if trainer.current_epoch == 1:
             (own_data / f"{DATA}_unlabelled" / "scan.b2nd").write_bytes(b"")
 
-    trainer.on_train_epoch_start = damage_in_the_second_stage
+    trainer.on_train_epoch_start = damage_in_the_second_phase
     seen = []
     mixed = trainer._mixed
     trainer._mixed = lambda *args: seen.append(mixed(*args)) or seen[-1]
@@ -193,13 +193,13 @@ def test_without_a_readable_unlabelled_case_the_training_ends_with_a_sentence(
     trainer = make()
     begins = trainer.on_train_epoch_start
 
-    def damage_in_the_second_stage() -> None:
+    def damage_in_the_second_phase() -> None:
         begins()
         if trainer.current_epoch == 1:
             for file in (own_data / f"{DATA}_unlabelled" / "scan.b2nd", own_data / DATA / "case_2.b2nd"):
                 file.write_bytes(b"")
 
-    trainer.on_train_epoch_start = damage_in_the_second_stage
+    trainer.on_train_epoch_start = damage_in_the_second_phase
     with pytest.raises(SystemExit, match=r"^Error: no unlabelled case can be read any more; the last one: case "):
         run_training(trainer)
     assert os.path.isfile(trainer.log_file)  # what was trained stays
@@ -340,7 +340,7 @@ def test_a_case_that_several_processes_set_aside_is_named_once() -> None:
     assert log_of(trainer).count("WARNING: set aside: case bad is damaged") == 1
 
 
-def test_the_first_stage_without_pasting_is_nnunets_training() -> None:
+def test_the_first_phase_without_pasting_is_nnunets_training() -> None:
     ends = []
     for trainer_class in (PCRLScratchTrainer, PCRLSemiSupervisedScratchTrainer):
         trainer = make(trainer_class, make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": 0.0}))
@@ -354,7 +354,7 @@ def test_the_first_stage_without_pasting_is_nnunets_training() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_share_of_the_first_stages_steps_is_pasted(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_the_first_phases_steps_is_pasted(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PCRLScratchTrainer, "train_step", lambda self, batch: batch)
     trainer = make(plan=make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": share}))
     trainer.initialize()
@@ -430,7 +430,7 @@ def write_kind(root: Path, plan: dict[str, Any], dataset_json: dict[str, Any], c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_stages_train_each_kind_of_dataset(
+def test_both_phases_train_each_kind_of_dataset(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     change, of_json, channels = KINDS[kind]
@@ -498,7 +498,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
 @pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw", "initial_lr": 0.01}])
-def test_a_training_goes_on_bit_for_bit_in_either_stage(
+def test_a_training_goes_on_bit_for_bit_in_either_phase(
     recipe: dict[str, Any], stopped_after: int, uninterrupted: dict[str, Any], without_picture: None
 ) -> None:
     settings = {**LONG, **recipe}
@@ -533,7 +533,7 @@ def test_a_training_goes_on_bit_for_bit_in_either_stage(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
-def test_both_stages_train_compiled_and_with_the_scaler_of_mixed_precision(
+def test_both_phases_train_compiled_and_with_the_scaler_of_mixed_precision(
     monkeypatch: pytest.MonkeyPatch, without_picture: None
 ) -> None:
     monkeypatch.setattr(PCRLSemiSupervisedScratchTrainer, "_do_i_compile", lambda self: True)
@@ -602,11 +602,11 @@ def test_a_training_starts_from_the_pretrained_encoder(folders: Path, without_pi
     path, pretrained = pretrain(folders, plan=make_full_plan())
     trainer = make(PCRLSemiSupervisedTrainer, encoder_lr_factor=0)
     run_training(trainer)
-    assert equal(encoder_of(trainer.network), pretrained)  # frozen in both stages
+    assert equal(encoder_of(trainer.network), pretrained)  # frozen in both phases
     assert equal(encoder_of(trainer._teacher.average.module), pretrained)
     assert path in log_of(trainer)
     assert (Path(trainer.output_folder) / "transfer.json").is_file()
-    assert "The second stage begins" in log_of(trainer)
+    assert "The second phase begins" in log_of(trainer)
 
 
 def test_a_methods_pretraining_is_taken_by_the_trainers_name(folders: Path, without_picture: None) -> None:

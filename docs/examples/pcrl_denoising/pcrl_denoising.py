@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import restoration_loss
 from pcrl_nnunet.methods import ArraySpec, Method, Picture, PlanFacts, StepOutput, Views
-from pcrl_nnunet.methods.quantities import RESTORATION, restoration_ratio
+from pcrl_nnunet.methods.quantities import RESTORATION, restoration_error
 from pcrl_nnunet.networks import Decoder, RestorationHead, encoder_of
 from pcrl_nnunet.views.crop import draw_crop
 from pcrl_nnunet.views.settings import Augmentation
@@ -78,7 +78,7 @@ class Denoising(Method):
         target = batch["target"]
         restored = self._restored(batch["input"])
         loss = restoration_loss(restored, target)
-        error = restoration_ratio(restored.detach()[:, None], target[:, None])
+        error = restoration_error(restored.detach()[:, None], target[:, None])
         return StepOutput(loss, {"restoration": loss.detach()}, {RESTORATION.name: {"": error}})
 
     def _restored(self, image: Tensor) -> Tensor:
