@@ -37,11 +37,18 @@ number=0
 SECONDS=0
 
 run() { # COMMAND...: shown, its output in a log, its end shown if it fails
-    local log start=$SECONDS
+    local log command second start=$SECONDS
     number=$((number + 1))
     log=$demo/logs/$(printf '%02d' "$number")_$(basename "$1").log
     printf '$ %s\n' "$*"
-    if ! "$@" >"$log" 2>&1 </dev/null; then
+    "$@" >"$log" 2>&1 </dev/null &
+    command=$!
+    for ((second = 1; ; second++)); do
+        sleep 1
+        if ! kill -0 "$command" 2>/dev/null; then break; fi
+        if ((second % 20 == 0)); then printf '    %d s: %s\n' "$((SECONDS - start))" "$(tail -n 1 "$log" | cut -c -100)"; fi
+    done
+    if ! wait "$command"; then
         tail -n 20 "$log" >&2
         fail "this command failed; its whole output is in $log"
     fi

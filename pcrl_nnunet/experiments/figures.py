@@ -59,7 +59,8 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
     Args:
         runs: columns method, labelled, seed, points.
         measure: name of the score.
-        chance: points that a prediction reaches without looking at the image; drawn as a dotted line.
+        chance: points that a prediction reaches without looking at the image; drawn as a dotted line. If the line lay
+            far below the runs, they would lie close together: then only the legend states these points.
     """
     arms = list(dict.fromkeys(runs["method"]))
     figure = Figure(figsize=(WIDTH, 5.2 + 0.1 * len(arms)), layout="constrained")
@@ -73,12 +74,17 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
         axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[arm])
         means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=colours[arm], label=arm)
-    axis.axhline(chance, color="grey", linestyle=":", label="without a look at the image")
+    lowest, highest = runs["points"].min(), runs["points"].max()
+    dotted = {"color": "grey", "linestyle": ":"}
+    if chance >= lowest - max(highest - lowest, 10):
+        axis.axhline(chance, **dotted, label="without a look at the image")
+    else:
+        axis.plot([], [], **dotted, label=f"without a look at the image: {chance:.0f}, below the axis")
     axis.set_xscale("log")
     axis.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.minorticks_off()
-    axis.set(xlabel="labelled cases", ylabel=f"{measure}, %")
+    axis.set(xlabel="labelled cases", ylabel=f"{measure}, points")
     axis.grid()
     _legend_below(figure, [axis])
     figure.savefig(path, dpi=DPI)
@@ -109,7 +115,7 @@ def score_while_training(
         axis.grid()
         place = axis.get_subplotspec()
         if place is not None and place.is_first_col():
-            axis.set_ylabel(f"{measure}, %")
+            axis.set_ylabel(f"{measure}, points")
     _legend_below(figure, panels)
     figure.savefig(path, dpi=DPI)
 
@@ -185,8 +191,8 @@ def roc_of_arms(
         truth = next(iter(by_arm.values()))[0][0]  # all runs have the same samples
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.set_title(f"{fill(name, 36)}\nn = {len(truth)}, {int(truth.sum())} of them positive", loc="left")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, title="AUROC, % (95 % interval)")
-    figure.savefig(path, dpi=DPI)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, title="AUROC, points (95 % interval)")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")  # the constrained layout may cut the lowest legend
 
 
 def _said_of_arm(arm: str, found: Mapping[str, float]) -> str:

@@ -50,7 +50,7 @@ def draw_pictures(layout: Layout, scores: Scores, learned: Mapping[int, Sequence
                 rows, names = examples(layout, done, scores, learned), _label_names(layout.comparison.plan.dataset_json)
                 title = (
                     f"{_name(layout)}\ncases with the largest loss, the median and the largest gain\n"
-                    f"slices with the most labelled voxels; Dice of the whole case, %"
+                    f"slices with the most labelled voxels; Dice of the whole case, points"
                 )
                 figures.segmentations(rows, names, title, path)
             elif isinstance(scores, AurocScores):

@@ -95,6 +95,15 @@ def test_the_legend_hides_no_run(drawn: list[Figure]) -> None:
     assert legend.get_window_extent().y1 < axis.get_window_extent().y0
 
 
+def test_a_chance_far_below_the_runs_is_stated_and_not_drawn(drawn: list[Figure]) -> None:
+    runs = pd.DataFrame({"method": "a", "labelled": 5, "seed": range(3), "points": [80.0, 82.0, 84.0]})
+    figures.label_efficiency(runs, "Dice", 46.0, "title", "x.png")
+    drawn[0].draw_without_rendering()
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts == ["a", "without a look at the image: 46, below the axis"]
+    assert drawn[0].axes[0].get_ylim()[0] > 46
+
+
 @pytest.mark.parametrize(("areas", "shown"), [([0, 2, 3, 1, 0], 2), ([0, 2, 2, 2, 0], 2), ([0, 0, 0], 1)])
 def test_the_example_is_the_middle_one_of_slices_with_most_truth(
     areas: list[int], shown: int, drawn: list[Figure]
