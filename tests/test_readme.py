@@ -64,6 +64,7 @@ RUN_ELSEWHERE = {
     "bash scripts/test.sh --long": ".ci/run starts it",
     "pip install .": "scripts/test.sh installs the package so",
     'pip install ".[benchmark]"': "scripts/test.sh installs the same packages with [test]",
+    "python scripts/readme_picture.py": "tests/scripts/test_readme_picture.py draws it, shortened",
     "python scripts/benchmark_views.py": "tests/scripts/test_benchmark_views.py runs it, shortened",
     "python scripts/benchmark_step.py": "tests/scripts/test_benchmark_step.py runs it, shortened",
 }
