@@ -82,7 +82,7 @@ def changes(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Return the settings that differ from the defaults, in words.
 
     Args:
-        settings, defaults: plain values by the names of a plan's block.
+        settings, defaults: values by the names that they have in a plan's block.
     """
     found = differences(*(json.loads(json.dumps(each)) for each in (defaults, settings)))
     said = [f"{name} {json.dumps(now)} (default {json.dumps(then)})" for name, (then, now) in found.items()]

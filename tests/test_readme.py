@@ -54,7 +54,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
 )
-# Pages that test_public_datasets.py runs, and pages on methods whose commands differ from those of PAGES in the method alone.
+# Pages that test_public_datasets.py runs, and pages on methods: in their commands only the method differs from PAGES.
 NOT_IN_PAGES = {"docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
 
 # Commands that install, or that are whole runs of their own: where they are run instead.

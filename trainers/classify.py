@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -166,7 +167,7 @@ class _Classification(PCRLScratchTrainer):
         )
         batch = math.ceil(batch / distributed.world_size())  # for all ranks together
         size = "x".join(map(str, self.size))
-        differing = changes(self.classify, ClassifySettings())
+        differing = changes(asdict(self.classify), asdict(ClassifySettings()))
         self.print_to_log_file(f"Batches of {batch} inputs of {size} voxels. Settings of classification: {differing}")
         loaders = []
         for samples, transform, train in zip(self.samples(), transforms, (True, False), strict=True):

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +96,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Log the settings in effect, then start like nnU-Net."""
-        differing = changes(self.settings, FinetuneSettings.from_plan({}, self.defaults))
+        differing = changes(asdict(self.settings), asdict(FinetuneSettings.from_plan({}, self.defaults)))
         self.print_to_log_file(f"{type(self).__name__}, settings: {differing}", add_timestamp=False)
         self._not_finite: set[str] = set()
         other = getattr(self.optimizer, "other_kind", None)

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         changed = set(self._used_before) ^ {*self._cases.unlabelled} if self._used_before else ()
         if changed:
             self.print_to_log_file(f"WARNING: other unlabelled cases than before: {', '.join(sorted(changed))}")
-        differing = changes(self.semi, SemiSettings())
+        differing = changes(asdict(self.semi), asdict(SemiSettings()))
         lines = (f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}")
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         return loaders

@@ -191,7 +191,8 @@ def roc_of_arms(
         truth = next(iter(by_arm.values()))[0][0]  # all runs have the same samples
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axis.set_title(f"{fill(name, 36)}\nn = {len(truth)}, {int(truth.sum())} of them positive", loc="left")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, title="AUROC, points (95 % interval)")
+        legend = "AUROC, points (95 % interval)"
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, title=legend)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")  # the constrained layout may cut the lowest legend
 
 

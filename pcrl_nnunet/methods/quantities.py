@@ -142,7 +142,7 @@ def _collapsed(group: str, values: Mapping[str, float]) -> Alarm | None:
     spread, rank = values.get("spread", 1.0), values["rank"]  # a method may monitor only the rank
     if spread >= COLLAPSED_SD and rank >= COLLAPSED_RANK:
         return None
-    sd = f"sd {spread:.2f} of an even spread's, " if "spread" in values else ""
+    sd = f"spread {spread:.2f}, " if "spread" in values else ""
     return (
         GRACE_STEPS,
         f"features{_of(group)} have collapsed: {sd}rank {rank:.1f}; lower initial_lr, or the "

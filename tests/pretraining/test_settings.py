@@ -6,7 +6,8 @@ import pytest
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
-from pcrl_nnunet.pretraining.settings import in_present_form, method_of, pretrain_settings
+from pcrl_nnunet.plans import PlannedConfiguration
+from pcrl_nnunet.pretraining.settings import described, in_present_form, method_of, pretrain_settings
 
 CONFIGURATION = {
     "patch_size": [56, 56, 56],
@@ -134,6 +135,13 @@ def test_the_rate_follows_from_the_method_and_the_optimizer(given, rate):
 def test_a_methods_default_optimizer_has_its_rate(monkeypatch):
     monkeypatch.setattr(PCRLv2, "defaults", {"optimizer": "adamw"})
     assert settings().initial_lr == 1e-3
+
+
+def test_a_changed_setting_is_described_by_its_name_in_the_plan():
+    given = plan(pcrlv2={"comparison_weight": 0.1})
+    planned = PlannedConfiguration("folder", given, "3d_fullres", CONFIGURATION, {})
+    lines = described(pretrain_settings(given, "3d_fullres", CONFIGURATION), planned).splitlines()
+    assert lines[1] == "Settings: pcrlv2.comparison_weight 0.1 (default 1.0)"
 
 
 def test_settings_are_plain_values_in_the_form_of_the_plans_block():
