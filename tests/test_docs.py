@@ -136,10 +136,15 @@ def test_a_setting_without_a_meaning_is_an_error(reference: ModuleType, tmp_path
         del sys.modules["some_settings"]
 
 
-def test_the_glossary_has_the_names_of_log_and_report() -> None:
+def test_log_report_and_glossary_have_the_same_name_for_a_quantity() -> None:
     glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[\w+\]\(#\w+\)[^|]* \| `(\w+)` \| ([^|]+) \|(?: ([^|]+) \|)?$", glossary, re.M)
+    rows = re.findall(r"^\| \[`(\w+)`\]\(#(\w+)\) \| [^|]+ \| ([^|]+) \|$", glossary, re.M)
     method = method_class("pcrlv2")
-    quantities = [(quantity.name, quantity.heading, quantity.good) for quantity in method.quantities]
-    terms = [(name, label, "") for name, label in method.terms.items()]
-    assert rows == quantities + terms
+    assert [name for name, _, _ in rows] == [quantity.name for quantity in method.quantities]
+    for name, section, good in rows:
+        (quantity,) = (each for each in method.quantities if each.name == name)
+        assert quantity.heading == name.replace("_", " ").capitalize()
+        assert good.removeprefix("stay ").removeprefix("fall ").removeprefix("rise ") in quantity.good
+        assert f"### {section.capitalize()}\n" in glossary
+    for name in method.terms:
+        assert f"`{name}`" in glossary
