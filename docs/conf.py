@@ -8,7 +8,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))  # for outside_links
 
 project = "pcrl_nnunet"
-author = "the authors of pcrl_nnunet"
+author = "The pcrl_nnunet maintainers"
 # read, as a build of the site does not need the package and its torch
 INIT = (DOCS.parent / "pcrl_nnunet" / "__init__.py").read_text(encoding="utf-8")
 release = version = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]

@@ -153,7 +153,7 @@ def _check_zip(path: str) -> None:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise UserError(f"{path} is a TorchScript program and was not run; expected {EXPECTED}")
         if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} is another")
+            raise ValueError(f"the checksum of {damaged} has changed")
 
 
 def _load(path: str, check: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class FinetuneSettings:
         encoder_lr_factor: learning rate of the encoder, as a factor of the rate. 0 freezes the encoder.
         frozen_epochs: number of first epochs in which the encoder is frozen. Fewer than `epochs`.
         layer_lr_decay: factor of the learning rate from each encoder stage to the next finer one.
-        load_decoder: load what fits of a decoder that is the method's own, such as PCRLv2's.
-        allow_partial_encoder: start from an encoder of which some stages stay random.
+        load_decoder: also load the tensors that fit from a decoder that only the method has, such as PCRLv2.
+        allow_partial_encoder: allow some encoder stages to stay random.
         input_channels: how the first convolution is fitted if the pretraining had another number of channels: repeat
             and divide, take the first ones, or take the mean of all.
     """

@@ -245,7 +245,7 @@ def dataset_name_of(dataset: str) -> str:
         hint = f"the nearest are {', '.join(near)}: give one of them with -d"
     elif known:
         more = " and others" if len(known) > LISTED else ""
-        hint = f"give one that there is with -d: {', '.join(known[:LISTED])}{more}"
+        hint = f"use -d with one of: {', '.join(known[:LISTED])}{more}"
     else:
         hint = "they hold no dataset: set nnU-Net's variables to the folders that do"
     raise UserError(f"dataset '{dataset}' was not found in {', '.join(roots)}; {hint}")

@@ -184,7 +184,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
     for number in range(-1, sizes.cold_batches):
         for case in cases:
             file = os.open(case.path, os.O_RDONLY)
-            os.fsync(file)  # what is not written yet cannot be dropped
+            os.fsync(file)  # unwritten pages cannot be dropped from the cache
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(file)
         blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock

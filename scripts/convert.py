@@ -338,7 +338,7 @@ def check(dataset: Dataset) -> list[SetAside]:
     files = {name: files_of(dataset.folder, name, entry) for name, entry in dataset.cases.items()}
     present = {path for kind in ("images", "labels") for path in dataset.folder.glob(f"{kind}T[rs]/*{ENDING}")}
     for path in sorted(present - {path for both in files.values() for path in both}):
-        wrong.append(SetAside(str(path), "is of none of the cases, and nnU-Net would stumble over it: delete it"))
+        wrong.append(SetAside(str(path), "belongs to no case, and nnU-Net would fail on it: delete it"))
     for image, *labels in files.values():
         try:
             first = header(image)

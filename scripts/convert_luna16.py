@@ -301,7 +301,7 @@ def main() -> None:
         counts = [entry["nodules"] for entry in dataset.cases.values()]
         said.append(f"{sum(counts)} nodules in {np.count_nonzero(counts)} of {len(counts)} scans")
         if counts and not any(counts):
-            bad.append(SetAside(str(luna.annotations), "has nodules of none of the scans, and nnU-Net needs one"))
+            bad.append(SetAside(str(luna.annotations), "lists no nodule for any of these scans, and nnU-Net needs one"))
         convert.finish(dataset, [*bad, *missing, *convert.check(dataset), *check_splits(dataset)], said)
 
 

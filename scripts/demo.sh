@@ -5,7 +5,7 @@
 #
 # PCRL_VENV    another virtual environment (default: FOLDER/venv; made if it is not there)
 # PYTHON       the Python it is made with (default: the first from 3.10 on PATH)
-# PCRL_DEMO_QUICK=1  a few steps of each training: for tests of this script, which then show nothing
+# PCRL_DEMO_QUICK=1  a few steps of each training: only for tests of this script; the result then means nothing
 #
 # About ten minutes on two cores. Ends with status 1 if the pretraining restores nothing or the lesion is not found.
 # Run it again to do everything again; only the virtual environment is kept. To clean up, delete FOLDER.

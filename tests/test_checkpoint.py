@@ -87,11 +87,11 @@ def test_a_bit_that_has_changed_is_noticed(tmp_path):
             data = bytearray(whole)
             data[place] ^= bit
             path.write_bytes(data)
-            with pytest.raises(UserError, match=r"c.pth cannot be read \(the checksum of .* is another\): .* damaged"):
+            with pytest.raises(UserError, match=r"c.pth cannot be read \(the checksum of .* has changed\): .* damaged"):
                 checkpoint.read(str(path))
 
 
-def test_damage_anywhere_is_a_sentence_or_changes_nothing(tmp_path):
+def test_damage_anywhere_gives_an_error_or_changes_nothing(tmp_path):
     path = tmp_path / "c.pth"
     checkpoint.write(str(path), content())
     whole, rng = path.read_bytes(), np.random.default_rng(0)

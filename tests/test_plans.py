@@ -85,9 +85,9 @@ def test_preprocessing_without_scans_knows_the_nearest_dataset_too(tiny, as_type
 
 
 def test_all_datasets_are_listed_if_no_name_is_near(tiny) -> None:
-    with pytest.raises(UserError, match=r"'1' was not found in .*; give one that there is with -d: Dataset999_Tiny$"):
+    with pytest.raises(UserError, match=r"'1' was not found in .*; use -d with one of: Dataset999_Tiny$"):
         load_plan("1", "nnUNetPlans")
-    with pytest.raises(UserError, match=r"'liver' was not found in .*; give one that there is with -d"):
+    with pytest.raises(UserError, match=r"'liver' was not found in .*; use -d with one of"):
         load_plan("liver", "nnUNetPlans")
 
 

@@ -70,7 +70,7 @@ RUN_ELSEWHERE = {
 }
 # nnU-Net's commands ask for a GPU by default; docs/getting_started.md says to add this where there is none.
 NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
-# What would take half an hour also for trainings of one step; tests/cli/test_compare.py has more of it.
+# These commands would take half an hour even with trainings of one step; tests/cli/test_compare.py has more of it.
 SHORTER = {"pcrl_nnunet_compare -d 4": " -labelled 2 -seeds 1 -methods pcrlv2"}
 SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},

@@ -20,6 +20,7 @@ The command does all of this:
   2. It pretrains without the held-out cases.
   3. It trains every method on the same randomly drawn labelled cases.
   4. It scores segmentations by Dice, and classifications by AUROC.
+
 If the command stops, the same command goes on.
 """
 EXAMPLES = """
@@ -80,7 +81,7 @@ def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-checkpoint", metavar="FILE.pth", help="pretraining on other data, for -protocol transfer")
     parser.add_argument(
-        "-patients", metavar="FILE.csv", help="table with the columns case and patient (default: one patient a case)"
+        "-patients", metavar="FILE.csv", help="table with the columns case and patient (default: one patient per case)"
     )
     parser.add_argument(
         "-scored", choices=("val", "test"), default="test", help="part of the split to score (default: test)"

@@ -114,7 +114,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.normalization is not None and args.target is None:
         raise UserError("-normalization needs -target: without it the plan decides; leave -normalization out")
     if args.pl is not None and args.target is not None:
-        raise UserError(f"-pl plans the dataset of -d, -target takes another's plan; run -d {args.target} -pl first")
+        raise UserError(f"-pl and -target exclude each other; run -d {args.target} -pl first")
     if args.pl is not None and args.pl not in PLANNERS:
         raise UserError(
             f"-pl is '{args.pl}'; expected {', '.join(PLANNERS)} (nnU-Net's own planners, of datasets with masks: "

@@ -50,7 +50,7 @@ def interval_over_cases(found: Replicates) -> tuple[float, float]:
 
 
 def draw(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `num` things with replacement, and return (BOOTSTRAPS, num) how often each is drawn."""
+    """Draw `num` things with replacement, and return how often each is drawn, (BOOTSTRAPS, num)."""
     return rng.multinomial(num, np.full(num, 1 / num), BOOTSTRAPS)
 
 

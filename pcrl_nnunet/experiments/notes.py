@@ -24,8 +24,8 @@ def note_on_stock(comparison: Comparison) -> str | None:
     if control.warmup_epochs > 1 or replace(control, warmup_share=stock.warmup_share) != stock:
         return None
     return (
-        f"{STOCK} equals {CONTROL} here: {control.warmup_share:.0%} of {control.epochs} epochs leave none to "
-        f"warm up in; differences between the two are chance"
+        f"{STOCK} equals {CONTROL} here: {control.warmup_share:.0%} of {control.epochs} epochs leave no "
+        f"warm-up epoch, so the two differ only by chance"
     )
 
 

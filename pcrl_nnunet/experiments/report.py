@@ -31,7 +31,7 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     yield from filter(None, (shortcut_warning(scores, SHORTCUTS), on_stock, on_learning))
     if not any(learned.values()) and on_learning:
         return
-    controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # of two equal controls the luckier would win
+    controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # two equal controls: the luckier one would win
     others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
     for arm in sorted(others, key=lambda arm: arm == PRETRAINED):
         yield verdict(scores, arm, learned, (*controls, *layout.comparison.arms[arm].controls))

@@ -84,7 +84,7 @@ def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure:
     if all(high < WORTH for high in highs):
         return f"{arm} does not pay " + (f"with {numbers} labels" if some_learned_nothing else "here")
     most = f" (at most {max(highs):+.1f} {measure})" if np.isfinite(highs).all() else ""
-    return f"Whether {arm} pays is undecided{most}, more subsets (-seeds) or scored cases may tell"
+    return f"It is undecided whether {arm} pays{most}, more subsets (-seeds) or scored cases may tell"
 
 
 def _better_control(scores: Scores, arm: str, labelled: int, controls: Sequence[str]) -> str | None:

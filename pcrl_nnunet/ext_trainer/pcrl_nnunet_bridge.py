@@ -1,11 +1,11 @@
 """Bridge from nnU-Net to pcrl_nnunet.
 
 nnU-Net looks for trainers and planners in its own installed folders; `pcrl_nnunet_register` copies this file into two
-of them and `pcrl_nnunet_register --undo` removes it. The folder it is copied from serves nnU-Net's environment
-variable nnUNet_extTrainer, where nnU-Net cannot be written to.
+of them and `pcrl_nnunet_register --undo` removes it. If nnU-Net's folder is read-only, set nnU-Net's environment
+variable nnUNet_extTrainer to the folder of this file.
 
 Stock look-ups cost nothing here: only names that start with PCRL are looked up, and only then is our package imported.
-Where it is not installed the answer is the same as without this file.
+Without our package, nnU-Net behaves as without this file.
 """
 
 import importlib
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
     Raises:
         AttributeError: no such class of ours, or our package is not installed: nnU-Net searches on.
-        ImportError: our package is installed but broken, which whoever asks for its classes has to know.
+        ImportError: our package is installed but broken, so the caller must see the error.
     """
     if name.startswith("PCRL"):
         package = importlib.util.find_spec("pcrl_nnunet")

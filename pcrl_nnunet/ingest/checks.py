@@ -246,7 +246,7 @@ def check_same_grid(
     Raises:
         Unusable: the shapes differ, or a corner lies over half a voxel away.
     """
-    which = f"channel {channel:04d} lies otherwise than channel 0000"
+    which = f"channel {channel:04d} is on another grid than channel 0000"
     if tuple(shape) != tuple(other_shape):
         raise Unusable(f"{which}: {_x(other_shape)} voxels instead of {_x(shape)}")
     spacing, other_spacing = (np.linalg.norm(a[:3, :3], axis=0) for a in (affine, other_affine))

@@ -37,8 +37,8 @@ def check_spacing(spacing: Sequence[float], usual: Sequence[float], where: str) 
     ratios = {mean / other_mean: ABSURD, max(spacing) / max(usual): ABSURD_AXIS, min(spacing) / min(usual): ABSURD_AXIS}
     if not all(1 / limit < ratio < limit for ratio, limit in ratios.items()):
         raise Unusable(
-            f"its voxels of {_x(spacing)} mm are absurd beside the {_x(usual)} mm of {where}; check the unit in its "
-            f"header"
+            f"its voxels of {_x(spacing)} mm are implausible beside the {_x(usual)} mm of {where}; check the unit in "
+            f"its header"
         )
 
 

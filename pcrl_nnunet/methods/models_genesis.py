@@ -24,7 +24,7 @@ FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # the same
 
 @dataclass(frozen=True)
 class ModelsGenesisSettings:
-    """The settings of Models Genesis: of the corruption, and of the crop before it (augmentation)."""
+    """Settings of Models Genesis: the corruption, and the augmentation before it."""
 
     corruption: Corruption = field(default_factory=Corruption)
     augmentation: SpatialAugmentation = FLIPS

@@ -31,7 +31,7 @@ BOTTLENECK = 4  # the predictor's width is d over this
 
 @dataclass(frozen=True)
 class SimSiamSettings:
-    """The settings of SimSiam: of the views, and of their augmentation.
+    """Settings of SimSiam: the views, and their augmentation.
 
     A sample is a pair of global views. There are no local views: ``views.num_local`` is 0.
     """

@@ -58,7 +58,7 @@ def load_initial(
     }
     lines = [
         f"Starting from {path}\n  {origin(content, [key for key in KNOWN if key != 'cases'])}\n{report.summary()}\n"
-        f"{len(fitting)} of {len(given)} tensors of the method's own weights go on"
+        f"{len(fitting)} of {len(given)} tensors of the method's own weights are taken over"
     ]
     if not init["all_cases_known"]:
         lines.append(UNKNOWN_CASES)

@@ -101,7 +101,7 @@ def check_architecture(
     ]
     would = f"none of the dataset's plans fits: it needs a {theirs}, at the stages that both have"
     if fitting:
-        would = f"it would load into {' or '.join(fitting[:MOST_NAMED])}"
+        would = f"it fits {' or '.join(fitting[:MOST_NAMED])}"
     raise UserError(f"the checkpoint is of a {theirs}, {this} of a {ours}; {would}")
 
 

@@ -41,7 +41,7 @@ def test_roc_uses_known_samples_only(drawn: list[Figure]) -> None:
     score = np.array([[0.9, 0.1], [0.4, 0.2], [0.3, 0.3], [0.1, 0.4], [0.99, 0.5]])
     found = {name: {"auroc": 0.75, "low": 0.5, "high": 1.0, "known": 4, "positive": 2} for name in ("a", "b")}
     figures.roc(truth, score, ("a", "b"), found, "x.png")
-    curve, chance = drawn[0].axes[0].lines  # of b all are positive: it has none
+    curve, chance = drawn[0].axes[0].lines  # all samples of b are positive, so b has no curve
     assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == [
         (0, 0),
         (0, 0.5),

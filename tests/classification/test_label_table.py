@@ -29,7 +29,7 @@ def test_one_column_of_other_values_has_classes_that_exclude_each_other(tmp_path
     assert {type(name) for name in table.names} == {str}  # numpy's could not be loaded from a checkpoint
     assert [table.names[i] for i in table.value[:3].argmax(1)] == values.split()
     assert np.isnan(table.value[3]).all()
-    assert list(table.of_cases(list("abcd"))) == [0, 1, 2]  # of d nothing is known
+    assert list(table.of_cases(list("abcd"))) == [0, 1, 2]  # d has no known label
 
 
 def test_different_spellings_of_a_number_are_one_class(tmp_path):

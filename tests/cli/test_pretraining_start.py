@@ -175,7 +175,7 @@ def test_c_accepts_a_finished_checkpoint_of_version_0_1_0(command, tiny, capsys)
     assert "is a finished pretraining" in command(*SHORT)
     assert command(*SHORT, "--overwrite", "-init", str(place)) == 0
     own = len(before["method_weights"])
-    assert f"{own} of {own} tensors of the method's own weights go on" in capsys.readouterr().out
+    assert f"{own} of {own} tensors of the method's own weights are taken over" in capsys.readouterr().out
     after = checkpoint.read(str(folder_of(tiny) / checkpoint.FINAL))
     assert after["init"]["checkpoint"] == str(place)
     assert after["init"]["encoder_share"] == 1

@@ -180,7 +180,7 @@ def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
         (["-c", "2d"], "configuration '2d' is not in nnUNetPlans"),
         (["-c", "3d_cascade_fullres"], "takes the labels of 3d_lowres as input; take its 3d_fullres"),
         (["-name", "a/b"], "expected letters, digits"),
-        (["-p", "Wide"], "Wide of a PlainConvUNet in 3D with 4, 8, 32 features; it would load into -c 3d_fullres"),
+        (["-p", "Wide"], "Wide of a PlainConvUNet in 3D with 4, 8, 32 features; it fits -c 3d_fullres"),
     ],
 )
 def test_mistakes_end_with_a_sentence_and_nothing_is_written(command, tiny, tmp_path, arguments, message):
@@ -264,7 +264,7 @@ def test_the_printed_commands_can_be_pasted(command, tiny, tmp_path, monkeypatch
     assert of_ours["device"] == of_stock["device"] == torch.device("cuda" if gpu else "cpu")
 
 
-def test_every_road_reads_a_supervised_training_saved_within_ddp_and_compile(command, tiny, tmp_path):
+def test_every_command_reads_a_supervised_training_saved_within_ddp_and_compile(command, tiny, tmp_path):
     stock = trainer_of(nnUNetTrainer, tiny, make_plan())
     for key, value in (("mean_fg_dice", 0.5), ("epoch_end_timestamps", 1.0)):
         stock.logger.log(key, np.float32(value), 0)

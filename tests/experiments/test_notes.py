@@ -28,7 +28,7 @@ def test_stock_equals_scratch_without_a_warm_up_epoch(layout, epochs, the_same):
     made = layout(settings={"finetune": {"epochs": epochs}}, methods=("stock",))
     note = note_on_stock(made.comparison)
     assert (note is not None) == the_same
-    assert note is None or f"5% of {epochs} epochs leave none to warm up in" in note
+    assert note is None or f"5% of {epochs} epochs leave no warm-up epoch" in note
 
     def first_rate(arm):
         settings = made.comparison.finetune_settings(arm)

@@ -39,10 +39,10 @@ def test_the_verdict_names_gains_and_costs():
     undecided = together((10, 0.0, 0.5), (20, 0.0, 0.2))
     highest = max(undecided.gain("pcrlv2", "scratch", labelled)["high"] for labelled in (10, 20))
     assert verdict(undecided, "pcrlv2").startswith(
-        f"Whether pcrlv2 pays is undecided (at most {highest:+.1f} Dice), more subsets"
+        f"It is undecided whether pcrlv2 pays (at most {highest:+.1f} Dice), more subsets"
     )
     assert verdict(DiceScores(dice_table(0.03, seeds=1, noise=1e-4)), "pcrlv2").startswith(
-        "Whether pcrlv2 pays is undecided, more subsets"
+        "It is undecided whether pcrlv2 pays, more subsets"
     )
     assert "no finished pair" in verdict(DiceScores(dice_table(0.0)), "other")
 
@@ -153,4 +153,4 @@ def test_an_auroc_around_chance_is_nothing_learned(monkeypatch):
         rng = np.random.default_rng(seed)
         chance = AurocScores(given[given["method"] == "scratch"].assign(score=lambda x, r=rng: r.normal(size=len(x))))
         by_luck.append(chance.has_learned("scratch", 10))
-    assert np.mean(by_luck) <= 0.1  # of an interval of 95 % one end: 0.025 expected
+    assert np.mean(by_luck) <= 0.1  # one tail of a 95 % interval: 0.025 expected

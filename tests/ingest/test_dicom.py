@@ -329,7 +329,7 @@ def test_intensities_by_a_look_up_table_are_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Invalid value")
-def test_a_header_that_cannot_be_right_is_refused_once_a_series(
+def test_a_header_that_cannot_be_right_is_refused_once_per_series(
     tmp_path: Path, header: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)

@@ -31,14 +31,14 @@ def body(lungs=True):
 
 def test_the_foreground_is_the_body_with_its_holes_filled():
     image, inside = body()
-    assert (foreground(image.astype(np.float32)) != inside).mean() < 1e-3  # of the noise a voxel or two
+    assert (foreground(image.astype(np.float32)) != inside).mean() < 1e-3  # one or two voxels of noise
 
 
 def test_any_channel_makes_foreground():
     image, inside = body(lungs=False)
     dark = np.zeros_like(image)
     found = foreground(np.concatenate([dark, image]).astype(np.float32))
-    assert (found != inside).mean() < 1e-3  # of the noise a voxel or two
+    assert (found != inside).mean() < 1e-3  # one or two voxels of noise
 
 
 def test_an_image_without_contrast_has_none():
@@ -157,7 +157,7 @@ def test_images_that_nnunet_would_not_see_or_with_an_absurd_spacing_are_named(pl
     reasons = {os.path.basename(found.where): found.reason for found in bad}
     assert set(reasons) == {"other.nii.gz", "case_05_0000.nii.gz"}
     assert "expected other_0000.nii.gz" in reasons["other.nii.gz"]
-    assert "voxels of 0.06 x 0.06 x 0.06 mm are absurd beside the 1 x 1 x 1 mm of most images" in str(reasons)
+    assert "voxels of 0.06 x 0.06 x 0.06 mm are implausible beside the 1 x 1 x 1 mm of most images" in str(reasons)
     assert "case_05_0000.nii.gz" not in given[-1]["imagesTr"]
 
 

@@ -260,7 +260,9 @@ def test_channels_that_lie_differently_in_space_are_refused(
     for channel, image in enumerate((cube, cube, other)):
         write(image, tmp_path / f"a_{channel:04d}{ending}")
     target = target_for(channels=3, reader=reader)
-    with pytest.raises(Unusable, match=r"channel 0002 lies otherwise than channel 0000: (stored as|shifted or turned)"):
+    with pytest.raises(
+        Unusable, match=r"channel 0002 is on another grid than channel 0000: (stored as|shifted or turned)"
+    ):
         read_scan(only_scan(tmp_path, target), target.images)
 
 
@@ -356,6 +358,6 @@ def test_channels_of_different_size_are_refused(tmp_path: Path) -> None:
     write(phantom()[1:], tmp_path / "a_0001.mha")
     target = target_for(channels=2)
     with pytest.raises(
-        Unusable, match="channel 0001 lies otherwise than channel 0000: 7x10x12 voxels instead of 8x10x12"
+        Unusable, match="channel 0001 is on another grid than channel 0000: 7x10x12 voxels instead of 8x10x12"
     ):
         read_scan(only_scan(tmp_path, target), target.images)

@@ -76,13 +76,13 @@ def test_the_memory_of_this_machine_is_known() -> None:
 
 @pytest.mark.parametrize("factor", [0.1, 10.0, 1000.0])
 def test_centimetres_or_micrometres_for_millimetres_are_refused(factor: float) -> None:
-    with pytest.raises(Unusable, match=r"absurd beside the 2 x 1 x 1 mm of most images; check the unit"):
+    with pytest.raises(Unusable, match=r"implausible beside the 2 x 1 x 1 mm of most images; check the unit"):
         check_spacing([2 * factor, factor, factor], [2.0, 1.0, 1.0], "most images")
 
 
 @pytest.mark.parametrize("spacing", [[500.0, 1.0, 1.0], [0.02, 10.0, 10.0], [100.0, 0.5, 0.5]])
 def test_one_absurd_axis_is_refused(spacing: list[float]) -> None:
-    with pytest.raises(Unusable, match="are absurd beside"):
+    with pytest.raises(Unusable, match="are implausible beside"):
         check_spacing(spacing, [2.0, 1.0, 1.0], "most images")
 
 

@@ -550,7 +550,7 @@ def test_both_phases_train_compiled_and_with_the_scaler_of_mixed_precision(
     assert set(trainer._teacher.average.module.state_dict()) == set(unwrap(trainer.network).state_dict())
 
 
-def test_the_checkpoint_is_a_stock_trainers_and_predicts_with_the_student(without_picture: None) -> None:
+def test_the_checkpoint_names_the_stock_trainer_and_predicts_with_the_student(without_picture: None) -> None:
     trainer = run_training(make())
     path = os.path.join(trainer.output_folder, checkpoint.FINAL)
     content = torch.load(path, weights_only=False)

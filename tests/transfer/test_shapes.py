@@ -33,7 +33,7 @@ def test_an_unsuitable_checkpoint_is_refused_and_a_fitting_plan_is_named(
     for file, key in (("A", "pcrl_fitted"), ("B", "pcrl_target")):  # of transfers: nothing to choose
         (tmp_path / f"{file}.json").write_text(json.dumps({**plan_with(name, file, **changes), key: "something"}))
     configuration = "2d" if changes.get("dim") == 2 else "3d_fullres"
-    with pytest.raises(UserError, match=rf"{message}.*it would load into -c {configuration} -p Q$"):
+    with pytest.raises(UserError, match=rf"{message}.*it fits -c {configuration} -p Q$"):
         check_architecture(content, plan, "3d_fullres", str(tmp_path))
     (tmp_path / "Q.json").unlink()
     with pytest.raises(UserError, match=rf"{message}.*none of the dataset's plans fits: it needs a "):

@@ -93,7 +93,7 @@ def test_smallest_size_of_the_paper_pairs_only_with_itself() -> None:
     assert Counter(a for a, _ in pairs) == dict(zip(PAPER_GLOBAL, (1, 3, 3, 3), strict=True))
 
 
-def test_no_size_of_the_paper_starves() -> None:
+def test_every_size_of_the_paper_is_drawn() -> None:
     rng = np.random.default_rng(0)
     pairs = [sample_pair((256, 256, 96), PAPER_GLOBAL, 0.3, rng) for _ in range(1600)]
     first, second = (Counter(pair[i].shape for pair in pairs) for i in (0, 1))
