@@ -75,7 +75,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
         means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=colours[arm], label=arm)
     lowest, highest = runs["points"].min(), runs["points"].max()
-    dotted = {"color": "grey", "linestyle": ":"}
+    dotted: dict[str, Any] = {"color": "grey", "linestyle": ":"}
     if chance >= lowest - max(highest - lowest, 10):
         axis.axhline(chance, **dotted, label="without a look at the image")
     else:

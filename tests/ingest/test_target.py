@@ -399,7 +399,7 @@ def test_scans_without_labels_join_the_datasets_own_images(
         ("", "-d 16 -target 42 -p Other", r"Other.json does not exist; run nnUNetv2_plan_and_preprocess -d 42"),
         ("", "-d 16 -target 42 -c 2d", "configuration '2d' is not in nnUNetPlans; it has 3d_fullres"),
         ("", "-d 16 -i {here} -normalization target", "-normalization needs -target"),
-        ("", "-d 16 -target 42 -pl PCRLPlanner", "-pl plans the dataset of -d"),
+        ("", "-d 16 -target 42 -pl PCRLPlanner", "-pl and -target exclude each other"),
         ("", "-d 16 -target 42 -i {here}/nowhere", "nowhere, which is not a folder"),
         ("preprocessed/{}/dataset_fingerprint.json", "-d 16 -target 42",
          "dataset_fingerprint.json does not exist; run nnUNetv2_extract_fingerprint -d 16 first"),
