@@ -19,7 +19,7 @@ from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views.corruption import Corruption, corrupt
 from pcrl_nnunet.views.settings import SpatialAugmentation
 
-FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0, scale=0)  # the same for crop and target
+FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0.0, scale=0.0)  # the same for crop and target
 
 
 @dataclass(frozen=True)

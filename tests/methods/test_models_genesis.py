@@ -36,6 +36,12 @@ def test_nothing_is_corrupted_without_its_parts():
     np.testing.assert_array_equal(sample["input"], sample["target"])
 
 
+def test_a_rotation_of_the_crop_is_a_setting():
+    plan = Setup("models_genesis", "3D").plan
+    settings, _ = ModelsGenesis.configure(plan, {"augmentation": {"rotation_degrees": 7.5, "scale": 0.1}})
+    assert (settings.augmentation.rotation_degrees, settings.augmentation.scale) == (7.5, 0.1)
+
+
 def test_a_wrong_strength_is_named_with_its_place():
     plan = Setup("models_genesis", "3D").plan
     with pytest.raises(UserError, match=r"pcrl.pretrain.models_genesis.corruption.p_shufle is not a setting"):
