@@ -66,7 +66,7 @@ def test_every_built_in_method_calls_itself_by_its_name() -> None:
 @pytest.mark.parametrize("name", ["scratch", "seed", "3d_fullres", "method"])
 def test_a_name_that_means_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     offered(monkeypatch, (name, f"{HERE}:Mine", "my_package"))
-    with pytest.raises(UserError, match=f"a method of my_package is called '{name}', which is"):
+    with pytest.raises(UserError, match=f"a method of my_package is called '{name}', which already"):
         method_class(name)
 
 
