@@ -337,7 +337,7 @@ def test_a_file_that_was_changed_or_added_is_found_at_the_end(
     said = capsys.readouterr().out
     assert f"{label}: its origin is not the image's: delete it" in said
     assert f"{B}_0000.nii.gz: it or its label:" in said
-    assert "own_0000.nii.gz: is of none of the cases" in said
+    assert "own_0000.nii.gz: belongs to no case" in said
 
 
 def test_an_impossible_conversion_ends_with_a_sentence(
