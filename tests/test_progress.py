@@ -92,7 +92,7 @@ def test_a_fork_while_lines_come_does_not_hang(capfd: pytest.CaptureFixture[str]
         for _ in range(20):
             child = os.fork()
             if child == 0:
-                print("child", flush=True)  # noqa: T201
+                print("child\n", end="", flush=True)  # noqa: T201  # one write, which no other line can cut
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
             time.sleep(0.01)
