@@ -83,7 +83,8 @@ def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, u
     Args:
         image: (C, *spatial) float32, 2D or 3D; unchanged.
         corners, sizes: (windows, d), first voxels and sizes of the windows, which lie in the image.
-        uniform: a random number for each voxel of each window; sorting a window's numbers orders its voxels.
+        uniform: a random number in [0, 1) for each voxel of each window, for Fisher and Yates' shuffle: from the last
+            voxel on, each changes places with one of those up to and including itself.
 
     Returns:
         (C, *spatial) float32, a new array.
@@ -188,30 +189,51 @@ def _smooth_last(image: np.ndarray, half: np.ndarray, smoothed: np.ndarray) -> N
 def _shuffle(shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray) -> None:
     """Write the flat index of the source of each voxel in the windows, in place."""
     plane, row = shape[1] * shape[2], shape[2]
+    voxels = np.empty(uniform.size, np.int64)  # more than a window has
     first = 0
     for w in range(len(corners)):
         x, y, z = corners[w]
         nx, ny, nz = sizes[w]
         number = nx * ny * nz
-        voxels = np.empty(number, np.int64)
-        for k in range(number):
-            voxels[k] = (x + k // (ny * nz)) * plane + (y + k // nz % ny) * row + z + k % nz
-        order = np.argsort(uniform[first : first + number])
-        for k in range(number):
-            taken[voxels[k]] = voxels[order[k]]
+        k = 0
+        for i in range(nx):
+            for j in range(ny):
+                start = (x + i) * plane + (y + j) * row + z
+                for m in range(nz):
+                    voxels[k] = start + m
+                    k += 1
+        for k in range(number - 1, 0, -1):
+            other = np.int64(uniform[first + k] * (k + 1))
+            voxels[k], voxels[other] = voxels[other], voxels[k]
+        k = 0
+        for i in range(nx):
+            for j in range(ny):
+                start = (x + i) * plane + (y + j) * row + z
+                for m in range(nz):
+                    taken[start + m] = voxels[k]
+                    k += 1
         first += number
 
 
 def _shuffle_by_numpy(
     shape: np.ndarray, corners: np.ndarray, sizes: np.ndarray, uniform: np.ndarray, taken: np.ndarray
 ) -> None:
-    """Do the same as `_shuffle` without compiling."""
+    """Do the same as `_shuffle` without compiling: one voxel of all windows at a time."""
     numbers = sizes.prod(1)
+    firsts = np.cumsum(numbers) - numbers
     window = np.repeat(np.arange(len(sizes)), numbers)
-    k = np.arange(len(window)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+    k = np.arange(len(window)) - firsts[window]
     (x, y, z), (_, ny, nz) = corners[window].T, sizes[window].T
     voxels = (x + k // (ny * nz)) * shape[1] * shape[2] + (y + k // nz % ny) * shape[2] + z + k % nz
-    taken[voxels] = voxels[np.lexsort((uniform, window))]  # for equal indices numpy assigns the last value
+    shuffled = voxels.copy()
+    largest_first = np.argsort(-numbers, kind="stable")
+    firsts, ascending = firsts[largest_first], np.sort(numbers)
+    for last in range(int(ascending[-1]) - 1, 0, -1):
+        of_windows = firsts[: len(numbers) - np.searchsorted(ascending, last, side="right")]  # more than `last` voxels
+        here = of_windows + last
+        other = of_windows + (uniform[here] * (last + 1)).astype(np.int64)
+        shuffled[here], shuffled[other] = shuffled[other], shuffled[here]
+    taken[voxels] = shuffled  # for equal indices numpy assigns the last value
 
 
 if compiled:

@@ -22,14 +22,17 @@ def image_of(size, channels=2, seed=0):
 
 
 def slow_shuffle(image, corners, sizes, uniform):
-    """Order each window's voxels by random numbers; windows read the original image, and later windows overwrite."""
+    """Fisher and Yates' shuffle of each window; windows read the original image, and later windows overwrite."""
     shuffled, drawn = image.copy(), 0
     for corner, size in zip(corners, sizes, strict=True):
         window = (slice(None), *(slice(c, c + s) for c, s in zip(corner, size, strict=True)))
         voxels = image[window].reshape(len(image), -1).T
         numbers = uniform[drawn : drawn + len(voxels)]
         drawn += len(voxels)
-        order = sorted(range(len(voxels)), key=lambda k, numbers=numbers: numbers[k])
+        order = list(range(len(voxels)))
+        for last in reversed(range(1, len(voxels))):
+            other = int(numbers[last] * (last + 1))
+            order[last], order[other] = order[other], order[last]
         shuffled[window] = voxels[order].T.reshape(len(image), *size)
     return shuffled
 
