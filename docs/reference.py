@@ -91,26 +91,12 @@ def _command(parser: argparse.ArgumentParser) -> str:
     rows = [_option(parser, action) for action in parser._actions if action.dest != "help"]
     parts = [
         f"## {parser.prog}",
-        _prose(_paragraphs(parser.description or "")),
+        _prose(textwrap.dedent(parser.description or "").strip()),
         table(["Option", "Meaning"], rows),
     ]
     if parser.epilog:
         parts.append(f"```text\n{textwrap.dedent(parser.epilog).strip()}\n```")
     return "\n\n".join(parts)
-
-
-def _paragraphs(text: str) -> str:
-    """Return a description with one line for each paragraph, and for each item of a list (``- `` or ``1. ``)."""
-    lines: list[str] = []
-    for line in textwrap.dedent(text).strip().splitlines():
-        begins = re.match(r"\s*(-|\d+\.) ", line) or not line.strip()
-        if begins or not lines or not lines[-1]:
-            if line.strip() and begins and lines and lines[-1] and not re.match(r"(-|\d+\.) ", lines[-1]):
-                lines.append("")
-            lines.append(line.strip())
-        else:
-            lines[-1] += f" {line.strip()}"
-    return "\n".join(lines)
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, str]:
