@@ -28,7 +28,7 @@ from pcrl_nnunet.semi_supervised import mixing, watch
 from pcrl_nnunet.semi_supervised.cases import SemiCases
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
-from pcrl_nnunet.semi_supervised.loss import PartsLoss, ignoring
+from pcrl_nnunet.semi_supervised.loss import PartsLoss, WatchedLoss, ignoring
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 from pcrl_nnunet.semi_supervised.teacher import Teacher, keep_largest_pieces
 from pcrl_nnunet.settings import changes
@@ -71,7 +71,6 @@ class _SemiSupervised(PCRLScratchTrainer):
         super().initialize()
         manager = self.label_manager
         self.semi = SemiSettings.from_plan(self.plans_manager.plans)
-        self._supervised_epochs = self.semi.supervised_epochs(self.num_epochs)
         self._regions = bool(manager.has_regions)
         self._ignored: int = manager.ignore_label if manager.has_ignore_label else NOT_COUNTED
         classes = manager.foreground_regions if self._regions else manager.foreground_labels
@@ -80,6 +79,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._loss_of_parts = PartsLoss(loss, self.semi.pseudo_weight, self._watch.of_student)
         self._teacher: Teacher | None = None
         self._history: list[watch.Pseudo] = []
+        self._learned: list[float] = []  # Dice of the classes on the labelled patches of the first phase's last epoch
         self._set_aside: set[str] = set()
         self._used_before: list[str] = []  # unlabelled cases of the resumed training
         self._said: dict[tuple[str, str], int] = {}  # last epoch in which an alarm was logged
@@ -159,9 +159,25 @@ class _SemiSupervised(PCRLScratchTrainer):
         np.random.seed(seed)
         torch.manual_seed(int(seed))
         self._step = 0
-        if self.current_epoch >= self._supervised_epochs and self._teacher is None:
+        if self._teacher is None and self._is_first_phase_over():
             self.print_to_log_file("The second phase begins: a teacher labels the unlabelled patches.")
             self._teacher = self._new_teacher()
+
+    def _is_first_phase_over(self) -> bool:
+        """Tell if the second phase can begin. A class that the network does not find yet would be unlearned in it."""
+        least, longest = self.semi.supervised_epochs(self.num_epochs)
+        if self.current_epoch < least:
+            return False
+        missing = watch.not_learned(self._learned, self._facts)
+        is_last = self.current_epoch >= longest
+        if missing:
+            waits = "The first phase goes on."
+            ends = "The second phase begins all the same; train longer (pcrl.finetune.epochs)"
+            self.print_to_log_file(
+                f"WARNING: after {self.current_epoch} epochs the network does not find {', '.join(missing)} in the "
+                f"labelled patches. {ends if is_last else waits}"
+            )
+        return is_last or not missing
 
     def _new_teacher(self) -> Teacher:
         student = unwrap(self.network)
@@ -176,17 +192,18 @@ class _SemiSupervised(PCRLScratchTrainer):
         if self._teacher is None:
             if rng.random() < self.semi.pasted_share:
                 batch = self._pasted(batch, rng)
-            return super().train_step(batch)
+            with self._with_loss(WatchedLoss(self.loss, self._watch.of_student)):
+                return super().train_step(batch)
         mixed = self._mixed(batch, self._teacher, rng)
-        with self._with_loss_of_parts():
+        with self._with_loss(self._loss_of_parts):
             result = super().train_step(mixed)
         self._teacher.update(unwrap(self.network))
         return result
 
     @contextmanager
-    def _with_loss_of_parts(self) -> Iterator[None]:
+    def _with_loss(self, loss: torch.nn.Module) -> Iterator[None]:
         usual: Any = self.loss
-        self.loss: Any = self._loss_of_parts
+        self.loss: Any = loss
         try:
             yield
         finally:
@@ -253,11 +270,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         """Log the teacher's labels, warn if they cannot be trusted, and draw them."""
         super().on_train_epoch_end(train_outputs)
         pseudo = self._watch.finish_epoch(self.is_ddp)
-        if pseudo is None:
+        if self._teacher is None:
+            self._learned = pseudo.agreement
+            self.print_to_log_file(watch.as_dice(pseudo, self._facts))
             return
         self._history.append(pseudo)
         self.print_to_log_file(watch.as_text(pseudo, self._facts))
-        if self._teacher is not None and not self._teacher.all_finite:
+        if not self._teacher.all_finite:
             self.print_to_log_file("WARNING: the teacher's output was not finite: look at the losses of this training")
         for key, sentence in watch.alarms(self._history, self._facts).items():
             if self.current_epoch - self._said.get(key, -EVERY) >= EVERY:
@@ -268,7 +287,8 @@ class _SemiSupervised(PCRLScratchTrainer):
             images, labels = (shown.cpu().numpy() for shown in self._shown)
             names = self.plans_manager.dataset_name, self.plans_manager.plans_name
             run = output_folder.title_of(type(self).__name__, *names, self.configuration_name, self.fold)
-            draw_pseudo_labels(self._history, self._facts, self._supervised_epochs, images, labels, run, path)
+            first = self.current_epoch + 1 - len(self._history)
+            draw_pseudo_labels(self._history, self._facts, first, images, labels, run, path)
 
     def on_train_end(self) -> None:
         """End the training, and the processes that load unlabelled cases."""
@@ -283,6 +303,7 @@ class _SemiSupervised(PCRLScratchTrainer):
                 "settings": vars(self.semi),
                 "teacher": None if self._teacher is None else self._teacher.state_dict(),
                 "history": watch.as_plain(self._history),
+                "learned": self._learned,
                 "labelled_cases": [case.name for case in self._cases.labelled],
                 "unlabelled_cases": list(dict.fromkeys((*self._used_before, *self._cases.unlabelled))),
                 "set_aside": sorted(self._set_aside),
@@ -295,6 +316,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code only passes a path
         content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)["semi"]
         self._history = [watch.Pseudo(**epoch) for epoch in content["history"]]
+        self._learned = content["learned"]
         self._used_before = content["unlabelled_cases"]
         if content["teacher"] is not None:
             self._teacher = self._new_teacher()

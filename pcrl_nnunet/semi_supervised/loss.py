@@ -39,6 +39,25 @@ class _MeanOfRegions(nn.BCEWithLogitsLoss):
         return super().forward(output, target) / output.shape[1]
 
 
+class WatchedLoss(nn.Module):
+    """nnU-Net's loss, whose inputs at full resolution are watched, too.
+
+    Args:
+        loss: nnU-Net's loss.
+        watch: called with the output and the labels, both at full resolution.
+    """
+
+    def __init__(self, loss: Any, watch: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.loss, self.watch = loss, watch
+
+    def forward(self, output: Any, target: Targets) -> Tensor:
+        """Return the loss."""
+        deep = not isinstance(target, Tensor)
+        self.watch(output[0].detach() if deep else output.detach(), target[0] if deep else target)  # type: ignore[arg-type]
+        return torch.as_tensor(self.loss(output, target))
+
+
 class PartsLoss(nn.Module):
     """The loss of the labelled part plus the weighted loss of the pseudo-labelled part, over the sum of the weights.
 

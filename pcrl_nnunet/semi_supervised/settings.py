@@ -20,6 +20,8 @@ class SemiSettings:
 
     Attributes:
         supervised_share: share of the epochs in the first phase.
+        longest_supervised_share: the first phase goes on, up to this share of the epochs, until the network finds each
+            class in the labelled patches. With `supervised_share` or less, it has a fixed length.
         pasted_share: share of the first phase's steps in which labelled patches are pasted into each other.
         teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights.
         pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1.
@@ -31,6 +33,7 @@ class SemiSettings:
     supervised_share: float = number(
         0.4, ": the teacher starts from what the first phase has learned", above=0, below=1
     )
+    longest_supervised_share: float = number(0.7, at_least=0, below=1)
     pasted_share: float = number(0.5, at_least=0, at_most=1)
     teacher_momentum: float = number(0.99, at_least=0, below=1)
     pseudo_weight: float = number(0.5, above=0)
@@ -43,8 +46,8 @@ class SemiSettings:
         """Return the settings: defaults, then the plan's ``pcrl.semi``."""
         return replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
 
-    def supervised_epochs(self, epochs: int) -> int:
-        """Return the number of epochs of the first phase. Each phase has at least one epoch.
+    def supervised_epochs(self, epochs: int) -> tuple[int, int]:
+        """Return the least and the largest number of epochs of the first phase. Each phase has at least one epoch.
 
         Raises:
             UserError: there are too few epochs for two phases.
@@ -53,4 +56,5 @@ class SemiSettings:
             raise UserError(
                 f"pcrl.finetune.epochs is {epochs}; a semi-supervised training has two phases: give 2 epochs or more"
             )
-        return min(epochs - 1, max(1, round(self.supervised_share * epochs)))
+        least = min(epochs - 1, max(1, round(self.supervised_share * epochs)))
+        return least, max(least, min(epochs - 1, round(self.longest_supervised_share * epochs)))

@@ -1,4 +1,4 @@
-"""The monitor of pseudo-labels: their shares, and the agreement of student and teacher."""
+"""The monitor: what the network has learned from labels, and whether pseudo-labels can be trusted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 RARE, FREQUENT = 0.05, 20.0  # share among pseudo-labels, as a multiple of the share in labelled scans
 NEARLY_ALL = 0.95  # share of all voxels
 AGREE = 0.3  # Dice of student and teacher below which they do not agree
+LEARNED = 0.3  # Dice on labelled patches from which the network finds a class
 PATIENCE = 3  # epochs in a row after which the log warns
 
 
@@ -31,7 +32,7 @@ class Pseudo:
 
 
 class Watch:
-    """A collector of an epoch's pseudo-labels.
+    """A collector of an epoch's pseudo-labels, and of the student's Dice.
 
     Args:
         num_classes: number of classes without background.
@@ -55,18 +56,19 @@ class Watch:
         self.counts += _sizes(self._one_hot(labels))
         self.voxels += labels[:, :1].numel()
 
-    def of_student(self, output: Tensor, pseudo: Tensor) -> None:
-        """Compare the student's output with the pseudo-labels in the pseudo-labelled part.
+    def of_student(self, output: Tensor, labels: Tensor) -> None:
+        """Compare the student's output with labels: in the first phase true ones, in the second phase pseudo-labels.
 
         Args:
             output: logits (B, classes, *patch).
-            pseudo: label maps with `ignored`, or regions with a last channel for ignored voxels.
+            labels: label maps with `ignored`, or regions of bool; a further channel marks ignored voxels.
         """
         if self.regions:
-            part, wanted, given = ~pseudo[:, -1:], pseudo[:, : self.num_classes], output > 0
+            wanted, given = labels[:, : self.num_classes].bool(), output > 0
+            part = ~labels[:, self.num_classes :].any(1, keepdim=True)
         else:
-            part = torch.ne(pseudo, self.ignored)
-            wanted, given = self._one_hot(pseudo), self._one_hot(output.argmax(1, keepdim=True))
+            part = torch.ne(labels, self.ignored)
+            wanted, given = self._one_hot(labels), self._one_hot(output.argmax(1, keepdim=True))
         wanted, given = wanted & part, given & part
         self.dice += torch.stack([2 * _sizes(wanted & given), _sizes(wanted) + _sizes(given)])
 
@@ -76,17 +78,19 @@ class Watch:
         classes = torch.arange(1, self.num_classes + 1, device=labels.device)
         return torch.eq(labels, classes.view(1, -1, *[1] * (labels.ndim - 2)))
 
-    def finish_epoch(self, is_ddp: bool) -> Pseudo | None:
-        """Return the epoch's pseudo-labels of all processes, or None without any, and begin a new epoch."""
+    def finish_epoch(self, is_ddp: bool) -> Pseudo:
+        """Return the epoch's numbers of all processes, and begin a new epoch. Without pseudo-labels, shares are NaN."""
         total = torch.cat([self.counts, self.dice.flatten(), self.counts.new_tensor([self.voxels])])
         if is_ddp:
             distributed.all_reduce(total)
         values, n = total.tolist(), self.num_classes
         self._reset()
-        if not values[-1]:
-            return None
-        dice = [a / b if b else float("nan") for a, b in zip(values[n : 2 * n], values[2 * n : 3 * n], strict=True)]
-        return Pseudo([count / values[-1] for count in values[:n]], dice)
+        dice = [_ratio(a, b) for a, b in zip(values[n : 2 * n], values[2 * n : 3 * n], strict=True)]
+        return Pseudo([_ratio(count, values[-1]) for count in values[:n]], dice)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _sizes(masks: Tensor) -> Tensor:
@@ -101,6 +105,23 @@ def as_text(pseudo: Pseudo, facts: LabelFacts) -> str:
         for name, share, usual, dice in zip(facts.names, pseudo.shares, facts.shares, pseudo.agreement, strict=True)
     ]
     return f"Pseudo-labels: {'; '.join(parts)}"
+
+
+def as_dice(labelled: Pseudo, facts: LabelFacts) -> str:
+    """Return a line for the log about an epoch of the first phase."""
+    return "Dice on labelled patches: " + ", ".join(
+        f"{name} {dice:.2f}" for name, dice in zip(facts.names, labelled.agreement, strict=True)
+    )
+
+
+def not_learned(dice: Sequence[float], facts: LabelFacts) -> list[str]:
+    """Return the names of the classes that the labelled cases have and that the network does not find.
+
+    Args:
+        dice: Dice of each class on the labelled patches of an epoch; NaN if patches and predictions lack the class.
+    """
+    by_class = zip(facts.names, facts.shares, dice, strict=True)
+    return [name for name, share, value in by_class if share > 0 and value < LEARNED]
 
 
 def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str], str]:

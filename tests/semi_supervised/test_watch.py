@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
-from pcrl_nnunet.semi_supervised.watch import PATIENCE, Pseudo, Watch, alarms, as_plain, as_text
+from pcrl_nnunet.semi_supervised.watch import (
+    LEARNED,
+    PATIENCE,
+    Pseudo,
+    Watch,
+    alarms,
+    as_plain,
+    as_text,
+    not_learned,
+)
 
 FACTS = LabelFacts(["liver", "tumour"], [0.1, 0.004], [1.0, 0.6])
 CPU = torch.device("cpu")
@@ -29,14 +38,13 @@ def test_shares_and_dice_of_label_maps_are_counted_over_the_epoch() -> None:
         compared.append(labels[part])
         student.append(logits.argmax(1, keepdims=True)[part])
     pseudo = this.finish_epoch(is_ddp=False)
-    assert pseudo is not None
     all_labels, wanted, given = (np.concatenate(x, axis=None) for x in (teacher, compared, student))
     assert pseudo.shares == pytest.approx([(all_labels == n).mean() for n in (1, 2, 3)])
     for number, dice in ((1, pseudo.agreement[0]), (2, pseudo.agreement[1])):
         a, b = wanted == number, given == number
         assert dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
     assert np.isnan(pseudo.agreement[2])
-    assert this.finish_epoch(is_ddp=False) is None  # the next epoch has none yet
+    assert np.isnan(this.finish_epoch(is_ddp=False).shares).all()  # the next epoch has none yet
 
 
 def test_shares_and_dice_of_regions_are_each_regions_own() -> None:
@@ -47,15 +55,25 @@ def test_shares_and_dice_of_regions_are_each_regions_own() -> None:
     this.of_teacher(torch.from_numpy(labels))
     this.of_student(torch.from_numpy(logits), torch.from_numpy(np.concatenate([labels, ~part], 1)))
     pseudo = this.finish_epoch(is_ddp=False)
-    assert pseudo is not None
     assert pseudo.shares == pytest.approx(labels.mean((0, 2, 3, 4)))
     wanted, given = labels & part, (logits > 0) & part
     dice = 2 * (wanted & given).sum((0, 2, 3, 4)) / (wanted.sum((0, 2, 3, 4)) + given.sum((0, 2, 3, 4)))
     assert pseudo.agreement == pytest.approx(dice)
 
 
-def test_an_epoch_of_the_first_phase_has_no_pseudo_labels() -> None:
-    assert Watch(2, False, -1, CPU).finish_epoch(is_ddp=False) is None
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_regions_without_a_channel_for_ignored_voxels_count_everywhere(dtype: torch.dtype) -> None:
+    this = Watch(2, True, -1, CPU)
+    labels = torch.zeros(1, 2, 4, 4, dtype=dtype)
+    labels[:, 0, :2] = 1
+    this.of_student(torch.ones(1, 2, 4, 4), labels)
+    assert this.finish_epoch(is_ddp=False).agreement == pytest.approx([2 * 8 / (8 + 16), 0])
+
+
+def test_a_class_of_the_labelled_cases_counts_as_learned_from_a_dice() -> None:
+    facts = LabelFacts(["a", "b", "c", "d"], [0.1, 0.1, 0.1, 0.0], [1.0] * 4)
+    assert not_learned([LEARNED, LEARNED - 0.01, 0.0, 0.0], facts) == ["b", "c"]  # no labelled case has d
+    assert not_learned([1.0, 1.0, float("nan"), 1.0], facts) == []  # an epoch without the class tells nothing
 
 
 def epochs(liver: float = 0.1, tumour: float = 0.004, agreement: tuple[float, float] = (0.9, 0.7)) -> list[Pseudo]:

@@ -91,6 +91,8 @@ def make(
     **finetune: Any,
 ) -> Any:
     plan = {**(plan or make_full_plan(finetune={**SHORT, **finetune})), "continue_training": continue_training}
+    semi = {"longest_supervised_share": 0, **plan["pcrl"].get("semi", {})}  # networks here learn nothing
+    plan["pcrl"] = {**plan["pcrl"], "semi": semi}
     torch.manual_seed(0)
     return trainer(plan, configuration, fold, dataset_json or DATASET_JSON, device=torch.device("cpu"))
 
@@ -367,6 +369,32 @@ def test_a_share_of_the_first_phases_steps_is_pasted(share: float, monkeypatch: 
     assert pasted == pytest.approx(400 * share, abs=0 if share == 1 else 40)
 
 
+@pytest.mark.parametrize(("needed", "second_phase"), [(0.0, 2), (2.0, 1)])
+def test_the_first_phase_goes_on_until_the_network_finds_each_class(
+    needed: float, second_phase: int, monkeypatch: pytest.MonkeyPatch, without_picture: None
+) -> None:
+    monkeypatch.setattr(semi_module.watch, "LEARNED", needed)
+    plan = make_full_plan(finetune={**SHORT, "epochs": 3}, semi={"longest_supervised_share": 0.7})
+    first = make(plan=plan)
+    first.save_every = 1
+    ends = first.on_epoch_end
+
+    def stop() -> None:
+        ends()
+        raise StoppedError
+
+    first.on_epoch_end = stop
+    with pytest.raises(StoppedError):
+        run_training(first)
+    assert "Dice on labelled patches: " in log_of(first)
+    resumed = run_training(make(plan=plan, continue_training=True), c=True)  # the Dice comes from the checkpoint
+    assert len(resumed._history) == second_phase
+    log = log_of(resumed)
+    said = "WARNING: after {} epochs the network does not find a, b in the labelled patches. {}"
+    assert (said.format(1, "The first phase goes on.") in log) == (second_phase == 1)
+    assert (said.format(2, "The second phase begins all the same; train longer") in log) == (second_phase == 1)
+
+
 # --------------------------------------------------------------------------------------------------- kinds of datasets
 
 
@@ -636,7 +664,8 @@ def test_without_a_pretraining_the_error_names_the_control_and_nothing_is_left(f
 def test_two_ranks_keep_one_student_and_one_teacher_and_report_the_same_shares(
     fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path
 ) -> None:
-    plan = make_full_plan(finetune={**SHORT, "epochs": 3, "iters_per_epoch": 2}, semi={"supervised_share": 0.3})
+    semi = {"supervised_share": 0.3, "longest_supervised_share": 0}
+    plan = make_full_plan(finetune={**SHORT, "epochs": 3, "iters_per_epoch": 2}, semi=semi)
     code = (
         f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import semi_on_two_ranks; "
         f"semi_on_two_ranks(Path({str(tmp_path)!r}), {plan})"
