@@ -4,8 +4,9 @@
 
 Each method is trained without the validation cases of a fold. On these cases two things are measured:
 
-- restoration: the error over the variance of the target. The mean of each view reaches 1. The control is the same
-  training with an encoder that stays random.
+- restoration: the error over the variance of the target within each view. The mean of each view reaches 1. No single
+  constant for all views reaches 1, because views differ in their means: ``constant`` is the error of the best one. The
+  control is the same training with an encoder that stays random.
 - partners: two views of each of 32 crops. A view's partner is the view with the most similar encoder features (mean
   and maximum of the bottleneck's channels, standardised, cosine). Chance is 1/32. The control is a random encoder.
 """
@@ -28,7 +29,8 @@ from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.loading.samples import Views
 from pcrl_nnunet.methods import Method, PlanFacts, method_class, names
-from pcrl_nnunet.methods.quantities import RESTORATION
+from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
+from pcrl_nnunet.methods.restoration import RestorationMethod
 from pcrl_nnunet.methods.simsiam import SimSiam
 from pcrl_nnunet.networks import encoder_of, mean_and_maximum
 from pcrl_nnunet.networks.of_plan import network_of_plan
@@ -39,6 +41,7 @@ from pcrl_nnunet.pretraining.step import Stepper
 
 PAIRS = 32
 REPEATS = 8  # batches in the mean of a measurement
+MEASURED = 16  # samples of a batch in which the restoration is measured
 UNSEEN_SEED = 1000  # for the views of held-out cases
 REPORTED = 50  # steps between two lines
 
@@ -46,10 +49,8 @@ REPORTED = 50  # steps between two lines
 class Learning:
     """A method on a plan."""
 
-    def __init__(self, method: str, plan: PlannedConfiguration, fold: int, steps: int, batch_size: int | None) -> None:
-        self.request = Request.of_plan(
-            plan, fold, method=method, batch_size=batch_size, epochs=1, iters_per_epoch=steps
-        )
+    def __init__(self, method: str, plan: PlannedConfiguration, fold: int, steps: int, **settings: Any) -> None:
+        self.request = Request.of_plan(plan, fold, method=method, epochs=1, iters_per_epoch=steps, **settings)
         self.plan, self.settings = plan, self.request.settings
         self.facts = PlanFacts.of(plan.configuration, plan.resolved)
         self.method_class = method_class(method)
@@ -87,22 +88,27 @@ class Learning:
         """Return batches of samples of some cases."""
         return make_loader(cases, views, number, seed, num_workers=get_allowed_n_proc_DA())
 
-    def restoration(self, method: Method, channels: int, device: torch.device) -> float | None:
-        """Return the error over the variance on held-out cases; None for a method that restores nothing."""
+    def restoration(self, method: Method, channels: int, device: torch.device) -> dict[str, float]:
+        """Return the error over the variance on held-out cases, and its standard error over batches.
+
+        The result is empty for a method that restores nothing.
+        """
         if RESTORATION not in method.quantities:
-            return None
-        batches = self.batches(
-            self.request.cases.held_out_cases, self.views(channels), self.settings.batch_size, UNSEEN_SEED
-        )
-        found = []
+            return {}
+        batches = self.batches(self.request.cases.held_out_cases, self.views(channels), MEASURED, UNSEEN_SEED)
+        found, constant = [], []
         with torch.no_grad():
             method.eval()
             for _ in range(REPEATS):
                 batch = _on(next(batches), device)
                 values = method(batch, method.variants()[-1]).values[RESTORATION.name]
                 found.append(next(iter(values.values())))
+                if isinstance(method, RestorationMethod):
+                    constant.append(_error_of_best_constant(batch["target"], batch.get("masked")))
         batches.close()
-        return float(torch.stack(found).mean())
+        errors = torch.stack(found)
+        result = {"restoration": float(errors.mean()), "standard_error": float(errors.std() / REPEATS**0.5)}
+        return {**result, "constant": float(torch.stack(constant).mean())} if constant else result
 
     def partners(self, network: nn.Module, channels: int, device: torch.device) -> float:
         """Return the share of views of held-out cases whose partner is found among 32."""
@@ -123,6 +129,14 @@ class Learning:
         return float(torch.stack(right).mean())
 
 
+def _error_of_best_constant(target: Tensor, masked: Tensor | None) -> Tensor:
+    """Return the error of the best constant of each channel, over the variance within each view."""
+    where = torch.ones_like(target, dtype=torch.bool) if masked is None else masked.expand_as(target)
+    by_channel = zip(target.unbind(1), where.unbind(1), strict=True)
+    total = torch.stack([channel[there].var(correction=0) for channel, there in by_channel])
+    return total.mean() / variance_within(target, masked)
+
+
 def _on(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
@@ -139,6 +153,8 @@ def main() -> None:
     parser.add_argument("-methods", nargs="+", default=names())
     parser.add_argument("-steps", type=int, default=300)
     parser.add_argument("-batch_size", type=int, help="default: the method's own")
+    parser.add_argument("-optimizer", choices=("sgd", "adamw"), help="default: the method's own")
+    parser.add_argument("-initial_lr", type=float, help="default: the method's own")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--json", help="file to write the numbers to")
     args = parser.parse_args()
@@ -147,22 +163,22 @@ def main() -> None:
         plan = load_plan(args.d, args.p, args.c)
         for name in args.methods:
             print(name, flush=True)
-            learning = Learning(name, plan, args.f, args.steps, args.batch_size)
+            given = {"batch_size": args.batch_size, "optimizer": args.optimizer, "initial_lr": args.initial_lr}
+            learning = Learning(name, plan, args.f, args.steps, **given)
             random, _, channels = learning.network()
             of_random = learning.partners(random.to(device), channels, device)
             network, method = learning.trained(device)
             numbers = {
                 "batch_size": learning.settings.batch_size,
                 "steps": args.steps,
-                "restoration": learning.restoration(method, channels, device),
+                **learning.restoration(method, channels, device),
                 "partners": learning.partners(network, channels, device),
                 "partners_random": of_random,
             }
-            if numbers["restoration"] is not None:
+            if "restoration" in numbers:
                 print("  with a random encoder that is frozen:", flush=True)
-                numbers["restoration_frozen"] = learning.restoration(
-                    learning.trained(device, frozen=True)[1], channels, device
-                )
+                control = learning.restoration(learning.trained(device, frozen=True)[1], channels, device)
+                numbers |= {f"{key}_frozen": control[key] for key in ("restoration", "standard_error")}
             found[name] = numbers
             print(f"{name}: {json.dumps(numbers)}", flush=True)
             if args.json:

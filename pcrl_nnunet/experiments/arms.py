@@ -9,7 +9,7 @@ from typing import Any
 
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS
-from pcrl_nnunet.config import RECIPES
+from pcrl_nnunet.config import RECIPES, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.settings import short
 from pcrl_nnunet.method_names import DEFAULT, names
@@ -90,11 +90,12 @@ def built_in_arms(
 
 
 def _with_recipes() -> dict[str, Arm]:
-    """Return each method and the control with every recipe but nnU-Net's. A recipe overrides all other settings."""
+    """Return each method and the control with every recipe but nnU-Net's, whatever the plan says of the optimiser."""
     arms = {}
+    usual = {name: getattr(FinetuneSettings, name) for name in ("optimizer", "weight_decay", "warmup_share")}
     for recipe, changes in RECIPES.items():
         if changes:
-            given, control = {"recipe": recipe, "optimizer": "sgd", **changes}, f"{CONTROL}_{recipe}"
+            given, control = {"recipe": recipe, **usual, **changes}, f"{CONTROL}_{recipe}"
             arms[control] = Arm(None, given)
             arms |= {f"{name}_{recipe}": Arm(finetune=given, pretraining=name, controls=[control]) for name in names()}
     return arms

@@ -91,11 +91,17 @@ class MAE(RestorationMethod):
                 f"{WHERE}.block_size is {settings.block_size}; expected {len(plan.patch_size)} positive numbers of "
                 f"voxels, such as {block}"
             )
-        blocks = math.prod(grid_of_blocks(plan.patch_size, settings.block_size))
-        if not 0 < round(settings.mask_share * blocks) < blocks:
+        if any(size > length for size, length in zip(settings.block_size, plan.patch_size, strict=True)):
             raise UserError(
-                f"{WHERE}.mask_share {settings.mask_share} of the {blocks} blocks of a patch would mask none or all of "
-                f"them; make block_size {settings.block_size} smaller"
+                f"{WHERE}.block_size is {settings.block_size}; expected blocks within the patch "
+                f"{tuple(plan.patch_size)}, such as {block}"
+            )
+        blocks = math.prod(grid_of_blocks(plan.patch_size, settings.block_size))
+        masked = round(settings.mask_share * blocks)
+        if not 0 < masked < blocks:
+            raise UserError(
+                f"{WHERE}.mask_share {settings.mask_share} of the {blocks} blocks of a patch masks {masked} blocks; "
+                f"{'raise' if masked == 0 else 'lower'} mask_share, or make block_size {settings.block_size} smaller"
             )
         return settings, plan.batch_size
 

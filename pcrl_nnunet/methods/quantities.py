@@ -123,7 +123,7 @@ def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
     return (
         EARLY_STEPS if diverged else GRACE_STEPS,
         f"restoration{_of(group)} is {'far off' if diverged else 'dead'}: its error is {ratio:.2f} of the images' "
-        f"variance, where a constant image reaches 1.00; lower initial_lr or check the images (--dry_run)",
+        f"variance, where the mean of each image reaches 1.00; lower initial_lr or check the images (--dry_run)",
     )
 
 

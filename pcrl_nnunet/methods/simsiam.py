@@ -37,7 +37,7 @@ class SimSiamSettings:
     """
 
     views: ViewSettings
-    augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0, p_cutout=0))
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0.0, p_cutout=0.0))
 
 
 class SimSiamViews(PairViews):

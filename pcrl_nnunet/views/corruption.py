@@ -47,7 +47,7 @@ class Corruption:
     """
 
     p_shuffle: float = probability(0.5)
-    shuffled_windows: int = number(10_000, at_least=1)
+    shuffled_windows: int = number(10_000, at_least=1, at_most=1_000_000)
     shuffled_size: float = number(0.1, above=0, at_most=1)
     p_curve: float = probability(0.9)
     p_inverted: float = probability(0.5)

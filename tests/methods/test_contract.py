@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,22 @@ def test_every_method_has_a_valid_name_title_and_quantities(name):
     assert len({quantity.name for quantity in method.quantities} | set(method.terms)) == len(method.quantities) + len(
         method.terms
     )
+
+
+@METHODS
+def test_settings_of_fractions_take_fractions(name):
+    """A default of 0 instead of 0.0 would refuse them."""
+    assert not [path for path, field, value in fields_of(Setup(name, "3D").settings) if field == "float" != value]
+
+
+def fields_of(settings, path=""):
+    """Yield the path, the annotated type and the type of the value of each field, those of nested blocks included."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from fields_of(value, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", field.type, type(value).__name__
 
 
 @METHODS

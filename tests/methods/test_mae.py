@@ -52,7 +52,9 @@ def test_blocks_are_of_the_total_stride_up_to_16():
         ({"block_size": [8, 8]}, r"block_size is \(8, 8\); expected 3 positive numbers of voxels, such as \(4, 4, 4\)"),
         ({"block_size": [8, 0, 8]}, r"block_size is .*; expected 3 positive numbers of voxels"),
         ({"mask_share": 1.0}, r"mask_share is 1.0; expected a number above 0, below 1"),
-        ({"block_size": [40, 56, 40]}, r"mask_share 0.75 of the 1 blocks of a patch would mask none or all of them"),
+        ({"block_size": [40, 56, 40]}, r"mask_share 0.75 of the 1 blocks of a patch masks 1 blocks; lower mask_share"),
+        ({"mask_share": 0.0001}, r"mask_share 0.0001 of the 1400 blocks of a patch masks 0 blocks; raise mask_share"),
+        ({"block_size": [400, 8, 8]}, r"block_size is \(400, 8, 8\); expected blocks within the patch \(40, 56, 40\)"),
         ({"mask_ratio": 0.5}, r"pcrl.pretrain.mae.mask_ratio is not a setting"),
     ],
 )

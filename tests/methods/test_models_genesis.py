@@ -28,6 +28,15 @@ def test_the_target_is_the_crop_itself_flipped_at_most(kind):
     assert seen
 
 
+def test_each_axis_is_flipped_in_half_of_the_crops():
+    views, volume = Setup("models_genesis", "3D").views(), Setup("models_genesis", "3D").volume()
+    flips = np.zeros(3)
+    for seed in range(200):
+        (shown,) = views.show(None, volume, np.random.default_rng(seed)).views
+        flips[list(shown.flipped)] += 1
+    assert np.abs(flips - 100).max() < 35  # 5 sd
+
+
 def test_nothing_is_corrupted_without_its_parts():
     off = {"corruption": {"p_shuffle": 0.0, "p_curve": 0.0, "p_paint": 0.0}}
     setup = Setup("models_genesis", "3D")

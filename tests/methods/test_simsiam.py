@@ -25,6 +25,9 @@ def test_projector_and_predictor_are_the_papers():
     linear = [module for module in method.predictor if isinstance(module, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(d, d // 4), (d // 4, d)]
     assert linear[-1].bias is not None
+    kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(module) for module in method.predictor] == [*kinds, nn.Linear]
+    assert [type(module) for module in method.projector] == [*kinds, *kinds, nn.Linear, nn.BatchNorm1d]
 
 
 def test_the_loss_is_the_symmetric_cosine_of_predictions_and_features():

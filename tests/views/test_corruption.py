@@ -17,6 +17,12 @@ SIZES = pytest.mark.parametrize("size", [(12, 20, 16), (1, 24, 24), (40, 30)])
 NOTHING = {"p_shuffle": 0.0, "p_curve": 0.0, "p_paint": 0.0}
 
 
+def test_the_defaults_are_the_strengths_of_the_authors_code():
+    assert Corruption() == Corruption(
+        p_shuffle=0.5, shuffled_windows=10_000, shuffled_size=0.1, p_curve=0.9, p_inverted=0.5, p_paint=0.9, p_inner=0.2
+    )
+
+
 def image_of(size, channels=2, seed=0):
     return np.random.default_rng(seed).normal(size=(channels, *size)).astype(np.float32)
 
