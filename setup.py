@@ -16,7 +16,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 # such common names would collide with others.
 INSIDE = ("trainers", "planners")
 
-# A build folder in the repository would be used again by the next build, with modules that are there no more.
+# A build folder in the repository would be used again by the next build, with modules that no longer exist.
 BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 
 # These build the site of docs/. The theme furo is light (1 MB of Python) and has a search box, all pages at the side of

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
-from benchmark_data import Volume, trainer_of, volume_of  # it sets one thread, before torch is imported
+from benchmark_data import Volume, trainer_of, volume_of  # sets one thread before torch is imported
 
 import numpy as np  # isort: skip
 from measures import forget_peak, resident, seconds
@@ -80,7 +80,7 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
         inner = number % 2 == 0
         corruption = replace(ALWAYS, p_inner=float(inner))
         monai = by_monai(size, inner)
-        given = image.copy()  # MONAI changes what it is given
+        given = image.copy()  # MONAI changes its input
         start = perf_counter()
         monai(given)
         of_monai = perf_counter() - start
@@ -97,7 +97,7 @@ def cost_of_method(home: Path, stages: int, name: str) -> dict[str, float]:
     """Return the mean seconds of a step over its variants, and the peak memory that it adds (bytes)."""
     trainer, batch = trainer_of(Path(home), stages, name)
     variants, before = trainer.network.variants(), resident("VmRSS")
-    for drawn in variants:  # then the optimiser's momentum is there
+    for drawn in variants:  # fills the optimiser's momentum
         trainer.train_step(batch, 0, drawn)
     forget_peak()
     times = []

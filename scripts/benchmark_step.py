@@ -47,7 +47,7 @@ from statistics import fmean, median
 from time import perf_counter, process_time, time
 from typing import Any
 
-# it sets one thread, before torch is imported
+# benchmark_data sets one thread before torch is imported
 from benchmark_data import DATA, DATASET, FEW, QUICK, Sizes, device, trainer_of, use_folders, write_case, write_dataset
 from benchmark_methods import cost_of_method
 from benchmark_views import SETTINGS, replaced
@@ -72,7 +72,7 @@ from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
 
-BATCHES = 5  # of a start, until memory is looked at
+BATCHES = 5  # number of batches before the memory of a start is measured
 GPU_LOADERS = 8
 WAITING_STEPS = 160
 PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
@@ -194,7 +194,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
         read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock - blocks
         next(warm)  # the same views
         times.append(perf_counter())
-        if number >= 0:  # the first one warms up
+        if number >= 0:  # the first round warms up
             for name, value in zip(found, (times[1] - times[0], times[2] - times[1], 512 * read), strict=True):
                 found[name].append(value)
     medians = {name: median(values) for name, values in found.items()}
@@ -208,7 +208,7 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
     if channels_last:
         network.to(memory_format=torch.channels_last_3d)
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # a graph a level and size of views
+        torch._dynamo.config.recompile_limit = 64  # one graph per level and view size
         for part in (network.encoder, network.decoder):
             part.compile(dynamic=False)
     if not amp:
@@ -225,10 +225,10 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
         peak = resident("VmHWM")
         os.environ["nnUNet_n_proc_DA"] = str(GPU_LOADERS)
         loader, waited = trainer.get_dataloaders(), 0.0
-        for _ in range(8 * GPU_LOADERS):  # more than their queues hold: what has been made before counts for nothing
+        for _ in range(8 * GPU_LOADERS):  # empties the loaders' queues: earlier batches do not count
             next(loader)
         begin = perf_counter()
-        for step in range(WAITING_STEPS):  # at the levels that a training draws
+        for step in range(WAITING_STEPS):  # with levels drawn as in a training
             asked = perf_counter()
             batch = next(loader)
             waited += perf_counter() - asked
@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # for `fresh`
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.measure:

@@ -118,7 +118,7 @@ class Server:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(address + ".new")
         self.listener.listen(64)
-        os.rename(address + ".new", address)  # there only once it is listened to
+        os.rename(address + ".new", address)  # the address exists only once the server listens
         self.woken, self.waker = os.pipe()
         os.set_blocking(self.waker, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -144,7 +144,7 @@ class Server:
         client, _ = self.listener.accept()
         files: list[int] = []
         job = None
-        # A client may be killed at any moment, such as a worker of a pool that has nothing left to do.
+        # A client may be killed at any moment: for example, a pool ends its idle workers.
         with suppress(OSError, ValueError), client.makefile() as lines:
             _, files, _, _ = socket.recv_fds(client, 1, 250)
             job = json.loads(lines.readline())
@@ -161,7 +161,7 @@ class Server:
             os.close(file)
         self.clients[child] = client
         self.selector.register(client, selectors.EVENT_READ)
-        with suppress(OSError):  # it is gone, which the selector tells
+        with suppress(OSError):  # the client is gone; the selector will report it
             client.sendall(f"{child}\n".encode())
         return None
 
@@ -216,7 +216,7 @@ def run(job: dict, commands: str) -> None:
     sys.path[:0] = [path for path in job["environ"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.executable = os.path.join(commands, "python")
     multiprocessing.set_executable(sys.executable)
-    multiprocessing.process.ORIGINAL_DIR = job["cwd"]  # type: ignore[attr-defined]  # where spawned ones look for a script
+    multiprocessing.process.ORIGINAL_DIR = job["cwd"]  # type: ignore[attr-defined]  # where spawned processes look for a script
     importlib.invalidate_caches()
     random.seed()
     np.random.seed()
@@ -226,8 +226,8 @@ def run(job: dict, commands: str) -> None:
         sys.argv = [script, *words]
         runpy.run_path(script, run_name="__main__")
         return
-    safe = False  # -P: no folder of the script's
-    while words and words[0][0] == "-" and words[0] not in ("-", "-c", "-m"):  # the interpreter's own options
+    safe = False  # -P: without the script's folder
+    while words and words[0][0] == "-" and words[0] not in ("-", "-c", "-m"):  # the interpreter's options
         safe = safe or words[0] in ("-P", "-I")
         words = words[2:] if words[0] in ("-W", "-X") else words[1:]
     how, rest = words[0], words[1:]
@@ -260,7 +260,7 @@ def _end(status: object) -> None:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        if not stream.closed:  # multiprocessing's tracker of resources closes them
+        if not stream.closed:  # multiprocessing's resource tracker closes the streams
             stream.flush()
     os._exit(status & 255 if isinstance(status, int) else int(status is not None))
 
@@ -275,7 +275,7 @@ def main(address: str, commands: str) -> None:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a process that has several cannot fork"
     gc.collect()
-    gc.freeze()  # or every child's collections would copy what all share
+    gc.freeze()  # otherwise garbage collection in each child would copy the shared memory
     job = Server(address).next_job()
     status: object = 0
     try:

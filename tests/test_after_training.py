@@ -50,9 +50,9 @@ from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
 kernels.compiled = False
 Report.write = PretrainLogger.plot_progress_png = nnUNetTrainer.plot_network_architecture = lambda *_: None
-MetaLogger.plot_progress_png = lambda self, folder: Path(folder, "progress.png").touch()  # which an export takes
+MetaLogger.plot_progress_png = lambda self, folder: Path(folder, "progress.png").touch()  # an export needs it
 """
-# As nnUNetv2_train does it with -pretrained_weights.
+# Does the same as nnUNetv2_train with -pretrained_weights.
 LOAD_PRETRAINED = """
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint

@@ -105,7 +105,7 @@ def test_damage_anywhere_gives_an_error_or_changes_nothing(tmp_path):
             found = checkpoint.read(str(path))
         except UserError:
             continue
-        assert found["plain"] == expected["plain"]  # padding, from which nothing is read
+        assert found["plain"] == expected["plain"]  # the damage is in padding, which nothing reads
         assert torch.equal(found["tensor"], expected["tensor"])
 
 

@@ -29,7 +29,7 @@ from pcrl_nnunet.pretraining.settings import pretrain_settings
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
 EPOCHS, STEPS, SAMPLES = 3, 100, 24
-ERROR = 0.7  # of the variance within a view; 1 is chance
+ERROR = 0.7  # share of the variance within a view; 1 is chance
 MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 

@@ -70,7 +70,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
     colours = _colours(arms)
     for place, arm in enumerate(arms):
         own = runs[runs["method"] == arm]
-        beside = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # so that the points of arms do not hide each other
+        beside = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # the points of two arms do not hide each other
         axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[arm])
         means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=colours[arm], label=arm)

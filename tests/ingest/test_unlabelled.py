@@ -385,7 +385,7 @@ def test_a_killed_worker_is_explained(tmp_path: Path) -> None:
     class Killed(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             scan, _, _, scratch = args
-            os.makedirs(os.path.join(scratch, scan.name))  # as it is while a scan is in work
+            os.makedirs(os.path.join(scratch, scan.name))  # the state while a scan is processed
             future: Future[Any] = Future()
             future.set_exception(BrokenProcessPool())
             return future

@@ -316,7 +316,7 @@ def test_cases_are_drawn_by_their_weights(folder: Path) -> None:
     assert counts[2] == 0
     assert counts[0] == pytest.approx(300, abs=5 * np.sqrt(400 * 0.75 * 0.25))
     alike = make_loader([replace(case, weight=2.5) for case in cases], VIEWS, 2, 5)
-    for first, second in zip(batches(folder, 3), islice(alike, 3), strict=True):  # as without weights
+    for first, second in zip(batches(folder, 3), islice(alike, 3), strict=True):  # equal weights change nothing
         assert_equal(first, second)
 
 

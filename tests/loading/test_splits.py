@@ -32,7 +32,7 @@ def test_a_fold_is_read_as_written(tmp_path):
         ("case_3", "Case_3"),
         ("case-1", "case_1"),
         ("scan_4", "scan_004"),
-        ("case_4", None),  # was removed: case_1 is no likely name
+        ("case_4", None),  # was removed; case_1 is not a likely name
     ],
 )
 def test_an_unknown_case_name_is_refused_with_a_suggestion_and_the_file(tmp_path, part, written, meant):

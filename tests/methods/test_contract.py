@@ -84,7 +84,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
     method, batch = setup.trained(), batch_of(setup)
     trained = {id(parameter) for group in method.groups() for parameter in group.parameters}
     with torch.no_grad():
-        for parameter in method.parameters():  # nnU-Net's residual blocks begin with zeros, before which nothing learns
+        for parameter in method.parameters():  # nnU-Net's residual blocks begin with zeros, which stop gradients
             parameter.add_(0.1 * torch.randn_like(parameter))
     reached, moved = set(), set()
     for drawn in method.variants():
@@ -94,7 +94,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
         moved |= {key for key, gradient in found.items() if gradient.any()}
     by_name = dict(method.named_parameters())
     assert {id(by_name[key]) for key in reached} == trained
-    # a bias before a norm has no gradient but by rounding, and may have none at all
+    # a bias before a norm has no gradient apart from rounding errors
     assert moved >= {key for key, p in by_name.items() if id(p) in trained and p.ndim > 1}
 
 
@@ -246,7 +246,7 @@ def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
     (folder / checkpoint.FINAL).unlink()
     stopped = make_trainer(method=name, epochs=3)
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # as a SIGTERM within an epoch
+        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # acts like a SIGTERM within an epoch
         with pytest.raises(SystemExit):
             stopped.run_training()
     continued = make_trainer(method=name, epochs=3)

@@ -80,7 +80,7 @@ def test_the_optimiser_has_the_settings(name, kind):
 
 
 def test_gradients_of_groups_without_a_clip_of_their_own_are_clipped_together():
-    one, other = parameter(9.0 * 3), parameter(0.0, 12.0 * 3)  # of norm 45
+    one, other = parameter(9.0 * 3), parameter(0.0, 12.0 * 3)  # the gradients' norm is 45
     norm = clip([ParameterGroup([one]), ParameterGroup([other])])
     assert norm == pytest.approx(45.0)
     assert torch.cat([one.grad, other.grad]).norm() == pytest.approx(GRADIENT_CLIP, rel=1e-4)

@@ -63,5 +63,5 @@ def test_the_heading_says_which_training(drawn: list[Figure]) -> None:
 def test_the_style_is_not_the_one_that_nnunet_leaves_behind(drawn: list[Figure]) -> None:
     with rc_context():
         before = figure_of(drawn, "mae", 2).axes[0].title.get_fontsize()
-        seaborn.set_theme(font_scale=2.5)  # as nnU-Net's progress.png
+        seaborn.set_theme(font_scale=2.5)  # nnU-Net's progress.png does this
         assert figure_of(drawn, "mae", 2).axes[0].title.get_fontsize() == before

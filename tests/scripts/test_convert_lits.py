@@ -94,7 +94,7 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "argv", sys.argv)  # which the tests set
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored after tests that set it
     return Tree(tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(clas
     assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from torch.compile
 @pytest.mark.parametrize("compiled", [False, True])  # on a GPU nnU-Net compiles by default
 def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch, compiled):
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: compiled)
@@ -170,12 +170,12 @@ def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatc
     trainer = make(classes, PCRLClassificationTrainer)
     trainer.run_training()
     assert at_first_step[0] == wanted
-    assert len(set(at_first_step)) == len(at_first_step)  # it moves
+    assert len(set(at_first_step)) == len(at_first_step)  # every step changes the encoder
     assert "100.0% of the encoder's parameters are pretrained" in log_of(trainer)
     trainer.perform_actual_validation()
     assert os.path.isfile(os.path.join(validation_of(trainer), "predictions.csv"))
     content = torch.load(os.path.join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
-    Classifier(pretraining.plan_network, 1).load_state_dict(content["network_weights"])  # as new images are classified
+    Classifier(pretraining.plan_network, 1).load_state_dict(content["network_weights"])  # new images are classified so
     scratch = make(classes)
     scratch.initialize()
     assert isinstance(scratch.network, OptimizedModule) == compiled
@@ -209,7 +209,7 @@ def test_a_table_that_has_changed_since_the_training_is_not_scored_by_it(classes
     trainer = make(classes)
     trainer.run_training()
     final = os.path.join(trainer.output_folder, "checkpoint_final.pth")
-    content = checkpoint.read_any(final)  # as pcrl_nnunet_classify does, which loads no code
+    content = checkpoint.read_any(final)  # read without running code, as in pcrl_nnunet_classify
     assert content["pcrl_classification"]["names"] == ["0", "1", "2"]
     table.write_text("\n".join(["case,grade", *(line.replace(",2", ",3") for line in lines)]))
     with pytest.raises(
@@ -312,7 +312,7 @@ def test_a_folds_pretraining_leaves_out_the_classifications_validation_patients(
     assert {case.name for case in pretraining.cases} == set(train)
     patients = read_labels(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
-    (classes.folder / "classes.csv").write_text("no table of ours")  # with a split at hand it is not read
+    (classes.folder / "classes.csv").write_text("no table of ours")  # the table is not read if there is a split
     again = make_trainer(0, dataset_json=classes.dataset_json)
     assert {case.name for case in again.cases} == set(train)
 

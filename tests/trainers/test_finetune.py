@@ -50,7 +50,7 @@ def folders(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # seconds, and none of ours
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # takes seconds, and is nnU-Net's
     return tmp_path / "results" / DATASET
 
 
@@ -674,7 +674,7 @@ def test_the_encoders_rate_may_change_where_a_training_goes_on(
         maybe_load_checkpoint(resumed, not val, val)
         for before_it, now in zip(first.network.parameters(), resumed.network.parameters(), strict=True):
             moments = [t.optimizer.state[p] for t, p in ((first, before_it), (resumed, now))]
-            assert moments[0].keys() == moments[1].keys()  # none of a head whose loss has no weight, or at rate 0
+            assert moments[0].keys() == moments[1].keys()  # a head without loss or with rate 0 has none in either
             assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
         assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == pytest.approx(factors)
 
@@ -803,7 +803,7 @@ def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
     for number, moments in resumed.optimizer.state_dict()["state"].items():
         assert all(torch.equal(torch.as_tensor(value), kept[number][name]) for name, value in moments.items())
     other = make(PCRLScratchTrainer, make_plan(finetune=longer), continue_training=True)
-    maybe_load_checkpoint(other, True, False)  # as for --val, too, which needs no momentum
+    maybe_load_checkpoint(other, True, False)  # the same call as for --val, which needs no momentum
     assert equal(parameters_of(other.network), parameters_of(first.network))
     with pytest.raises(SystemExit, match=r"has the optimiser adamw, and the plan's pcrl.finetune has sgd; set"):
         other.on_train_start()
@@ -824,7 +824,7 @@ def test_an_encoder_is_frozen_with_mixed_precisions_scaler_too() -> None:
     assert [moved(*pair) for pair in pairwise(states)] == [learning(trainer, DECODER), learning(trainer)]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from torch.compile
 def test_an_encoder_is_frozen_in_a_compiled_network_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PCRLFinetuneTrainer, "_do_i_compile", lambda self: True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -832,7 +832,7 @@ def test_an_encoder_is_frozen_in_a_compiled_network_too(monkeypatch: pytest.Monk
     trainer.initialize()
     states = train_epochs(trainer, 0, 2)
     decoder_only, all_parts = (moved(*pair) for pair in pairwise(states))
-    assert learning(trainer, DECODER) <= decoder_only  # and a head without a loss: compiled, it has a gradient of zero
+    assert learning(trainer, DECODER) <= decoder_only  # also a head without loss: compiled, its gradient is 0
     assert not decoder_only & learning(trainer, "encoder.")
     assert learning(trainer) <= all_parts
     assert [group["factor"] for group in trainer.optimizer.param_groups] == [0.25, 0.5, 1.0, 1.0]
@@ -861,7 +861,7 @@ def step_from_rest(trainer: Any, batch: dict[str, Any], part: str) -> dict[str, 
     loss = trainer.loss(trainer.network(batch["data"]), batch["target"])
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
-    assert norm > 12  # so that nnU-Net's clipping matters
+    assert norm > 12  # nnU-Net's clipping takes effect
     return {
         name: p.detach() - 0.01 * (1 + 0.99) * (12 / norm * g + 0.1 * p.detach())
         for (name, p), g in zip(parameters.items(), gradients, strict=True)
@@ -937,7 +937,7 @@ def test_ddp_freezes_the_encoder_as_set_and_keeps_ranks_equal(
     assert status == 0, output
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for states in ranks:
-        without_loss = "decoder.seg_layers.0." if "recipe" in settings else "none"  # without deep supervision
+        without_loss = "decoder.seg_layers.0." if "recipe" in settings else "none"  # no deep supervision: no loss
         names = {name for name in states[0] if not name.startswith(without_loss)}
         decoder = {name for name in names if name.startswith(DECODER)}
         assert [moved(*pair) for pair in pairwise(states)] == [decoder] * frozen + [names] * (EPOCHS - frozen)

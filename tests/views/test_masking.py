@@ -16,7 +16,7 @@ def test_the_share_of_the_blocks_is_masked_and_each_block_as_a_whole(size, block
     of_blocks = []
     for place in np.ndindex(*grid):
         inside = masked[tuple(slice(p * b, (p + 1) * b) for p, b in zip(place, block, strict=True))]
-        assert inside.size  # the last block of an axis is cut, and not left out
+        assert inside.size  # the last block of an axis is cut, not left out
         assert inside.all() or not inside.any()
         of_blocks.append(bool(inside.flat[0]))
     assert sum(of_blocks) == round(share * len(of_blocks))
