@@ -162,7 +162,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     dry, exists_then, done, _, again = run(
         environment, f"{COMMAND} --dry_run", str(exists), COMMAND, on_validation, COMMAND
     )
-    assert "runs             4: 4 methods x 1 number of labels x 1 subset\n" in dry
+    assert "runs             4: 4 methods x 1 number of labelled cases x 1 subset\n" in dry
     assert "steps            6: 4 trainings, 1 prediction of pseudo-labels, 1 pretraining\n" in dry
     assert "done             0 of 6 steps\n" in dry
     assert "Measuring a step of training with labels\n" in dry
@@ -268,7 +268,8 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     assert set(predictions["case"]) == {*split["test"]}
     assert len(predictions) == 3 * 2 * len(split["test"])
     assert {"label_efficiency.png", "iterations.png", "roc.png"} <= {path.name for path in folder.iterdir()}
-    assert "A shortcut is as good as the best network: with 3 labels position reaches 100.0" in done
+    assert "A shortcut is as good as the best network: with 3 labelled cases, position reaches 100.0" in done
     last = done.rstrip().splitlines()[-1]
-    assert re.match(r"(Nothing was learned, and t|T)here is no verdict: with 3 labels no network ", last)  # 2 cases
+    learned = "with 3 labelled cases no network "  # 2 scored cases tell nothing
+    assert re.match(rf"(Nothing was learned, and t|T)here is no verdict: {learned}", last)
     assert "more scored cases" in last
