@@ -48,7 +48,7 @@ def test_recipe_and_optimizer_are_defaults_that_the_plan_may_change(given, rate,
     assert made.warmup_share == 0.05  # 50 of 1000 epochs
 
 
-def test_a_recipe_goes_over_a_trainers_own_default():
+def test_a_recipe_overrides_a_trainers_own_default():
     for recipe, rate in (("nnunet", 0.25), ("pretrained", 1e-3)):
         plan = {"pcrl": {"finetune": {"recipe": recipe}}}
         assert FinetuneSettings.from_plan(plan, {"initial_lr": 0.25}).initial_lr == rate

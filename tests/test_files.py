@@ -6,7 +6,7 @@ import pytest
 from pcrl_nnunet.files import new_folder, whole, write_text
 
 
-def test_the_file_takes_its_place_in_the_end_and_at_once(tmp_path):
+def test_the_new_file_appears_at_once_at_the_end(tmp_path):
     path = tmp_path / "image.nii.gz"
     path.write_text("before")
     with whole(path) as draft:
@@ -52,7 +52,7 @@ def test_an_error_names_the_file_that_the_user_knows(tmp_path, missing):
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_folders_that_were_made_go_with_an_error_and_others_stay(tmp_path, depth):
+def test_an_error_removes_new_folders_and_keeps_others(tmp_path, depth):
     there = tmp_path / "there"
     there.mkdir()
     (there / "kept").touch()

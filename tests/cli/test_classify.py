@@ -234,7 +234,7 @@ def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_th
 
 
 @pytest.mark.slow
-def test_more_images_and_a_comparison_of_a_dataset_without_masks(folder, monkeypatch, capsys):
+def test_a_dataset_without_masks_takes_unlabelled_scans_and_is_compared(folder, monkeypatch, capsys):
     plan_of(folder, "classes")
     images = folder.parents[1] / "more"
     images.mkdir()

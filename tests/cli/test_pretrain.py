@@ -67,7 +67,7 @@ def test_a_dry_run_measures_the_methods_preparation(command, tiny, capsys, monke
     assert not tiny.results.exists()
 
 
-def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys, monkeypatch):
+def test_a_dry_run_of_several_processes_measures_the_part_of_one(command, capsys, monkeypatch):
     monkeypatch.setattr(PCRLPretrainTrainer, "train_step", lambda *_: {})
     monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
     estimates = []
@@ -135,7 +135,7 @@ def slowly(self, original, *given):
     return original(self, *given)
 
 
-def test_a_slow_preparation_and_slow_steps_are_told(command, tiny, capsys, monkeypatch):
+def test_a_slow_preparation_and_slow_steps_print_progress(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
     for name in ("on_train_start", "train_step", "on_train_end"):
         original = getattr(PCRLPretrainTrainer, name)
@@ -223,7 +223,7 @@ def test_only_overwrite_replaces_a_damaged_final_file(command, tiny, damage):
 
 
 @pytest.mark.parametrize("during", ["preparation", "_write_report", "final_content"])
-def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(command, tiny, capsys, monkeypatch, during):
+def test_sigterm_before_the_first_and_after_the_last_step_is_handled(command, tiny, capsys, monkeypatch, during):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     expected = checkpoint.read(str(path))["encoder_hash"]
@@ -251,7 +251,7 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
     assert results(tiny) == [checkpoint.FINAL]
 
 
-def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
+def test_ctrl_c_exits_with_130_and_c_continues(command, tiny, monkeypatch):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     expected = checkpoint.read(str(path))["encoder_hash"]
@@ -270,7 +270,7 @@ def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
     assert checkpoint.read(str(path))["encoder_hash"] == expected
 
 
-def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, capsys):
+def test_a_finished_file_that_lacks_a_newer_setting_counts_as_finished(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     content = checkpoint.read(str(path))
@@ -282,7 +282,7 @@ def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, ca
     assert "This pretraining is finished" in capsys.readouterr().out
 
 
-def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny, capsys, monkeypatch):
+def test_a_damaged_state_falls_back_to_the_state_before_with_a_warning(command, tiny, capsys, monkeypatch):
     def stop_in_the_last_epoch(trainer, batch, step, *levels):
         if step == 4:
             raise UserError("stopped")
@@ -338,7 +338,7 @@ def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
     assert log.exists()  # the log of the running pretraining
 
 
-def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed(command, tiny, monkeypatch):
+def test_a_running_pretraining_is_unharmed_by_a_refused_second_one(command, tiny, monkeypatch):
     pytest.importorskip("fcntl")
     refused = []
     train_step = PCRLPretrainTrainer.train_step
@@ -363,7 +363,7 @@ def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # from the killed worker's queue
 @pytest.mark.parametrize("fault", ["worker", "truncated", "vanished"])
-def test_after_a_fault_of_the_data_in_the_second_epoch_c_goes_on(command, tiny, monkeypatch, fault):
+def test_after_a_fault_of_the_data_in_the_second_epoch_c_continues(command, tiny, monkeypatch, fault):
     steps = 12 if fault == "worker" else 8  # batches made before the fault come first
     longer = ["-epochs", "2", "-iters_per_epoch", str(steps), "-batch_size", "4", "-device", "cpu"]
     monkeypatch.setenv("nnUNet_n_proc_DA", "1" if fault == "worker" else "0")
@@ -475,7 +475,7 @@ def test_a_damaged_split_file_is_named(command, tiny, content):
     assert not tiny.results.exists()
 
 
-def test_a_results_folder_that_is_none_is_named(command, tiny, monkeypatch):
+def test_a_results_folder_that_is_a_file_is_named(command, tiny, monkeypatch):
     file = tiny.folder / "a_file"
     file.touch()
     monkeypatch.setenv("nnUNet_results", str(file))

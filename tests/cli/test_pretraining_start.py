@@ -302,7 +302,7 @@ def test_failed_start_of_weights_and_biases_is_named_and_leaves_nothing(command,
     assert not folder_of(tiny).exists()
 
 
-def test_the_command_to_go_on_overwrites_nothing(command, tiny, capsys, monkeypatch):
+def test_the_command_to_resume_overwrites_nothing(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/bin/pcrl_nnunet_pretrain", "-d", "999", "--overwrite", "-init", "a b.pth"])
     assert shlex.split(command_to_go_on()) == ["pcrl_nnunet_pretrain", "-d", "999", "-init", "a b.pth", "--c"]
 
@@ -317,7 +317,7 @@ def test_c_without_a_state_announces_a_new_pretraining(command, tiny, capsys):
         assert "STARTS FROM NOTHING: 2 epochs of 3 steps, 6 steps in all" in block
 
 
-def test_after_a_folds_pretraining_the_command_is_of_that_fold_and_device(command, capsys):
+def test_the_next_command_has_the_fold_and_device_of_the_pretraining(command, capsys):
     assert command(*SHORT, "-f", "1") == 0
     line = "nnUNetv2_train Dataset999_Tiny 3d_fullres 1 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu"
     assert capsys.readouterr().out.rstrip().endswith(f"Fine-tune fold 1 with: {line}")
@@ -349,7 +349,7 @@ def fine_tuning(plan, tiny):
     return PCRLFinetuneTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
 
 
-def test_settings_of_a_copy_are_its_own(command, tiny):
+def test_a_copy_of_a_plan_has_its_own_settings(command, tiny):
     assert command(*SHORT, "-name", "low") == 0
     path = tiny.folder / "nnUNetPlans_low.json"
     copy = json.loads(path.read_text())

@@ -163,7 +163,7 @@ def test_the_new_plan_allows_a_partial_encoder_if_stages_are_missing(command, ti
 
 
 @pytest.mark.parametrize("how", ["repeat", "first", "mean"])
-def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
+def test_the_flag_chooses_how_channels_are_adapted(command, tiny, tmp_path, how):
     source = pretrained(tiny, tmp_path)
     two_channel_target(tiny)
     assert command("-i", source, "-d", "999", "-name", how, "-input_channels", how) == 0

@@ -90,7 +90,7 @@ def test_unlabelled_scans_of_held_out_patients_are_left_out(tiny, layout):
     assert (folder / "later.b2nd").exists()
 
 
-def test_runs_without_the_cases_they_need_are_found_before(layout):
+def test_a_run_that_lacks_cases_is_refused_with_the_reason(layout):
     this = layout("semi")
     everything = len(this.comparison.cases.split.train)
     assert (

@@ -64,7 +64,7 @@ def test_no_training_outlives_the_command(tmp_path, number, seconds):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
-def test_a_step_ends_though_a_fork_swallows_its_sigterm():
+def test_a_step_ends_even_if_a_fork_loses_its_sigterm():
     code = """
 import os, time
 from pcrl_nnunet.experiments.steps import end_with_parent

@@ -38,7 +38,7 @@ def test_results_keep_other_runs_and_ignore_half_written_summaries(layout):
     assert scores[["method", "label"]].to_numpy().tolist() == [["scratch", "a"], ["scratch", "b"], ["mine", "a"]]
 
 
-def test_the_curve_of_a_run_is_found_without_naming_its_arm_again(layout):
+def test_the_curve_of_an_earlier_calls_arm_is_found(layout):
     run = Run("mine", 2, 0)
     own = {"mine": {"pretrain": None, "pseudo_labels": True, "finetune": {"iters_per_epoch": 7}}}
     for scored, dice in (("test", [0.1, 0.2]), ("val", [0.3, 0.4])):

@@ -250,9 +250,7 @@ def test_a_packed_image_beside_an_unpacked_one_is_read_from_its_own_file(tmp_pat
     ("reader", "ending"), [("SimpleITKIO", ".nii.gz"), ("NibabelIO", ".nii.gz"), ("SimpleITKIO", ".mha")]
 )
 @pytest.mark.parametrize("kind", ["turned", "shifted"])
-def test_channels_that_lie_differently_in_space_are_refused(
-    tmp_path: Path, reader: str, ending: str, kind: str
-) -> None:
+def test_channels_on_different_grids_are_refused(tmp_path: Path, reader: str, ending: str, kind: str) -> None:
     cube = phantom()[:, :, :8][:, :8]  # the same shape in every orientation
     other = sitk.DICOMOrient(cube, "RAS") if kind == "turned" else cube[:]
     if kind == "shifted":

@@ -193,7 +193,7 @@ def test_the_target_gives_space_and_network_the_source_intensities_and_channels(
     assert {k: v for k, v in ours.items() if k not in of_source} == {k: v for k, v in own.items() if k not in of_source}
 
 
-def test_data_folders_are_of_the_plans_own_and_shared_where_they_were(tmp_path: Path) -> None:
+def test_the_plan_has_its_own_data_folders_and_shares_them_like_the_target(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     theirs["configurations"] |= {
         "3d_lowres": {"inherits_from": "3d_fullres", "spacing": [2.0, 2.0, 2.0], "data_identifier": "their_lowres"},
@@ -212,7 +212,7 @@ def test_data_folders_are_of_the_plans_own_and_shared_where_they_were(tmp_path: 
     assert manager.get_configuration("3d_cascade_fullres").previous_stage_name == "3d_lowres"
 
 
-def test_the_targets_normalisation_is_taken_where_asked_for_and_channels_agree(tmp_path: Path) -> None:
+def test_the_targets_normalisation_needs_a_flag_and_equal_channels(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     plan, _ = plan_for(described(), theirs, "target")
     assert plan["configurations"]["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
@@ -246,7 +246,7 @@ def test_only_pretraining_settings_of_the_target_are_copied(tmp_path: Path) -> N
     assert "pcrl" not in plan_for(small, theirs)[0]
 
 
-def test_flat_images_pretrain_for_two_dimensions_alone(tmp_path: Path) -> None:
+def test_flat_images_pretrain_only_in_2d(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     theirs["configurations"]["2d"] = {**theirs["configurations"]["3d_fullres"], "spacing": [1.0, 1.0]}
     theirs["pcrl"] = {"pretrain": {"epochs": 7, "3d_fullres": {"epochs": 3}}}
@@ -530,7 +530,7 @@ def test_a_datasets_own_plan_pretrains_on_several_prepared_datasets(home: Path) 
     assert [case["path"].split("/")[0] for case in content["cases"]] == 3 * [TARGET] + 3 * [SOURCE] + 2 * [other]
 
 
-def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
+def test_a_dataset_is_drawn_by_the_square_root_of_its_size() -> None:
     sizes = {"Dataset004_A": 4, "Dataset016_B": 400}
     cases = of_several({name: [Case(f"c{i}", f"{name}/c{i}") for i in range(n)] for name, n in sizes.items()})
     assert [case.name for case in cases[:5]] == ["c0", "c1", "c2", "c3", "Dataset016_B/c0"]
@@ -538,7 +538,7 @@ def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
     assert shares[1] / shares[0] == pytest.approx(10)  # root of 100
 
 
-def test_the_plan_by_its_own_name_is_the_same(lungs_for_liver: SimpleNamespace) -> None:
+def test_the_plan_may_be_given_by_its_own_name(lungs_for_liver: SimpleNamespace) -> None:
     run(preprocess, "-d", "16", "-target", "42")
     assert run(pretrain, "-d", SOURCE, "-p", NAME, "-device", "cpu") == 0
     (path,) = lungs_for_liver.home.joinpath("results").rglob(checkpoint.FINAL)

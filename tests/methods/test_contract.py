@@ -46,7 +46,7 @@ def test_every_method_has_a_valid_name_title_and_quantities(name):
 
 @METHODS
 @ON_ALL_PLANS
-def test_samples_are_as_promised_and_a_function_of_the_generator_alone(name, kind):
+def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, kind):
     setup = Setup(name, kind)
     views = pickle.loads(pickle.dumps(setup.views()))
     one = setup.sample()
@@ -66,7 +66,7 @@ def test_samples_are_as_promised_and_a_function_of_the_generator_alone(name, kin
 
 @METHODS
 @ON_ALL_PLANS
-def test_a_shown_sample_is_the_sample(name, kind):
+def test_the_shown_sample_is_the_trained_sample(name, kind):
     setup = Setup(name, kind)
     shown = setup.views().show(None, setup.volume(), np.random.default_rng(0))
     assert isinstance(shown, ShownSample)
@@ -122,7 +122,7 @@ def test_constant_images_give_finite_losses_and_gradients(name, kind):
 
 
 @METHODS
-def test_draws_are_a_function_of_the_generator_alone(name):
+def test_draws_depend_only_on_the_generator(name):
     method = Setup(name, "3D").trained()
     drawn = [[method.draw(np.random.default_rng((3, step))) for step in range(20)] for _ in range(2)]
     assert drawn[0] == drawn[1]
@@ -156,7 +156,7 @@ def test_the_report_has_pictures_of_finite_images(name, kind):
 
 
 @METHODS
-def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, tmp_path):
+def test_settings_and_weights_are_plain_and_stock_nnunet_loads_the_encoder(name, tmp_path):
     setup = Setup(name, "3D")
     network = setup.network()
     method = setup.method(network, 1, setup.settings)

@@ -64,7 +64,7 @@ def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment, for
     assert '"method": "denoising"' in (tuned / "transfer.json").read_text(encoding="utf-8")
 
 
-def test_it_keeps_the_contract(environment, forked_commands):
+def test_the_example_passes_the_tests_of_the_contract(environment, forked_commands):
     run = subprocess.run(
         [
             forked_commands / "python",

@@ -77,7 +77,7 @@ def test_two_ranks_have_the_gradients_of_one_process_with_the_same_batch(ranks) 
         assert shared == pytest.approx(one, abs=1e-4)
 
 
-def test_all_ranks_keep_the_weights_of_one_process(ranks) -> None:
+def test_all_ranks_have_the_weights_of_a_single_process(ranks) -> None:
     for one, first, second in zip(ranks.alone["weights"], ranks.first["weights"], ranks.second["weights"], strict=True):
         assert any("running_var" in name for name in one)
         for name in one:
@@ -85,7 +85,7 @@ def test_all_ranks_keep_the_weights_of_one_process(ranks) -> None:
             torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)
 
 
-def test_ranks_draw_the_views_of_one_process_between_them(ranks) -> None:
+def test_ranks_together_draw_the_views_of_a_single_process(ranks) -> None:
     assert [len(cases) for cases in ranks.first["cases"]] == [2] * (STEPS + 1)  # 2 of 5 samples
     for whole, *parts in zip(ranks.alone["cases"], ranks.first["cases"], ranks.second["cases"], strict=True):
         assert whole == [case for part in parts for case in part]
@@ -104,7 +104,7 @@ def test_the_first_rank_alone_writes(ranks) -> None:
     assert not [path for path in (ranks.folder / "1-of-2").rglob("*") if path.is_file()]
 
 
-def test_batch_norms_with_two_names_stay_one() -> None:
+def test_a_batch_norm_with_two_names_stays_one_module() -> None:
     norm = nn.BatchNorm3d(2)
     network = nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": nn.InstanceNorm3d(2)})
     distributed.synchronise_batch_norms(network)
@@ -278,7 +278,7 @@ def test_an_error_of_all_processes_is_printed_once_without_a_traceback(forked, t
     assert not tiny.results.exists()
 
 
-def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -> None:
+def test_no_process_builds_a_trainer_if_the_first_one_refuses(forked, tiny) -> None:
     folder = folder_of(tiny)
     (folder / "wandb").mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("days of work")
@@ -291,7 +291,7 @@ def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -
     assert {path.name for path in folder.rglob("*")} == {checkpoint.LATEST, "wandb", "curves"}
 
 
-def test_an_error_of_one_process_is_printed_without_consequences_in_the_others(forked, tiny) -> None:
+def test_an_error_of_one_process_is_printed_without_the_errors_that_follow(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=FAILS)
     assert status == 1, output
     assert output.count("Error: a case of the second one is damaged") == 1
@@ -305,7 +305,7 @@ def test_processes_with_other_cases_are_refused_before_the_first_step(forked, ti
     assert not list(tiny.results.rglob("*.pth"))
 
 
-def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) -> None:
+def test_after_a_process_is_killed_the_others_end_and_c_continues(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=KILLED)
     assert status == 1, output
     assert output.count("process 1 terminated with signal SIGKILL") == 1

@@ -133,7 +133,7 @@ def test_groups_are_in_their_natural_order():
     assert all(list(of_group) == ["level 1", "level 2", "level 10"] for of_group in monitor.summary().values())
 
 
-def test_a_monitor_goes_on_from_its_state():
+def test_a_monitor_resumes_from_its_state():
     torch.manual_seed(0)
     steps, monitor, other = [healthy(1 + number % 2) for number in range(6)], watched(), watched()
     for step in steps[:3]:
@@ -178,7 +178,9 @@ DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell
         ("textures", 1.0, {DEAD, COLLAPSED, UNTOLD}, set()),  # absurd: the weights shrink to nothing
     ],
 )
-def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind, weight_decay, deserved, not_deserved):
+def test_logs_of_good_and_bad_trainings_have_the_right_alarms(
+    tiny, monkeypatch, kind, weight_decay, deserved, not_deserved
+):
     """Real trainings of 303 steps; alarms due after 500 and 2000 steps are made due after 200."""
     torch.set_num_threads(1)
     for grace in ("GRACE_STEPS", "COMPARISON_GRACE_STEPS"):

@@ -248,7 +248,7 @@ def test_the_report_names_the_initial_checkpoint_and_its_cases(run, quick, tiny)
     assert page.items == [*tiny.splits[1]["train"], *tiny.splits[1]["train"]]
 
 
-def test_reports_do_not_change_a_pretraining_by_a_bit(run, monkeypatch) -> None:
+def test_a_pretraining_is_bit_identical_with_and_without_reports(run, monkeypatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan = make_plan()
@@ -299,7 +299,7 @@ def test_pictures_are_made_in_evaluation_and_leave_the_network_as_it_was(part) -
     torch.testing.assert_close(made.images[:, 0, 0, 0], torch.arange(3.0), rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeypatch) -> None:
+def test_a_failed_picture_is_named_and_loses_only_its_section(run, quick, monkeypatch) -> None:
     def fails(*_):
         raise ZeroDivisionError("an odd picture")
 
@@ -314,7 +314,7 @@ def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeyp
     assert {row[0] for row in page.rows if row} >= {"batch_size", "Dataset999_Tiny"}
 
 
-def test_a_full_disk_costs_the_report_alone_and_the_one_before_stays(run, quick, monkeypatch) -> None:
+def test_on_a_full_disk_the_earlier_report_stays_and_training_continues(run, quick, monkeypatch) -> None:
     replace = os.replace
 
     def full(source, target):

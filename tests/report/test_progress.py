@@ -56,7 +56,7 @@ def test_terms_of_one_scale_share_a_panel(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "mae", 3).axes[0].get_title("left") == "loss = restoration"
 
 
-def test_the_heading_says_which_training(drawn: list[Figure]) -> None:
+def test_the_heading_names_the_training(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "pcrlv2", 2).get_suptitle().startswith(RUN)
 
 

@@ -123,7 +123,7 @@ def test_the_peak_of_a_step_covers_its_own_memory_only(benchmark: ModuleType) ->
     assert benchmark.resident("VmHWM") - before < 0.2 * (1 << 28)
 
 
-def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_cases_beyond_the_tenth_repeat_the_first_ten(benchmark: ModuleType, tmp_path: Path) -> None:
     benchmark.write_dataset(tmp_path, benchmark.QUICK, 25)
     data = tmp_path / "preprocessed" / benchmark.DATASET / benchmark.DATA
     cases = benchmark.find_cases(str(data))
@@ -177,7 +177,7 @@ def test_gpu_measurements_run_without_a_gpu(
 
 
 @pytest.mark.slow
-def test_a_measurement_in_a_process_of_its_own_comes_back(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_measurement_in_a_new_process_is_returned(benchmark: ModuleType, tmp_path: Path) -> None:
     found = benchmark.fresh(benchmark.costs, dataset(benchmark, tmp_path), 4, "ours", [1, 3], True)
     assert {name: len(of_levels) for name, of_levels in found.items()} == {"peak": 2, "seconds": 2, "faults": 2}
     assert min(found["seconds"]) > 0

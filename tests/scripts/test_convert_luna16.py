@@ -174,7 +174,7 @@ def test_a_small_nodule_in_a_flipped_scan_is_painted_at_its_place(luna16: Module
     assert np.argwhere(tree.mask(A)).tolist() == [[2, 6, 3]]
 
 
-def test_a_nodule_may_lie_partly_outside_and_one_wholly_outside_is_named(
+def test_a_nodule_partly_outside_is_painted_and_one_wholly_outside_is_named(
     luna16: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree.scan(A, size=(32, 32, 12))
@@ -212,7 +212,7 @@ def test_a_second_run_makes_only_missing_files(luna16: ModuleType, tree: Tree) -
     assert not (tree.dataset / "unfinished").exists()
 
 
-def test_subsets_may_come_one_after_the_other(luna16: ModuleType, tree: Tree) -> None:
+def test_subsets_may_be_added_later(luna16: ModuleType, tree: Tree) -> None:
     tree.nodules([(A, -28, 14, -293, 5)])
     tree.scan(A, 3), tree.scan(B, 3)
     tree.run(luna16)
@@ -303,7 +303,7 @@ def test_lung_masks_and_hidden_files_are_skipped_and_copies_named(luna16: Module
     ]
 
 
-def test_folds_of_somebody_else_stay_and_are_named(
+def test_folds_of_another_program_are_kept_and_named(
     luna16: ModuleType, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))

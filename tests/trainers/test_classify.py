@@ -202,7 +202,7 @@ def test_a_continued_training_and_validation_alone_have_the_trained_weights(clas
     assert os.path.isfile(os.path.join(validation_of(again), "predictions.csv"))
 
 
-def test_a_table_that_has_changed_since_the_training_is_not_scored_by_it(classes):
+def test_a_training_does_not_score_a_table_that_changed_later(classes):
     table = classes.folder / "classes.csv"
     lines = [f"case_{i},{i % 3}" for i in range(NUM_CASES)]
     table.write_text("\n".join(["case,grade", *lines]))
@@ -283,7 +283,7 @@ def test_patches_that_leave_nothing_at_the_bottleneck_are_refused(classes):
         make(classes, classify={"patch_mm": 4.0})
 
 
-def test_points_outside_their_image_are_warnings_or_errors(classes):
+def test_points_outside_their_image_raise_warnings_or_errors(classes):
     os.remove(classes.folder / "classes.csv")
     head = "seriesuid,coordX,coordY,coordZ,class\n"
     right = "".join(f"case_{i},7,7,{z},{z % 2}\n" for i in range(NUM_CASES) for z in (6, 7))

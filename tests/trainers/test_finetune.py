@@ -218,7 +218,7 @@ def test_a_supervised_training_of_nnunet_loads_with_a_warning_about_cases(
     assert "does not list the cases that it was trained on" in log
 
 
-def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_with_fewer_stages_needs_a_setting(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8]))
     with pytest.raises(SystemExit, match=r"covers \d+\.\d% of the encoder.*allow_partial_encoder"):
         make().on_train_start()
@@ -229,7 +229,9 @@ def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monke
     assert "not in the checkpoint" in log_of(trainer)
 
 
-def test_weights_given_to_nnunet_stay(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_from_nnunets_flag_are_not_replaced(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pretrain(folders)
     other, given = pretrain(tmp_path / "elsewhere")
     trainer = make()
@@ -387,7 +389,7 @@ def test_a_cascades_own_pretraining_comes_first(folders: Path) -> None:
     assert torch.equal(first[:, :1], own["stages.0.0.convs.0.conv.weight"])
 
 
-def test_low_resolution_does_not_take_the_full_resolutions(folders: Path) -> None:
+def test_low_resolution_does_not_take_a_full_resolution_pretraining(folders: Path) -> None:
     pretrain(folders)
     with pytest.raises(SystemExit, match="3d_lowres"):
         make(configuration="3d_lowres").on_train_start()
@@ -406,7 +408,7 @@ def test_validation_cases_that_pretraining_saw_are_named(
 
 
 @pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw"}])
-def test_checkpoints_are_predicted_from_by_stock_nnunet(
+def test_stock_nnunet_predicts_with_our_checkpoints(
     folders: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
 ) -> None:
     pretrain(folders)
@@ -507,7 +509,7 @@ def test_a_wrong_block_is_refused_before_a_folder_is_made(folders: Path, block: 
     assert not folders.exists()
 
 
-def test_a_results_folder_that_is_none_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_results_folder_that_is_a_file_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.parent.mkdir()
     folders.write_text("")
     with pytest.raises(SystemExit, match="cannot be written to"):
@@ -624,7 +626,7 @@ def test_without_warm_up_the_rate_is_nnunets() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
-def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float) -> None:
+def test_the_encoders_rate_is_a_share_of_the_other_rates(folders: Path, factor: float) -> None:
     plan = make_plan(finetune={"epochs": 20, "encoder_lr_factor": factor})
     trainer = make(plan=plan)
     trainer.initialize()
@@ -662,7 +664,7 @@ def test_the_controls_encoder_has_the_rate_of_the_rest(folders: Path) -> None:
         ({"layer_lr_decay": 0.5}, {"frozen_epochs": 1}, [1.0, 1.0]),
     ],
 )
-def test_the_encoders_rate_may_change_where_a_training_goes_on(
+def test_the_encoders_rate_may_change_when_a_training_resumes(
     folders: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], after: dict[str, Any], factors: list[float]
 ) -> None:
     pretrain(folders)
@@ -679,7 +681,7 @@ def test_the_encoders_rate_may_change_where_a_training_goes_on(
         assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == pytest.approx(factors)
 
 
-def test_a_short_training_goes_on_near_to_where_it_was_stopped(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_training_resumes_near_the_stop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(finetune={"epochs": 20, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
     trainer = make(PCRLScratchTrainer, plan)
     start = trainer.on_epoch_start
@@ -753,7 +755,7 @@ ALL, DECODER, SEG_LAYERS = "", "decoder.", "decoder.seg_layers."
     ],
 )
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_each_choice_moves_the_parameters_that_it_names(
+def test_each_setting_trains_the_parameters_that_it_names(
     network: str, finetune: dict[str, Any], parts: list[str]
 ) -> None:
     trainer = double(plan_with(network, **finetune))
@@ -789,7 +791,7 @@ def test_the_loss_without_deep_supervision_is_the_full_resolutions() -> None:
     assert got == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
+def test_a_training_resumes_only_with_the_same_kind_of_optimiser(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = {"iters_per_epoch": 1, "val_iters_per_epoch": 1}
@@ -946,7 +948,7 @@ def test_ddp_freezes_the_encoder_as_set_and_keeps_ranks_equal(
 
 
 @pytest.mark.parametrize(("factor", "frozen_epochs"), [(0, 0), (0.1, 0), (1, 1)])
-def test_freezing_parts_without_pretrained_weights_for_good_is_refused(
+def test_freezing_random_parts_for_the_whole_training_is_refused(
     folders: Path, factor: float, frozen_epochs: int
 ) -> None:
     finetune = {"epochs": 2, "encoder_lr_factor": factor, "frozen_epochs": frozen_epochs, "allow_partial_encoder": True}

@@ -79,7 +79,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
         (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name "),
     ],
 )
-def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised):
+def test_without_masks_the_next_command_classifies_or_transfers_the_encoder(tiny, table, advised):
     tiny.dataset_json |= {"labels": {"background": 0, "foreground": 1}, "pcrl_without_masks": True}
     if table is not None:
         (tiny.folder / table).touch()
@@ -167,7 +167,7 @@ KINDS = {  # with the restoration that the default tests use
         for restoration in ("single", "full")
     ],
 )
-def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, monkeypatch, kind, restoration):
+def test_it_pretrains_on_any_plan_of_nnunet(tiny, monkeypatch, kind, restoration):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
     monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan, channels = variant(tiny, kind)
@@ -297,7 +297,7 @@ def mean(monkeypatch):
     return Mean
 
 
-def test_a_method_of_ones_own_pretrains_with_its_settings_and_a_report(tiny, mean, monkeypatch):
+def test_a_users_own_method_pretrains_with_its_settings_and_a_report(tiny, mean, monkeypatch):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
     losses = run(make(tiny, plan=make_plan(pretrain={"method": "mean", "mean": {"scale": 0.5}, "pcrlv2": {"x": 1}})))
     assert np.isfinite(losses).all()
@@ -676,7 +676,7 @@ def test_a_folder_without_usable_unlabelled_cases_is_ignored(tiny):
     assert len(make(tiny).cases) == 4
 
 
-def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
+def test_a_case_that_is_not_finite_stops_the_training_and_is_named(tiny):
     path = next(case.path for case in find_cases(str(tiny.data)) if case.name == "case_2")
     array = blosc2.open(path)[:]
     array[0, 7, 7, 7] = np.nan
@@ -694,7 +694,7 @@ def test_constant_cases_give_finite_losses_and_weights(tiny, value):
     assert all(torch.isfinite(tensor).all() for tensor in final(tiny)["network_weights"].values())
 
 
-def test_a_case_that_vanishes_at_the_end_does_not_cost_the_training(tiny):
+def test_a_case_that_disappears_at_the_end_does_not_fail_the_training(tiny):
     trainer = make(tiny, epochs=1)
     on_epoch_end = trainer.on_epoch_end
     trainer.on_epoch_end = lambda bar: (on_epoch_end(bar), (tiny.data / "case_1.b2nd").unlink())
@@ -752,7 +752,7 @@ def test_the_callers_plan_is_not_changed(tiny):
     assert json.dumps(plan) == before
 
 
-def test_nnunets_own_command_is_told_which_command_to_use(tiny):
+def test_nnunets_command_names_the_command_to_use_instead(tiny):
     plan = {**make_plan(), "continue_training": False}
     with pytest.raises(SystemExit, match="run pcrl_nnunet_pretrain -d Dataset999_Tiny -c 3d_fullres -p nnUNetPlans"):
         PCRLPretrainTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))

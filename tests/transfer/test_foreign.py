@@ -139,7 +139,7 @@ def test_torchs_old_format_is_refused_with_a_line_that_converts_the_file(tmp_pat
         exec(line, {})
 
 
-def test_nnssls_script_is_named_where_the_adaptation_plan_is_missing(tmp_path):
+def test_nnssls_script_is_named_if_the_adaptation_plan_is_missing(tmp_path):
     _, given = of_nnssl("backbone.")
     del given["nnssl_adaptation_plan"]
     given["init_args"] = {"plan": {"dataset_name": "Dataset745_OpenMind"}, "configuration_name": "onemmiso", "fold": 0}

@@ -32,7 +32,7 @@ class OnViews:
 
 
 @pytest.mark.parametrize("compose", [Compose, ComposeTransforms])
-def test_their_transforms_go_on_with_our_views(compose: Callable[[list[Any]], Any]) -> None:
+def test_batchgenerators_transforms_accept_our_views(compose: Callable[[list[Any]], Any]) -> None:
     ours = [
         SubCropTransform(VIEWS, STRENGTHS),
         SpatialViewTransform(),
