@@ -1,9 +1,9 @@
 """Measure the cost of the methods: parts of benchmark_views.py (views, corruption) and of benchmark_step.py (steps).
 
-- Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
-- Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows
-  of the same sizes, `RandHistogramShift` changes intensities by a curve, and `RandCoarseDropout` paints noise into or
-  around five blocks of the same sizes. Ours are five blocks, too, in 4 of 5 calls, else fewer.
+- Views: all methods on one plan, from the same volume. The measure is the time per voxel of the network's input.
+- Corruption: ours and MONAI's do the same work, with every part in every call. MONAI's `RandCoarseShuffle` shuffles
+  equally many windows of the same sizes. `RandHistogramShift` changes intensities by a curve. `RandCoarseDropout`
+  paints noise into or around five blocks of the same sizes. Ours paints five blocks in 4 of 5 calls, otherwise fewer.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Commands without the seconds that an interpreter takes to import torch, for tests that run dozens of them.
+"""Commands that start without importing torch again, which takes seconds, for tests that run dozens of commands.
 
 `serving` makes a folder of commands for the front of PATH: nnU-Net's, ours, and ``python``. Each is a client. It passes
 its words, variables, folder and open files to a server, which forks a process, and it ends as that process ends. The
 process runs the installed file of the console script, or what ``python`` was given, as ``__main__``. Its own child
 processes (spawned by multiprocessing, or started by ``sys.executable``) go the same way.
 
-The server has imported packages of others alone. Every process imports nnU-Net and this package anew, from where they
-are installed, with the variables that it was given.
+The server has imported only packages of others. Every process imports the installed nnU-Net and this package itself,
+with the variables that its client sent.
 
 Three things differ from a user's command: the interpreter's start and end; variables that torch and numba read when
-they are imported; and the processes share what numba has compiled. As users run them, planning is run by
-tests/scripts/test_convert_luna16.py, prediction by tests/test_after_training.py, a step of a comparison by
-tests/cli/test_compare.py.
+they are imported; and the processes share functions that numba has compiled. Three tests run commands as users do:
+tests/scripts/test_convert_luna16.py plans, tests/test_after_training.py predicts, and tests/cli/test_compare.py runs a
+step of a comparison.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ os._exit(status)
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Path]:
-    """Serve as long as the context lasts; gives the folder of commands."""
+    """Serve as long as the context lasts, and yield the folder of commands."""
     commands, address = folder / "bin", folder / "server"
     commands.mkdir()
     client = CLIENT.format(python=sys.executable, address=str(address))

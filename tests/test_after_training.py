@@ -102,7 +102,7 @@ class Workplace:
         return output
 
     def predict_as_users_do(self, images: Path, output: Path) -> None:
-        """Predict in an interpreter of its own, with nnU-Net's spawned workers."""
+        """Predict in a new interpreter, with nnU-Net's spawned workers."""
         python = self.site_packages.parents[2] / "bin" / "python"
         code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()"
         flags = f"-d {DATASET} -i {images} -o {output} -f 0 -c 3d_fullres -tr {TRAINER} -device cpu -npp 1 -nps 1"

@@ -1,6 +1,6 @@
 """The commands of the README and of the pages under docs/, run word for word on a tiny dataset.
 
-Claims of these pages that can be checked by machine, too.
+Other tests check claims of these pages.
 
 `PAGES` lists the pages in the order in which their commands are run. A line that an earlier page has is run once.
 
@@ -222,7 +222,7 @@ def folders_and_files() -> dict[str, list[str]]:
 
 
 def check_where_files_land(home: Path) -> None:
-    """Every folder and file of docs/files.md is there."""
+    """Every folder and file of docs/files.md exists."""
     while_it_runs_or_if_any = {"checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_damaged.pth"}
     if_any = {"bad_cases.txt", "old_1", "old_2", "roc.png", "predictions.csv"}  # a classification writes the last two
     for folder, names in folders_and_files().items():

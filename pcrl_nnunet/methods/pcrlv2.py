@@ -53,9 +53,9 @@ class PCRLv2Settings:
             default every level of the decoder for both.
         comparison: ``pairwise`` compares features of the same level (the paper's choice), ``cross_scale`` of two drawn
             levels (Table 2).
-        comparison_weight: weight of both comparison terms; 1 in the paper. Behind instance norm the averages that
-            are compared differ little between samples. So the gradients of the encoder are at first 5 to 20 times as
-            large as those of the restoration (docs/evidence/classification.md).
+        comparison_weight: weight of both comparison terms; 1 in the paper. Behind instance norm, the averages that
+            are compared differ little between samples. So the comparison's gradients in the encoder are at first 5 to
+            20 times as large as the restoration's gradients (docs/evidence/classification.md).
         skip_connections: give the decoder skip connections (Table 1).
     """
 

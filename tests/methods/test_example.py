@@ -1,4 +1,4 @@
-"""The example of `docs/adding_a_method.md`, installed as a package of its own, through all commands."""
+"""The example of `docs/adding_a_method.md`, installed as its own package, through all commands."""
 
 from __future__ import annotations
 
