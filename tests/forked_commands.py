@@ -66,7 +66,7 @@ answers = server.makefile()
 child = int(answers.readline())
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
     signal.signal(number, lambda number, frame: os.kill(child, number))
-for file in files:  # whoever waits for their end waits for the child's
+for file in files:  # a reader of these files waits until the child closes them
     os.close(file)
 status = int(answers.readline() or -signal.SIGKILL)
 if status < 0:

@@ -167,7 +167,7 @@ def test_gpu_measurements_run_without_a_gpu(
 ) -> None:
     compile_part = torch.nn.Module.compile
     by_hand: Callable[..., None] = lambda part, **options: compile_part(part, backend="aot_eager", **options)  # noqa: E731
-    monkeypatch.setattr(torch.nn.Module, "compile", by_hand)  # the default backend wants a C++ compiler on a CPU
+    monkeypatch.setattr(torch.nn.Module, "compile", by_hand)  # the default backend needs a C++ compiler on a CPU
     monkeypatch.setattr(benchmark, "GPU_LOADERS", 2)
     monkeypatch.setattr(benchmark, "WAITING_STEPS", 6)
     found = benchmark.gpu(dataset(benchmark, tmp_path), 4, True, compiled, channels_last, 1)
