@@ -16,7 +16,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 # such common names would collide with others.
 INSIDE = ("trainers", "planners")
 
-# A build folder in the repository would be used again by the next build, with modules that are there no more.
+# A build folder in the repository would be used again by the next build, with modules that no longer exist.
 BUILD_FOLDER = tempfile.TemporaryDirectory(prefix="pcrl_nnunet_build_")
 
 # These build the site of docs/. The theme furo is light (1 MB of Python) and has a search box, all pages at the side of
@@ -73,10 +73,10 @@ setup(
         "tqdm",  # progress bars
         "pandas",  # tables of a comparison
         "nibabel",  # the orientation of images, as nnU-Net reads it
-        # Not nnU-Net's:
-        # The inner loops of the views, several times as fast as with torch or scipy. A new Python is
-        # supported some months late; until then scipy computes the same.
+        # These do not come with nnU-Net.
         "pydicom",  # headers of DICOM: position, slope and kind of every frame, which SimpleITK does not give
+        # numba compiles the inner loops of the views, which are then several times as fast as with torch or scipy. It
+        # supports a new Python some months late; until then scipy computes the same.
         "numba; python_version < '3.15'",
     ],
     extras_require={

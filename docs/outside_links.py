@@ -1,6 +1,6 @@
 """A Sphinx extension for files of the repository that lie outside docs/.
 
-- A link to such a file works on GitHub as it is. On the site it becomes a link into the repository. If the setting
+- A link to such a file works on GitHub unchanged. On the site it becomes a link into the repository. If the setting
   `repository` is empty, it becomes the path of the file in plain text.
 - README.md, CONTRIBUTING.md and CHANGELOG.md are pages of the site. Their pages in docs/ hold only a link to the file;
   `show_root_file` puts the file's text in the place of the link.

@@ -34,8 +34,8 @@ from pcrl_nnunet.plans import PlannedConfiguration
 from pcrl_nnunet.settings import without_settings
 
 EXPECTED = "checkpoint_final.pth of pcrl_nnunet_pretrain or of nnU-Net, or a model of nnssl"
-FORMAT = "pcrl_nnunet/1"  # of files for fine-tuning
-STATE_FORMAT = "pcrl_nnunet/state/5"  # of files for --c
+FORMAT = "pcrl_nnunet/1"  # format of files for fine-tuning
+STATE_FORMAT = "pcrl_nnunet/state/5"  # format of files for --c
 FINAL = "checkpoint_final.pth"
 LATEST = "checkpoint_latest.pth"
 PREVIOUS = "checkpoint_previous.pth"

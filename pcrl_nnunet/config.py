@@ -97,7 +97,7 @@ class ClassifySettings:
     """Labels and inputs of a classification. Its schedule is ``pcrl.finetune``, at a tenth of the rate.
 
     Attributes:
-        table: table of labels: classes.csv or candidates.csv. By default the one that is there.
+        table: table of labels: classes.csv or candidates.csv. By default the table that exists.
         patch_mm: edge of the cube, or of the square in 2D, around a point, mm.
         jitter_mm: distance along each axis that a point may move while training, mm.
         batch_size: inputs of a step. 0: as many voxels as the plan's batch, up to 32 inputs.

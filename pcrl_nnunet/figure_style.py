@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 WIDTH = 6.0  # inches
 DPI = 150
-COLUMNS = 2  # of panels
-_LETTERS = 72  # of a heading's line
+COLUMNS = 2  # panels side by side
+_LETTERS = 72  # letters that fit into one line of a heading
 
 _STYLE: dict[str, Any] = {
     "font.size": 10,

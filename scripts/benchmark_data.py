@@ -26,23 +26,23 @@ Volume = NDArray[np.float32]
 
 DATASET = "Dataset900_Benchmark"
 DATA = "nnUNetPlans_3d_fullres"
-FEW = 10  # cases that are files of their own
+FEW = 10  # cases with a file of their own; further cases are links
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of the benchmarks: a plan as nnU-Net makes for LiTS. A CPU gets half of the channels and samples."""
 
-    features: int = 32 if torch.cuda.is_available() else 16  # of the first stage
+    features: int = 32 if torch.cuda.is_available() else 16  # channels of the first stage
     max_features: int = 320 if torch.cuda.is_available() else 160
-    stages: tuple[int, int] = (6, 4)  # of the encoder, of two plans; the first is for everything but the step
-    patch: int = 128  # an edge, voxels
+    stages: tuple[int, int] = (6, 4)  # encoder stages of the two plans; only the step is measured with both
+    patch: int = 128  # length of an edge in voxels
     samples: int = 8 if torch.cuda.is_available() else 4
-    case: int = 128  # an edge of the images that are trained on
+    case: int = 128  # length of an edge of the training images in voxels
     rounds: int = 3  # each has all levels
     many: int = 100_000  # cases
     fingerprints: int = 400
-    large_case: tuple[int, int, int] = (224, 224, 160)  # for reading
+    large_case: tuple[int, int, int] = (224, 224, 160)  # voxels, for the part `reading`
     large_cases: int = 16
     cold_batches: int = 8
 
@@ -146,7 +146,7 @@ def trainer_of(home: Path, stages: int, method: str | None = None) -> tuple[Any,
     """Return a trainer of a method, by default the default one, that is ready for its first step, and a batch."""
     use_folders(home)
     plan = load_plan(DATASET, f"Stages{stages}")
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # it introduces itself
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # the trainer prints a page
         trainer = pretrain_trainer(Request.of_plan(plan, "all", method=method), device())
         trainer.initialize()
     return trainer, next(trainer.get_dataloaders())

@@ -1,9 +1,9 @@
 """Measure the cost of the methods: parts of benchmark_views.py (views, corruption) and of benchmark_step.py (steps).
 
-- Views: all methods on one plan, from the same volume. What counts is the time for a voxel that the network gets.
-- Corruption: the same work on both sides, each part in every call. MONAI's `RandCoarseShuffle` shuffles as many windows
-  of the same sizes, `RandHistogramShift` changes intensities by a curve, and `RandCoarseDropout` paints noise into or
-  around five blocks of the same sizes. Ours are five blocks, too, in 4 of 5 calls, else fewer.
+- Views: all methods on one plan, from the same volume. The measure is the time per voxel of the network's input.
+- Corruption: ours and MONAI's do the same work, with every part in every call. MONAI's `RandCoarseShuffle` shuffles
+  equally many windows of the same sizes. `RandHistogramShift` changes intensities by a curve. `RandCoarseDropout`
+  paints noise into or around five blocks of the same sizes. Ours paints five blocks in 4 of 5 calls, otherwise fewer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
-from benchmark_data import Volume, trainer_of, volume_of  # it sets one thread, before torch is imported
+from benchmark_data import Volume, trainer_of, volume_of  # sets one thread before torch is imported
 
 import numpy as np  # isort: skip
 from measures import forget_peak, resident, seconds
@@ -80,7 +80,7 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
         inner = number % 2 == 0
         corruption = replace(ALWAYS, p_inner=float(inner))
         monai = by_monai(size, inner)
-        given = image.copy()  # MONAI changes what it is given
+        given = image.copy()  # MONAI changes its input
         start = perf_counter()
         monai(given)
         of_monai = perf_counter() - start
@@ -97,7 +97,7 @@ def cost_of_method(home: Path, stages: int, name: str) -> dict[str, float]:
     """Return the mean seconds of a step over its variants, and the peak memory that it adds (bytes)."""
     trainer, batch = trainer_of(Path(home), stages, name)
     variants, before = trainer.network.variants(), resident("VmRSS")
-    for drawn in variants:  # then the optimiser's momentum is there
+    for drawn in variants:  # fills the optimiser's momentum
         trainer.train_step(batch, 0, drawn)
     forget_peak()
     times = []

@@ -8,22 +8,20 @@ other programs hardly change. Steps are the trainer's own, with its optimiser. A
 
 The parts:
 
-- steps: the authors' way (every step decodes global and local views to full resolution and has the heads of all levels,
-  see `AuthorsWay`) and ours (`restoration: single`: both of one drawn level, where the decoder
-  stops) in turn, with the same weights and the same batch; ours at each level alike often, as a training draws them.
-- memory: peak of a process in its second step, over what it held before the first one; of ours, a process a level. Ours
-  computes the local views' features of the finest level again instead of keeping them (`PCRLv2`), which takes longer;
-  the authors' way keeps them.
-  On a CPU also the allocator: ours with what `pcrl_nnunet_pretrain` sets there (`memory.keep_freed_memory`), levels in
-  one process.
-- growth: the command itself until its first batch is there, on ten cases and on 100,000 (links to the ten), and the
-  memory of it and of its two loading processes, shared pages counted once, after a few batches. And the fingerprints
-  that it takes of all cases in the end, extrapolated from some, on one thread.
-- reading: batches of one loading process from files that are not in the system's cache, and the same ones again.
-- methods: a step of each method by the same plan, in a process of its own: its time, and its peak memory.
-- gpu: mixed precision, torch.compile and channels_last; the share of time that it waits for 8 loading processes.
+- steps: a step in the authors' way and in ours, in turn, with the same weights and the same batch. The authors' way
+  decodes all views to full resolution and runs the heads of all levels (`AuthorsWay`). Ours draws one level and stops
+  there (`restoration: single`). Every level is measured equally often.
+- memory: the memory that a process adds from its first to the peak of its second step; ours by level. At the finest
+  level, ours computes the features of the local views twice instead of keeping them (`PCRLv2`), which takes longer.
+  On a CPU the part also measures ours with `memory.keep_freed_memory`, which `pcrl_nnunet_pretrain` turns on.
+- growth: the command's time to the first batch, with ten cases and with 100,000 (links to the ten). Its memory, and the
+  memory of its two loading processes, after a few batches; shared pages count once. The time for the fingerprints of
+  all cases, extrapolated from some, on one thread.
+- reading: batches of one loading process from files outside the system's cache, and the same batches from the cache.
+- methods: time and peak memory of a step of each method, on one plan, each in its own process.
+- gpu: mixed precision, torch.compile and channels_last; the share of time that the GPU waits for 8 loading processes.
 
-The hours to the same validation Dice take trainings, and are in docs/evidence/hippocampus.md, "Hours to the same Dice".
+The hours to the same validation Dice need trainings: see "Hours to the same Dice" in docs/evidence/hippocampus.md.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from statistics import fmean, median
 from time import perf_counter, process_time, time
 from typing import Any
 
-# it sets one thread, before torch is imported
+# benchmark_data sets one thread before torch is imported
 from benchmark_data import DATA, DATASET, FEW, QUICK, Sizes, device, trainer_of, use_folders, write_case, write_dataset
 from benchmark_methods import cost_of_method
 from benchmark_views import SETTINGS, replaced
@@ -72,7 +70,7 @@ from pcrl_nnunet.pretraining.memory import keep_freed_memory
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.settings import Augmentation
 
-BATCHES = 5  # of a start, until memory is looked at
+BATCHES = 5  # number of batches before the memory of a start is measured
 GPU_LOADERS = 8
 WAITING_STEPS = 160
 PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
@@ -82,7 +80,7 @@ PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
 
 def steps(home: Path, stages: int, rounds: int) -> tuple[float, list[float]]:
-    """Median seconds of a step in the authors' way, and of ours by level."""
+    """Return the median seconds of a step in the authors' way, and in ours by level."""
     trainer, batch = trainer_of(home, stages)
     ours = trainer.network
     authors, by_depth = AuthorsWay(ours), ours.variants()
@@ -111,7 +109,7 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
 
     Args:
         way: authors or ours.
-        keeps: what is freed.
+        keeps: keep freed memory.
     """
     if keeps:
         keep_freed_memory()
@@ -134,7 +132,7 @@ def costs(home: Path, stages: int, way: str, drawn: list[int], keeps: bool) -> d
 
 
 def start(home: Path, stages: int, started: float) -> dict[str, float]:
-    """The command from its start (`started`) until the first batch is there; and memory after `BATCHES`, bytes."""
+    """Measure the command: seconds from its start (`started`) to the first batch, and bytes after `BATCHES` batches."""
     use_folders(Path(home), loaders=2)
     found: dict[str, float] = {}
 
@@ -170,7 +168,7 @@ def seconds_of_fingerprints(home: Path, number: int) -> float:
 
 
 def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
-    """Seconds a batch from the disk and from memory, and bytes read from the disk; None: the folder is in memory."""
+    """Return seconds per batch from disk and from memory, and bytes read from disk; None: the folder is in memory."""
     views = PairViews(SETTINGS[0].views, Augmentation(), 1)
     folder = home / "large"
     folder.mkdir()
@@ -194,7 +192,7 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
         read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock - blocks
         next(warm)  # the same views
         times.append(perf_counter())
-        if number >= 0:  # the first one warms up
+        if number >= 0:  # the first round warms up
             for name, value in zip(found, (times[1] - times[0], times[2] - times[1], 512 * read), strict=True):
                 found[name].append(value)
     medians = {name: median(values) for name, values in found.items()}
@@ -202,13 +200,13 @@ def cold_and_warm(home: Path, sizes: Sizes) -> dict[str, float] | None:
 
 
 def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool, rounds: int) -> dict[str, float]:
-    """Steps a second, peak bytes, and the share of time that the GPU waits for its loading processes."""
+    """Return steps per second, peak bytes, and the share of time that the GPU waits for its loading processes."""
     trainer, batch = trainer_of(Path(home), stages)
     network = trainer.network
     if channels_last:
         network.to(memory_format=torch.channels_last_3d)
     if compiled:
-        torch._dynamo.config.recompile_limit = 64  # a graph a level and size of views
+        torch._dynamo.config.recompile_limit = 64  # one graph per level and view size
         for part in (network.encoder, network.decoder):
             part.compile(dynamic=False)
     if not amp:
@@ -225,10 +223,10 @@ def gpu(home: Path, stages: int, amp: bool, compiled: bool, channels_last: bool,
         peak = resident("VmHWM")
         os.environ["nnUNet_n_proc_DA"] = str(GPU_LOADERS)
         loader, waited = trainer.get_dataloaders(), 0.0
-        for _ in range(8 * GPU_LOADERS):  # more than their queues hold: what has been made before counts for nothing
+        for _ in range(8 * GPU_LOADERS):  # empties the loaders' queues: earlier batches do not count
             next(loader)
         begin = perf_counter()
-        for step in range(WAITING_STEPS):  # at the levels that a training draws
+        for step in range(WAITING_STEPS):  # with levels drawn as in a training
             asked = perf_counter()
             batch = next(loader)
             waited += perf_counter() - asked
@@ -249,7 +247,7 @@ def fresh(measure: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Both ways, for the two plans."""
+    """Measure both ways on the two plans."""
     results: dict[str, float] = {}
     for stages in sizes.stages:
         trainer, _ = trainer_of(home, stages)
@@ -273,7 +271,7 @@ def report_steps(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Peak memory of both ways, and what keeping freed memory does to ours."""
+    """Measure the peak memory of both ways, and ours with freed memory kept."""
     stages = sizes.stages[0]
     drawn = list(range(1, stages))
     (authors,) = fresh(costs, home, stages, "authors", drawn[-1:], False)["peak"]
@@ -302,7 +300,7 @@ def report_memory(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_methods(home: Path, sizes: Sizes) -> dict[str, float]:
-    """A step of each method."""
+    """Measure a step of each method."""
     results: dict[str, float] = {}
     print(f"\nA step of each method, {sizes.stages[0]} stages, each in a process of its own")
     for name in names():
@@ -314,7 +312,7 @@ def report_methods(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
-    """Start-up and memory by number of cases."""
+    """Measure start-up and memory by number of cases."""
     write_dataset(many, sizes, sizes.many)
     print(f"\nStart of pcrl_nnunet_pretrain with 2 loading processes; memory after {BATCHES} batches")
     found = {}
@@ -340,7 +338,7 @@ def report_growth(few: Path, many: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def report_reading(home: Path, sizes: Sizes) -> dict[str, float]:
-    """Cold against warm."""
+    """Compare reading from disk with reading from the cache."""
     found = cold_and_warm(home, sizes)
     print(f"\nReading {sizes.large_cases} distinct files of {sizes.large_case} voxels, {sizes.samples} samples a "
           f"batch of the paper's sizes, one process")  # fmt: skip
@@ -373,12 +371,12 @@ def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked to."""
+    """Measure, print, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # for `fresh`
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.measure:

@@ -6,8 +6,8 @@
 One process and one thread. All ways get the same crops of the same volume, in turn, round after round. All numbers are
 medians. Ratios are medians of the ratios within a round, because a machine's speed changes over a run.
 
-- torchio: the transforms of the authors' LUNA pretraining (flip, affine, blur, noise, gamma, swap, z-norm) on crops
-  that are cut and resized beforehand, as in the authors' code.
+- torchio: the transforms of the authors' LUNA pretraining (flip, affine, blur, noise, gamma, swap, z-norm). As in the
+  authors' code, the crops are cut and resized before.
 - batchgenerators: crop, then rotation, scaling and resizing in a single interpolation, mirroring, noise, blur, gamma.
 - ours: `SubCropTransform`, `SpatialViewTransform`, `PixelTransform`, from the volume to the batch's arrays.
 - limit: crop and trilinear resize in torch, no augmentation.

@@ -263,7 +263,7 @@ def convert(cases: Sequence[Case], dataset: Dataset, processes: int | None) -> l
             file.parent.mkdir(exist_ok=True)
     scratch.mkdir()
     number = min(processes or min(default_num_processes, os.cpu_count() or 1), len(todo))
-    every = 0.1 if sys.stderr.isatty() else 60  # seconds: a log wants few lines
+    every = 0.1 if sys.stderr.isatty() else 60  # seconds: a log needs few lines
     with (
         worker_pool(number) as pool,
         tqdm(total=len(cases), initial=len(cases) - len(todo), unit="scan", mininterval=every) as bar,

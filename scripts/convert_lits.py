@@ -102,7 +102,7 @@ def liver_box(labels: NDArray[np.uint8], image: sitk.Image) -> tuple[list[int], 
     Returns:
         First index and size in voxels, X Y Z as SimpleITK has them.
     """
-    axis = int(np.abs(np.reshape(image.GetDirection(), (3, 3))[2]).argmax())  # of X Y Z; world axis 2 is head to feet
+    axis = int(np.abs(np.reshape(image.GetDirection(), (3, 3))[2]).argmax())  # in X Y Z; world axis 2 is head to feet
     others = tuple(a for a in range(3) if a != 2 - axis)
     slices = np.flatnonzero(labels.any(others))
     if not len(slices):

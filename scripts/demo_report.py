@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 # Bounds that the demo's networks miss after a few steps: 0.77 and 0.55 after four and two steps.
 RESTORED = 0.5  # share of the images' variance
 FOUND = 0.6  # Dice
-COLOURS = ListedColormap(["#00b4d8", "#ffd60a", "#ef476f", "#80ed99"])  # of labels 1, 2, ...
+COLOURS = ListedColormap(["#00b4d8", "#ffd60a", "#ef476f", "#80ed99"])  # labels 1, 2, ...
 
 
 def dice_per_label(summary: Path) -> dict[str, float]:

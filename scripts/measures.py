@@ -9,7 +9,7 @@ import torch
 
 
 def seconds() -> float:
-    """Read the clock for steps. A step ends with its loss on the CPU, so that there is nothing to wait for."""
+    """Read the clock for steps. A step ends with its loss on the CPU, so no work is left to wait for."""
     return perf_counter() if torch.cuda.is_available() else process_time()
 
 

@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
             "body": Part((260.0,), radii=(1.25, 1.2, 1.3), texture=0.12),
             "fat": Part((430.0,), inside="body", form="patches", size_mm=7.0),
             "vessels": Part((620.0,), inside="body", form="tubes", size_mm=1.1),
-            # As bright as the organ, so that brightness alone does not find the organ.
+            # The same brightness as the organ: brightness alone does not find the organ.
             "neighbour": Part((400.0,), centre=(-0.6, -0.4, 0.1), radii=(0.26, 0.34, 0.5), jitter=0.15),
             "bone": Part((90.0,), centre=(-0.1, 0.8, 0.0), radii=(0.28, 0.24, 1.2), texture=0.2),
             "organ": Part(

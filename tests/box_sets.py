@@ -13,7 +13,7 @@ def contains(outer: Box, inner: Box) -> bool:
 
 
 def intersection(one: Box, other: Box) -> Box | None:
-    """Return the voxels in both boxes, None where there are none."""
+    """Return the voxels in both boxes, or None if the boxes do not overlap."""
     lower, upper = tuple(map(max, one.lower, other.lower)), tuple(map(min, one.upper, other.upper))
     return Box(lower, upper) if all(low < high for low, high in zip(lower, upper, strict=True)) else None
 

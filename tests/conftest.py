@@ -16,8 +16,8 @@ from nnunetv2.training.logging import nnunet_logger
 from tiny_dataset import DATASET, DATASET_JSON, SPLITS, write_preprocessed
 
 OURS = ("nnunetv2", "pcrl_nnunet", "__editable__", "distutils-precedence.pth", "_virtualenv")
-# Runs code in processes forked from one that has imported what is slow to import, and nothing of nnU-Net or of ours.
-# Each takes an environment's site-packages folder as an interpreter does when it starts, .pth files included.
+# Runs code in forked processes. Their parent has imported the slow packages, but nothing of nnU-Net or of ours. Each
+# process adds an environment's site-packages folder like a starting interpreter, .pth files included.
 FORK_SERVER = """
 import importlib, json, os, signal, site, sys, traceback
 sys.path.append(sys.argv[1])

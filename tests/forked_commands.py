@@ -1,17 +1,17 @@
-"""Commands without the seconds that an interpreter takes to import torch, for tests that run dozens of them.
+"""Commands that start without importing torch again, which takes seconds, for tests that run dozens of commands.
 
 `serving` makes a folder of commands for the front of PATH: nnU-Net's, ours, and ``python``. Each is a client. It passes
 its words, variables, folder and open files to a server, which forks a process, and it ends as that process ends. The
 process runs the installed file of the console script, or what ``python`` was given, as ``__main__``. Its own child
 processes (spawned by multiprocessing, or started by ``sys.executable``) go the same way.
 
-The server has imported packages of others alone. Every process imports nnU-Net and this package anew, from where they
-are installed, with the variables that it was given.
+The server has imported only packages of others. Every process imports the installed nnU-Net and this package itself,
+with the variables that its client sent.
 
 Three things differ from a user's command: the interpreter's start and end; variables that torch and numba read when
-they are imported; and the processes share what numba has compiled. As users run them, planning is run by
-tests/scripts/test_convert_luna16.py, prediction by tests/test_after_training.py, a step of a comparison by
-tests/cli/test_compare.py.
+they are imported; and the processes share functions that numba has compiled. Three tests run commands as users do:
+tests/scripts/test_convert_luna16.py plans, tests/test_after_training.py predicts, and tests/cli/test_compare.py runs a
+step of a comparison.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ answers = server.makefile()
 child = int(answers.readline())
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
     signal.signal(number, lambda number, frame: os.kill(child, number))
-for file in files:  # whoever waits for their end waits for the child's
+for file in files:  # a reader of these files waits until the child closes them
     os.close(file)
 status = int(answers.readline() or -signal.SIGKILL)
 if status < 0:
@@ -78,7 +78,7 @@ os._exit(status)
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Path]:
-    """Serve as long as the context lasts; gives the folder of commands."""
+    """Serve as long as the context lasts, and yield the folder of commands."""
     commands, address = folder / "bin", folder / "server"
     commands.mkdir()
     client = CLIENT.format(python=sys.executable, address=str(address))
@@ -118,7 +118,7 @@ class Server:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(address + ".new")
         self.listener.listen(64)
-        os.rename(address + ".new", address)  # there only once it is listened to
+        os.rename(address + ".new", address)  # the address exists only once the server listens
         self.woken, self.waker = os.pipe()
         os.set_blocking(self.waker, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -144,7 +144,7 @@ class Server:
         client, _ = self.listener.accept()
         files: list[int] = []
         job = None
-        # A client may be killed at any moment, such as a worker of a pool that has nothing left to do.
+        # A client may be killed at any moment: for example, a pool ends its idle workers.
         with suppress(OSError, ValueError), client.makefile() as lines:
             _, files, _, _ = socket.recv_fds(client, 1, 250)
             job = json.loads(lines.readline())
@@ -161,7 +161,7 @@ class Server:
             os.close(file)
         self.clients[child] = client
         self.selector.register(client, selectors.EVENT_READ)
-        with suppress(OSError):  # it is gone, which the selector tells
+        with suppress(OSError):  # the client is gone; the selector will report it
             client.sendall(f"{child}\n".encode())
         return None
 
@@ -216,7 +216,7 @@ def run(job: dict, commands: str) -> None:
     sys.path[:0] = [path for path in job["environ"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.executable = os.path.join(commands, "python")
     multiprocessing.set_executable(sys.executable)
-    multiprocessing.process.ORIGINAL_DIR = job["cwd"]  # type: ignore[attr-defined]  # where spawned ones look for a script
+    multiprocessing.process.ORIGINAL_DIR = job["cwd"]  # type: ignore[attr-defined]  # where spawned processes look for a script
     importlib.invalidate_caches()
     random.seed()
     np.random.seed()
@@ -226,8 +226,8 @@ def run(job: dict, commands: str) -> None:
         sys.argv = [script, *words]
         runpy.run_path(script, run_name="__main__")
         return
-    safe = False  # -P: no folder of the script's
-    while words and words[0][0] == "-" and words[0] not in ("-", "-c", "-m"):  # the interpreter's own options
+    safe = False  # -P: without the script's folder
+    while words and words[0][0] == "-" and words[0] not in ("-", "-c", "-m"):  # the interpreter's options
         safe = safe or words[0] in ("-P", "-I")
         words = words[2:] if words[0] in ("-W", "-X") else words[1:]
     how, rest = words[0], words[1:]
@@ -260,7 +260,7 @@ def _end(status: object) -> None:
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        if not stream.closed:  # multiprocessing's tracker of resources closes them
+        if not stream.closed:  # multiprocessing's resource tracker closes the streams
             stream.flush()
     os._exit(status & 255 if isinstance(status, int) else int(status is not None))
 
@@ -275,7 +275,7 @@ def main(address: str, commands: str) -> None:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a process that has several cannot fork"
     gc.collect()
-    gc.freeze()  # or every child's collections would copy what all share
+    gc.freeze()  # otherwise garbage collection in each child would copy the shared memory
     job = Server(address).next_job()
     status: object = 0
     try:

@@ -37,7 +37,7 @@ class WrongViews(NumberedViews):
 
 
 class FailingViews(NumberedViews):
-    """Fails at the case "a" by an exception of its own."""
+    """Fails at the case "a" with its own exception."""
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         return self._looked_up({}) if case.name == "a" else super().__call__(case, volume, rng)

@@ -64,8 +64,8 @@ def _train_on_one(rank: int, folder: Path, finetune: dict[str, Any]) -> None:
     trainer.initialize()
     torch.manual_seed(rank)
     for parameter in trainer.network.parameters():
-        parameter.data.normal_()  # DDP takes rank 0's
-    # As nnU-Net does it then, which takes no device but cuda:RANK.
+        parameter.data.normal_()  # DDP copies rank 0's weights
+    # nnU-Net does the same, but only on the device cuda:RANK.
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     trainer.network = DistributedDataParallel(trainer.network)
     trainer.is_ddp = True
@@ -93,7 +93,7 @@ def _classify_on_one(rank: int, folder: Path, classify: dict[str, Any]) -> None:
     train, validation = trainer.get_dataloaders()
     batch = next(train)
     trainer.train_step(batch)
-    with torch.no_grad():  # as nnU-Net's loop
+    with torch.no_grad():  # as in nnU-Net's loop
         of_rank = trainer.validation_step(next(validation))
     trainer.on_validation_epoch_end([of_rank])
     trainer.perform_actual_validation()
@@ -131,7 +131,7 @@ def _pretrain_on_one(rank: int, size: int, folder: Path, steps: int) -> None:
     trainer.initialize()
     if rank > 0:
         for parameter in trainer.network.parameters():
-            parameter.data.normal_()  # the first one's are taken
+            parameter.data.normal_()  # rank 0's weights replace them
     trainer.on_train_start()
     found: dict[str, Any] = {"losses": [], "gradients": [], "weights": [], "cases": []}
     for step in range(steps):
@@ -171,8 +171,8 @@ def _semi_on_one(rank: int, folder: Path, plan: dict[str, Any]) -> None:
     trainer: Any = PCRLSemiSupervisedScratchTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     trainer.is_ddp, trainer.local_rank = True, rank
-    vars(module)["DDP"] = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's is of a GPU
-    torch.manual_seed(rank)  # DDP takes rank 0's weights
+    vars(module)["DDP"] = lambda network, device_ids: DistributedDataParallel(network)  # nnU-Net's DDP needs a GPU
+    torch.manual_seed(rank)  # DDP copies rank 0's weights
     trainer.initialize()
     trainer.dataloader_train, _ = trainer.get_dataloaders()
     trainer._not_finite = set()

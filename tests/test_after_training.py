@@ -50,9 +50,9 @@ from pcrl_nnunet.report.progress import PretrainLogger
 from pcrl_nnunet.views import kernels
 kernels.compiled = False
 Report.write = PretrainLogger.plot_progress_png = nnUNetTrainer.plot_network_architecture = lambda *_: None
-MetaLogger.plot_progress_png = lambda self, folder: Path(folder, "progress.png").touch()  # which an export takes
+MetaLogger.plot_progress_png = lambda self, folder: Path(folder, "progress.png").touch()  # an export needs it
 """
-# As nnUNetv2_train does it with -pretrained_weights.
+# Does the same as nnUNetv2_train with -pretrained_weights.
 LOAD_PRETRAINED = """
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
@@ -102,7 +102,7 @@ class Workplace:
         return output
 
     def predict_as_users_do(self, images: Path, output: Path) -> None:
-        """Predict in an interpreter of its own, with nnU-Net's spawned workers."""
+        """Predict in a new interpreter, with nnU-Net's spawned workers."""
         python = self.site_packages.parents[2] / "bin" / "python"
         code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()"
         flags = f"-d {DATASET} -i {images} -o {output} -f 0 -c 3d_fullres -tr {TRAINER} -device cpu -npp 1 -nps 1"

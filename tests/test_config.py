@@ -35,7 +35,7 @@ def test_a_wrong_choice_of_trained_parts_is_named(given, message):
     ("given", "rate", "deep_supervision", "weight_decay"),
     [
         ({}, 1e-2, True, 3e-5),
-        ({"recipe": "pretrained"}, 1e-3, False, 3e-5),  # as nnU-Net's main branch trains pretrained networks
+        ({"recipe": "pretrained"}, 1e-3, False, 3e-5),  # the recipe of nnU-Net's main branch
         ({"optimizer": "adamw"}, 1e-3, True, 1e-2),
         ({"recipe": "pretrained", "optimizer": "adamw"}, 1e-4, False, 1e-2),
         ({"recipe": "pretrained", "initial_lr": 0.5, "deep_supervision": True}, 0.5, True, 3e-5),
@@ -48,7 +48,7 @@ def test_recipe_and_optimizer_are_defaults_that_the_plan_may_change(given, rate,
     assert made.warmup_share == 0.05  # 50 of 1000 epochs
 
 
-def test_a_recipe_goes_over_a_trainers_own_default():
+def test_a_recipe_overrides_a_trainers_own_default():
     for recipe, rate in (("nnunet", 0.25), ("pretrained", 1e-3)):
         plan = {"pcrl": {"finetune": {"recipe": recipe}}}
         assert FinetuneSettings.from_plan(plan, {"initial_lr": 0.25}).initial_lr == rate

@@ -6,11 +6,11 @@ import pytest
 from pcrl_nnunet.files import new_folder, whole, write_text
 
 
-def test_the_file_takes_its_place_in_the_end_and_at_once(tmp_path):
+def test_the_new_file_appears_at_once_at_the_end(tmp_path):
     path = tmp_path / "image.nii.gz"
     path.write_text("before")
     with whole(path) as draft:
-        assert draft.endswith("image.nii.gz")  # libraries tell the format by it
+        assert draft.endswith("image.nii.gz")  # libraries need the ending
         Path(draft).write_text("half")
         assert path.read_text() == "before"
     assert path.read_text() == "half"
@@ -45,14 +45,14 @@ def test_an_error_names_the_file_that_the_user_knows(tmp_path, missing):
             if missing == "folder":
                 Path(draft).write_text("there is no such folder")
 
-    with pytest.raises(FileNotFoundError) as error:  # of opening the draft, or of renaming it
+    with pytest.raises(FileNotFoundError) as error:  # from opening the draft, or from renaming it
         write()
     assert error.value.filename == str(path)
     assert "draft" not in str(error.value)
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_folders_that_were_made_go_with_an_error_and_others_stay(tmp_path, depth):
+def test_an_error_removes_new_folders_and_keeps_others(tmp_path, depth):
     there = tmp_path / "there"
     there.mkdir()
     (there / "kept").touch()
@@ -76,6 +76,6 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path, monkeypatch
     with whole(path) as draft:
         Path(draft).write_text("the slower one")
         monkeypatch.setattr(os, "getpid", lambda: -1)  # another process
-        write_text(path, "the other \udcff")  # a file's name that is no UTF-8
+        write_text(path, "the other \udcff")  # a file name that is not UTF-8
         assert path.read_bytes() == b"the other \xff"
     assert path.read_text() == "the slower one"

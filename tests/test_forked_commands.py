@@ -37,7 +37,9 @@ def run(command: Path, *words: str, given: str = "", **environ: str) -> subproce
         ("import os; os.abort()", -signal.SIGABRT, ""),
     ],
 )
-def test_a_command_ends_as_its_process_does(forked_commands: Path, code: str, status: int, error: str) -> None:
+def test_a_command_ends_with_the_status_of_its_process(
+    forked_commands: Path, code: str, status: int, error: str
+) -> None:
     done = run(forked_commands / "python", "-c", code)
     assert done.returncode == status
     assert done.stderr.endswith(error)
@@ -56,9 +58,7 @@ def test_a_forked_command_gets_its_words_variables_input_and_folder(forked_comma
     assert run(forked_commands / "python", "-", "a", given="import sys; print(sys.argv)").stdout == "['-', 'a']\n"
 
 
-def test_spawned_processes_are_forked_too_with_the_variables_of_their_parent(
-    forked_commands: Path, tmp_path: Path
-) -> None:
+def test_spawned_processes_are_forked_with_the_variables_of_their_parent(forked_commands: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(POOL)
     done = run(forked_commands / "python", os.path.relpath(script), X="variable")
@@ -68,7 +68,7 @@ def test_spawned_processes_are_forked_too_with_the_variables_of_their_parent(
     assert worker != parent
 
 
-def test_console_scripts_are_the_installed_ones(forked_commands: Path) -> None:
+def test_the_installed_console_scripts_are_run(forked_commands: Path) -> None:
     done = run(forked_commands / "nnUNetv2_train", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: nnUNetv2_train")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = [  # each may import from those after it, and from its own
+LAYERS = [  # each may import from its own layer and later layers
     {"cli"},
     {"trainers", "planners"},
     {"experiments", "report"},
@@ -47,7 +47,7 @@ def test_imports_point_one_way(name, path):
             imported |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             imported |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pcrl_nnunet.")}
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):  # of a name that is no constant
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):  # constant names count
             given = [a.value for a in node.args if isinstance(a, ast.Constant)]
             imported |= {name.split(".")[1] for name in given if name.startswith("pcrl_nnunet.")}
     wrong = {other for other in imported - {"__version__"} if layer(other) < layer(name)}

@@ -1,9 +1,9 @@
 """A short pretraining on real images learns; it is judged on unseen cases.
 
-Hippocampus, 2d configuration (a slice tells more of itself than a volume of always the same organ), a quarter of the
-plan's width, 300 steps of 24 samples; about two minutes on two cores. Measured by level: error 0.57, 0.58 and 0.64 of
-the variance within a view, margin 0.79, 0.83 and 0.82, rank of the features 14.8, 4.7 and 2.1. A network that
-has learned nothing has an error of 1 and a margin of 0, and so has one whose features have collapsed. (Half the width,
+Hippocampus, 2d configuration: slices differ more than volumes of the same organ. A quarter of the plan's width, 300
+steps of 24 samples; about two minutes on two cores. Measured by level: error 0.57, 0.58 and 0.64 of the variance within
+a view, margin 0.79, 0.83 and 0.82, rank of the features 14.8, 4.7 and 2.1. A network that has learned nothing has an
+error of 1 and a margin of 0, also if its features have collapsed. (Half the width,
 600 steps: error 0.46 to 0.47, margin 0.82 to 0.93.)
 """
 
@@ -29,7 +29,7 @@ from pcrl_nnunet.pretraining.settings import pretrain_settings
 NAME = "Dataset004_Hippocampus"
 NUM_CASES = 60
 EPOCHS, STEPS, SAMPLES = 3, 100, 24
-ERROR = 0.7  # of the variance within a view; 1 is chance
+ERROR = 0.7  # share of the variance within a view; 1 is chance
 MARGIN = 0.4  # matched minus shuffled cosine; 0 is chance
 
 

@@ -13,7 +13,7 @@ def test_a_lock_removed_while_being_opened_still_excludes_others(tmp_path: Path,
 
     def late(descriptor: int, how: int) -> None:
         if not removed:
-            path.unlink()  # whoever had the lock clears up
+            path.unlink()  # the lock's holder cleans up
             removed.append(path)
         flock(descriptor, how)
 

@@ -51,7 +51,7 @@ def write_raw(tiny: SimpleNamespace, name: str, masks: bool) -> None:
         ("", []),
     ],
 )
-def test_a_misspelt_dataset_has_the_nearest_name(typed: str, nearest: list[str]) -> None:
+def test_a_misspelt_dataset_is_answered_with_the_nearest_name(typed: str, nearest: list[str]) -> None:
     assert nearest_datasets(typed, KNOWN) == nearest
 
 
@@ -78,7 +78,7 @@ def test_every_command_ends_with_itself_and_the_nearest_dataset(tiny, as_typed, 
     assert said.endswith(f"; the nearest is Dataset999_Tiny: {name} -d Dataset999_Tiny {quoted}".rstrip())
 
 
-def test_preprocessing_without_scans_knows_the_nearest_dataset_too(tiny, as_typed) -> None:
+def test_preprocessing_without_scans_also_names_the_nearest_dataset(tiny, as_typed) -> None:
     as_typed("pcrl_nnunet_preprocess", "-d", "Tini")
     with pytest.raises(SystemExit, match=r"'Tini' was not found .* -d Dataset999_Tiny$"):
         preprocess.main_entry()

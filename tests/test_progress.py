@@ -78,7 +78,7 @@ def test_the_lines_of_a_long_run_come_less_often(monkeypatch: pytest.MonkeyPatch
     assert waits == [20, 36, 72]
 
 
-def test_counted_items_are_told_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_shows_the_number_of_finished_items(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in counted(range(3), 3, "images are done"):
         time.sleep(0.12)
     lines = capsys.readouterr().out.splitlines()
@@ -87,7 +87,7 @@ def test_counted_items_are_told_in_a_log(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_a_fork_while_lines_come_does_not_hang(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_fork_while_lines_are_printed_does_not_hang(capfd: pytest.CaptureFixture[str]) -> None:
     with doing("Starting processes"):
         for _ in range(20):
             child = os.fork()

@@ -84,7 +84,7 @@ def test_every_command_of_the_page_runs(home: Path, forked_commands: Path) -> No
             subprocess.run(["pcrl_nnunet_register", "--undo"], env=environment, check=True)
     results = home / "nnUNet_results"
     folds = json.loads((home / "nnUNet_preprocessed" / "Dataset016_LUNA16" / "splits_final.json").read_text())
-    assert folds[0]["val"] == ["1.2.0", "1.2.3"]  # of subset 0
+    assert folds[0]["val"] == ["1.2.0", "1.2.3"]  # the cases of subset 0
     pretrained = results / "Dataset016_LUNA16" / "PCRLPretrainTrainer_pcrlv2__nnUNetPlans__3d_fullres" / "fold_0"
     seen = {case["name"] for case in torch.load(pretrained / "checkpoint_final.pth", weights_only=True)["cases"]}
     assert seen == {*folds[0]["train"]}

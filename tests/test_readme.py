@@ -1,6 +1,6 @@
 """The commands of the README and of the pages under docs/, run word for word on a tiny dataset.
 
-Claims of these pages that can be checked by machine, too.
+Other tests check claims of these pages.
 
 `PAGES` lists the pages in the order in which their commands are run. A line that an earlier page has is run once.
 
@@ -54,10 +54,10 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
 )
-# Pages that test_public_datasets.py runs, and pages on methods: in their commands only the method differs from PAGES.
+# Pages that test_public_datasets.py runs, and pages on methods, whose commands differ from PAGES only in the method.
 NOT_IN_PAGES = {"docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
 
-# Commands that install, or that are whole runs of their own: where they are run instead.
+# Commands that install or run for long, with the place that runs them instead.
 RUN_ELSEWHERE = {
     "bash scripts/demo.sh": "tests/scripts/test_demo.py runs it, shortened",
     "bash scripts/test.sh": "this test is a part of it, with --long",
@@ -68,9 +68,9 @@ RUN_ELSEWHERE = {
     "python scripts/benchmark_views.py": "tests/scripts/test_benchmark_views.py runs it, shortened",
     "python scripts/benchmark_step.py": "tests/scripts/test_benchmark_step.py runs it, shortened",
 }
-# nnU-Net's commands ask for a GPU by default; docs/getting_started.md says to add this where there is none.
+# nnU-Net's commands need a GPU by default; docs/getting_started.md says to add this flag without a GPU.
 NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
-# These commands would take half an hour even with trainings of one step; tests/cli/test_compare.py has more of it.
+# These commands would take half an hour even with trainings of one step; tests/cli/test_compare.py tests more.
 SHORTER = {"pcrl_nnunet_compare -d 4": " -labelled 2 -seeds 1 -methods pcrlv2"}
 SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
@@ -151,7 +151,7 @@ def run(command: str, environment: dict[str, str], exports: list[str], folder: P
         command += " -device cpu"
     command += SHORTER.get(command, "")
     if command.startswith("nnUNetv2_plan_and_preprocess"):
-        command += " -npfp 1 -np 1"  # every process of nnU-Net's takes seconds to start, and eight are its default
+        command += " -npfp 1 -np 1"  # nnU-Net starts eight processes by default, and each takes seconds
     if command.startswith("nnUNetv2_extract_fingerprint"):
         command += " -np 1"
     if "_plan_" in command or "preprocess" in command:
@@ -222,9 +222,9 @@ def folders_and_files() -> dict[str, list[str]]:
 
 
 def check_where_files_land(home: Path) -> None:
-    """Every folder and file of docs/files.md is there."""
+    """Every folder and file of docs/files.md exists."""
     while_it_runs_or_if_any = {"checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_damaged.pth"}
-    if_any = {"bad_cases.txt", "old_1", "old_2", "roc.png", "predictions.csv"}  # the last two of a classification
+    if_any = {"bad_cases.txt", "old_1", "old_2", "roc.png", "predictions.csv"}  # a classification writes the last two
     for folder, names in folders_and_files().items():
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
         for name in names:
@@ -314,14 +314,14 @@ def test_the_messages_of_the_trouble_table_are_ours_or_nnunets() -> None:
     found = re.findall(r"^\| `([^`]+)`", read("docs/troubleshooting.md"), re.MULTILINE)
     messages = [message.removesuffix(" PCRL...") for message in found]
     assert len(messages) >= 18
-    not_in_sources = {"'NoneType' object is not callable", "CUDA out of memory"}  # Python's and torch's own
+    not_in_sources = {"'NoneType' object is not callable", "CUDA out of memory"}  # messages of Python and torch
     import nnunetv2
 
     nnunet = Path(nnunetv2.__file__).parent
     folders = [ROOT / "pcrl_nnunet", ROOT / "trainers", nnunet / "utilities", nnunet / "run"]
     files = [nnunet / "paths.py", *(file for folder in folders for file in folder.rglob("*.py"))]
     source = " ".join(file.read_text(encoding="utf-8") for file in files)
-    joined = re.sub(r'"\s*f?"', "", source)  # sentences that are broken over lines
+    joined = re.sub(r'"\s*f?"', "", source)  # joins sentences that span lines
     assert [m for m in messages if m not in joined and m not in not_in_sources] == []
 
 

@@ -54,7 +54,7 @@ def test_a_setting_that_is_wrong_is_named_with_its_place(given, message):
         replaced(Outer(), "here", given)
 
 
-def test_blocks_that_both_have_are_merged_in_turn():
+def test_common_nested_blocks_are_merged():
     block = {"a": 1, "b": {"c": {"d": 2}, "e": 3}, "f": {"g": 4}, "h": 5}
     over = {"b": {"c": {"i": 6}, "e": {"j": 7}}, "f": 8, "h": {"k": 9}}
     before = repr((block, over))
@@ -62,7 +62,7 @@ def test_blocks_that_both_have_are_merged_in_turn():
     assert repr((block, over)) == before
 
 
-def test_values_that_differ_are_named_also_those_within_blocks():
+def test_differing_values_are_named_also_within_blocks():
     then = {"same": 1, "a": 1, "gone": 2, "block": {"same": 1, "x": 1, "deep": {"y": 1, "z": 2}}, "became": {"x": 1}}
     now = {"same": 1, "a": 2, "new": 3, "block": {"same": 1, "x": 2, "deep": {"y": 2, "z": 2}}, "became": 1}
     assert list(differences(then, now)) == ["a", "new", "block.x", "block.deep.y", "became", "gone"]

@@ -82,7 +82,7 @@ def test_validation_alone_leaves_the_trainings_run(tiny, wandb):
     assert (folder / "wandb" / "curves").read_text() == "curves"
 
 
-def test_a_continued_training_goes_on_with_its_run(tiny, wandb):
+def test_a_resumed_training_continues_its_run(tiny, wandb):
     folder = a_run_at_work(tiny, PCRLScratchTrainer)
     make(tiny, PCRLScratchTrainer, continues=True).on_train_start()
     (run,) = wandb

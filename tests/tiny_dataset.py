@@ -155,7 +155,7 @@ def write_target(
 
     Args:
         scheme, statistics: normalisation of all channels.
-        configuration: other values than those of `make_plan`.
+        configuration: values that replace values of `make_plan`.
     """
     plan = make_plan(pretrain={"epochs": 1, "iters_per_epoch": 2, "batch_size": 4})
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}

@@ -25,7 +25,7 @@ PLACE = "tiny_method:Mean"
 class MeanSettings:
     """Its settings."""
 
-    scale: float = 1.0  # of the images
+    scale: float = 1.0  # factor for the images
 
 
 class CornerViews(Views):
@@ -76,7 +76,7 @@ class Mean(Method):
         return MeanViews(plan, channels, settings.scale, prepared)
 
     def forward(self, batch: Mapping[str, Tensor], drawn: Any, progress: float = 0.0) -> StepOutput:
-        features = dropout(self.encoder(batch["input"])[-1].flatten(2).mean(2))  # which draws from torch's generator
+        features = dropout(self.encoder(batch["input"])[-1].flatten(2).mean(2))  # dropout draws from torch's generator
         return StepOutput((self.head(features) - batch["mean"]).square().mean())
 
 

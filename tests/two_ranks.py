@@ -18,7 +18,7 @@ from pcrl_nnunet.pretraining.optimisation import optimiser
 from pcrl_nnunet.pretraining.settings import PretrainSettings
 from pcrl_nnunet.pretraining.step import Stepper
 
-PAIR = 8  # samples of both
+PAIR = 8  # samples of both ranks
 STEPS = 3
 QUEUE = "tiny_method:Queue"
 
@@ -32,7 +32,7 @@ def main() -> None:
         for name in sys.argv[2:]:
             try:
                 found[name] = of_method(name)
-            except Exception:  # the same on both, or else a process waits; other methods have nothing to do with it
+            except Exception:  # both ranks fail alike, or one would wait; other methods still run
                 found[name] = {"error": traceback.format_exc()}
         torch.save(found, f"{sys.argv[1]}.{distributed.rank()}")
 

@@ -115,9 +115,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         if self.was_initialized:
             return
         torch.manual_seed(self.settings.seed)
-        if self.device.type == "cuda":  # as in nnunetv2.run: pick the fastest algorithm for each of the few shapes
+        if self.device.type == "cuda":  # nnU-Net's choice: the fastest algorithm for each of the few shapes
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-        if self.grad_scaler is not None:  # it skips the first steps while it searches its scale
+        if self.grad_scaler is not None:  # the scaler skips the first steps while it searches its scale
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -396,5 +396,5 @@ class PCRLPretrainTrainer(nnUNetTrainer):
 def pretrain_trainer(request: Request, device: torch.device) -> PCRLPretrainTrainer:
     """Build the trainer of a requested pretraining. This creates the output folder."""
     plan = request.plan
-    plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # as nnU-Net passes it
+    plans = {**copy.deepcopy(plan.plans), "continue_training": request.continues}  # nnU-Net passes it in the plans
     return PCRLPretrainTrainer.of(request)(plans, plan.configuration, request.fold, plan.dataset_json, device)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from pcrl_nnunet.figure_style import DPI, WIDTH, grey_scale, heading, own_style
 
-MAPS_SHOWN = 6  # class-activation maps of a picture, at most
+MAPS_SHOWN = 6  # largest number of class-activation maps in a picture
 
 
 @own_style()

@@ -18,7 +18,7 @@ from pcrl_nnunet.views.sub_crop import Volume
 
 TILE_STEP = 0.5  # distance of patches that cover a case, in patches; nnU-Net's value
 
-MAX_BATCH = 32  # the paper's value value
+MAX_BATCH = 32  # the paper's value
 
 
 def fitting_batch(patch_size: Sequence[int], batch_size: int, size: Sequence[int]) -> int:

@@ -28,7 +28,7 @@ from pcrl_nnunet.loading.splits import fold_of
 from pcrl_nnunet.plans import PlannedConfiguration
 
 THUMBNAIL_2D, THUMBNAIL_3D = (16, 16), (8, 8, 8)  # voxels: 256 and 512 features a channel
-MAX_TRAINING = 10_000  # samples; of more, this number is drawn
+MAX_TRAINING = 10_000  # samples; if there are more, this number is drawn
 
 
 def thumbnail(image: np.ndarray, where: np.ndarray) -> np.ndarray:

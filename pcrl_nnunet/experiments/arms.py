@@ -71,7 +71,7 @@ def built_in_arms(
     """
     for_task = {
         PSEUDO_LABELS: Arm(None, pseudo_labels=True),
-        LONGER: Arm(None, epochs_factor=SEMI_COST),  # as much compute as the semi-supervised arms
+        LONGER: Arm(None, epochs_factor=SEMI_COST),  # the same compute as the semi-supervised arms
         SEMI_SCRATCH: Arm(None, semi={}, controls=[LONGER]),
         SEMI: Arm(pretraining=PRETRAINED, semi={}, controls=[LONGER]),
         **_with_recipes(),

@@ -1,4 +1,4 @@
-"""The experiment: does pretraining help, with few labels and with many?
+"""The experiment: does pretraining help, with few labelled cases and with many?
 
 A comparison has arms (rows of the table), labelled subsets of the training cases, and a test on cases that no training
 sees. A run is one fine-tuning: an arm, a number of labelled cases, and a seed, which draws them.

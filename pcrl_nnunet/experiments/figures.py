@@ -70,7 +70,7 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
     colours = _colours(arms)
     for place, arm in enumerate(arms):
         own = runs[runs["method"] == arm]
-        beside = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # so that the points of arms do not hide each other
+        beside = 1 + 0.03 * (place - (len(arms) - 1) / 2)  # the points of two arms do not hide each other
         axis.plot(own["labelled"] * beside, own["points"], "o", ms=4, alpha=0.6, color=colours[arm])
         means = own.groupby("labelled")["points"].mean()
         axis.plot(means.index * beside, means, "-_", ms=16, color=colours[arm], label=arm)
@@ -94,7 +94,9 @@ def label_efficiency(runs: pd.DataFrame, measure: str, chance: float, title: str
 def score_while_training(
     curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], measure: str, title: str, path: str
 ) -> None:
-    """Draw the score against iterations: a panel for each number of labels, a line for each run, arms' means in bold.
+    """Draw the score against iterations: a panel for each number of labelled cases, a line for each run.
+
+    Bold lines are the arms' means.
 
     Args:
         curves: iterations and score of each run, both (epochs,), by panel and arm.
@@ -169,7 +171,9 @@ def roc_of_arms(
     title: str,
     path: str,
 ) -> None:
-    """Draw ROC curves: a panel for each number of labels and label, a thin line for each run, arms' means in bold.
+    """Draw ROC curves: a panel for each label and number of labelled cases, a thin line for each run.
+
+    Bold lines are the arms' means.
 
     Args:
         panels: truth and score of each run, both (N,), by panel and arm; the truth is known and has both classes.

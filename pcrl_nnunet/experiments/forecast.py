@@ -24,7 +24,7 @@ from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.progress import doing
 
-MEASURED_SECONDS = 10.0  # of training
+MEASURED_SECONDS = 10.0  # seconds of training to measure
 
 StepOfPretraining = Callable[[PlannedConfiguration, int, torch.device], float]  # plan, fold, device: seconds a step
 
@@ -124,7 +124,7 @@ def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.d
             trainer.train_step(next(trainer.dataloader_train))
             ends.append(time())
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
-            if hasattr(loader, "_finish"):  # as nnU-Net ends batchgenerators' multi-process loaders
+            if hasattr(loader, "_finish"):  # nnU-Net ends batchgenerators' multi-process loaders like this
                 loader._finish()
     first = len(ends) // 2  # the first half warms up and uses batches that were waiting
     return (ends[-1] - ends[first]) / (len(ends) - 1 - first)

@@ -40,7 +40,11 @@ def overview(layout: Layout, runs: Sequence[Run], jobs: Sequence[Job]) -> list[s
     methods = list(dict.fromkeys(run.arm for run in runs))
     labels = sorted({run.labelled for run in runs})
     subsets = len({run.seed for run in runs})
-    factors = (_count(len(methods), "method"), _count(len(labels), "number", " of labels"), _count(subsets, "subset"))
+    factors = (
+        _count(len(methods), "method"),
+        _count(len(labels), "number", " of labelled cases"),
+        _count(subsets, "subset"),
+    )
     lacking = len(methods) * len(labels) * subsets - len(runs)
     kinds = Counter(job.command[job.command.index(STEPS) + 1] for job in jobs)
     return [

@@ -1,7 +1,7 @@
 """The folder of a comparison: places and names of its data, plans, folds and results.
 
-The folder looks like nnU-Net's folders: preprocessed data (links to the dataset's), a plan for each run, a split of its
-own, results. Every training in it is a training of nnU-Net on a fold of that split.
+The folder looks like nnU-Net's folders: preprocessed data (links to the dataset's), a plan for each run, its own
+split, results. Every training in the folder is a training of nnU-Net on a fold of this split.
 """
 
 from __future__ import annotations

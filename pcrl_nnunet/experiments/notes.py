@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pcrl_nnunet.experiments.arms import CONTROL, STOCK
 from pcrl_nnunet.experiments.comparison import Comparison
-from pcrl_nnunet.experiments.scores import LEARNED, Scores
+from pcrl_nnunet.experiments.scores import LEARNED, Scores, labelled_cases
 
 LONG_ENOUGH = 5000  # iterations with labels: nnU-Net's optimiser may predict background alone for the first 600
 
@@ -44,14 +44,15 @@ def note_on_learning(
     for labelled in sorted(learned):
         means = networks[networks["labelled"] == labelled].groupby("method", sort=False)["points"].mean()
         failed = means[~means.index.isin(learned[labelled])]
+        number = labelled_cases(labelled)
         if not learned[labelled]:
             luck = bool(means.max() >= scores.chance + LEARNED)
             by_luck |= luck
             kind = "is surely better than chance" if luck else "learned anything"
-            told.append(f"with {labelled} labels no network {kind} (the best, {means.idxmax()}: {means.max():.1f})")
+            told.append(f"with {number} no network {kind} (the best, {means.idxmax()}: {means.max():.1f})")
         elif len(failed):
             listed = ", ".join(f"{arm}: {points:.1f}" for arm, points in failed.items())
-            told.append(f"with {labelled} labels some networks learned nothing ({listed})")
+            told.append(f"with {number} some networks learned nothing ({listed})")
     if not told:
         return None
     start = "There is no verdict: " if by_luck else "Nothing was learned, and there is no verdict: "
@@ -83,7 +84,7 @@ def shortcut_warning(scores: Scores, shortcuts: Iterable[str]) -> str | None:
         short, networks = means[means.index.isin(names)], means[~means.index.isin(names)]
         if len(short) and len(networks) and short.max() >= networks.max():
             told.append(
-                f"with {labelled} labels {short.idxmax()} reaches {short.max():.1f}, {networks.idxmax()} "
+                f"with {labelled_cases(labelled)}, {short.idxmax()} reaches {short.max():.1f}, {networks.idxmax()} "
                 f"{networks.max():.1f}"
             )
     if not told:

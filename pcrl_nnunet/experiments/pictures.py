@@ -16,7 +16,7 @@ from pcrl_nnunet.experiments.arms import CONTROL, PRETRAINED
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.results import curve, runs_in
-from pcrl_nnunet.experiments.scores import AurocScores, Curves, DiceScores, Scores
+from pcrl_nnunet.experiments.scores import AurocScores, Curves, DiceScores, Scores, labelled_cases
 
 Panels = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
@@ -25,14 +25,14 @@ def draw_pictures(layout: Layout, scores: Scores, learned: Mapping[int, Sequence
     """Draw all finished runs, earlier calls included, and yield the paths. A failure does not stop other pictures.
 
     Args:
-        learned: see `networks_that_learned`. Titles name the numbers of labels with which no network learned.
+        learned: see `networks_that_learned`. Titles name the numbers of labelled cases with which no network learned.
     """
     runs = runs_in(scores.runs.sort_values("labelled", kind="stable"))
     done = [run for run in runs if layout.is_done(run)]
     if not done:
         return
     titles = {
-        run.labelled: f"{run.labelled} labelled cases" + ", nothing surely learned" * (not learned.get(run.labelled))
+        run.labelled: labelled_cases(run.labelled) + ", nothing surely learned" * (not learned.get(run.labelled))
         for run in runs
     }
     nothing_learned = [str(number) for number in titles if not learned.get(number)]
@@ -73,13 +73,13 @@ def _scored(layout: Layout) -> str:
 
 
 def _title_of_label_efficiency(layout: Layout, measure: str, nothing_learned: Sequence[str]) -> str:
-    """Say what is drawn, and name the numbers of labels with which no network learned."""
+    """Say what is drawn, and name the numbers of labelled cases with which no network learned."""
     title = (
         f"{_name(layout)}\n{measure} on {_scored(layout)} by number of labelled cases\n"
         f"point: a run on one labelled subset; line: mean over the subsets"
     )
     numbers = ", ".join(nothing_learned)
-    return title + f"\nno network surely learned anything with {numbers} labels" * bool(nothing_learned)
+    return title + f"\nno network surely learned anything with {numbers} labelled cases" * bool(nothing_learned)
 
 
 def _label_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
@@ -108,7 +108,7 @@ def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: M
 
     Args:
         runs: finished runs.
-        learned: the arms whose networks learned, by number of labels.
+        learned: the arms whose networks learned, by number of labelled cases.
 
     Raises:
         LookupError, OSError: there is no such subset; nnUNet_raw has no images.
@@ -133,14 +133,14 @@ def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: M
             panels[f"{run.arm}\nDice {dice[case]:.1f}"] = (image, reader.read_seg(path)[0][0])
         number = pair[0].labelled
         gain = f"{gains[case]:+.1f} Dice" if learned.get(number) else "nothing surely learned"
-        rows[f"{case}\n{number} labels, {gain}"] = panels
+        rows[f"{case}\n{labelled_cases(number)}, {gain}"] = panels
     return rows
 
 
 def _pair(layout: Layout, runs: Sequence[Run], learned: Mapping[int, Sequence[str]]) -> tuple[Run, Run]:
-    """Return the control's run and another arm's run with the same labels.
+    """Return the control's run and another arm's run with the same labelled cases.
 
-    The number of labels is the smallest with which a network learned. The subset is the first that both have done.
+    Choose the smallest number of labelled cases with which a network learned, and the first subset that both have done.
     """
 
     def rank(run: Run) -> tuple[bool, bool, int, bool]:
@@ -150,5 +150,5 @@ def _pair(layout: Layout, runs: Sequence[Run], learned: Mapping[int, Sequence[st
     pairs = [(Run(CONTROL, run.labelled, run.seed), run) for run in runs if run.arm != CONTROL]
     pairs = [pair for pair in pairs if pair[0] in runs]
     if not pairs:
-        raise LookupError("it needs a finished run of scratch and one of another method with the same labels")
+        raise LookupError("it needs a finished run of scratch and one of another method with the same labelled cases")
     return min(pairs, key=lambda pair: rank(pair[1]))

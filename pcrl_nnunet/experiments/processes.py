@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pcrl_nnunet.progress import duration, telling
 
-LAST_BYTES = 20_000  # of a log, where its last epoch stands
+LAST_BYTES = 20_000  # the end of a log, which names the last epoch
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def curve(layout: Layout, run: Run) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if not os.path.isfile(layout.network(run)):
         return None
-    content = torch.load(layout.network(run), map_location="cpu", weights_only=False, mmap=True)  # of our own making
+    content = torch.load(layout.network(run), map_location="cpu", weights_only=False, mmap=True)  # a file of ours
     score = np.asarray(content["logging"]["mean_fg_dice"], dtype=float)
     an_epoch = FinetuneSettings.from_plan(content["init_args"]["plans"]).iters_per_epoch
     return an_epoch * np.arange(1, len(score) + 1), score

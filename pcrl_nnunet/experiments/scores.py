@@ -21,6 +21,11 @@ LEARNED = 1.0  # points above `Scores.chance`: a network with fewer learned noth
 Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]
 
 
+def labelled_cases(number: int) -> str:
+    """Return a number of labelled cases in words."""
+    return f"{number} labelled case" if number == 1 else f"{number} labelled cases"
+
+
 class Scores(ABC):
     """The scores of a comparison's finished runs, in points (100 is perfect).
 

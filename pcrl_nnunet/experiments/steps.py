@@ -17,7 +17,7 @@ import sys
 from types import FrameType
 
 SECONDS_TO_END = 5  # before SIGTERM is repeated
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
 
 
 def end_with_parent() -> None:

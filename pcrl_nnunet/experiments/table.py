@@ -29,7 +29,7 @@ def table(scores: Scores) -> pd.DataFrame:
 
 
 def networks_that_learned(rows: pd.DataFrame, shortcuts: Iterable[str] = ()) -> dict[int, list[str]]:
-    """Return the arms whose networks learned, by number of labels; a list is empty if none learned.
+    """Return the arms whose networks learned, by number of labelled cases; a list is empty if none learned.
 
     Args:
         rows: see `table`.

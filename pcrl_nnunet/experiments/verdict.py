@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcrl_nnunet.experiments.arms import CONTROL, STOCK
-from pcrl_nnunet.experiments.scores import Scores
+from pcrl_nnunet.experiments.scores import Scores, labelled_cases
 
 WORTH = 0.5  # points: a gain that is surely smaller does not pay
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain of an arm over a control with one number of labels, in points."""
+    """The gain of an arm over a control with one number of labelled cases, in points."""
 
     labelled: int
     control: str
@@ -40,13 +40,13 @@ class Gain:
         between = f"{self.low:+.1f} to {self.high:+.1f}, " if np.isfinite(self.low) else ""
         subsets = f"{self.pairs} subset{'s' * (self.pairs > 1)}"
         gain = f"{self.difference:+.1f} {measure} over {self.control}"
-        return f"with {self.labelled} labels {kind} {gain} ({between}{subsets})"
+        return f"with {labelled_cases(self.labelled)} {kind} {gain} ({between}{subsets})"
 
 
 def verdict(
     scores: Scores, arm: str, learned: Mapping[int, Sequence[str]], controls: Sequence[str] = (CONTROL, STOCK)
 ) -> str:
-    """Say what an arm gains over the better control, for every number of labels.
+    """Say what an arm gains over the better control, for every number of labelled cases.
 
     Args:
         learned: see `networks_that_learned`. If neither arm nor control learned, their difference means nothing.
@@ -61,7 +61,7 @@ def verdict(
             pairs = int(found["pairs"])
             gains.append(Gain(labelled, control, pairs, found["difference"], found["low"], found["high"]))
         else:
-            nothing.append(f"with {labelled} labels neither {arm} nor {control} surely learned anything")
+            nothing.append(f"with {labelled_cases(labelled)} neither {arm} nor {control} surely learned anything")
     if not gains and nothing:
         return f"Nothing can be said about {arm}: {'; '.join(nothing)}."
     if not gains:
@@ -79,10 +79,10 @@ def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure:
     highs = [gain.high for gain in gains]
     if pays:
         everywhere = all(gain.pays for gain in gains) and not some_learned_nothing
-        where = "" if everywhere else f" with {pays} labels" + f", and costs with {costs}" * bool(costs)
+        where = "" if everywhere else f" with {pays} labelled cases" + f", and costs with {costs}" * bool(costs)
         return f"{arm} pays{where}"
     if all(high < WORTH for high in highs):
-        return f"{arm} does not pay " + (f"with {numbers} labels" if some_learned_nothing else "here")
+        return f"{arm} does not pay " + (f"with {numbers} labelled cases" if some_learned_nothing else "here")
     most = f" (at most {max(highs):+.1f} {measure})" if np.isfinite(highs).all() else ""
     return f"It is undecided whether {arm} pays{most}, more subsets (-seeds) or scored cases may tell"
 

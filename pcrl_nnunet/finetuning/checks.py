@@ -33,7 +33,7 @@ def check_surroundings(plan: Mapping[str, Any], configuration: str, device: torc
         raise UserError("-device mps was asked for, but torch finds none; add -device cpu to train without")
     identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
     folder = os.path.join(nnUNet_preprocessed, plan["dataset_name"])
-    find_cases(os.path.join(folder, identifier))  # raises if there are none
+    find_cases(os.path.join(folder, identifier))  # raises if the folder has no cases
     refuse_outdated(plan, configuration, folder)
     weights_and_biases.check()
 

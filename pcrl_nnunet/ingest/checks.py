@@ -29,7 +29,7 @@ GIPL_HEADER = 256  # bytes
 MAX_SPACINGS_APART = 0.05  # relative difference of pixdim and sform in one NIfTI header
 MAX_SHIFT = 0.5  # voxels between channels: farther apart, they show different tissue
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_BEGINNINGS = {  # of files whose names are misleading
+_BEGINNINGS = {  # first bytes of files, whose names may be misleading
     b"\x1f\x8b": "a gzip archive",
     b"BZh": "a bzip2 archive",
     b"PK\x03\x04": "a zip archive",

@@ -28,7 +28,7 @@ from pcrl_nnunet.plans import PlannedConfiguration
 
 # Images that a dataset may not take. The user hears of them; they do not count as "other files".
 IMAGE_ENDINGS = (*VOLUME_ENDINGS, ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".webp", ".img", ".hdr")
-_LABELS_FOLDER = re.compile(r"labels(Tr|Ts|Va|Pr)?[A-Za-z]{0,2}")  # as in nnU-Net's datasets
+_LABELS_FOLDER = re.compile(r"labels(Tr|Ts|Va|Pr)?[A-Za-z]{0,2}")  # nnU-Net's names of folders with labels
 
 
 def make_target(planned: PlannedConfiguration, raw_dataset_folder: str) -> Target:

@@ -20,7 +20,7 @@ from pcrl_nnunet.ingest.scans import Target, Unusable
 # slices stay below it; millimetres instead of centimetres or micrometres do not.
 ABSURD = 8.0
 ABSURD_AXIS = 30.0  # the same for the longest or the shortest edge
-COPIES = 4  # of a case in memory while nnU-Net resamples: before and after, each at times in double precision
+COPIES = 4  # nnU-Net resamples: a case is in memory before and after, each at times in double precision
 
 
 def check_spacing(spacing: Sequence[float], usual: Sequence[float], where: str) -> None:

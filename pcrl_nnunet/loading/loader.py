@@ -219,7 +219,7 @@ class _Worker(SlimDataLoaderBase):
         }
 
     def release(self, batches: int) -> None:
-        """Release the next batches after the ones released before."""
+        """Release the batches that follow the released ones."""
         self._released.value += batches
 
 

@@ -20,9 +20,9 @@ NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
 DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; the mean of each view reaches 1
 DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which an untrained network nearly reaches
 EARLY_STEPS = 200  # no verdict before: an epoch's mean still contains the first steps
-# Before these a loss may stand still and still begin to learn (docs/evidence/hippocampus.md): the restoration,
-GRACE_STEPS = 500
-COMPARISON_GRACE_STEPS = 2000  # and the comparison, which starts with nothing to compare
+# Before these steps a loss may stay constant and still begin to fall later (docs/evidence/hippocampus.md).
+GRACE_STEPS = 500  # for the restoration
+COMPARISON_GRACE_STEPS = 2000  # for the comparison, whose features at first hardly differ
 
 Alarm = tuple[int, str]  # the number of steps from which it counts, and its sentence
 

@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         self.skip_connections = skip_connections
         channels, strides, kernels = list(encoder.output_channels), encoder.strides, encoder.kernel_sizes
         upsample = get_matching_convtransp(conv_op=encoder.conv_op)
-        self.channels: list[int] = channels[-2::-1]  # of level 1..n-1
+        self.channels: list[int] = channels[-2::-1]  # for levels 1..n-1
         self.upsample = nn.ModuleList()
         self.blocks = nn.ModuleList()
         for stage in range(len(channels) - 1, 0, -1):

@@ -33,7 +33,7 @@ class Measurement:
 
     trainer: Any
     loader: ViewLoader
-    batch_size: int  # of one process
+    batch_size: int  # samples for one process
     estimated_bytes: int | None  # peak of the network; None: shapes alone do not tell it
     peak_bytes: float  # on the GPU, or of the process
     preparing: float  # seconds of the method's stage before the training; 0: no such stage

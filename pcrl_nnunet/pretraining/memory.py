@@ -56,7 +56,7 @@ def keep_freed_memory() -> None:
     """Make this process keep freed memory for its next tensors, for trainings on a CPU. Without glibc, do nothing.
 
     By default glibc returns a freed large tensor's memory to the system. Every page of the next tensor is then cleared
-    and mapped anew: a million page faults a step.
+    and mapped again: a million page faults per step.
     """
     # scripts/benchmark_step.py: a float32 step takes 0.64 to 0.73 of the time and up to 1.4 times the memory
     if platform.libc_ver()[0] == "glibc":

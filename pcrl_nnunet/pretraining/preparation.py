@@ -34,7 +34,7 @@ def prepared(
     """Return the method's preparation. The first process prepares; a resumed training reads the file.
 
     Args:
-        agreement: settings, plan and cases of the training. If they differ from the file's, the file is made anew.
+        agreement: settings, plan and cases of the training. If they differ from the file's, the method prepares again.
         folder: the training's output folder.
         say: writes a line to the log.
 

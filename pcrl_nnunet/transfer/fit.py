@@ -143,7 +143,7 @@ def _refuse_others(fitted: Fitted) -> None:
         given = {**json.loads(json.dumps(plan)), FITTED_KEY: there.get(FITTED_KEY)}  # the checkpoint is compared below
         if without_settings(there) != without_settings(given):
             raise UserError(f"{fitted.plan_file} exists and is another plan; give another -name, or remove it")
-        plan["pcrl"] = _settings(there, plan["pcrl"]["finetune"].get("allow_partial_encoder", False))  # as edited
+        plan["pcrl"] = _settings(there, plan["pcrl"]["finetune"].get("allow_partial_encoder", False))  # edited
     target = fitted.checkpoint_file
     if os.path.isfile(target) and checkpoint_file.read(target)["encoder_hash"] != fitted.content["encoder_hash"]:
         raise UserError(f"{target} exists and holds another encoder; give another -name, or remove it")

@@ -145,7 +145,7 @@ def _known_of_all(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "network_weights": dict(weights),
         "random_keys": [],
-        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # of the first convolution
+        "num_input_channels": int(convolutions[0].shape[1]) if convolutions else 0,  # the first convolution's
         "cases": [],
         "all_cases_known": False,
         "fold": None,

@@ -31,7 +31,7 @@ def test_the_progress_of_a_classification_is_its_losses_auroc_and_rate(
     logger.plot_progress_png("folder")
     shown = [[list(line.get_ydata()) for line in axis.lines if len(line.get_ydata()) == 3] for axis in drawn[0].axes]
     assert shown == [[log[keys[0]], log[keys[1]]], [log[keys[2]], log[keys[3]]], [log[keys[4]]]]
-    assert list(drawn[0].axes[0].lines[0].get_xdata()) == [0, 1, 2]  # as in nnU-Net's log
+    assert list(drawn[0].axes[0].lines[0].get_xdata()) == [0, 1, 2]  # numbered as in nnU-Net's log
     assert drawn[0].get_suptitle() == "Dataset060_X\nDotted: chance."
     assert "AUROC" in drawn[0].axes[1].get_title("left")
 

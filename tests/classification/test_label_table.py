@@ -26,7 +26,7 @@ def test_one_column_of_other_values_has_classes_that_exclude_each_other(tmp_path
     table = read_labels(write(tmp_path, "classes", "\n".join(["case,kind", *lines, "d,"])))
     assert table.exclusive
     assert table.names == tuple(sorted(set(values.split()), key=lambda v: (len(v), v)))
-    assert {type(name) for name in table.names} == {str}  # numpy's could not be loaded from a checkpoint
+    assert {type(name) for name in table.names} == {str}  # a checkpoint could not load numpy's strings
     assert [table.names[i] for i in table.value[:3].argmax(1)] == values.split()
     assert np.isnan(table.value[3]).all()
     assert list(table.of_cases(list("abcd"))) == [0, 1, 2]  # d has no known label

@@ -54,7 +54,7 @@ def test_tiles_cover_every_voxel_and_lie_inside_where_they_can(shape, size):
         inside = patch[patch > 0].astype(int) - 1
         np.add.at(covered.ravel(), inside, 1)
         room = np.prod([min(n, m) for n, m in zip(size, shape[-len(size) :], strict=True)])
-        assert len(inside) == room  # no patch hangs over an edge while there is room on the other side
+        assert len(inside) == room  # a patch exceeds no edge while the other side has room
     assert (covered > 0).all()
 
 
@@ -105,7 +105,7 @@ def test_patches_move_around_their_point_by_at_most_the_jitter(point_in_an_image
     middle = images[:, :, 2, 3, 2] - [9, 7, 8]
     assert (np.abs(middle) <= np.array(jitter) + 0.5).all()
     assert (np.abs(middle).max(0) >= np.floor(np.array(jitter))).all()
-    assert ((middle.min(0) < 0) == (np.array(jitter) > 0)).all()  # to both sides
+    assert ((middle.min(0) < 0) == (np.array(jitter) > 0)).all()  # exceeds both sides
 
 
 def test_in_2d_a_patch_moves_within_the_slice_of_its_point(point_in_an_image_of_places):

@@ -19,7 +19,7 @@ def test_informative_features_are_found_at_any_number_and_scale(features):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 200)
     given = rng.normal(size=(200, features)) * 1000
-    given += 5000 / features**0.5 * truth[:, None]  # as brightness is in every voxel
+    given += 5000 / features**0.5 * truth[:, None]  # every feature shares the signal
     found = predict(given[:100], truth[:100, None].astype(float), given[100:])[:, 0]
     assert ((found > 0.5) == truth[100:]).mean() > 0.9
 

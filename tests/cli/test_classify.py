@@ -71,7 +71,7 @@ def home(tmp_path_factory):
         image.SetOrigin([-20.0, 30.0, 5.0])
         image.SetDirection([-1.0, 0, 0, 0, 1, 0, 0, 0, 1])
         sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{i}_0000.nii.gz"))
-    described = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}  # no labels, which would be described
+    described = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}  # masks would need labels here
     (raw / "dataset.json").write_text(json.dumps(described))
     (raw / "classes.csv").write_text("case,odd\n" + "".join(f"case_{i},{i % 2}\n" for i in range(8)))
     points = "".join(f"case_{i},{-36 + k},{44 + k},{20 - k},{k % 2}\n" for i in range(8) for k in range(3))
@@ -202,7 +202,7 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
         "nan_0000.nii.gz: 1 voxels are NaN or infinite",
     ):
         assert said in message
-    assert list(pd.read_csv(out)["case"]) == ["good"]  # the others go on
+    assert list(pd.read_csv(out)["case"]) == ["good"]  # the other images are classified
     run_case, calls = DefaultPreprocessor.run_case_npy, []
 
     def with_holes(self, *arguments):
@@ -220,7 +220,7 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
 
 @pytest.mark.slow
 def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_that(folder, monkeypatch):
-    monkeypatch.setattr(Report, "write", lambda *_: None)  # seconds
+    monkeypatch.setattr(Report, "write", lambda *_: None)  # takes seconds
     plan_of(folder, "classes")
     short = ["-epochs", "1", "-iters_per_epoch", "1", "-batch_size", "4", "-device", "cpu"]
     assert run(monkeypatch, pretrain, "-d", "777", "-p", "Pclasses", "-f", "0", *short) is None
@@ -234,7 +234,7 @@ def test_a_dataset_without_masks_pretrains_and_its_classification_starts_from_th
 
 
 @pytest.mark.slow
-def test_more_images_and_a_comparison_of_a_dataset_without_masks(folder, monkeypatch, capsys):
+def test_a_dataset_without_masks_takes_unlabelled_scans_and_is_compared(folder, monkeypatch, capsys):
     plan_of(folder, "classes")
     images = folder.parents[1] / "more"
     images.mkdir()
@@ -247,7 +247,7 @@ def test_more_images_and_a_comparison_of_a_dataset_without_masks(folder, monkeyp
     capsys.readouterr()
     arguments = ["-d", "777", "-p", "Pclasses", "-c", "3d_fullres", "-labelled", "2", "-seeds", "1", "-device", "cpu"]
     assert run(monkeypatch, compare, *arguments, "--dry_run") is None
-    assert "__classification" in capsys.readouterr().out  # AUROC, where there is nothing to segment
+    assert "__classification" in capsys.readouterr().out  # a dataset without masks is compared by AUROC
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_our_planner_plans_a_dataset_without_masks(folder, monkeypatch):
     before = (folder / "dataset.json").read_text()
     with one_process() as patch:
         assert run(patch, preprocess, "-d", "777", "-pl", "PCRLPlanner") is None
-    assert json.loads((folder / "dataset.json").read_text()) == json.loads(before)  # with the foreground's label
+    assert json.loads((folder / "dataset.json").read_text()) == json.loads(before)  # has the foreground's label
     plan = json.loads((folder / "PCRLPlans.json").read_text())
     assert plan["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert os.environ["nnUNet_raw"] == str(folder.parents[1] / "raw")

@@ -27,7 +27,7 @@ SHORT = {
     "finetune": {"epochs": 1, "iters_per_epoch": 2, "val_iters_per_epoch": 1},
 }
 COMMAND = "pcrl_nnunet_compare -d 8 -device cpu -labelled 2 -seeds 1 -methods stock pseudo_labels pcrlv2"
-# Runs each of the commands in a process of its own, and stops at the first that fails.
+# Runs each command in its own process, and stops after the first failure.
 COMMANDS = """
 import importlib, multiprocessing, os, runpy, subprocess, sys, traceback
 from types import SimpleNamespace
@@ -162,7 +162,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     dry, exists_then, done, _, again = run(
         environment, f"{COMMAND} --dry_run", str(exists), COMMAND, on_validation, COMMAND
     )
-    assert "runs             4: 4 methods x 1 number of labels x 1 subset\n" in dry
+    assert "runs             4: 4 methods x 1 number of labelled cases x 1 subset\n" in dry
     assert "steps            6: 4 trainings, 1 prediction of pseudo-labels, 1 pretraining\n" in dry
     assert "done             0 of 6 steps\n" in dry
     assert "Measuring a step of training with labels\n" in dry
@@ -184,7 +184,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     assert set(scores["method"]) == {"scratch", "stock", "pseudo_labels", "pcrlv2"}
     assert set(scores["case"]) == set(description["split"]["test"])
 
-    # nnU-Net's own measure of a prediction, against a Dice that is counted here
+    # nnU-Net's own Dice equals a Dice computed here
     fold = list(description["folds"]).index("2_0_test")
     (scratch,) = (folder / "nnUNet_results" / DATASET).glob(
         f"PCRLScratchTrainer__*scratch_2_0__*/fold_{fold}/validation"
@@ -206,7 +206,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     assert table.set_index("method").loc["pcrlv2", "difference"] == pytest.approx(points["pcrlv2"] - points["scratch"])
 
     for name in ("label_efficiency", "iterations", "segmentations"):
-        assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # more than white
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}.png"))).std() > 10  # not all white
     assert not list(folder.rglob("checkpoint_best.pth"))
     last = done.strip().splitlines()[-1]
     # chance decides whether a network of a few iterations is better than a guess; the verdict goes with the table
@@ -263,12 +263,13 @@ def test_a_comparison_of_classifications_is_scored_by_auroc_beside_shortcuts(env
     scores = pd.read_csv(folder / "results.csv")
     assert list(scores) == ["method", "labelled", "seed", "case", "label", "auroc"]
     assert set(scores["method"]) == {"scratch", "position", "pcrlv2"}
-    assert scores.set_index("method").loc["position", "auroc"] == 1.0  # all there is to learn
+    assert scores.set_index("method").loc["position", "auroc"] == 1.0  # the position decides the label
     predictions = pd.read_csv(folder / "predictions.csv")
     assert set(predictions["case"]) == {*split["test"]}
     assert len(predictions) == 3 * 2 * len(split["test"])
     assert {"label_efficiency.png", "iterations.png", "roc.png"} <= {path.name for path in folder.iterdir()}
-    assert "A shortcut is as good as the best network: with 3 labels position reaches 100.0" in done
+    assert "A shortcut is as good as the best network: with 3 labelled cases, position reaches 100.0" in done
     last = done.rstrip().splitlines()[-1]
-    assert re.match(r"(Nothing was learned, and t|T)here is no verdict: with 3 labels no network ", last)  # 2 cases
+    learned = "with 3 labelled cases no network "  # 2 scored cases tell nothing
+    assert re.match(rf"(Nothing was learned, and t|T)here is no verdict: {learned}", last)
     assert "more scored cases" in last

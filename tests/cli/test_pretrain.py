@@ -40,7 +40,7 @@ def test_it_pretrains_by_id_and_by_name(command, tiny, dataset):
 
 
 def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(command, tiny, capsys, monkeypatch):
-    monkeypatch.setenv("nnUNet_wandb_enabled", "1")  # wandb is not installed, or would ask
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")  # wandb is not installed, or would ask for a login
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
     out = capsys.readouterr().out
     sizes = ("global input          4x8x8 voxels", "batch                 4 samples")
@@ -67,7 +67,7 @@ def test_a_dry_run_measures_the_methods_preparation(command, tiny, capsys, monke
     assert not tiny.results.exists()
 
 
-def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys, monkeypatch):
+def test_a_dry_run_of_several_processes_measures_the_part_of_one(command, capsys, monkeypatch):
     monkeypatch.setattr(PCRLPretrainTrainer, "train_step", lambda *_: {})
     monkeypatch.setattr("pcrl_nnunet.report.pictures.views_of_a_case", lambda *_: None)
     estimates = []
@@ -78,7 +78,7 @@ def test_a_dry_run_of_several_processes_is_of_the_part_of_one(command, capsys, m
         assert "batch                 32 samples" in out
         assert ("memory and time are for one process with 16 samples" in out) == (number == "2")
         estimates.append(float(re.search(r"([\d.]+) GB estimated", out)[1]))
-    assert estimates[1] == pytest.approx(estimates[0] / 2, abs=0.006)  # it says two digits
+    assert estimates[1] == pytest.approx(estimates[0] / 2, abs=0.006)  # the output has two decimals
     refused = command("-d", "999", "--dry_run", *SHORT, "-device", "cpu", "-num_gpus", "3")
     assert "3 processes share a batch of 4 samples, and each needs 2" in str(refused)
 
@@ -107,7 +107,7 @@ def test_the_device_is_named_once(command, tiny, capsys, monkeypatch):
     assert "Using device cpu: no GPU was found" in out
     assert len(re.findall(r"\bdevice\b", out, re.IGNORECASE)) == 2  # the other one is an option of the next command
     assert "Please cite" in out  # nnU-Net's line on its device came before
-    assert max(map(len, out.replace(str(tiny.results), "").splitlines())) < 300  # no settings as Python shows them
+    assert max(map(len, out.replace(str(tiny.results), "").splitlines())) < 300  # no Python repr of the settings
 
 
 def test_the_first_lines_name_method_plan_and_changed_settings(command, tiny, capsys):
@@ -135,7 +135,7 @@ def slowly(self, original, *given):
     return original(self, *given)
 
 
-def test_a_slow_preparation_and_slow_steps_are_told(command, tiny, capsys, monkeypatch):
+def test_a_slow_preparation_and_slow_steps_print_progress(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.1)
     for name in ("on_train_start", "train_step", "on_train_end"):
         original = getattr(PCRLPretrainTrainer, name)
@@ -214,7 +214,7 @@ def test_only_overwrite_replaces_a_damaged_final_file(command, tiny, damage):
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
     damaged = path.read_bytes()
-    assert "pretrain again" in command("-d", "999", *SHORT, "--c")  # there is nothing to go on from
+    assert "pretrain again" in command("-d", "999", *SHORT, "--c")  # no state is left to resume from
     assert "in its place with --overwrite" in command("-d", "999", *SHORT)
     assert path.read_bytes() == damaged
     assert command("-d", "999", *SHORT, "--overwrite") == 0
@@ -223,7 +223,7 @@ def test_only_overwrite_replaces_a_damaged_final_file(command, tiny, damage):
 
 
 @pytest.mark.parametrize("during", ["preparation", "_write_report", "final_content"])
-def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(command, tiny, capsys, monkeypatch, during):
+def test_sigterm_before_the_first_and_after_the_last_step_is_handled(command, tiny, capsys, monkeypatch, during):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     expected = checkpoint.read(str(path))["encoder_hash"]
@@ -234,7 +234,7 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, torchrun and -num_gpus at the same time
+            os.kill(os.getpid(), signal.SIGTERM)  # several arrive if scheduler, torchrun and -num_gpus all send one
         return function(trainer, **options)
 
     with monkeypatch.context() as patch:
@@ -251,7 +251,7 @@ def test_sigterm_before_the_first_step_and_after_the_last_is_answered_too(comman
     assert results(tiny) == [checkpoint.FINAL]
 
 
-def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
+def test_ctrl_c_exits_with_130_and_c_continues(command, tiny, monkeypatch):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     expected = checkpoint.read(str(path))["encoder_hash"]
@@ -260,7 +260,7 @@ def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
 
     def interrupted(trainer, batch, step, *levels):
         if step == 1:
-            raise KeyboardInterrupt  # as Python makes of SIGINT, unless it was started in the background
+            raise KeyboardInterrupt  # Python turns SIGINT into this, unless it runs in the background
         return train_step(trainer, batch, step, *levels)
 
     with monkeypatch.context() as patch:
@@ -270,7 +270,7 @@ def test_ctrl_c_ends_it_with_130_and_c_goes_on(command, tiny, monkeypatch):
     assert checkpoint.read(str(path))["encoder_hash"] == expected
 
 
-def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, capsys):
+def test_a_finished_file_that_lacks_a_newer_setting_counts_as_finished(command, tiny, capsys):
     command("-d", "999", *SHORT)
     (path,) = tiny.results.rglob(checkpoint.FINAL)
     content = checkpoint.read(str(path))
@@ -282,7 +282,7 @@ def test_a_file_from_before_a_setting_is_finished_all_the_same(command, tiny, ca
     assert "This pretraining is finished" in capsys.readouterr().out
 
 
-def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny, capsys, monkeypatch):
+def test_a_damaged_state_falls_back_to_the_state_before_with_a_warning(command, tiny, capsys, monkeypatch):
     def stop_in_the_last_epoch(trainer, batch, step, *levels):
         if step == 4:
             raise UserError("stopped")
@@ -300,17 +300,17 @@ def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny,
     latest, previous = final.with_name(checkpoint.LATEST), final.with_name(checkpoint.PREVIOUS)
     whole, before = latest.read_bytes(), previous.read_bytes()
     pickled = bytearray(whole)
-    pickled[whole.index(b"\x80\x02}") + 60] ^= 1  # of the names and values
+    pickled[whole.index(b"\x80\x02}") + 60] ^= 1  # damages the names and values
     for damaged in (whole[: len(whole) // 2], b"\0" * len(whole), b"", bytes(pickled)):
         latest.write_bytes(damaged)
         previous.write_bytes(before)
         capsys.readouterr()
         if len(damaged) == len(whole) // 2:
-            with monkeypatch.context() as patch:  # one save later
+            with monkeypatch.context() as patch:  # reach the next save
                 patch.setattr(PCRLPretrainTrainer, "train_step", stop_in_the_last_epoch)
                 assert command(*three_epochs, "--c") == "Error: stopped"
             assert latest.with_name(checkpoint.DAMAGED).read_bytes() == damaged
-            assert previous.read_bytes() == before  # no damaged one took the place of the good one
+            assert previous.read_bytes() == before  # the damaged state did not replace the good one
             checkpoint.read(str(latest), checkpoint.STATE_FORMAT)
         assert command(*three_epochs, "--c") == 0
         said = capsys.readouterr().out
@@ -323,7 +323,7 @@ def test_a_damaged_state_falls_back_on_the_one_before_and_says_so(command, tiny,
     latest.write_bytes(whole[:100])
     previous.write_bytes(before[:100])
     assert f"checkpoint {previous}" in command(*three_epochs, "--c")
-    assert (latest.read_bytes(), previous.read_bytes()) == (whole[:100], before[:100])  # nothing is lost
+    assert (latest.read_bytes(), previous.read_bytes()) == (whole[:100], before[:100])  # both files are unchanged
 
 
 def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
@@ -335,10 +335,10 @@ def test_two_pretrainings_of_one_folder_are_refused(command, tiny):
     with open(path.with_name(".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "Another pcrl_nnunet_pretrain is at work on" in command("-d", "999", *SHORT)
-    assert log.exists()  # of the one at work
+    assert log.exists()  # the log of the running pretraining
 
 
-def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed(command, tiny, monkeypatch):
+def test_a_running_pretraining_is_unharmed_by_a_refused_second_one(command, tiny, monkeypatch):
     pytest.importorskip("fcntl")
     refused = []
     train_step = PCRLPretrainTrainer.train_step
@@ -361,10 +361,10 @@ def test_a_second_pretraining_is_refused_from_within_the_first_which_is_unharmed
     assert weights() == undisturbed
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the killed worker's queue
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # from the killed worker's queue
 @pytest.mark.parametrize("fault", ["worker", "truncated", "vanished"])
-def test_after_a_fault_of_the_data_in_the_second_epoch_c_goes_on(command, tiny, monkeypatch, fault):
-    steps = 12 if fault == "worker" else 8  # the batches that a worker has made before come first
+def test_after_a_fault_of_the_data_in_the_second_epoch_c_continues(command, tiny, monkeypatch, fault):
+    steps = 12 if fault == "worker" else 8  # batches made before the fault come first
     longer = ["-epochs", "2", "-iters_per_epoch", str(steps), "-batch_size", "4", "-device", "cpu"]
     monkeypatch.setenv("nnUNet_n_proc_DA", "1" if fault == "worker" else "0")
     train_step = PCRLPretrainTrainer.train_step
@@ -411,7 +411,7 @@ def test_only_the_first_process_of_a_machine_registers(command, monkeypatch, loc
     monkeypatch.setattr(registration, "is_registered", lambda: False)
     monkeypatch.setattr(registration, "register", lambda: made.append("bridge") or [])
     monkeypatch.setattr(distributed, "launched", lambda: True)
-    monkeypatch.setattr(distributed, "process_group", nullcontext)  # of this process alone
+    monkeypatch.setattr(distributed, "process_group", nullcontext)  # without other processes
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert command("-d", "999", *SHORT) == 0
     assert len(made) == calls
@@ -475,7 +475,7 @@ def test_a_damaged_split_file_is_named(command, tiny, content):
     assert not tiny.results.exists()
 
 
-def test_a_results_folder_that_is_none_is_named(command, tiny, monkeypatch):
+def test_a_results_folder_that_is_a_file_is_named(command, tiny, monkeypatch):
     file = tiny.folder / "a_file"
     file.touch()
     monkeypatch.setenv("nnUNet_results", str(file))

@@ -205,14 +205,14 @@ def test_overwrite_keeps_the_earlier_pretraining_until_the_new_result_is_written
     train_step = PCRLPretrainTrainer.train_step
     monkeypatch.setattr(PCRLPretrainTrainer, "train_step", step)
     assert command(*SHORT, "--overwrite", "-seed", "1") == 0
-    assert found[checkpoint.FINAL] == first[checkpoint.FINAL]  # while the second one was at work
+    assert found[checkpoint.FINAL] == first[checkpoint.FINAL]  # the file while the second pretraining ran
     kept = files(folder / "old_1")
     assert kept == {name: content for name, content in first.items() if name != ".lock"}
     assert seed_of(folder / checkpoint.FINAL) == 1
     assert seed_of(folder / "old_1" / checkpoint.FINAL) == 0
     (log,) = folder.glob("training_log_*.txt")
     assert f"the files of the pretraining that was here are kept in {folder / 'old_1'}" in log.read_text()
-    assert not (folder / REPORT).exists()  # reports are not written here
+    assert not (folder / REPORT).exists()  # these tests write no report
 
     assert command(*SHORT, "--overwrite", "-seed", "2") == 0
     assert [seed_of(folder / name / checkpoint.FINAL) for name in ("", "old_1", "old_2")] == [2, 0, 1]
@@ -275,11 +275,11 @@ def test_an_overwriting_that_was_stopped_before_its_first_state_brings_everythin
 def test_c_restarts_an_overwriting_killed_before_its_first_state(command, tiny):
     """The result in the folder is still the earlier one, which --c must not take for the new one."""
     assert command(*SHORT) == 0
-    output_folder.set_overwriting(folder_of(tiny), True)  # all that a killed start leaves, besides the files put aside
+    output_folder.set_overwriting(folder_of(tiny), True)  # a killed start leaves this, and the files put aside
     assert command(*SHORT, "--c", "-seed", "1") == 0
     assert seed_of(folder_of(tiny) / checkpoint.FINAL) == 1
     assert not output_folder.is_overwriting(folder_of(tiny))
-    assert command(*SHORT, "--c", "-seed", "1") == 0  # finished, now
+    assert command(*SHORT, "--c", "-seed", "1") == 0  # finished now
 
 
 def test_an_encoder_that_saw_the_folds_validation_cases_is_refused(command, tiny):
@@ -302,7 +302,7 @@ def test_failed_start_of_weights_and_biases_is_named_and_leaves_nothing(command,
     assert not folder_of(tiny).exists()
 
 
-def test_the_command_to_go_on_overwrites_nothing(command, tiny, capsys, monkeypatch):
+def test_the_command_to_resume_overwrites_nothing(command, tiny, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/bin/pcrl_nnunet_pretrain", "-d", "999", "--overwrite", "-init", "a b.pth"])
     assert shlex.split(command_to_go_on()) == ["pcrl_nnunet_pretrain", "-d", "999", "-init", "a b.pth", "--c"]
 
@@ -317,7 +317,7 @@ def test_c_without_a_state_announces_a_new_pretraining(command, tiny, capsys):
         assert "STARTS FROM NOTHING: 2 epochs of 3 steps, 6 steps in all" in block
 
 
-def test_after_a_folds_pretraining_the_command_is_of_that_fold_and_device(command, capsys):
+def test_the_next_command_has_the_fold_and_device_of_the_pretraining(command, capsys):
     assert command(*SHORT, "-f", "1") == 0
     line = "nnUNetv2_train Dataset999_Tiny 3d_fullres 1 -tr PCRLFinetuneTrainer -p nnUNetPlans -device cpu"
     assert capsys.readouterr().out.rstrip().endswith(f"Fine-tune fold 1 with: {line}")
@@ -349,7 +349,7 @@ def fine_tuning(plan, tiny):
     return PCRLFinetuneTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))
 
 
-def test_settings_of_a_copy_are_its_own(command, tiny):
+def test_a_copy_of_a_plan_has_its_own_settings(command, tiny):
     assert command(*SHORT, "-name", "low") == 0
     path = tiny.folder / "nnUNetPlans_low.json"
     copy = json.loads(path.read_text())

@@ -31,7 +31,7 @@ NAME_PLANNER = (
     "t = find(nnunetv2.__path__[0] + '/experiment_planning', {!r}, 'nnunetv2.experiment_planning'); "
     "print(t and t.__module__, t and t.__qualname__)"
 )
-# Every class that nnU-Net's look-up finds in its trainer and planner folders, with the module it is found in.
+# Lists every class that nnU-Net finds in its trainer and planner folders, with its module.
 ALL_STOCK_CLASSES = """
 import ast, os, sys, nnunetv2
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find
@@ -127,7 +127,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "__pycache__")
     shutil.copytree(REPOSITORY, folder / "ours", ignore=ignored)
     nnunet = f"nnunetv2=={version('nnunetv2')}"
-    # pip asks a source's build backend for its name, which takes seconds less with the setuptools that is here.
+    # pip asks the build backend for the package's name. The installed setuptools answers seconds faster.
     isolation = ("--no-build-isolation",) if find_spec("setuptools") else ()
     for arguments in (
         ("download", "--no-deps", "--only-binary", ":all:", nnunet, "-d", folder),
@@ -215,7 +215,7 @@ def test_a_broken_package_raises_and_an_uninstalled_one_leaves_stock_nnunet(
     assert made.trainer("nnUNetTrainer_5epochs").endswith("nnUNetTrainer_5epochs")
 
     made.pip("uninstall", "-y", "pcrl_nnunet")
-    # A checkout in a folder that Python searches has our package's name, but is not our package.
+    # A checkout in a folder on Python's path may have our package's name without being our package.
     (made.folder / "pcrl_nnunet" / "trainers").mkdir(parents=True)
     (made.site_packages / "checkout.pth").write_text(f"{made.folder}\n")
     without_ours = made.trainer("PCRLFinetuneTrainer")
@@ -295,7 +295,7 @@ def other_user(environment: Environment) -> tuple[str, ...]:
     if os.getuid() != 0:
         return ()
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    # Where the interpreter itself lies in root's home, the user may read everything, but still not write.
+    # If the interpreter lies in root's home, the user gets the right to read everything, but not to write.
     for command in (nobody, (*nobody, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")):
         if shutil.which("setpriv") and not run(*command, environment.python, "-c", "", check=False).returncode:
             return command

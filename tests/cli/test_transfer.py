@@ -83,7 +83,7 @@ def test_transfer_writes_plan_fitted_file_and_table(command, tiny, tmp_path, cap
 
     new = json.loads((tiny.folder / "nnUNetPlans_luna.json").read_text())
     assert new["plans_name"] == "nnUNetPlans_luna"
-    assert new["configurations"] == plan["configurations"]  # of which data_identifier is one
+    assert new["configurations"] == plan["configurations"]  # data_identifier included
     assert new["pcrl"] == plan["pcrl"]
     assert new["pcrl_fitted"] == source
     assert (tiny.folder / "nnUNetPlans.json").read_bytes() == stock
@@ -157,13 +157,13 @@ def test_the_new_plan_allows_a_partial_encoder_if_stages_are_missing(command, ti
     assert new["pcrl"]["finetune"]["allow_partial_encoder"] is True
     trainer = trainer_of(PCRLFinetuneTrainer, tiny, new)
     deepest = copy.deepcopy(trainer.network.encoder.stages[2].state_dict())
-    trainer._load_pretrained()  # as far as it is pretrained: the rest is not replaced by other random weights
+    trainer._load_pretrained()  # loads the pretrained part; the rest keeps its random weights
     for name, tensor in trainer.network.encoder.stages[2].state_dict().items():
         assert torch.equal(tensor, deepest[name])
 
 
 @pytest.mark.parametrize("how", ["repeat", "first", "mean"])
-def test_the_channels_are_made_as_asked(command, tiny, tmp_path, how):
+def test_the_flag_chooses_how_channels_are_adapted(command, tiny, tmp_path, how):
     source = pretrained(tiny, tmp_path)
     two_channel_target(tiny)
     assert command("-i", source, "-d", "999", "-name", how, "-input_channels", how) == 0
@@ -200,7 +200,7 @@ def everything_in(tiny):
 @pytest.mark.parametrize("again", [False, True])
 def test_an_unwritable_plan_is_named_and_leaves_no_checkpoint(command, tiny, tmp_path, as_users_do, again):
     source = pretrained(tiny, tmp_path)
-    if again:  # the checkpoint of an earlier call is there, its plan was removed
+    if again:  # an earlier call left its checkpoint, and its plan was removed
         assert command("-i", source, "-d", "999", "-name", "a") == 0
         (tiny.folder / "nnUNetPlans_a.json").unlink()
     before = everything_in(tiny)

@@ -48,13 +48,13 @@ def test_every_method_and_the_control_have_an_arm_with_recipe_pretrained():
         assert (arm.pretraining, arm.controls) == (name, ["scratch_pretrained"])
         assert arm.finetune == known["scratch_pretrained"].finetune
     assert list(choose_arms(["mae_pretrained"], {}, known)) == ["scratch", "mae_pretrained", "mae"]
-    other = {"initial_lr": 0.5, "optimizer": "adamw", "deep_supervision": True}  # of the whole comparison
+    other = {"initial_lr": 0.5, "optimizer": "adamw", "deep_supervision": True}  # settings for all arms
     plan = {"pcrl": {"finetune": {**other, **arm.finetune}}}
     of_recipe = FinetuneSettings.from_plan({"pcrl": {"finetune": {"recipe": "pretrained"}}})
     assert FinetuneSettings.from_plan(plan) == of_recipe
     classifying = built_in_arms(facts(make_plan()), "pcrlv2", 8, SimpleNamespace(point=None))
     assert "mae" in classifying
-    assert not [name for name in classifying if name.endswith("_pretrained")]  # they would differ by chance alone
+    assert not [name for name in classifying if name.endswith("_pretrained")]  # such arms would differ by chance alone
 
 
 SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}
@@ -122,7 +122,7 @@ def test_the_ablations_match_the_papers_tables(name):
     assert {(d.restoration, d.comparison) for d in drawn} == set(levels)
     assert settings.own.views.num_local == num_local
     if name not in ("pcrlv2", "skip_connections", "cross_scale"):
-        assert settings.batch_size == 8  # whatever fits
+        assert settings.batch_size == 8  # even if more samples fit
     assert any(d.comparison != d.comparison_of_second for d in drawn) == (name == "cross_scale")
     assert pretraining.decoder.skip_connections == (name == "skip_connections")
     assert (settings.own.views.crops == "multi_crop") == (name == "multi_crop")

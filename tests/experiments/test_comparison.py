@@ -47,7 +47,7 @@ def test_pseudo_labels_are_for_training_cases_without_labels_only(tiny, layout):
     this = layout()
     shutil.copy(
         tiny.data / f"{this.comparison.cases.split.test[0]}.b2nd", folder / "copy.b2nd"
-    )  # of a test case, under another name
+    )  # a copy of a test case under another name
     image = np.random.default_rng(99).normal(size=(1, 14, 14, 14)).astype(np.float32)
     blosc2.asarray(image, urlpath=str(folder / "scan.b2nd"))
 
@@ -80,7 +80,7 @@ def test_unlabelled_scans_of_held_out_patients_are_left_out(tiny, layout):
     assert list(this.comparison.cases.left_out) == ["later"]
     assert [case.name for case in this.comparison.cases.unlabelled] == ["other"]
 
-    # A start that did not yet know whose scan it is has linked it into the folder that pretraining takes all from.
+    # A start without the list of patients links the scan into the folder, and pretraining takes all of the folder.
     first = layout()
     prepare(first, RUNS)
     linked = Path(first.preprocessed) / "Dataset999_Tiny" / folder.name
@@ -90,7 +90,7 @@ def test_unlabelled_scans_of_held_out_patients_are_left_out(tiny, layout):
     assert (folder / "later.b2nd").exists()
 
 
-def test_runs_without_the_cases_they_need_are_found_before(layout):
+def test_a_run_that_lacks_cases_is_refused_with_the_reason(layout):
     this = layout("semi")
     everything = len(this.comparison.cases.split.train)
     assert (

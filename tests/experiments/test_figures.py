@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pcrl_nnunet.experiments import figures
 from pcrl_nnunet.experiments.pictures import _label_names
 
-ROC = np.array([0, 1]), np.array([0, 1])  # truth and score of a run
+ROC = np.array([0, 1]), np.array([0, 1])  # a run's truth and score
 FOUND = {"points": 71.23, "low": 60.0, "high": 81.04}
 
 

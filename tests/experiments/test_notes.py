@@ -46,5 +46,5 @@ def test_stock_with_another_rate_or_task_differs_from_scratch(layout):
     assert note_on_stock(layout(settings={"finetune": few}).comparison) is None
     made = layout(settings={"finetune": few}, methods=("stock",))
     assert note_on_stock(made.comparison) is not None
-    classifies = replace(made.comparison, label_table=object())  # the plan does not say the rate of a classification
+    classifies = replace(made.comparison, label_table=object())  # for a classification the plan states no rate
     assert note_on_stock(classifies) is None

@@ -33,7 +33,7 @@ def test_folds_keep_their_numbers_when_runs_are_added(layout):
 def test_other_settings_are_refused_once_something_was_trained(layout):
     prepare(layout(settings={"finetune": {"epochs": 3}}), RUNS)
     this = layout()
-    prepare(this, RUNS)  # nothing had been
+    prepare(this, RUNS)  # nothing was trained yet
     for run in RUNS:
         Path(this.output(run)).mkdir(parents=True)
     with pytest.raises(UserError, match=r"another settings.finetune.epochs \(1, now 7\); give another folder"):
@@ -59,7 +59,7 @@ def test_other_settings_are_refused_for_new_runs_too(layout, protocol):
     with pytest.raises(UserError, match=r"another settings.pretrain.epochs \(null, now 5\)"):
         go_on({}, {**same, "pretrain": {"epochs": 5}})
     other = {"mine": {"pretrain": None, "finetune": {"epochs": 6}}}
-    for _ in range(2):  # also after a call that did not name it
+    for _ in range(2):  # also after a call without the method
         with pytest.raises(UserError, match=r"another method mine.finetune.epochs \(3, now 6\); .* another name"):
             go_on(other, same)
         go_on({}, same)
@@ -104,12 +104,12 @@ def test_a_preview_changes_nothing_in_a_comparison_that_has_begun(tmp_path, layo
     (tmp_path / "second").mkdir()
     preview_in(semi, str(tmp_path / "second"))
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'out'))} holds .* another protocol"):
-        prepare(semi, RUNS)  # it names the user's folder, not that of the preview
+        prepare(semi, RUNS)  # the error names the user's folder, not the preview's
 
 
 def test_pretrainings_are_kept_when_the_scored_part_changes(layout):
     on_validation, on_test = layout(scored="val"), layout()
-    runs = [*RUNS, Run("pseudo_labels", 2, 0)]  # their data hold the scored cases
+    runs = [*RUNS, Run("pseudo_labels", 2, 0)]  # the data of pseudo_labels contain the scored cases
     prepare(on_validation, runs)
     for run in runs:
         Path(on_validation.output(run)).mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_a_network_trained_with_the_other_part_scored_is_found(layout, first, th
         Path(earlier.network(run)).write_bytes(b"")
     prepare(this, runs)
     for run in runs:
-        assert this.trained_before(run) is None  # not known to have come to its end
+        assert this.trained_before(run) is None  # no sign that the training was completed
         Path(earlier.evaluation(run)).write_text("{}")
         assert this.trained_before(run) == earlier.network(run)
         assert this.trained_before(Run(run.arm, 3, 0)) is None

@@ -54,7 +54,7 @@ def test_no_training_outlives_the_command(tmp_path, number, seconds):
     command = [sys.executable, "-c", PARENT, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
-        children = [int(child) for child in log.read_text().split()]  # later the log may hold how they ended
+        children = [int(child) for child in log.read_text().split()]  # later the log may also say how they ended
         parent.send_signal(number)
         try:
             wait_until(lambda: not any(is_running(child) for child in children))
@@ -64,7 +64,7 @@ def test_no_training_outlives_the_command(tmp_path, number, seconds):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
-def test_a_step_ends_though_a_fork_swallows_its_sigterm():
+def test_a_step_ends_even_if_a_fork_loses_its_sigterm():
     code = """
 import os, time
 from pcrl_nnunet.experiments.steps import end_with_parent
@@ -86,7 +86,7 @@ time.sleep(600)
         finally:
             child.kill()
     assert out == "goes on\n"
-    assert "Exception ignored in" in error  # of the first
+    assert "Exception ignored in" in error  # Python dropped the first SIGTERM
     assert child.returncode == 128 + signal.SIGTERM
 
 

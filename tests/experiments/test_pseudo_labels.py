@@ -84,7 +84,7 @@ def test_voxels_outside_the_mask_of_normalisation_are_marked_as_by_nnunet(work, 
     np.testing.assert_array_equal(seg, expected)
 
 
-def test_it_goes_on_where_it_was_stopped(work, monkeypatch):
+def test_prediction_resumes_after_a_stop(work, monkeypatch):
     Predictor.calls = 0
     with monkeypatch.context() as patch:
         patch.setattr(pseudo_labels, "write_pickle", lambda *_: 1 / 0)
@@ -102,7 +102,7 @@ def test_a_description_can_be_read_back(work, tmp_path):
     assert PseudoLabels.load(str(tmp_path / "description.json")) == work.labels
 
 
-def test_locations_are_of_regions_where_nnunet_trains_on_regions(tiny):
+def test_for_a_training_on_regions_locations_are_stored_by_region(tiny):
     seg = np.asarray(blosc2.open(str(tiny.data / "case_0_seg.b2nd"))[:])
     locations = class_locations(seg, label_manager(**REGIONS))
     assert set(locations) == {(1, 2), 2} or set(locations) == {(1, 2), (2,)}

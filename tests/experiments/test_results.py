@@ -33,12 +33,12 @@ def test_results_keep_other_runs_and_ignore_half_written_summaries(layout):
     summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": "x/case_1.nii.gz", "metrics": metrics}]}))
     Path(this.file("results.csv")).write_text("method,labelled,seed,case,label,dice\nmine,2,0,case_1,a,0.25\n")
     of_dice = collect(this, RUNS)
-    assert of_dice.chance == pytest.approx(100 * (2 * 0.25 / 1.25 + 1) / 2)  # a quarter has one label, none the other
+    assert of_dice.chance == pytest.approx(100 * (2 * 0.25 / 1.25 + 1) / 2)  # a label in a quarter, another absent
     scores = pd.read_csv(this.file("results.csv"))
     assert scores[["method", "label"]].to_numpy().tolist() == [["scratch", "a"], ["scratch", "b"], ["mine", "a"]]
 
 
-def test_the_curve_of_a_run_is_found_without_naming_its_arm_again(layout):
+def test_the_curve_of_an_earlier_calls_arm_is_found(layout):
     run = Run("mine", 2, 0)
     own = {"mine": {"pretrain": None, "pseudo_labels": True, "finetune": {"iters_per_epoch": 7}}}
     for scored, dice in (("test", [0.1, 0.2]), ("val", [0.3, 0.4])):

@@ -30,7 +30,7 @@ def test_the_table_has_the_paired_difference_with_an_interval():
 def test_an_empty_prediction_of_an_empty_truth_counts_as_right():
     given = dice_table(0.0).query("label == 'a'").copy()
     empty = given["case"].isin([f"case_{i}" for i in range(20)])
-    given.loc[empty & (given["method"] == "scratch"), "dice"] = np.nan  # nnU-Net's: rightly nothing
+    given.loc[empty & (given["method"] == "scratch"), "dice"] = np.nan  # nnU-Net's value for a correct empty prediction
     given.loc[empty & (given["method"] == "pcrlv2"), "dice"] = 0.0  # a false positive
     rows = table(DiceScores(given)).set_index("method")
     assert rows.loc["pcrlv2", "difference"] < -40
@@ -54,7 +54,7 @@ def test_blind_predictions_count_as_nothing_learned():
                 rows.append((f"random_{number}", 5, 0, case, name, dice_of(truth == label, prediction == label)))
     scores = DiceScores(pd.DataFrame(rows, columns=list(COLUMNS)), shares=shares)
     assert scores.chance == pytest.approx(100 * np.mean([2 * 0.2 / 1.2, 2 * 0.05 / 1.05]), abs=0.3)
-    assert scores.runs["points"].max() > 15  # far from 0, where predictions of everything have few errors
+    assert scores.runs["points"].max() > 15  # far from 0, the score of a prediction that labels everything
     assert not table(scores)["learned"].any()
     found = pd.DataFrame([(*row[:5], 0.4) for row in rows], columns=list(COLUMNS))
     assert table(DiceScores(found, shares=shares))["learned"].all()
@@ -97,7 +97,7 @@ def test_auroc_agrees_with_scikit_learn_in_each_draw(monkeypatch):
 
 def test_a_draw_without_both_classes_does_not_count():
     given = predictions(cases=4, points=1)
-    given["truth"] = (given["sample"] == 0).astype(float)  # one positive: in many draws there is none
+    given["truth"] = (given["sample"] == 0).astype(float)  # one positive, which many draws lack
     found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
     assert 0.2 < np.isnan(found.resampled).mean() < 0.5  # (3/4)^4 = 0.32 have no positive, 1/256 no negative
     assert np.isfinite(interval(found)).all()
@@ -115,7 +115,7 @@ def test_a_draw_without_a_rare_label_counts_the_other_labels():
     given = predictions(cases=40, points=1, labels=("a", "rare"))
     given.loc[given["label"] == "rare", "truth"] = (given["sample"] == 0).astype(float)
     found = AurocScores(given).replicates("pcrlv2", "scratch", 10, np.random.default_rng(0))
-    assert np.isfinite(found.resampled).all()  # a third of the draws have no positive of the rare one
+    assert np.isfinite(found.resampled).all()  # a third of the draws lack a positive of the rare label
 
 
 def test_intervals_of_curves_agree_with_a_bootstrap_of_a_single_run():

@@ -22,19 +22,19 @@ def verdict(scores, method, *controls):
 
 def test_the_verdict_names_gains_and_costs():
     assert verdict(together((10, 0.03, 1e-4)), "pcrlv2") == (
-        "pcrlv2 pays: with 10 labels expect +3.0 Dice over scratch (+3.0 to +3.0, 5 subsets)."
+        "pcrlv2 pays: with 10 labelled cases expect +3.0 Dice over scratch (+3.0 to +3.0, 5 subsets)."
     )
     mixed = verdict(together((10, 0.03, 1e-4), (20, -0.02, 1e-4), (40, 0.01, 0.3)), "pcrlv2")
-    assert mixed.startswith("pcrlv2 pays with 10 labels, and costs with 20: with 10 labels expect +3.0")
-    assert "with 20 labels it costs -2.0" in mixed
-    assert "with 40 labels undecided, -1." in mixed  # drawn with a spread of 30
+    assert mixed.startswith("pcrlv2 pays with 10 labelled cases, and costs with 20: with 10 labelled cases expect +3.0")
+    assert "with 20 labelled cases it costs -2.0" in mixed
+    assert "with 40 labelled cases undecided, -1." in mixed  # drawn with a spread of 30
     assert verdict(together((10, -0.03, 1e-4)), "pcrlv2").startswith(
-        "pcrlv2 does not pay here: with 10 labels it costs"
+        "pcrlv2 does not pay here: with 10 labelled cases it costs"
     )
     assert verdict(together((10, 0.0, 1e-3)), "pcrlv2").startswith("pcrlv2 does not pay here: ")
     sure = together((10, 0.002, 1e-4))
     assert verdict(sure, "pcrlv2").startswith(
-        "pcrlv2 does not pay here: with 10 labels expect +0.2 Dice over scratch ("
+        "pcrlv2 does not pay here: with 10 labelled cases expect +0.2 Dice over scratch ("
     )
     undecided = together((10, 0.0, 0.5), (20, 0.0, 0.2))
     highest = max(undecided.gain("pcrlv2", "scratch", labelled)["high"] for labelled in (10, 20))
@@ -50,12 +50,12 @@ def test_the_verdict_names_gains_and_costs():
 def test_the_verdict_takes_the_better_control():
     stock = dice_table(0.025, noise=1e-4).replace({"method": {"pcrlv2": "stock"}}).query("method == 'stock'")
     told = verdict(DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock])), "pcrlv2")
-    assert told.startswith("pcrlv2 does not pay here: with 10 labels it costs -1.5 Dice over stock (")
+    assert told.startswith("pcrlv2 does not pay here: with 10 labelled cases it costs -1.5 Dice over stock (")
     both = DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock]))
     over_scratch = verdict(both, "pcrlv2", ("scratch",))
-    assert over_scratch.startswith("pcrlv2 pays: with 10 labels expect +1.0 Dice over scratch (")
+    assert over_scratch.startswith("pcrlv2 pays: with 10 labelled cases expect +1.0 Dice over scratch (")
     of_control = verdict(DiceScores(pd.concat([dice_table(0.01, noise=1e-4), stock])), "stock")
-    assert of_control.startswith("stock pays: with 10 labels expect +2.5")
+    assert of_control.startswith("stock pays: with 10 labelled cases expect +2.5")
 
 
 @pytest.mark.parametrize(("of_scratch", "of_stock"), [(range(5), [4]), (range(5), [7, 8, 9]), ([0, 1], [3, 4])])
@@ -67,7 +67,7 @@ def test_a_control_with_few_or_other_subsets_decides_nothing(of_scratch, of_stoc
     stock = stock.assign(seed=stock["seed"].map(dict(enumerate(of_stock))), dice=stock["dice"] + 0.1)
     scratch = scratch[scratch["seed"].isin(of_scratch)]
     told = verdict(DiceScores(pd.concat([given.query("method == 'pcrlv2'"), scratch, stock])), "pcrlv2")
-    assert told.startswith("pcrlv2 pays: with 10 labels expect +3.0")
+    assert told.startswith("pcrlv2 pays: with 10 labelled cases expect +3.0")
     assert told.endswith(f"{len(of_scratch)} subsets).")
 
 
@@ -79,25 +79,27 @@ def test_networks_that_learned_nothing_get_no_verdict():
     scores = DiceScores(nothing_found(2))
     assert not table(scores)["learned"].any()
     assert said(scores) == (
-        "Nothing was learned, and there is no verdict: with 2 labels no network learned anything (the best, scratch: "
-        "0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
+        "Nothing was learned, and there is no verdict: with 2 labelled cases no network learned anything (the best, "
+        "scratch: 0.0); without a look at the images a prediction reaches up to 0.0 Dice. Lengthen the trainings."
     )
     assert verdict(scores, "pcrlv2") == (
-        "Nothing can be said about pcrlv2: with 2 labels neither pcrlv2 nor scratch surely learned anything."
+        "Nothing can be said about pcrlv2: with 2 labelled cases neither pcrlv2 nor scratch surely learned anything."
     )
 
 
-def test_the_verdict_leaves_out_numbers_of_labels_without_learning():
+def test_the_verdict_leaves_out_subset_sizes_without_learning():
     scores = DiceScores(pd.concat([nothing_found(2), dice_table(-0.03, noise=1e-4)]))
     assert re.fullmatch(
-        r"pcrlv2 does not pay with 10 labels: with 10 labels it costs -3\.0 .*\); with 2 labels neither pcrlv2 nor "
-        r"scratch surely learned anything\.",
+        r"pcrlv2 does not pay with 10 labelled cases: with 10 labelled cases it costs -3\.0 .*\); "
+        r"with 2 labelled cases neither pcrlv2 nor scratch surely learned anything\.",
         verdict(scores, "pcrlv2"),
     )
-    assert said(scores).startswith("With 2 labels no network learned anything (the best, scratch: 0.0); without")
+    assert said(scores).startswith(
+        "With 2 labelled cases no network learned anything (the best, scratch: 0.0); without"
+    )
     assert said(DiceScores(dice_table(0.0))) is None
     pays = DiceScores(pd.concat([nothing_found(2), dice_table(0.03, noise=1e-4)]))
-    assert verdict(pays, "pcrlv2").startswith("pcrlv2 pays with 10 labels: ")
+    assert verdict(pays, "pcrlv2").startswith("pcrlv2 pays with 10 labelled cases: ")
 
 
 def test_networks_that_learned_nothing_are_named_beside_others():
@@ -105,9 +107,11 @@ def test_networks_that_learned_nothing_are_named_beside_others():
     given.loc[given["method"] == "scratch", "dice"] = 0.0
     third = nothing_found(10).query("method == 'pcrlv2'").assign(method="other")
     scores = DiceScores(pd.concat([given, third]))
-    assert verdict(scores, "pcrlv2").startswith("pcrlv2 pays: with 10 labels expect +")
-    assert verdict(scores, "other").startswith("Nothing can be said about other: with 10 labels neither")
-    assert said(scores).startswith("With 10 labels some networks learned nothing (scratch: 0.0, other: 0.0); without")
+    assert verdict(scores, "pcrlv2").startswith("pcrlv2 pays: with 10 labelled cases expect +")
+    assert verdict(scores, "other").startswith("Nothing can be said about other: with 10 labelled cases neither")
+    assert said(scores).startswith(
+        "With 10 labelled cases some networks learned nothing (scratch: 0.0, other: 0.0); without"
+    )
 
 
 def test_a_shortcut_does_not_count_as_a_learned_network():
@@ -124,19 +128,19 @@ def test_right_order_of_one_patient_may_be_chance():
     assert (right.runs["points"] == 100).all()
     assert not table(right)["learned"].any()
     assert said(right).startswith(
-        "There is no verdict: with 10 labels no network is surely better than chance (the best, scratch: 100.0)"
+        "There is no verdict: with 10 labelled cases no network is surely better than chance (the best, scratch: 100.0)"
     )
 
 
 def test_the_verdict_on_a_classification_is_in_auroc():
     given = predictions(cases=200)
     told = verdict(AurocScores(given), "pcrlv2")
-    assert told.startswith("pcrlv2 pays: with 10 labels expect +")
+    assert told.startswith("pcrlv2 pays: with 10 labelled cases expect +")
     assert re.search(r"[\d.]+ AUROC over scratch \(\+[\d.]+ to \+[\d.]+, 3 subsets\)", told)
     shortcut = given[given["method"] == "pcrlv2"].assign(method="thumbnail")
     assert shortcut_warning(AurocScores(given), ["thumbnail"]) is None
     both = pd.concat([given[given["method"] == "scratch"], shortcut])
-    assert "with 10 labels thumbnail reaches" in shortcut_warning(AurocScores(both), ["thumbnail"])
+    assert "with 10 labelled cases, thumbnail reaches" in shortcut_warning(AurocScores(both), ["thumbnail"])
 
 
 def test_an_auroc_around_chance_is_nothing_learned(monkeypatch):
@@ -144,8 +148,8 @@ def test_an_auroc_around_chance_is_nothing_learned(monkeypatch):
     assert networks_that_learned(table(AurocScores(given, OF_THREE)), ["scratch"]) == {10: ["pcrlv2"]}
     same = AurocScores(given.assign(score=0.5), OF_THREE)
     assert said(same) == (
-        "Nothing was learned, and there is no verdict: with 10 labels no network learned anything (the best, scratch: "
-        "50.0); without a look at the images a prediction reaches up to 50.0 AUROC. Lengthen the trainings."
+        "Nothing was learned, and there is no verdict: with 10 labelled cases no network learned anything (the best, "
+        "scratch: 50.0); without a look at the images a prediction reaches up to 50.0 AUROC. Lengthen the trainings."
     )
     monkeypatch.setattr(intervals, "BOOTSTRAPS", 400)
     by_luck = []

@@ -108,7 +108,7 @@ def test_every_slice_has_its_own_slope(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_only(tmp_path).data[0], volume() * (1 + k / 4) - 1024)
 
 
-def test_a_compressed_file_is_read_as_the_plain_one(tmp_path: Path) -> None:
+def test_a_compressed_file_is_read_like_the_uncompressed_file(tmp_path: Path) -> None:
     path = multi_frame(tmp_path / "a.dcm", volume(), range(12))
     compressed = pydicom.dcmread(path)
     compressed.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
@@ -148,7 +148,7 @@ def test_monochrome1_ct_is_refused(tmp_path: Path) -> None:
         (lambda p: multi_frame(p, volume()[:2], range(2)), "fewer than 3 slices"),
     ],
 )  # fmt: skip
-def test_frames_of_one_file_are_refused_as_single_ones_are(
+def test_frames_of_one_file_are_refused_like_single_files(
     tmp_path: Path, make: Callable[[Path], object], reason: str
 ) -> None:
     make(tmp_path / "a.dcm")

@@ -71,7 +71,7 @@ def test_numbered_files_of_a_dataset_with_one_channel_are_scans_of_their_own(tmp
         write(phantom(number), tmp_path / f"scan_{number:04d}.nii.gz")
     found = find_scans(str(tmp_path), target_for())
     assert len(found.scans) == 3
-    (note,) = found.notes  # for the user to judge
+    (note,) = found.notes  # the user decides
     assert "scan_0001.nii.gz and 1 more files are numbered like further channels" in note
 
 

@@ -45,7 +45,7 @@ def test_whole_number_scans_do_not_look_like_label_maps(values: float, named: bo
 
 def test_clipped_and_masked_scans_do_not_look_like_label_maps() -> None:
     image = np.clip(scan(255), 90, 160)  # air and bone are flat
-    image[:, :8] = image[:, -8:] = 0  # and so is what lies around a brain
+    image[:, :8] = image[:, -8:] = 0  # as around a brain after skull stripping
     assert not looks_like_labels(image, named=True)
 
 

@@ -62,7 +62,7 @@ def half(path):
     ("make", "reason"),
     [
         (lambda path: Path(path).write_bytes(b"no image"), "not a NIfTI file"),
-        (nan_in_floats, "1 voxels are NaN or infinite"),  # SimpleITK alone makes 0 of it
+        (nan_in_floats, "1 voxels are NaN or infinite"),  # SimpleITK alone reads it as 0
         (half, "ends too early"),  # SimpleITK alone fills it with zeros
         (lambda path: sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkInt16), path), "all voxels are 0"),
         (lambda path: sitk.WriteImage(sitk.JoinSeries([sitk.Image(9, 9, 9, 3)] * 2), path), "2 channels, the dataset"),
@@ -100,9 +100,9 @@ def test_a_mask_is_kept_unless_its_image_is_newer(tmp_path):
     os.utime(image, (1000, 1000))
     os.utime(mask, (2000, 2000))
     assert _is_newer(str(mask), [str(image)])
-    os.utime(image, (3000, 3000))  # replaced since
+    os.utime(image, (3000, 3000))  # replaced later
     assert not _is_newer(str(mask), [str(image)])
-    image.unlink()  # which is said where it is read
+    image.unlink()  # the reader reports missing files
     assert not _is_newer(str(mask), [str(image)])
 
 
@@ -178,7 +178,7 @@ def test_masks_are_kept_and_reused_after_nnunet_fails(planned):
         planned(3, fails=True)
     masks = {path: path.stat().st_mtime_ns for path in planned.masks.rglob("labelsTr/*.nii.gz")}
     assert len(masks) == 3
-    for path in masks:  # newer than the images, which `planned` writes again
+    for path in masks:  # newer than the images that `planned` writes again
         os.utime(path, ns=(2 * 10**18, 2 * 10**18))
     with pytest.raises(UserError, match="ended with status 1"):
         planned(3, fails=True)

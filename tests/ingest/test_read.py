@@ -250,10 +250,8 @@ def test_a_packed_image_beside_an_unpacked_one_is_read_from_its_own_file(tmp_pat
     ("reader", "ending"), [("SimpleITKIO", ".nii.gz"), ("NibabelIO", ".nii.gz"), ("SimpleITKIO", ".mha")]
 )
 @pytest.mark.parametrize("kind", ["turned", "shifted"])
-def test_channels_that_lie_differently_in_space_are_refused(
-    tmp_path: Path, reader: str, ending: str, kind: str
-) -> None:
-    cube = phantom()[:, :, :8][:, :8]  # of equal shape however it is turned
+def test_channels_on_different_grids_are_refused(tmp_path: Path, reader: str, ending: str, kind: str) -> None:
+    cube = phantom()[:, :, :8][:, :8]  # the same shape in every orientation
     other = sitk.DICOMOrient(cube, "RAS") if kind == "turned" else cube[:]
     if kind == "shifted":
         other.SetOrigin((-28.0, 20.0, 5.0))  # 2 mm, over two voxels of 0.9 mm

@@ -149,13 +149,13 @@ def test_a_plan_for_its_own_dataset_differs_in_names_only(home: Path, monkeypatc
     description = json.loads((home / "raw" / SOURCE / "dataset.json").read_text())
     description["channel_names"] = {"0": "T2"}
     (home / "raw" / SOURCE / "dataset.json").write_text(json.dumps(description))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # a number of threads to this planner
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # this planner takes it for a number of threads
     ExperimentPlanner(SOURCE).plan_experiment()
     expected = json.loads((folder / "nnUNetPlans.json").read_text())
     assert expected["transpose_forward"] == [2, 0, 1]
     assert expected["configurations"]["3d_fullres"]["use_mask_for_norm"] == [True]
 
-    other = copy.deepcopy(expected)  # what comes from the source, as another dataset would have it
+    other = copy.deepcopy(expected)  # everything that comes from the source gets another dataset's value
     other["foreground_intensity_properties_per_channel"] = {}
     other["original_median_shape_after_transp"] = other["original_median_spacing_after_transp"] = [1, 1, 1]
     other["image_reader_writer"] = "Tiff3DIO"
@@ -193,7 +193,7 @@ def test_the_target_gives_space_and_network_the_source_intensities_and_channels(
     assert {k: v for k, v in ours.items() if k not in of_source} == {k: v for k, v in own.items() if k not in of_source}
 
 
-def test_data_folders_are_of_the_plans_own_and_shared_where_they_were(tmp_path: Path) -> None:
+def test_the_plan_has_its_own_data_folders_and_shares_them_like_the_target(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     theirs["configurations"] |= {
         "3d_lowres": {"inherits_from": "3d_fullres", "spacing": [2.0, 2.0, 2.0], "data_identifier": "their_lowres"},
@@ -212,7 +212,7 @@ def test_data_folders_are_of_the_plans_own_and_shared_where_they_were(tmp_path: 
     assert manager.get_configuration("3d_cascade_fullres").previous_stage_name == "3d_lowres"
 
 
-def test_the_targets_normalisation_is_taken_where_asked_for_and_channels_agree(tmp_path: Path) -> None:
+def test_the_targets_normalisation_needs_a_flag_and_equal_channels(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     plan, _ = plan_for(described(), theirs, "target")
     assert plan["configurations"]["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
@@ -238,7 +238,7 @@ def test_only_pretraining_settings_of_the_target_are_copied(tmp_path: Path) -> N
     assert plan["pcrl"] == {"pretrain": {**pretrain, "3d_fullres": smaller}}
     assert len(notes) == 1
     assert "of pcrl.pretrain.3d_fullres.pcrlv2 exceed the median image of 19 x 60 x 60 voxels" in notes[0]
-    theirs["pcrl"]["pretrain"] = {"pcrlv2": {"views": views}}  # of all configurations
+    theirs["pcrl"]["pretrain"] = {"pcrlv2": {"views": views}}  # for all configurations
     plan, notes = plan_for(small, theirs)
     assert plan["pcrl"] == {"pretrain": smaller}
     assert ["of pcrl.pretrain.pcrlv2 exceed" in note for note in notes] == [True]
@@ -246,7 +246,7 @@ def test_only_pretraining_settings_of_the_target_are_copied(tmp_path: Path) -> N
     assert "pcrl" not in plan_for(small, theirs)[0]
 
 
-def test_flat_images_pretrain_for_two_dimensions_alone(tmp_path: Path) -> None:
+def test_flat_images_pretrain_only_in_2d(tmp_path: Path) -> None:
     theirs = planned(tmp_path)
     theirs["configurations"]["2d"] = {**theirs["configurations"]["3d_fullres"], "spacing": [1.0, 1.0]}
     theirs["pcrl"] = {"pretrain": {"epochs": 7, "3d_fullres": {"epochs": 3}}}
@@ -370,7 +370,7 @@ def test_an_outdated_plan_is_not_overwritten(lungs_for_liver: SimpleNamespace) -
     assert re.search(rf"Error: {re.escape(str(lungs_for_liver.folder / NAME))}.json exists, .*{expected}", message)
     assert hashes(lungs_for_liver.folder) == before
     (lungs_for_liver.folder / f"{NAME}.json").unlink()
-    assert run(preprocess, "-d", "16", "-target", "42") == 0  # the images are still right for it
+    assert run(preprocess, "-d", "16", "-target", "42") == 0  # the images still fit the plan
     assert "normalization_schemes" not in message
 
 
@@ -447,7 +447,7 @@ def test_pretraining_with_a_target_writes_a_described_checkpoint(
     assert (content["plans"]["plans_name"], content["datasets"]) == (NAME, [SOURCE])
     assert [case["name"] for case in content["cases"]] == ["brain_0", "brain_1", "brain_2"]
     assert content["cases"][0]["path"] == f"{SOURCE}/{NAME}_3d_fullres_unlabelled/brain_0.b2nd"
-    assert content["epochs"] == 1  # of the target's block
+    assert content["epochs"] == 1  # from the target's block
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == (
         f"Bring it into {TARGET} with: pcrl_nnunet_transfer -i {path} -d {TARGET} -c 3d_fullres -p nnUNetPlans "
@@ -476,7 +476,7 @@ def test_several_datasets_pretrain_one_network(
     plan = of_other.read_text()
     changed = json.loads(plan)
     changed["configurations"]["3d_fullres"]["spacing"] = [9, 1, 1]
-    of_other.write_text(json.dumps(changed))  # as before the target was planned anew
+    of_other.write_text(json.dumps(changed))  # the plan of the target was another one then
     message = run(pretrain, "-d", "16", "17", *command)
     assert re.search(rf"{other} was preprocessed with a spacing of \[9, 1, 1\].*preprocess -d 17 -target 42", message)
     of_other.write_text(plan)
@@ -530,7 +530,7 @@ def test_a_datasets_own_plan_pretrains_on_several_prepared_datasets(home: Path) 
     assert [case["path"].split("/")[0] for case in content["cases"]] == 3 * [TARGET] + 3 * [SOURCE] + 2 * [other]
 
 
-def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
+def test_a_dataset_is_drawn_by_the_square_root_of_its_size() -> None:
     sizes = {"Dataset004_A": 4, "Dataset016_B": 400}
     cases = of_several({name: [Case(f"c{i}", f"{name}/c{i}") for i in range(n)] for name, n in sizes.items()})
     assert [case.name for case in cases[:5]] == ["c0", "c1", "c2", "c3", "Dataset016_B/c0"]
@@ -538,7 +538,7 @@ def test_a_dataset_is_drawn_by_the_root_of_its_size() -> None:
     assert shares[1] / shares[0] == pytest.approx(10)  # root of 100
 
 
-def test_the_plan_by_its_own_name_is_the_same(lungs_for_liver: SimpleNamespace) -> None:
+def test_the_plan_may_be_given_by_its_own_name(lungs_for_liver: SimpleNamespace) -> None:
     run(preprocess, "-d", "16", "-target", "42")
     assert run(pretrain, "-d", SOURCE, "-p", NAME, "-device", "cpu") == 0
     (path,) = lungs_for_liver.home.joinpath("results").rglob(checkpoint.FINAL)
@@ -613,15 +613,15 @@ def test_no_view_is_clipped_to_a_constant(
     folder = write_source(home, SOURCE, images, channel)
     write_target(home, TARGET, scheme, statistics, spacing=spacing)
     assert run(preprocess, "-d", "16", "-target", "42") == 0
-    assert global_views(folder).min() > 0.1  # of the standard deviation of all voxels, which is 1
+    assert global_views(folder).min() > 0.1  # all voxels have a standard deviation of 1
     assert local_views(folder).min() > 0.02
     whole = np.concatenate([blosc2.open(case.path, mode="r")[:].ravel() for case in find_cases(str(made(folder)))])
     assert 0.7 < whole.std() < 1.1
-    if clipped_by_the_targets:  # so the line above can fail
+    if clipped_by_the_targets:  # proves that the assertion above can fail
         (folder / f"{NAME}.json").unlink()
         made(folder).rename(folder / "before")
         said = run(preprocess, "-d", "16", "-target", "42", "-normalization", "target")
-        if channel == "MRI":  # nothing of it is in the window
+        if channel == "MRI":  # all intensities lie outside the window
             assert "all voxels became the same: the plan's normalisation is for other intensities" in said
         else:
             assert said == 0

@@ -249,7 +249,7 @@ def test_a_scan_that_the_plans_normalisation_clips_to_a_constant_is_bad(tmp_path
     assert summary.bad[0].reason == "all voxels became the same: the plan's normalisation is for other intensities"
 
 
-def test_a_label_map_is_left_out_by_name_and_a_flag_takes_it(tmp_path: Path) -> None:
+def test_a_label_map_is_left_out_and_named_and_a_flag_includes_it(tmp_path: Path) -> None:
     scans = write_scans(tmp_path / "in", 1)
     labels = np.zeros((12, 16, 14), np.uint8)
     labels[2:7, 3:9, 3:8], labels[7:10, 9:13, 8:11] = 1, 2
@@ -309,7 +309,7 @@ def test_one_bad_scan_in_ten_is_listed_and_the_others_are_made(tmp_path: Path) -
     assert listed.count("\n") == 1
 
 
-def test_over_ten_percent_bad_stops(tmp_path: Path) -> None:
+def test_more_than_ten_percent_of_bad_scans_stop_the_command(tmp_path: Path) -> None:
     scans = write_scans(tmp_path / "in", 30)
     write_bad(scans, 12)
     with pytest.raises(UserError, match=r"of 42 scans are bad, over 10%.*bad\d\d_0000.nii.gz: not a NIfTI"):
@@ -385,7 +385,7 @@ def test_a_killed_worker_is_explained(tmp_path: Path) -> None:
     class Killed(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             scan, _, _, scratch = args
-            os.makedirs(os.path.join(scratch, scan.name))  # as it is while a scan is in work
+            os.makedirs(os.path.join(scratch, scan.name))  # the state while a scan is processed
             future: Future[Any] = Future()
             future.set_exception(BrokenProcessPool())
             return future

@@ -65,7 +65,7 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path, monkeypatch:
 
     def killed(path: str, array: np.ndarray) -> None:
         Path(path).write_bytes(b"half")
-        monkeypatch.setattr(cases_module.os, "remove", lambda path: None)  # nothing is done any more
+        monkeypatch.setattr(cases_module.os, "remove", lambda path: None)  # a killed process cleans nothing up
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -87,12 +87,12 @@ def test_only_the_box_is_read_from_disk(tmp_path: Path) -> None:
     volume = CaseVolume(Case("x", str(tmp_path / "x.b2nd")))
     content = bytearray((tmp_path / "x.b2nd").read_bytes())
     middle = len(content) // 2
-    content[middle : middle + len(content) // 4] = bytes(len(content) // 4)  # of other chunks, in place
+    content[middle : middle + len(content) // 4] = bytes(len(content) // 4)  # overwrites other chunks in place
     with open(tmp_path / "x.b2nd", "r+b") as file:
         file.write(content)
     box, whole = Box((0, 0, 0), (20, 20, 20)), Box((0, 0, 0), (64, 64, 64))
     np.testing.assert_array_equal(volume[box.index()], array[box.index()])
-    with pytest.raises((UserError, AssertionError)):  # the damage is there, but not in this box
+    with pytest.raises((UserError, AssertionError)):  # the damage lies outside the box above
         np.testing.assert_array_equal(volume[whole.index()], array)
 
 

@@ -56,7 +56,7 @@ def test_images_that_differ_outside_their_centre_do_not_count_as_copies(tmp_path
     assert find_copies(cases[:1], cases[1:]) == {}
 
 
-def test_the_channels_count(make):
+def test_a_different_number_of_channels_is_not_a_copy(make):
     assert not find_copies([make("two", 0, (2, 6, 7, 8))], [make("one", 0)])
 
 

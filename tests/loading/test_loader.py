@@ -112,7 +112,7 @@ def test_batches_are_the_same_bit_for_bit_with_0_1_and_3_workers(folder: Path) -
             assert_equal(first, second)
 
 
-def test_whole_numbers_pass_through_shared_memory_as_they_are(folder: Path) -> None:
+def test_whole_numbers_pass_unchanged_through_shared_memory(folder: Path) -> None:
     expected = batches(folder, 12, views=NumberedViews())
     for batch, first in zip(batches(folder, 12, views=NumberedViews(), num_workers=2), expected, strict=True):
         assert_equal(first, batch)
@@ -175,7 +175,7 @@ def test_views_without_background_information_have_no_background_line(half_empty
 
 
 @only_linux
-def test_workers_do_without_a_shared_memory_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_run_without_a_shared_memory_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For machines with a small /dev/shm."""
     tried: list[str] = []
     reserve = os.posix_fallocate
@@ -235,7 +235,7 @@ def test_a_batch_stays_unchanged_until_the_next_one_is_requested(
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_workers_do_not_wait_for_memory(folder: Path, num_workers: int) -> None:
+def test_workers_make_batches_in_advance(folder: Path, num_workers: int) -> None:
     """They make as many batches in advance as batchgenerators: 2 per queue, 1 in each worker, and its own queue."""
     loader = make_loader(find_cases(str(folder)), VIEWS, 2, 5, num_workers=num_workers)
     worker = loader._worker
@@ -316,7 +316,7 @@ def test_cases_are_drawn_by_their_weights(folder: Path) -> None:
     assert counts[2] == 0
     assert counts[0] == pytest.approx(300, abs=5 * np.sqrt(400 * 0.75 * 0.25))
     alike = make_loader([replace(case, weight=2.5) for case in cases], VIEWS, 2, 5)
-    for first, second in zip(batches(folder, 3), islice(alike, 3), strict=True):  # as without weights
+    for first, second in zip(batches(folder, 3), islice(alike, 3), strict=True):  # equal weights change nothing
         assert_equal(first, second)
 
 
@@ -353,7 +353,7 @@ def test_a_killed_worker_ends_with_a_sentence(folder: Path) -> None:
         ("key", ArraySpec((5,)), "no such array"),
     ],
 )
-def test_views_that_make_another_array_than_they_promise_are_named(
+def test_views_whose_arrays_differ_from_their_declaration_are_named(
     folder: Path, name: str, spec: ArraySpec, came: str
 ) -> None:
     promised = rf"{tuple(spec.shape)} of {spec.dtype}".replace("(", r"\(").replace(")", r"\)")
@@ -364,7 +364,7 @@ def test_views_that_make_another_array_than_they_promise_are_named(
         batches(folder, 1, views=WrongViews(name, spec), num_workers=1)
 
 
-def test_an_exception_of_views_passes_in_this_process_as_it_is(folder: Path) -> None:
+def test_without_workers_an_exception_in_views_is_raised_unchanged(folder: Path) -> None:
     with pytest.raises(KeyError, match="no such sample"):
         batches(folder, 12, views=FailingViews())
 

@@ -32,7 +32,7 @@ def test_a_fold_is_read_as_written(tmp_path):
         ("case_3", "Case_3"),
         ("case-1", "case_1"),
         ("scan_4", "scan_004"),
-        ("case_4", None),  # was removed: case_1 is no likely name
+        ("case_4", None),  # was removed; case_1 is not a likely name
     ],
 )
 def test_an_unknown_case_name_is_refused_with_a_suggestion_and_the_file(tmp_path, part, written, meant):
@@ -44,7 +44,7 @@ def test_an_unknown_case_name_is_refused_with_a_suggestion_and_the_file(tmp_path
     assert f"fold 0 in {tmp_path}/splits_final.json names '{written}'{hint}, which is not among" in str(error.value)
 
 
-def test_a_likely_name_is_not_given_where_two_cases_have_it(tmp_path):
+def test_no_name_is_suggested_if_it_fits_two_cases(tmp_path):
     write(tmp_path, (["CASE_1"], ["scan"]))
     with pytest.raises(UserError, match=r"names 'CASE_1', which is not among"):
         fold_of(str(tmp_path), 0, ["case_1", "Case_01", "scan"])

@@ -23,7 +23,7 @@ from pcrl_nnunet.pretraining.step import Stepper
 
 def test_a_group_keeps_the_parameters_of_a_generator() -> None:
     layer = nn.Linear(2, 2)
-    group = ParameterGroup(layer.parameters())  # type: ignore[arg-type]  # as authors write it
+    group = ParameterGroup(layer.parameters())  # type: ignore[arg-type]  # authors write it like this
     assert [*group.parameters] == [*group.parameters] == [layer.weight, layer.bias]
 
 

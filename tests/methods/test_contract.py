@@ -62,7 +62,7 @@ def fields_of(settings, path=""):
 
 @METHODS
 @ON_ALL_PLANS
-def test_samples_are_as_promised_and_a_function_of_the_generator_alone(name, kind):
+def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, kind):
     setup = Setup(name, kind)
     views = pickle.loads(pickle.dumps(setup.views()))
     one = setup.sample()
@@ -82,7 +82,7 @@ def test_samples_are_as_promised_and_a_function_of_the_generator_alone(name, kin
 
 @METHODS
 @ON_ALL_PLANS
-def test_a_shown_sample_is_the_sample(name, kind):
+def test_the_shown_sample_is_the_trained_sample(name, kind):
     setup = Setup(name, kind)
     shown = setup.views().show(None, setup.volume(), np.random.default_rng(0))
     assert isinstance(shown, ShownSample)
@@ -100,7 +100,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
     method, batch = setup.trained(), batch_of(setup)
     trained = {id(parameter) for group in method.groups() for parameter in group.parameters}
     with torch.no_grad():
-        for parameter in method.parameters():  # nnU-Net's residual blocks begin with zeros, before which nothing learns
+        for parameter in method.parameters():  # nnU-Net's residual blocks begin with zeros, which stop gradients
             parameter.add_(0.1 * torch.randn_like(parameter))
     reached, moved = set(), set()
     for drawn in method.variants():
@@ -110,7 +110,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
         moved |= {key for key, gradient in found.items() if gradient.any()}
     by_name = dict(method.named_parameters())
     assert {id(by_name[key]) for key in reached} == trained
-    # a bias before a norm has no gradient but by rounding, and may have none at all
+    # a bias before a norm has no gradient apart from rounding errors
     assert moved >= {key for key, p in by_name.items() if id(p) in trained and p.ndim > 1}
 
 
@@ -138,7 +138,7 @@ def test_constant_images_give_finite_losses_and_gradients(name, kind):
 
 
 @METHODS
-def test_draws_are_a_function_of_the_generator_alone(name):
+def test_draws_depend_only_on_the_generator(name):
     method = Setup(name, "3D").trained()
     drawn = [[method.draw(np.random.default_rng((3, step))) for step in range(20)] for _ in range(2)]
     assert drawn[0] == drawn[1]
@@ -172,7 +172,7 @@ def test_the_report_has_pictures_of_finite_images(name, kind):
 
 
 @METHODS
-def test_settings_and_weights_are_plain_and_stock_nnunet_has_the_encoder(name, tmp_path):
+def test_settings_and_weights_are_plain_and_stock_nnunet_loads_the_encoder(name, tmp_path):
     setup = Setup(name, "3D")
     network = setup.network()
     method = setup.method(network, 1, setup.settings)
@@ -262,7 +262,7 @@ def test_it_trains_resumes_bit_for_bit_and_reports(name, tiny, monkeypatch):
     (folder / checkpoint.FINAL).unlink()
     stopped = make_trainer(method=name, epochs=3)
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # as a SIGTERM within an epoch
+        patch.setattr(distributed, "on_any_rank", lambda *_: stopped.step == 3)  # acts like a SIGTERM within an epoch
         with pytest.raises(SystemExit):
             stopped.run_training()
     continued = make_trainer(method=name, epochs=3)

@@ -1,4 +1,4 @@
-"""The example of `docs/adding_a_method.md`, installed as a package of its own, through all commands."""
+"""The example of `docs/adding_a_method.md`, installed as its own package, through all commands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_it_pretrains_and_is_fine_tuned_by_stock_commands(tiny, environment, for
     assert '"method": "denoising"' in (tuned / "transfer.json").read_text(encoding="utf-8")
 
 
-def test_it_keeps_the_contract(environment, forked_commands):
+def test_the_example_passes_the_tests_of_the_contract(environment, forked_commands):
     run = subprocess.run(
         [
             forked_commands / "python",

@@ -38,7 +38,7 @@ def test_three_quarters_of_the_blocks_are_masked_and_zero_in_the_input(kind):
         assert sample["masked"].mean() == pytest.approx(round(0.75 * blocks) / blocks)
 
 
-def test_blocks_are_of_the_total_stride_up_to_16():
+def test_blocks_have_the_total_stride_or_at_most_16_voxels():
     settings, batch_size = MAE.configure(PLAN, {})
     assert settings.block_size == (4, 4, 4)
     assert batch_size == PLAN.batch_size
@@ -124,7 +124,7 @@ def test_blocks_that_do_not_divide_the_patch_are_cut():
 
 
 @pytest.mark.parametrize("name", ["mae", "models_genesis"])
-def test_all_but_the_segmentation_layers_is_pretrained_on_both_roads(name, tmp_path):
+def test_stock_and_our_fine_tuning_load_all_but_the_segmentation_layers(name, tmp_path):
     setup = Setup(name, "residual encoder")
     network = setup.network()
     method = setup.method(network, 1, setup.settings)

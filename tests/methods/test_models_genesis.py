@@ -8,7 +8,7 @@ from pcrl_nnunet.views.crop import draw_crop
 
 
 @pytest.mark.parametrize("kind", SETUPS)
-def test_the_target_is_the_crop_itself_flipped_at_most(kind):
+def test_the_target_is_the_flipped_crop_without_corruption(kind):
     setup = Setup("models_genesis", kind)
     volume, seen = setup.volume(), 0
     for seed in range(6):
@@ -37,7 +37,7 @@ def test_each_axis_is_flipped_in_half_of_the_crops():
     assert np.abs(flips - 100).max() < 35  # 5 sd
 
 
-def test_nothing_is_corrupted_without_its_parts():
+def test_with_all_probabilities_0_nothing_is_corrupted():
     off = {"corruption": {"p_shuffle": 0.0, "p_curve": 0.0, "p_paint": 0.0}}
     setup = Setup("models_genesis", "3D")
     settings, _ = ModelsGenesis.configure(setup.plan, off)

@@ -98,7 +98,7 @@ def test_both_views_are_restored_against_their_own_targets():
     assert crossed != pytest.approx(found, abs=1e-4)
 
 
-def test_single_trains_the_drawn_level_and_those_below_only():
+def test_single_trains_only_the_drawn_level_and_lower_levels():
     model = method()
     model(batch(), at(1)).loss.backward()
     assert model.decoder.blocks[0].convs[0].conv.weight.grad is not None

@@ -22,7 +22,7 @@ from pcrl_nnunet.methods.quantities import (
 )
 
 
-def test_an_even_spread_has_the_sd_of_the_sphere_and_a_constant_none():
+def test_the_spread_is_1_on_the_sphere_and_0_for_a_constant():
     assert sd_ratio(torch.randn(4000, 64)) == pytest.approx(1.0, abs=0.02)
     assert sd_ratio(torch.ones(100, 64)) == pytest.approx(0.0, abs=1e-6)
 
@@ -33,7 +33,7 @@ def test_effective_rank_counts_the_directions_that_are_used():
     assert effective_rank(torch.randn(4000, 1) @ directions[:, :1].T) == pytest.approx(1, abs=0.01)
 
 
-def test_matched_minus_shuffled_tells_samples_apart():
+def test_the_margin_is_1_for_different_and_0_for_equal_samples():
     v = torch.eye(8)
     assert matched_minus_shuffled(v, v) == pytest.approx(1.0)
     assert matched_minus_shuffled(torch.ones(8, 8), torch.ones(8, 8)) == pytest.approx(0.0, abs=1e-6)

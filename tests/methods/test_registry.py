@@ -111,7 +111,7 @@ def test_packages_with_the_same_method_name_are_named(monkeypatch: pytest.Monkey
         method_class("mine")
 
 
-def test_an_entry_point_that_is_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_found_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """This happens if a package lies in two folders of the path."""
     offered(monkeypatch, *[("mine", f"{HERE}:Mine", "my_package")] * 2)
     assert method_class("mine") is Mine
@@ -127,7 +127,7 @@ def test_an_offered_object_of_wrong_type_is_named_with_its_package(monkeypatch: 
 
 
 @pytest.mark.parametrize(("name", "value", "own"), [("yours", "Mine", "mine"), ("a__b", "Split", "a__b")])
-def test_a_name_that_differs_or_that_folders_cannot_have_is_refused(
+def test_a_method_that_calls_itself_otherwise_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, own: str
 ) -> None:
     offered(monkeypatch, (name, f"{HERE}:{value}", "my_package"))
@@ -135,7 +135,7 @@ def test_a_name_that_differs_or_that_folders_cannot_have_is_refused(
         method_class(name)
 
 
-def test_an_error_of_the_packages_own_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_another_package_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("mine", "no_such_module:Mine", "my_package"))
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         method_class("mine")

@@ -21,7 +21,7 @@ def test_projector_and_predictor_are_the_papers():
     norms = [module for module in method.projector if isinstance(module, nn.BatchNorm1d)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(d, d)] * 3
     assert [norm.affine for norm in norms] == [True, True, False]
-    assert isinstance(method.projector[-1], nn.BatchNorm1d)  # and no activation after it
+    assert isinstance(method.projector[-1], nn.BatchNorm1d)  # no activation follows
     linear = [module for module in method.predictor if isinstance(module, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(d, d // 4), (d // 4, d)]
     assert linear[-1].bias is not None
@@ -71,7 +71,7 @@ def test_pooled_vectors_of_different_images_differ(kind):
     method = setup.trained().eval()
     rng = np.random.default_rng(0)
     images = []
-    for exponent in range(8):  # very different ones
+    for exponent in range(8):  # very different images
         image = rng.normal(size=(setup.channels, *setup.plan.patch_size)).cumsum(1) ** (1 + exponent % 3)
         images.append((image - image.mean()) / image.std())
     with torch.no_grad():

@@ -28,7 +28,7 @@ def test_parts_of_unequal_size_are_gathered_in_order_with_their_gradients(tmp_pa
     parts = [part for part, _, _ in found]
     for part, whole, gradient in found:
         assert torch.equal(whole, torch.cat(parts))
-        assert torch.equal(gradient, 3 * 2 * part)  # of both ranks' losses
+        assert torch.equal(gradient, 3 * 2 * part)  # both ranks' losses count
 
 
 def test_one_process_has_its_own_part() -> None:

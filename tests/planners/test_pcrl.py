@@ -181,7 +181,7 @@ def test_replanning_keeps_edited_settings_and_renews_the_others(folder: Path) ->
     assert settings_of(again, "3d_fullres") == settings_of(without_block(again), "3d_fullres")
 
 
-def test_other_plan_name_is_taken_as_nnunet_does(folder: Path) -> None:
+def test_another_plan_name_is_used_as_in_nnunet(folder: Path) -> None:
     PCRLPlanner(DATASET, plans_name="Mine").plan_experiment()
     assert read(folder / "Mine.json")["plans_name"] == "Mine"
     assert not (folder / "PCRLPlans.json").exists()

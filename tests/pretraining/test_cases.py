@@ -81,7 +81,7 @@ def test_copies_among_other_datasets_are_left_out(tiny, unlabelled):
     assert found.copies == {"Dataset016_Others/copy": "case_3"}
     assert "  left out: Dataset016_Others/copy, which has the voxels of case_3" in str(found)
     weights = [case.weight for case in found.used]
-    assert weights == pytest.approx([3**-0.5] * 3 + [2**-0.5] * 2)  # of the cases that are left
+    assert weights == pytest.approx([3**-0.5] * 3 + [2**-0.5] * 2)  # for the cases that are left
     assert len(find(Dataset016_Others=place).used) == 7
 
 

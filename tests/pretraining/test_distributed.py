@@ -25,8 +25,8 @@ from pcrl_nnunet.pretraining import distributed, processes
 
 STEPS = 3
 COMMAND = ["-d", "999", "-device", "cpu", "-epochs", "2", "-iters_per_epoch", "2", "-batch_size", "5"]
-# Our command; a step that is done writes its number, and the given one waits for a signal. Processes that it starts
-# import this file.
+# Our command. Each finished step writes its number, and the given step waits for a signal. The processes that the
+# command starts import this file.
 SCRIPT = """
 import os, signal, sys
 from pcrl_nnunet import registration
@@ -71,13 +71,13 @@ def test_two_ranks_have_the_gradients_of_one_process_with_the_same_batch(ranks) 
         size = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
         apart = torch.cat([(one[name] - shared[name]).flatten() for name in one]).norm()
         assert size > 0.01
-        assert apart < 1e-3 * size, step  # later steps have weights that are float errors apart
+        assert apart < 1e-3 * size, step  # from the second step on, weights differ by rounding errors
     assert {len(gradients) for gradients in ranks.alone["gradients"]} != {len(ranks.alone["weights"][0])}
     for one, shared in zip(ranks.alone["losses"], ranks.first["losses"], strict=True):
         assert shared == pytest.approx(one, abs=1e-4)
 
 
-def test_all_ranks_keep_the_weights_of_one_process(ranks) -> None:
+def test_all_ranks_have_the_weights_of_a_single_process(ranks) -> None:
     for one, first, second in zip(ranks.alone["weights"], ranks.first["weights"], ranks.second["weights"], strict=True):
         assert any("running_var" in name for name in one)
         for name in one:
@@ -85,7 +85,7 @@ def test_all_ranks_keep_the_weights_of_one_process(ranks) -> None:
             torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)
 
 
-def test_ranks_draw_the_views_of_one_process_between_them(ranks) -> None:
+def test_ranks_together_draw_the_views_of_a_single_process(ranks) -> None:
     assert [len(cases) for cases in ranks.first["cases"]] == [2] * (STEPS + 1)  # 2 of 5 samples
     for whole, *parts in zip(ranks.alone["cases"], ranks.first["cases"], ranks.second["cases"], strict=True):
         assert whole == [case for part in parts for case in part]
@@ -104,7 +104,7 @@ def test_the_first_rank_alone_writes(ranks) -> None:
     assert not [path for path in (ranks.folder / "1-of-2").rglob("*") if path.is_file()]
 
 
-def test_batch_norms_with_two_names_stay_one() -> None:
+def test_a_batch_norm_with_two_names_stays_one_module() -> None:
     norm = nn.BatchNorm3d(2)
     network = nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": nn.InstanceNorm3d(2)})
     distributed.synchronise_batch_norms(network)
@@ -146,7 +146,7 @@ def test_spawned_processes_and_torchrun_processes_give_the_same_result(
     assert output.count("Stopped by SIGTERM after step 1") == 1
     assert f"To go on: script.py {' '.join(COMMAND)} -num_gpus 2 --c" in output
 
-    # Two machines, as far as torchrun can tell, with results in different folders: the second has no state.
+    # torchrun sees two machines. Their results are in different folders, and the second has no state.
     port = str(find_free_network_port())
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     torchrun += ["--master_addr", "127.0.0.1", "--master_port", port]
@@ -170,7 +170,7 @@ def final(results: Path) -> dict[str, Any]:
     return checkpoint.read(str(path))
 
 
-# The command in processes that are forked: spawned ones would import everything again.
+# Runs the command in forked processes: spawned ones would import everything again.
 FORKED = """
 import sys
 sys.path[:0] = {path}
@@ -229,7 +229,7 @@ PCRLPretrainTrainer.on_train_start = with_fewer
 """
 
 
-# SIGTERM to the process that has started the others, after the first step.
+# Sends SIGTERM after the first step, to the process that started the others.
 STOPPED = """
 import os, signal, time
 from pcrl_nnunet.trainers import PCRLPretrainTrainer
@@ -243,7 +243,7 @@ def step(self, batch, number, *rest):
     return found
 PCRLPretrainTrainer.train_step = step
 """
-# As torchrun starts a process on each of two machines, the second of which has another folder of results.
+# Starts the processes of two machines as torchrun does. The second machine has another folder of results.
 TWO_MACHINES = """
 import os
 def machine(rank, port, results):
@@ -278,7 +278,7 @@ def test_an_error_of_all_processes_is_printed_once_without_a_traceback(forked, t
     assert not tiny.results.exists()
 
 
-def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -> None:
+def test_no_process_builds_a_trainer_if_the_first_one_refuses(forked, tiny) -> None:
     folder = folder_of(tiny)
     (folder / "wandb").mkdir(parents=True)
     (folder / checkpoint.LATEST).write_text("days of work")
@@ -291,7 +291,7 @@ def test_no_process_builds_a_trainer_where_the_first_one_refuses(forked, tiny) -
     assert {path.name for path in folder.rglob("*")} == {checkpoint.LATEST, "wandb", "curves"}
 
 
-def test_an_error_of_one_process_is_printed_without_consequences_in_the_others(forked, tiny) -> None:
+def test_an_error_of_one_process_is_printed_without_the_errors_that_follow(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=FAILS)
     assert status == 1, output
     assert output.count("Error: a case of the second one is damaged") == 1
@@ -305,7 +305,7 @@ def test_processes_with_other_cases_are_refused_before_the_first_step(forked, ti
     assert not list(tiny.results.rglob("*.pth"))
 
 
-def test_a_process_that_is_killed_ends_the_others_and_c_goes_on(forked, tiny) -> None:
+def test_after_a_process_is_killed_the_others_end_and_c_continues(forked, tiny) -> None:
     status, output = forked(*COMMAND, "-num_gpus", "2", more=KILLED)
     assert status == 1, output
     assert output.count("process 1 terminated with signal SIGKILL") == 1
@@ -326,7 +326,7 @@ def test_a_shared_training_continued_on_two_machines_equals_a_single_process(
     assert output.count("Stopped by SIGTERM after step 1") == 1
     assert f"To go on: pcrl_nnunet_pretrain {' '.join(COMMAND)} -num_gpus 2 --c" in output
 
-    second = tmp_path / "second"  # which has no state
+    second = tmp_path / "second"  # a folder without a state
     machines = [str(tiny.results.parent), str(second)]
     more = TWO_MACHINES.format(port=str(find_free_network_port()), results=machines)
     status, output = forked(*COMMAND, "--c", more=more)

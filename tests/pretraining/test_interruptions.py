@@ -19,8 +19,8 @@ from pcrl_nnunet import checkpoint
 
 EPOCHS, STEPS = 3, 4
 COMMAND = ["-d", "999", "-epochs", str(EPOCHS), "-iters_per_epoch", str(STEPS), "-batch_size", "4", "-device", "cpu"]
-# Our command as a process group of its own, as a scheduler starts it. A step that is done writes its number. The group,
-# or the command alone, gets a signal after the given step. The status and whether anything of the group is left follow.
+# Our command in its own process group, as under a scheduler. Each finished step writes its number. After the given
+# step, the group or the command alone gets a signal. Then the exit status and surviving processes are reported.
 CODE = """
 import os, signal, sys, time
 sys.path[:0] = {path}
@@ -60,8 +60,8 @@ else:
     print("something of the group is left")
 sys.exit(abs(os.waitstatus_to_exitcode(status)))
 """
-# Killed within its second save: when the draft is written and not yet flushed to disk, or when the file of the first
-# save has its other name and the draft not yet its own.
+# Kills the command within its second save: before the draft is flushed to disk, or after the first save was renamed and
+# before the draft was.
 KILLED_WITHIN_A_SAVE = """
     where, fsync, replace, saves = {where!r}, os.fsync, os.replace, []
     def kill():
@@ -122,20 +122,20 @@ def test_pretraining_interrupted_by_sigterm_and_sigkill_ends_with_identical_weig
     final.unlink()
     pretraining.done.unlink()
     seed = random.randrange(1000)
-    print(f"seed {seed}")  # noqa: T201  (shown where it fails)
+    print(f"seed {seed}")  # noqa: T201  (shown on a failure)
     at_sigterm, at_sigkill = sorted(random.Random(seed).sample(range(last), 2))
 
-    out = pretraining.run(at=at_sigterm, sigterm=True)  # to its workers, too
+    out = pretraining.run(at=at_sigterm, sigterm=True)  # also sent to the workers
     assert f"Stopped by SIGTERM after step {at_sigterm + 1}, saved as" in out
     assert out.rstrip().endswith(f"{' '.join(COMMAND)} --c")
     (report,) = pretraining.results.rglob("report.html")
     assert f"<dd>{at_sigterm + 1} of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
 
-    pretraining.run("--c", at=at_sigkill, status=signal.SIGKILL)  # its workers end with it
+    pretraining.run("--c", at=at_sigkill, status=signal.SIGKILL)  # the workers end with the command
 
-    saved = max(at_sigterm + 1, at_sigkill // STEPS * STEPS)  # the last epoch's end, unless SIGTERM came later
+    saved = max(at_sigterm + 1, at_sigkill // STEPS * STEPS)  # the end of the last epoch, or SIGTERM's save if later
     assert f"Continuing after step {saved}" in pretraining.run("--c")
-    # nothing is repeated after SIGTERM, and after SIGKILL what came after the last save
+    # SIGTERM repeats no step; SIGKILL repeats the steps after the last save
     assert pretraining.steps() == [*range(at_sigkill + 1), *range(saved, last + 1)]
     assert f"<dd>{EPOCHS * STEPS} of {EPOCHS * STEPS}</dd>" in report.read_text(encoding="utf-8")
     result = pretraining.result()

@@ -66,7 +66,7 @@ def test_collapse_is_named_with_its_level(kind):
 
 def test_features_that_tell_nothing_apart_are_named_with_their_level():
     monitor, target = watched(), torch.randn(16, 2, 1, 4, 4)
-    for _ in range(100):  # spread evenly, of full rank, and unrelated to the sample, as BatchNorm makes of noise
+    for _ in range(100):  # evenly spread, full rank, unrelated to the sample: BatchNorm applied to noise
         monitor.update(output(2, 0.5 * target, target, torch.randn(64, 2, 32), torch.randn(64, 2, 32)))
     assert judge(monitor.summary(), steps_done=1000).alarms == ()  # too early to tell
     (alarm,) = judge(monitor.summary(), steps_done=5000).alarms
@@ -133,7 +133,7 @@ def test_groups_are_in_their_natural_order():
     assert all(list(of_group) == ["level 1", "level 2", "level 10"] for of_group in monitor.summary().values())
 
 
-def test_a_monitor_goes_on_from_its_state():
+def test_a_monitor_resumes_from_its_state():
     torch.manual_seed(0)
     steps, monitor, other = [healthy(1 + number % 2) for number in range(6)], watched(), watched()
     for step in steps[:3]:
@@ -173,12 +173,14 @@ DEAD, COLLAPSED, UNTOLD = "restoration of level", "have collapsed", "do not tell
 @pytest.mark.parametrize(
     ("kind", "weight_decay", "deserved", "not_deserved"),
     [
-        ("textures", 1e-4, set(), {DEAD, COLLAPSED}),  # 303 steps may not tell them apart yet
-        ("noise", 1e-4, {DEAD, UNTOLD}, set()),  # of which nothing can be restored, nor is one scan's like itself
-        ("textures", 1.0, {DEAD, COLLAPSED, UNTOLD}, set()),  # absurd: nothing is left of the weights
+        ("textures", 1e-4, set(), {DEAD, COLLAPSED}),  # after 303 steps, scans may still look alike
+        ("noise", 1e-4, {DEAD, UNTOLD}, set()),  # nothing can be restored, and a scan's crops share nothing
+        ("textures", 1.0, {DEAD, COLLAPSED, UNTOLD}, set()),  # absurd: the weights shrink to nothing
     ],
 )
-def test_a_trainings_log_has_the_alarms_that_it_deserves(tiny, monkeypatch, kind, weight_decay, deserved, not_deserved):
+def test_logs_of_good_and_bad_trainings_have_the_right_alarms(
+    tiny, monkeypatch, kind, weight_decay, deserved, not_deserved
+):
     """Real trainings of 303 steps; alarms due after 500 and 2000 steps are made due after 200."""
     torch.set_num_threads(1)
     for grace in ("GRACE_STEPS", "COMPARISON_GRACE_STEPS"):

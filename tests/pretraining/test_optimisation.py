@@ -39,7 +39,7 @@ def rates(made, schedule, steps: int) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_rates_decay_as_torchs_cosine_bit_for_bit_and_to_zero(optimizer):
+def test_rates_equal_torchs_cosine_bit_for_bit_and_end_at_zero(optimizer):
     given = settings(optimizer=optimizer, initial_lr=0.03)
     made, schedule = optimiser([ParameterGroup([parameter(1.0)]), ParameterGroup([parameter(1.0)], 0.1)], given)
     plain = torch.optim.SGD([{"params": [parameter(1.0)], "lr": lr} for lr in (0.03, 0.03 * 0.1)])
@@ -57,7 +57,7 @@ def test_a_group_that_does_not_decay_keeps_its_rate_beside_one_that_does():
     assert [decayed for decayed, _ in found] == [rate for (rate,) in rates(alone, schedule_alone, 15)]
 
 
-def test_a_schedule_goes_on_from_its_state():
+def test_a_schedule_resumes_from_its_state():
     def made():
         return optimiser([ParameterGroup([parameter(1.0)]), ParameterGroup([parameter(1.0)], decays=False)], settings())
 
@@ -71,7 +71,7 @@ def test_a_schedule_goes_on_from_its_state():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_the_optimiser_has_the_settings(name, kind):
+def test_the_optimiser_follows_the_settings(name, kind):
     made, _ = optimiser([ParameterGroup([parameter(1.0)])], settings(optimizer=name, weight_decay=0.02, momentum=0.8))
     assert type(made) is kind
     assert made.param_groups[0]["weight_decay"] == 0.02
@@ -80,7 +80,7 @@ def test_the_optimiser_has_the_settings(name, kind):
 
 
 def test_gradients_of_groups_without_a_clip_of_their_own_are_clipped_together():
-    one, other = parameter(9.0 * 3), parameter(0.0, 12.0 * 3)  # of norm 45
+    one, other = parameter(9.0 * 3), parameter(0.0, 12.0 * 3)  # the gradients' norm is 45
     norm = clip([ParameterGroup([one]), ParameterGroup([other])])
     assert norm == pytest.approx(45.0)
     assert torch.cat([one.grad, other.grad]).norm() == pytest.approx(GRADIENT_CLIP, rel=1e-4)

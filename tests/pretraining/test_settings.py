@@ -38,7 +38,7 @@ def test_flags_override_the_plan_and_the_plan_the_defaults():
     assert (found.own.views.num_local, found.own.views.min_iou, found.own.restoration) == (2, 0.3, "full")
 
 
-def test_a_configurations_block_overrides_the_shared_block_for_it_alone():
+def test_a_configurations_block_overrides_the_shared_block_only_there():
     pretrain = {
         "epochs": 9,
         "pcrlv2": {"restoration": "full", "views": {"num_local": 2, "min_iou": 0.2}},

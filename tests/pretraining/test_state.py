@@ -1,4 +1,4 @@
-"""A training state and the training that goes on from it."""
+"""A training state and the training that resumes from it."""
 
 import pytest
 

@@ -236,7 +236,7 @@ def test_a_killed_pretraining_has_a_report_with_the_command_to_continue(run, qui
     monkeypatch.setattr(html, "chart_svg", lambda *given: charts.append(given[0]) or "")
     run("-f", "0", "--c")
     assert "not finished" not in page_of(folder).text
-    assert {epoch for curve in charts[0].values() for epoch in curve[0]} == {1, 2}  # also of before
+    assert {epoch for curve in charts[0].values() for epoch in curve[0]} == {1, 2}  # also the epoch before
 
 
 def test_the_report_names_the_initial_checkpoint_and_its_cases(run, quick, tiny) -> None:
@@ -248,7 +248,7 @@ def test_the_report_names_the_initial_checkpoint_and_its_cases(run, quick, tiny)
     assert page.items == [*tiny.splits[1]["train"], *tiny.splits[1]["train"]]
 
 
-def test_reports_do_not_change_a_pretraining_by_a_bit(run, monkeypatch) -> None:
+def test_a_pretraining_is_bit_identical_with_and_without_reports(run, monkeypatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan = make_plan()
@@ -271,7 +271,7 @@ def test_reports_do_not_change_a_pretraining_by_a_bit(run, monkeypatch) -> None:
     reported = trained()
     assert len(written) == 3
     assert "could not be made" not in "".join(written)
-    for expected, actual in zip(without[:2], reported[:2], strict=True):  # running statistics are in the second
+    for expected, actual in zip(without[:2], reported[:2], strict=True):  # the second holds the running statistics
         assert expected.keys() == actual.keys()
         assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert torch.equal(without[2], reported[2])
@@ -283,7 +283,7 @@ def test_pictures_are_made_in_evaluation_and_leave_the_network_as_it_was(part) -
     torch.manual_seed(0)
     norm, seen = nn.BatchNorm1d(2), []
     network = nn.Sequential(norm, nn.Dropout(0.5))
-    norm.train(not part)  # what was in evaluation mode before stays in it
+    norm.train(not part)  # modules in evaluation mode stay there
 
     def pictures(batch: dict[str, torch.Tensor]) -> list[Picture]:
         seen.append((torch.is_grad_enabled(), norm.training, network.training))
@@ -299,7 +299,7 @@ def test_pictures_are_made_in_evaluation_and_leave_the_network_as_it_was(part) -
     torch.testing.assert_close(made.images[:, 0, 0, 0], torch.arange(3.0), rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeypatch) -> None:
+def test_a_failed_picture_is_named_and_loses_only_its_section(run, quick, monkeypatch) -> None:
     def fails(*_):
         raise ZeroDivisionError("an odd picture")
 
@@ -314,7 +314,7 @@ def test_a_picture_that_fails_costs_its_section_and_is_named(run, quick, monkeyp
     assert {row[0] for row in page.rows if row} >= {"batch_size", "Dataset999_Tiny"}
 
 
-def test_a_full_disk_costs_the_report_alone_and_the_one_before_stays(run, quick, monkeypatch) -> None:
+def test_on_a_full_disk_the_earlier_report_stays_and_training_continues(run, quick, monkeypatch) -> None:
     replace = os.replace
 
     def full(source, target):
@@ -324,7 +324,7 @@ def test_a_full_disk_costs_the_report_alone_and_the_one_before_stays(run, quick,
 
     with monkeypatch.context() as patch:
         patch.setattr(PCRLPretrainTrainer, "on_train_end", lambda self: None)
-        folder = run()  # the state is there, the end is not
+        folder = run()  # leaves a state, but no result
     before = (folder / report.NAME).read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
@@ -479,7 +479,7 @@ def test_chromium_shows_all_pictures_offline_within_the_page_width(run, tmp_path
         }  # fmt: skip
     broken = text.replace("data:image/png;base64,", "data:image/png;base64,AAAA", 1)
     broken = broken.replace("<h1>", '<img src="http://127.0.0.1:9/x.png"><h1 style="width:2000px">', 1)
-    for of_width in in_chromium(broken, tmp_path):  # the harness sees what is wrong
+    for of_width in in_chromium(broken, tmp_path):  # the harness notices the fault
         assert of_width["images"] - of_width["loaded"] == 2
         assert of_width["scrolls"] > 0
         assert any("<h1" in element for element in of_width["outside"])

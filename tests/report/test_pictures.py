@@ -85,7 +85,7 @@ def test_every_channel_has_its_name_and_its_own_grey_scale(drawn: list[Figure]) 
     shown = of_boxes({"before": after + 1, "after": after}, box, box, box, local=1)
     names = ["FLAIR (0000)", "$T1 (0001)", "T1$ (0002)", "T2 (0003)"]
     pictures.views_of_a_case("case_7", volume, shown, (1.0, 1.0, 1.0), "mm", names, "x.png")
-    drawn[0].draw_without_rendering()  # a name is no formula
+    drawn[0].draw_without_rendering()  # fails if the name is read as a formula
     upper, lower = drawn[0].subfigs
     for channel, name in enumerate(names):
         slices = upper.axes[3 * channel : 3 * channel + 3]

@@ -56,12 +56,12 @@ def test_terms_of_one_scale_share_a_panel(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "mae", 3).axes[0].get_title("left") == "loss = restoration"
 
 
-def test_the_heading_says_which_training(drawn: list[Figure]) -> None:
+def test_the_heading_names_the_training(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "pcrlv2", 2).get_suptitle().startswith(RUN)
 
 
 def test_the_style_is_not_the_one_that_nnunet_leaves_behind(drawn: list[Figure]) -> None:
     with rc_context():
         before = figure_of(drawn, "mae", 2).axes[0].title.get_fontsize()
-        seaborn.set_theme(font_scale=2.5)  # as nnU-Net's progress.png
+        seaborn.set_theme(font_scale=2.5)  # nnU-Net's progress.png does this
         assert figure_of(drawn, "mae", 2).axes[0].title.get_fontsize() == before

@@ -52,7 +52,7 @@ def test_a_quick_run_writes_finite_numbers_and_prints_the_same(
 ) -> None:
 
     def in_this_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-        ctypes.CDLL(None).malloc_trim(0)  # else steps that small take what was freed before
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise such small steps reuse freed memory
         return measure(*arguments)
 
     forward, steps_of_authors = benchmark.AuthorsWay.forward, []
@@ -67,7 +67,7 @@ def test_a_quick_run_writes_finite_numbers_and_prints_the_same(
     file = tmp_path / "numbers.json"
     sys.argv = ["benchmark_step.py", "--quick", "--json", str(file)]
     benchmark.main()
-    assert len(steps_of_authors) > 3  # what is compared with ours is really theirs
+    assert len(steps_of_authors) > 3  # the comparison really ran the authors' way
     printed, numbers = capsys.readouterr().out, json.loads(file.read_text())
     needed = {"early_exit_speedup", "peak_memory_ratio", "startup_seconds_100000", "rss_100000_vs_10"}
     assert needed <= set(numbers)
@@ -102,7 +102,7 @@ def test_the_authors_way_adds_full_resolution_to_the_drawn_levels(
     variants = method.variants()
     assert [levels.deepest for levels in variants] == [1, 2, 3]
     authors = benchmark.AuthorsWay(method)
-    authors.rng = SimpleNamespace(integers=lambda low, high: drawn)  # all pairs on the same level, as ours
+    authors.rng = SimpleNamespace(integers=lambda low, high: drawn)  # all pairs on the same level, as in our method
     output = authors(data, variants[drawn - 1], 0.5)
     ours = method(data, variants[drawn - 1])
     restored = {picture.title: picture.images.detach() for picture in method.pictures(data)}
@@ -110,20 +110,20 @@ def test_the_authors_way_adds_full_resolution_to_the_drawn_levels(
     comparison = ours.terms["comparison_global"] + ours.terms["comparison_local"]
     assert output.loss.item() == pytest.approx(float(error[0] + 0.5 * error[1] + comparison), rel=1e-4)
     output.loss.backward()
-    assert all(p.grad is not None for p in method.decoder.parameters())  # down to the last level, whatever is drawn
+    assert all(p.grad is not None for p in method.decoder.parameters())  # every level, whichever is drawn
 
 
 def test_the_peak_of_a_step_covers_its_own_memory_only(benchmark: ModuleType) -> None:
     before = benchmark.resident("VmRSS")
     array = np.ones(1 << 28, np.uint8)
     del array
-    ctypes.CDLL(None).malloc_trim(0)  # where another test has set that it is kept
-    assert benchmark.resident("VmHWM") - before > 0.7 * (1 << 28)  # the rest had been freed, and not yet given back
+    ctypes.CDLL(None).malloc_trim(0)  # another test may have set that freed memory is kept
+    assert benchmark.resident("VmHWM") - before > 0.7 * (1 << 28)  # a part may be memory that was freed before
     benchmark.forget_peak()
     assert benchmark.resident("VmHWM") - before < 0.2 * (1 << 28)
 
 
-def test_cases_beyond_the_tenth_are_the_ten_again(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_cases_beyond_the_tenth_repeat_the_first_ten(benchmark: ModuleType, tmp_path: Path) -> None:
     benchmark.write_dataset(tmp_path, benchmark.QUICK, 25)
     data = tmp_path / "preprocessed" / benchmark.DATASET / benchmark.DATA
     cases = benchmark.find_cases(str(data))
@@ -160,14 +160,14 @@ def test_the_waiting_share_matches_the_speed_of_a_slow_loader(
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # from torch.compile
 @pytest.mark.parametrize(("compiled", "channels_last"), [(False, True), (True, True)])
 def test_gpu_measurements_run_without_a_gpu(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, channels_last: bool
 ) -> None:
     compile_part = torch.nn.Module.compile
     by_hand: Callable[..., None] = lambda part, **options: compile_part(part, backend="aot_eager", **options)  # noqa: E731
-    monkeypatch.setattr(torch.nn.Module, "compile", by_hand)  # the default backend wants a C++ compiler on a CPU
+    monkeypatch.setattr(torch.nn.Module, "compile", by_hand)  # the default backend needs a C++ compiler on a CPU
     monkeypatch.setattr(benchmark, "GPU_LOADERS", 2)
     monkeypatch.setattr(benchmark, "WAITING_STEPS", 6)
     found = benchmark.gpu(dataset(benchmark, tmp_path), 4, True, compiled, channels_last, 1)
@@ -177,7 +177,7 @@ def test_gpu_measurements_run_without_a_gpu(
 
 
 @pytest.mark.slow
-def test_a_measurement_in_a_process_of_its_own_comes_back(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_measurement_in_a_new_process_is_returned(benchmark: ModuleType, tmp_path: Path) -> None:
     found = benchmark.fresh(benchmark.costs, dataset(benchmark, tmp_path), 4, "ours", [1, 3], True)
     assert {name: len(of_levels) for name, of_levels in found.items()} == {"peak": 2, "seconds": 2, "faults": 2}
     assert min(found["seconds"]) > 0

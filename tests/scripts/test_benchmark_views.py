@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with small sizes and few rounds."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")  # which the script sets for good
+        monkeypatch.setenv(name, "1")  # the script sets it for good; monkeypatch resets it
     monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("benchmark_views")
     small = replace(
@@ -44,7 +44,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torchio's
+@pytest.mark.filterwarnings("ignore")  # from torchio
 def test_the_benchmark_writes_all_ratios(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,7 +94,7 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "argv", sys.argv)  # which the tests set
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored after tests that set it
     return Tree(tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_the_command_writes_a_dataset_that_nnunet_verifies(
     assert "mismatch" not in said
 
 
-def test_volumes_find_their_segmentations_in_whatever_folder(lits: ModuleType, tree: Tree) -> None:
+def test_volumes_find_their_segmentations_in_any_folder(lits: ModuleType, tree: Tree) -> None:
     tree.pair(0), tree.pair(100, SECOND, ".nii.gz")
     write(tree.lits / "volume_pt1" / "volume-7.nii", voxels())
     write(tree.lits / "segmentations" / "segmentation-7.nii", truth())
@@ -144,7 +144,7 @@ def test_volumes_find_their_segmentations_in_whatever_folder(lits: ModuleType, t
     assert tree.json("conversion.json")["cases"]["LiTS_007"]["segmentation"].endswith("segmentation-7.nii")
 
 
-def test_the_liver_alone_has_its_tumours_in_it(lits: ModuleType, tree: Tree) -> None:
+def test_the_label_liver_alone_includes_its_tumours(lits: ModuleType, tree: Tree) -> None:
     tree.pair(0)
     tree.run(lits, "-labels", "liver")
     np.testing.assert_array_equal(tree.array("labelsTr/LiTS_000.nii.gz"), truth() > 0)

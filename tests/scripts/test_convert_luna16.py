@@ -95,7 +95,7 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "argv", sys.argv)  # which the tests set
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored after tests that set it
     return Tree(tmp_path)
 
 
@@ -168,13 +168,13 @@ def test_a_nodule_has_the_volume_and_the_centre_of_its_sphere(luna16: ModuleType
 
 def test_a_small_nodule_in_a_flipped_scan_is_painted_at_its_place(luna16: ModuleType, tree: Tree) -> None:
     tree.scan(A, direction=FLIPPED)
-    # Voxel (3, 6, 2): x = -30 - 3 * 0.7, y = 12.5 - 6 * 0.8, z = -300.5 + 2 * 2.5; the point is a bit beside that.
+    # Voxel (3, 6, 2): x = -30 - 3 * 0.7, y = 12.5 - 6 * 0.8, z = -300.5 + 2 * 2.5; the point lies slightly beside it.
     tree.nodules([(A, -32.1 + 0.3, 7.7 - 0.3, -295.5 + 1, 0.5)])
     tree.run(luna16)
     assert np.argwhere(tree.mask(A)).tolist() == [[2, 6, 3]]
 
 
-def test_a_nodule_may_lie_partly_outside_and_one_wholly_outside_is_named(
+def test_a_nodule_partly_outside_is_painted_and_one_wholly_outside_is_named(
     luna16: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree.scan(A, size=(32, 32, 12))
@@ -182,12 +182,12 @@ def test_a_nodule_may_lie_partly_outside_and_one_wholly_outside_is_named(
     tree.run(luna16)
     mask = tree.mask(A)
     half = 4 / 3 * math.pi * 7**3 / 2 / math.prod(SPACING)
-    middle = math.pi * 7**2 / 2 / math.prod(SPACING[1:])  # half of the plane x = 0 is in the half of the ball
+    middle = math.pi * 7**2 / 2 / math.prod(SPACING[1:])  # the half ball contains half of the plane x = 0
     assert mask.sum() == pytest.approx(half + middle, rel=0.05)
     note = f"{A}: the nodule at (500, 24.9, -286.75) mm, 14 mm wide, lies outside of the scan"
     assert note in capsys.readouterr().out
     tree.run(luna16)
-    assert note in capsys.readouterr().out  # also where nothing was left to do
+    assert note in capsys.readouterr().out  # also if nothing was left to do
 
 
 def test_a_sphere_centred_outside_the_image_is_painted_inside(luna16: ModuleType) -> None:
@@ -212,7 +212,7 @@ def test_a_second_run_makes_only_missing_files(luna16: ModuleType, tree: Tree) -
     assert not (tree.dataset / "unfinished").exists()
 
 
-def test_subsets_may_come_one_after_the_other(luna16: ModuleType, tree: Tree) -> None:
+def test_subsets_may_be_added_later(luna16: ModuleType, tree: Tree) -> None:
     tree.nodules([(A, -28, 14, -293, 5)])
     tree.scan(A, 3), tree.scan(B, 3)
     tree.run(luna16)
@@ -290,7 +290,7 @@ def test_a_scan_missing_from_all_ten_subsets_is_bad(
 
 def test_lung_masks_and_hidden_files_are_skipped_and_copies_named(luna16: ModuleType, tree: Tree) -> None:
     path = tree.scan(A)
-    for folder in ("seg-lungs-LUNA16", "subset1/subset1"):  # the second is how some unpack
+    for folder in ("seg-lungs-LUNA16", "subset1/subset1"):  # some people unpack into the second
         (tree.luna / folder).mkdir(parents=True)
         for ending in (".mhd", ".raw"):
             name = f"{A}{ending}"
@@ -303,7 +303,7 @@ def test_lung_masks_and_hidden_files_are_skipped_and_copies_named(luna16: Module
     ]
 
 
-def test_folds_of_somebody_else_stay_and_are_named(
+def test_folds_of_another_program_are_kept_and_named(
     luna16: ModuleType, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))

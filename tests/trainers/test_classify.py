@@ -151,7 +151,7 @@ def test_classes_that_exclude_each_other_have_probabilities_that_sum_to_one(clas
     assert list(table[["a", "b", "c"]].to_numpy().argmax(1)) == [i % 3 for i in range(8, 12)]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from torch.compile
 @pytest.mark.parametrize("compiled", [False, True])  # on a GPU nnU-Net compiles by default
 def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatch, compiled):
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: compiled)
@@ -170,12 +170,12 @@ def test_the_encoder_at_the_first_step_is_the_pretrained_one(classes, monkeypatc
     trainer = make(classes, PCRLClassificationTrainer)
     trainer.run_training()
     assert at_first_step[0] == wanted
-    assert len(set(at_first_step)) == len(at_first_step)  # it moves
+    assert len(set(at_first_step)) == len(at_first_step)  # every step changes the encoder
     assert "100.0% of the encoder's parameters are pretrained" in log_of(trainer)
     trainer.perform_actual_validation()
     assert os.path.isfile(os.path.join(validation_of(trainer), "predictions.csv"))
     content = torch.load(os.path.join(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
-    Classifier(pretraining.plan_network, 1).load_state_dict(content["network_weights"])  # as new images are classified
+    Classifier(pretraining.plan_network, 1).load_state_dict(content["network_weights"])  # new images are classified so
     scratch = make(classes)
     scratch.initialize()
     assert isinstance(scratch.network, OptimizedModule) == compiled
@@ -202,14 +202,14 @@ def test_a_continued_training_and_validation_alone_have_the_trained_weights(clas
     assert os.path.isfile(os.path.join(validation_of(again), "predictions.csv"))
 
 
-def test_a_table_that_has_changed_since_the_training_is_not_scored_by_it(classes):
+def test_a_training_does_not_score_a_table_that_changed_later(classes):
     table = classes.folder / "classes.csv"
     lines = [f"case_{i},{i % 3}" for i in range(NUM_CASES)]
     table.write_text("\n".join(["case,grade", *lines]))
     trainer = make(classes)
     trainer.run_training()
     final = os.path.join(trainer.output_folder, "checkpoint_final.pth")
-    content = checkpoint.read_any(final)  # as pcrl_nnunet_classify does, which loads no code
+    content = checkpoint.read_any(final)  # read without running code, as in pcrl_nnunet_classify
     assert content["pcrl_classification"]["names"] == ["0", "1", "2"]
     table.write_text("\n".join(["case,grade", *(line.replace(",2", ",3") for line in lines)]))
     with pytest.raises(
@@ -283,7 +283,7 @@ def test_patches_that_leave_nothing_at_the_bottleneck_are_refused(classes):
         make(classes, classify={"patch_mm": 4.0})
 
 
-def test_points_outside_their_image_are_warnings_or_errors(classes):
+def test_points_outside_their_image_raise_warnings_or_errors(classes):
     os.remove(classes.folder / "classes.csv")
     head = "seriesuid,coordX,coordY,coordZ,class\n"
     right = "".join(f"case_{i},7,7,{z},{z % 2}\n" for i in range(NUM_CASES) for z in (6, 7))
@@ -312,7 +312,7 @@ def test_a_folds_pretraining_leaves_out_the_classifications_validation_patients(
     assert {case.name for case in pretraining.cases} == set(train)
     patients = read_labels(str(classes.folder)).patient
     assert not {patients[name] for name in train} & {patients[name] for name in validation}
-    (classes.folder / "classes.csv").write_text("no table of ours")  # with a split at hand it is not read
+    (classes.folder / "classes.csv").write_text("no table of ours")  # the table is not read if there is a split
     again = make_trainer(0, dataset_json=classes.dataset_json)
     assert {case.name for case in again.cases} == set(train)
 

@@ -50,7 +50,7 @@ def folders(preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(nnUNetTrainer, "plot_network_architecture", lambda self: None)
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # seconds, and none of ours
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)  # takes seconds, and is nnU-Net's
     return tmp_path / "results" / DATASET
 
 
@@ -218,7 +218,7 @@ def test_a_supervised_training_of_nnunet_loads_with_a_warning_about_cases(
     assert "does not list the cases that it was trained on" in log
 
 
-def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_with_fewer_stages_needs_a_setting(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(folders, plan=make_plan(features=[4, 8]))
     with pytest.raises(SystemExit, match=r"covers \d+\.\d% of the encoder.*allow_partial_encoder"):
         make().on_train_start()
@@ -229,7 +229,9 @@ def test_a_checkpoint_of_fewer_stages_needs_to_be_asked_for(folders: Path, monke
     assert "not in the checkpoint" in log_of(trainer)
 
 
-def test_weights_given_to_nnunet_stay(folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_from_nnunets_flag_are_not_replaced(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pretrain(folders)
     other, given = pretrain(tmp_path / "elsewhere")
     trainer = make()
@@ -387,7 +389,7 @@ def test_a_cascades_own_pretraining_comes_first(folders: Path) -> None:
     assert torch.equal(first[:, :1], own["stages.0.0.convs.0.conv.weight"])
 
 
-def test_low_resolution_does_not_take_the_full_resolutions(folders: Path) -> None:
+def test_low_resolution_does_not_take_a_full_resolution_pretraining(folders: Path) -> None:
     pretrain(folders)
     with pytest.raises(SystemExit, match="3d_lowres"):
         make(configuration="3d_lowres").on_train_start()
@@ -406,7 +408,7 @@ def test_validation_cases_that_pretraining_saw_are_named(
 
 
 @pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw"}])
-def test_checkpoints_are_predicted_from_by_stock_nnunet(
+def test_stock_nnunet_predicts_with_our_checkpoints(
     folders: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
 ) -> None:
     pretrain(folders)
@@ -507,7 +509,7 @@ def test_a_wrong_block_is_refused_before_a_folder_is_made(folders: Path, block: 
     assert not folders.exists()
 
 
-def test_a_results_folder_that_is_none_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_results_folder_that_is_a_file_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.parent.mkdir()
     folders.write_text("")
     with pytest.raises(SystemExit, match="cannot be written to"):
@@ -624,7 +626,7 @@ def test_without_warm_up_the_rate_is_nnunets() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
-def test_the_encoders_rate_is_a_share_of_the_others(folders: Path, factor: float) -> None:
+def test_the_encoders_rate_is_a_share_of_the_other_rates(folders: Path, factor: float) -> None:
     plan = make_plan(finetune={"epochs": 20, "encoder_lr_factor": factor})
     trainer = make(plan=plan)
     trainer.initialize()
@@ -662,7 +664,7 @@ def test_the_controls_encoder_has_the_rate_of_the_rest(folders: Path) -> None:
         ({"layer_lr_decay": 0.5}, {"frozen_epochs": 1}, [1.0, 1.0]),
     ],
 )
-def test_the_encoders_rate_may_change_where_a_training_goes_on(
+def test_the_encoders_rate_may_change_when_a_training_resumes(
     folders: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], after: dict[str, Any], factors: list[float]
 ) -> None:
     pretrain(folders)
@@ -674,12 +676,12 @@ def test_the_encoders_rate_may_change_where_a_training_goes_on(
         maybe_load_checkpoint(resumed, not val, val)
         for before_it, now in zip(first.network.parameters(), resumed.network.parameters(), strict=True):
             moments = [t.optimizer.state[p] for t, p in ((first, before_it), (resumed, now))]
-            assert moments[0].keys() == moments[1].keys()  # none of a head whose loss has no weight, or at rate 0
+            assert moments[0].keys() == moments[1].keys()  # a head without loss or with rate 0 has none in either
             assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
         assert [group.get("factor", 1.0) for group in resumed.optimizer.param_groups] == pytest.approx(factors)
 
 
-def test_a_short_training_goes_on_near_to_where_it_was_stopped(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_training_resumes_near_the_stop(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(finetune={"epochs": 20, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
     trainer = make(PCRLScratchTrainer, plan)
     start = trainer.on_epoch_start
@@ -753,7 +755,7 @@ ALL, DECODER, SEG_LAYERS = "", "decoder.", "decoder.seg_layers."
     ],
 )
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_each_choice_moves_the_parameters_that_it_names(
+def test_each_setting_trains_the_parameters_that_it_names(
     network: str, finetune: dict[str, Any], parts: list[str]
 ) -> None:
     trainer = double(plan_with(network, **finetune))
@@ -789,7 +791,7 @@ def test_the_loss_without_deep_supervision_is_the_full_resolutions() -> None:
     assert got == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
+def test_a_training_resumes_only_with_the_same_kind_of_optimiser(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = {"iters_per_epoch": 1, "val_iters_per_epoch": 1}
@@ -803,7 +805,7 @@ def test_a_training_goes_on_with_its_own_kind_of_optimiser_alone(
     for number, moments in resumed.optimizer.state_dict()["state"].items():
         assert all(torch.equal(torch.as_tensor(value), kept[number][name]) for name, value in moments.items())
     other = make(PCRLScratchTrainer, make_plan(finetune=longer), continue_training=True)
-    maybe_load_checkpoint(other, True, False)  # as for --val, too, which needs no momentum
+    maybe_load_checkpoint(other, True, False)  # the same call as for --val, which needs no momentum
     assert equal(parameters_of(other.network), parameters_of(first.network))
     with pytest.raises(SystemExit, match=r"has the optimiser adamw, and the plan's pcrl.finetune has sgd; set"):
         other.on_train_start()
@@ -824,7 +826,7 @@ def test_an_encoder_is_frozen_with_mixed_precisions_scaler_too() -> None:
     assert [moved(*pair) for pair in pairwise(states)] == [learning(trainer, DECODER), learning(trainer)]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from torch.compile
 def test_an_encoder_is_frozen_in_a_compiled_network_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PCRLFinetuneTrainer, "_do_i_compile", lambda self: True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -832,7 +834,7 @@ def test_an_encoder_is_frozen_in_a_compiled_network_too(monkeypatch: pytest.Monk
     trainer.initialize()
     states = train_epochs(trainer, 0, 2)
     decoder_only, all_parts = (moved(*pair) for pair in pairwise(states))
-    assert learning(trainer, DECODER) <= decoder_only  # and a head without a loss: compiled, it has a gradient of zero
+    assert learning(trainer, DECODER) <= decoder_only  # also a head without loss: compiled, its gradient is 0
     assert not decoder_only & learning(trainer, "encoder.")
     assert learning(trainer) <= all_parts
     assert [group["factor"] for group in trainer.optimizer.param_groups] == [0.25, 0.5, 1.0, 1.0]
@@ -861,7 +863,7 @@ def step_from_rest(trainer: Any, batch: dict[str, Any], part: str) -> dict[str, 
     loss = trainer.loss(trainer.network(batch["data"]), batch["target"])
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
-    assert norm > 12  # so that nnU-Net's clipping matters
+    assert norm > 12  # nnU-Net's clipping takes effect
     return {
         name: p.detach() - 0.01 * (1 + 0.99) * (12 / norm * g + 0.1 * p.detach())
         for (name, p), g in zip(parameters.items(), gradients, strict=True)
@@ -937,7 +939,7 @@ def test_ddp_freezes_the_encoder_as_set_and_keeps_ranks_equal(
     assert status == 0, output
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for states in ranks:
-        without_loss = "decoder.seg_layers.0." if "recipe" in settings else "none"  # without deep supervision
+        without_loss = "decoder.seg_layers.0." if "recipe" in settings else "none"  # no deep supervision: no loss
         names = {name for name in states[0] if not name.startswith(without_loss)}
         decoder = {name for name in names if name.startswith(DECODER)}
         assert [moved(*pair) for pair in pairwise(states)] == [decoder] * frozen + [names] * (EPOCHS - frozen)
@@ -946,7 +948,7 @@ def test_ddp_freezes_the_encoder_as_set_and_keeps_ranks_equal(
 
 
 @pytest.mark.parametrize(("factor", "frozen_epochs"), [(0, 0), (0.1, 0), (1, 1)])
-def test_freezing_parts_without_pretrained_weights_for_good_is_refused(
+def test_freezing_random_parts_for_the_whole_training_is_refused(
     folders: Path, factor: float, frozen_epochs: int
 ) -> None:
     finetune = {"epochs": 2, "encoder_lr_factor": factor, "frozen_epochs": frozen_epochs, "allow_partial_encoder": True}

@@ -79,7 +79,7 @@ def test_a_finished_pretraining_leaves_the_file_the_log_and_the_curves(tiny, mon
         (None, "neither masks nor a table of classes; .* with: pcrl_nnunet_transfer -i FINAL -d DATASET -name "),
     ],
 )
-def test_without_masks_the_next_command_classifies_or_brings_the_encoder_elsewhere(tiny, table, advised):
+def test_without_masks_the_next_command_classifies_or_transfers_the_encoder(tiny, table, advised):
     tiny.dataset_json |= {"labels": {"background": 0, "foreground": 1}, "pcrl_without_masks": True}
     if table is not None:
         (tiny.folder / table).touch()
@@ -149,7 +149,7 @@ def variant(tiny, kind):
     return plan, shape[0]
 
 
-KINDS = {  # by the restoration that the default tests try them with
+KINDS = {  # with the restoration that the default tests use
     "residual encoder": "single",
     "anisotropic, thin volumes": "full",
     "four channels": "single",
@@ -167,7 +167,7 @@ KINDS = {  # by the restoration that the default tests try them with
         for restoration in ("single", "full")
     ],
 )
-def test_it_pretrains_on_whatever_plan_nnunet_made(tiny, monkeypatch, kind, restoration):
+def test_it_pretrains_on_any_plan_of_nnunet(tiny, monkeypatch, kind, restoration):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
     monkeypatch.setattr(examples, "NUM_EXAMPLES", 1)
     plan, channels = variant(tiny, kind)
@@ -183,7 +183,7 @@ def test_an_older_preprocessing_is_unpacked_and_gives_the_same_losses(tiny):
     expected = run(make(tiny, epochs=1))
     shutil.rmtree(tiny.results)
     for path in tiny.data.glob("case_?.b2nd"):
-        np.savez_compressed(path.with_suffix(".npz"), data=blosc2.open(str(path))[:])  # no labels in it
+        np.savez_compressed(path.with_suffix(".npz"), data=blosc2.open(str(path))[:])  # without labels
         path.unlink()
     for path in tiny.data.glob("*_seg.b2nd"):
         path.unlink()
@@ -264,13 +264,13 @@ def test_the_random_state_of_the_device_is_part_of_the_state(tiny, monkeypatch):
     trainers = make(tiny), make(tiny)
     for trainer in trainers:
         trainer.initialize()
-        trainer.device = torch.device("cuda", 1)  # from now on, as on a machine that has it
+        trainer.device = torch.device("cuda", 1)  # from now on as on a machine with this device
     trainers[0].save_checkpoint(latest)
     trainers[1].load_checkpoint(latest)
     assert restored == [(list(range(16)), torch.device("cuda", 1))]
     trainers[0].device = torch.device("cpu")
     trainers[0].save_checkpoint(latest)
-    trainers[1].load_checkpoint(latest)  # there is none of a GPU
+    trainers[1].load_checkpoint(latest)  # the file has no random state of a GPU
     assert len(restored) == 1
 
 
@@ -297,7 +297,7 @@ def mean(monkeypatch):
     return Mean
 
 
-def test_a_method_of_ones_own_pretrains_with_its_settings_and_a_report(tiny, mean, monkeypatch):
+def test_a_users_own_method_pretrains_with_its_settings_and_a_report(tiny, mean, monkeypatch):
     monkeypatch.setattr(Report, "write", WRITE_REPORT)
     losses = run(make(tiny, plan=make_plan(pretrain={"method": "mean", "mean": {"scale": 0.5}, "pcrlv2": {"x": 1}})))
     assert np.isfinite(losses).all()
@@ -434,7 +434,7 @@ def res_enc_plan():
     return plan
 
 
-# nnU-Net says that it looks for a network that is named without its module, as the main branch names it.
+# nnU-Net warns: the main branch names the network without its module, so nnU-Net searches for it.
 @pytest.mark.filterwarnings("ignore:Network class .* not found:UserWarning")
 @pytest.mark.parametrize("plan", [make_plan(), res_enc_plan()], ids=["PlainConv", "ResEnc"])
 def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan):
@@ -451,7 +451,7 @@ def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan
 
     content = torch.load(path, weights_only=True)
     weights, adaptation = content["network_weights"], content["nnssl_adaptation_plan"]
-    assert all(tensor.device.type == "cpu" for tensor in weights.values())  # it maps them to no device
+    assert all(tensor.device.type == "cpu" for tensor in weights.values())  # the branch moves them to no device
     pretrained_on = next(iter(adaptation["pretrain_plan"]["configurations"].values()))
     for_the_plan = {  # `pretrain_info`, which becomes a part of a plan's JSON
         **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
@@ -468,7 +468,7 @@ def test_nnunets_main_branch_rebuilds_the_encoder_from_the_file_alone(tiny, plan
     assert for_the_plan["pt_used_patchsize"] == list(settings.own.views.global_input_size)
     assert for_the_plan["pt_recommended_downstream_patchsize"] == patch_size
     assert all(citation.keys() >= {"type", "name", "apa_citations"} for citation in for_the_plan["citations"])
-    for kwargs in (for_the_plan["pt_architecture_kwargs"], content["architecture_kwargs"]):  # it looks for stages here
+    for kwargs in (for_the_plan["pt_architecture_kwargs"], content["architecture_kwargs"]):  # read for the stages
         assert kwargs["n_stages"] == 3
         assert kwargs["kernel_sizes"] == [[3, 3, 3]] * 3
 
@@ -523,21 +523,21 @@ def test_it_starts_from_another_checkpoints_encoder(tiny, kind, monkeypatch):
         patch.setattr(trainer.method, "after_loading", lambda method: followed.append(encoder_hash_of(method)))
         trainer.on_train_start()
     trainer.dataloader_train.close()
-    assert followed == [wanted]  # a momentum copy would be of these weights
+    assert followed == [wanted]  # a momentum copy would get these weights
     fresh = make(tiny, fold=1)
     fresh.initialize()
     decoders = [made.plan_network.decoder.transpconvs.state_dict() for made in (trainer, fresh)]
-    assert all(torch.equal(value, decoders[1][name]) for name, value in decoders[0].items())  # not of another method
+    assert all(torch.equal(value, decoders[1][name]) for name, value in decoders[0].items())  # decoder not loaded
     assert checkpoint.encoder_hash(trainer.plan_network.encoder) == wanted
     assert checkpoint.encoder_hash(trainer.network.encoder) == wanted
-    if kind == "ours":  # its decoder and heads go on, too
+    if kind == "ours":  # decoder and heads are loaded, too
         heads = checkpoint.read(path)["method_weights"]
         now = trainer.network.state_dict()
         assert all(torch.equal(now[name], tensor) for name, tensor in heads.items())
     else:
-        log = Path(trainer.log_file)  # the second trainer may have one of its own beside it
+        log = Path(trainer.log_file)  # there may be another trainer's log
         assert "does not list the cases that it was trained on" in log.read_text()
-        assert trainer.final_content()["all_cases_known"] is False  # which fine-tuning will say
+        assert trainer.final_content()["all_cases_known"] is False  # fine-tuning will report it
 
 
 def test_a_continued_second_pretraining_lists_the_first_ones_cases_as_seen(tiny, monkeypatch):
@@ -548,7 +548,7 @@ def test_a_continued_second_pretraining_lists_the_first_ones_cases_as_seen(tiny,
         patch.setattr(distributed, "on_any_rank", lambda *_: trainer.step == 1)  # within the first epoch
         with pytest.raises(SystemExit):
             run(trainer)
-    resumed = make(tiny, fold=1, continues=True, init=path)  # not loaded again: its weights are in the state
+    resumed = make(tiny, fold=1, continues=True, init=path)  # -init is not loaded again: the state has the weights
     resumed.load_checkpoint(str(folder_of(tiny, 1) / checkpoint.LATEST))
     monkeypatch.setattr(pretrain, "load_initial", None)  # calling it would fail
     run(resumed)
@@ -611,7 +611,7 @@ def test_the_final_file_describes_the_pretraining(tiny):
     other = make_plan()
     other["configurations"]["3d_fullres"]["spacing"] = [5, 1, 1]
     assert content["plans_hash"] != checkpoint.plans_hash(other)
-    for citation in content["citations"]:  # what nnU-Net prints of them
+    for citation in content["citations"]:  # nnU-Net prints both
         assert citation["type"]
         assert citation["name"]
         assert all("PCRL" in text or "Zhou" in text for text in citation["apa_citations"])
@@ -664,7 +664,7 @@ def test_unlabelled_cases_alone_suffice_without_folds(tiny):
     assert [case["name"] for case in final(tiny)["cases"]] == [f"case_{i}" for i in range(4)]
     with pytest.raises(UserError, match=r"fold 0 was asked for, but .* has only unlabelled cases.*; leave -f out"):
         make(tiny, fold=0)
-    tiny.data.mkdir()  # what a preprocessing that failed leaves
+    tiny.data.mkdir()  # a failed preprocessing leaves an empty folder
     with pytest.raises(UserError, match="no preprocessed images in"):
         make(tiny)
 
@@ -676,7 +676,7 @@ def test_a_folder_without_usable_unlabelled_cases_is_ignored(tiny):
     assert len(make(tiny).cases) == 4
 
 
-def test_a_case_that_is_not_finite_stops_it_with_its_name(tiny):
+def test_a_case_that_is_not_finite_stops_the_training_and_is_named(tiny):
     path = next(case.path for case in find_cases(str(tiny.data)) if case.name == "case_2")
     array = blosc2.open(path)[:]
     array[0, 7, 7, 7] = np.nan
@@ -694,7 +694,7 @@ def test_constant_cases_give_finite_losses_and_weights(tiny, value):
     assert all(torch.isfinite(tensor).all() for tensor in final(tiny)["network_weights"].values())
 
 
-def test_a_case_that_vanishes_at_the_end_does_not_cost_the_training(tiny):
+def test_a_case_that_disappears_at_the_end_does_not_fail_the_training(tiny):
     trainer = make(tiny, epochs=1)
     on_epoch_end = trainer.on_epoch_end
     trainer.on_epoch_end = lambda bar: (on_epoch_end(bar), (tiny.data / "case_1.b2nd").unlink())
@@ -752,7 +752,7 @@ def test_the_callers_plan_is_not_changed(tiny):
     assert json.dumps(plan) == before
 
 
-def test_nnunets_own_command_is_told_which_command_to_use(tiny):
+def test_nnunets_command_names_the_command_to_use_instead(tiny):
     plan = {**make_plan(), "continue_training": False}
     with pytest.raises(SystemExit, match="run pcrl_nnunet_pretrain -d Dataset999_Tiny -c 3d_fullres -p nnUNetPlans"):
         PCRLPretrainTrainer(plan, "3d_fullres", 0, tiny.dataset_json, torch.device("cpu"))

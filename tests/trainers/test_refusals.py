@@ -76,7 +76,7 @@ def test_a_missing_split_in_a_read_only_folder_is_refused(table, as_users_do, tr
     assert "there is no" in message
     assert "splits_final.json, which the first training of a fold writes" in message
     assert not (table.folder / "splits_final.json").exists()
-    trainer = make(table, trainer)  # writes it when it trains
+    trainer = make(table, trainer)  # the trainer writes the split when it trains
     trainer.do_split()
     assert (table.folder / "splits_final.json").is_file()
 
@@ -146,7 +146,7 @@ def test_a_dataset_with_masks_of_the_same_names_is_segmented(table, monkeypatch,
         (raw / "labelsTr").mkdir(parents=True)
         (raw / "dataset.json").write_text("{}")
     else:
-        monkeypatch.delenv("nnUNet_raw")  # nobody can tell
+        monkeypatch.delenv("nnUNet_raw")  # the raw dataset is unknown
     make(table, PCRLScratchTrainer)
 
 

@@ -139,7 +139,7 @@ def test_torchs_old_format_is_refused_with_a_line_that_converts_the_file(tmp_pat
         exec(line, {})
 
 
-def test_nnssls_script_is_named_where_the_adaptation_plan_is_missing(tmp_path):
+def test_nnssls_script_is_named_if_the_adaptation_plan_is_missing(tmp_path):
     _, given = of_nnssl("backbone.")
     del given["nnssl_adaptation_plan"]
     given["init_args"] = {"plan": {"dataset_name": "Dataset745_OpenMind"}, "configuration_name": "onemmiso", "fold": 0}
@@ -149,7 +149,7 @@ def test_nnssls_script_is_named_where_the_adaptation_plan_is_missing(tmp_path):
         read_encoder(path)
     command = pasted(str(error.value).partition(" (give it")[0], "python -m")
     assert command[:3] == ["python", "-m", "nnssl.utilities.add_adaptation_plan"]
-    parser = argparse.ArgumentParser()  # as the script's
+    parser = argparse.ArgumentParser()  # the same flags as nnssl's script
     for flag in ("-i", "-pl", "-o", "-arch", "-key_to_encoder", "-key_to_stem"):
         parser.add_argument(flag, required=True)
     parser.add_argument("-keys_to_in_proj", nargs="+", required=True)
@@ -180,7 +180,7 @@ def test_a_file_of_weights_alone_is_refused_as_such(tmp_path, key):
 
 
 def test_a_torchscript_program_is_refused_as_such(tmp_path):
-    with warnings.catch_warnings(action="ignore"):  # torch wants to give TorchScript up
+    with warnings.catch_warnings(action="ignore"):  # torch deprecates TorchScript
         torch.jit.save(torch.jit.trace(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)), tmp_path / "c.pth")
     with pytest.raises(UserError, match=r"c.pth is a TorchScript program and was not run; expected"):
         read_encoder(str(tmp_path / "c.pth"))

@@ -30,7 +30,7 @@ def test_an_unsuitable_checkpoint_is_refused_and_a_fitting_plan_is_named(
         (tmp_path / f"{file}.json").write_text(json.dumps(other))
     (tmp_path / "dataset.json").write_text("{}")
     (tmp_path / "broken.json").write_text("{")
-    for file, key in (("A", "pcrl_fitted"), ("B", "pcrl_target")):  # of transfers: nothing to choose
+    for file, key in (("A", "pcrl_fitted"), ("B", "pcrl_target")):  # plans made by transfers are not suggested
         (tmp_path / f"{file}.json").write_text(json.dumps({**plan_with(name, file, **changes), key: "something"}))
     configuration = "2d" if changes.get("dim") == 2 else "3d_fullres"
     with pytest.raises(UserError, match=rf"{message}.*it fits -c {configuration} -p Q$"):

@@ -26,7 +26,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", [PLAIN, RESENC])
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_encoder_becomes_the_checkpoints_and_the_decoder_stays(name: str, dim: int) -> None:
+def test_the_encoder_gets_the_checkpoints_weights_and_the_decoder_stays(name: str, dim: int) -> None:
     pretrained, network = build(name, dim=dim), build(name, dim=dim)
     decoder = copy.deepcopy(network.decoder.seg_layers.state_dict())
     report = load_encoder(network, content_of(pretrained, name=name, dim=dim))

@@ -32,7 +32,7 @@ class OnViews:
 
 
 @pytest.mark.parametrize("compose", [Compose, ComposeTransforms])
-def test_their_transforms_go_on_with_our_views(compose: Callable[[list[Any]], Any]) -> None:
+def test_batchgenerators_transforms_accept_our_views(compose: Callable[[list[Any]], Any]) -> None:
     ours = [
         SubCropTransform(VIEWS, STRENGTHS),
         SpatialViewTransform(),
@@ -40,7 +40,7 @@ def test_their_transforms_go_on_with_our_views(compose: Callable[[list[Any]], An
         PixelTransform(STRENGTHS, "local", "local"),
     ]
     theirs = [
-        GaussianNoiseTransform(noise_variance=(1, 1), data_key="input"),  # the views are its batch
+        GaussianNoiseTransform(noise_variance=(1, 1), data_key="input"),  # it takes the views for a batch
         OnViews(GaussianBlurTransform(blur_sigma=1.0), "local"),
     ]
     volume = np.random.default_rng(0).standard_normal((1, 20, 20, 20)).astype(np.float32)

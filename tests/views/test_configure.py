@@ -11,14 +11,14 @@ from pcrl_nnunet.views.boxes import sample_view_boxes
 from pcrl_nnunet.views.configure import check_views, configure_views
 from pcrl_nnunet.views.settings import ViewSettings
 
-# name: patch, batch, strides, median image; the first four as nnU-Net planned real datasets
+# name: patch, batch, strides, median image; the first four are nnU-Net's plans for real datasets
 PLANS = {
     "hippocampus": ((40, 56, 40), 7, [(1, 1, 1)] + [(2, 2, 2)] * 3, (36, 50, 35)),
     "nodules": ((56, 56, 56), 4, [(1, 1, 1)] + [(2, 2, 2)] * 4, (51, 51, 51)),
     "liver MR": ((40, 224, 192), 2, [(1, 1, 1)] + [(1, 2, 2)] * 2 + [(2, 2, 2)] * 3, (36, 262, 262)),
     "hippocampus 2d": ((56, 40), 281, [(1, 1)] + [(2, 2)] * 3, (50, 35)),
     "128 cubed": ((128, 128, 128), 2, [(1, 1, 1)] + [(2, 2, 2)] * 5, (482, 512, 512)),
-    # as nnU-Net's default and ResEncL planners plan the shapes and spacings of MSD colon, prostate and lung, and AMOS
+    # plans of nnU-Net's default and ResEncL planners for the shapes and spacings of MSD colon, prostate, lung and AMOS
     "colon": ((56, 192, 192), 2, [(1, 1, 1), (1, 2, 2), (1, 2, 2)] + [(2, 2, 2)] * 3, (150, 512, 512)),
     "prostate": ((20, 320, 256), 2, [(1, 1, 1)] + [(1, 2, 2)] * 4 + [(2, 2, 2)] * 2, (20, 320, 319)),
     "lung, large": ((112, 256, 256), 2, [(1, 1, 1)] + [(1, 2, 2)] * 2 + [(2, 2, 2)] * 4, (252, 512, 512)),

@@ -103,7 +103,7 @@ def test_each_part_has_the_papers_probability(name, share):
     assert changed == pytest.approx(share, abs=5 * (share * (1 - share) / 600) ** 0.5)
 
 
-def test_a_fifth_of_the_painting_is_inside():
+def test_a_fifth_of_the_paintings_cover_inner_blocks():
     rng, image = np.random.default_rng(0), image_of((30, 30, 30), 1)
     paint = Corruption(**{**NOTHING, "p_paint": 1.0})
     # five blocks inside cover 5/27 at most; five blocks of at most 4/7 of an axis leave more than that uncovered
@@ -128,7 +128,7 @@ def test_shuffling_equals_the_slow_version(size, compiled, monkeypatch):
     assert (got != image).any()
 
 
-def test_one_window_keeps_its_voxels_and_all_orders_are_as_likely():
+def test_a_window_keeps_its_voxels_and_all_orders_are_equally_likely():
     rng, image = np.random.default_rng(0), np.arange(3, dtype=np.float32)[None, None]
     corner, size = np.zeros((1, 2), int), np.array([[1, 3]])
     orders, counts = np.unique(
@@ -176,7 +176,7 @@ def test_curves_are_monotonic_from_end_to_end_and_half_of_them_fall():
     assert 150 < sum(rising) < 250
 
 
-def test_intensities_follow_the_curve_within_the_range_and_its_ends_beyond():
+def test_intensities_follow_the_curve_and_beyond_the_range_its_ends():
     curve = draw_curve(1.0, np.random.default_rng(0))
     channel = np.linspace(-3, 5, 1000, dtype=np.float32)
     expected = -1 + 4 * np.interp((channel + 1) / 4, np.linspace(0, 1, len(curve)), curve)

@@ -14,7 +14,7 @@ from pcrl_nnunet.views import filters
     [((2, 13, 9, 11), (0.4, 1.0, 2.3)), ((1, 30, 21), (1.2, 0.7)), ((1, 3, 40, 5), (2.0, 2.0, 2.0))],
 )
 @pytest.mark.usefixtures("with_and_without_numba")
-def test_smoothing_is_scipys_with_repeated_borders(shape: tuple[int, ...], sigmas: tuple[float, ...]) -> None:
+def test_smoothing_equals_scipys_with_repeated_borders(shape: tuple[int, ...], sigmas: tuple[float, ...]) -> None:
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     expected = ndimage.gaussian_filter(image, (0, *sigmas), mode="nearest", truncate=filters.TRUNCATE)
     np.testing.assert_allclose(filters.gaussian(image, sigmas), expected, atol=1e-6)

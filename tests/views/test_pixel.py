@@ -30,7 +30,7 @@ def augment(images: np.ndarray, whole: bool = True, **strengths: Any) -> dict[st
 
 @pytest.mark.parametrize("off", [ZERO, dict.fromkeys(ALWAYS, 0.0)])
 @pytest.mark.parametrize("shape", [(2, 2, 8, 9, 7), (1, 3, 16, 16), (2, 1, 1, 1)])
-def test_zero_strength_is_the_identity_but_a_copy(shape: tuple[int, ...], off: dict[str, Any]) -> None:
+def test_zero_strength_returns_an_equal_copy(shape: tuple[int, ...], off: dict[str, Any]) -> None:
     images = views(*shape)
     augmented = augment(images, **off)
     np.testing.assert_array_equal(augmented["input"], images)
@@ -49,7 +49,7 @@ def test_each_augmentation_changes_the_input_and_never_the_target(strength: str)
     assert augmented["input"].dtype == np.float32
 
 
-def test_applying_is_a_function_of_the_parameters() -> None:
+def test_equal_parameters_give_equal_views() -> None:
     view = views(2, 12, 12, 12)
     parameters = sample_pixel(view.shape, (1.0, 1.0, 1.0), Augmentation(**ALWAYS), np.random.default_rng(0), True)
     np.testing.assert_array_equal(apply_pixel(view, parameters), apply_pixel(view, parameters))
@@ -122,14 +122,14 @@ def test_swaps_cover_about_the_same_part_of_a_view_of_any_shape(size: tuple[int,
     assert covered == pytest.approx(2 * 100 * 0.1**3, rel=0.1)
 
 
-def test_only_views_that_ask_for_it_are_swapped() -> None:
+def test_blocks_are_swapped_only_in_views_that_request_it() -> None:
     images = views(1, 1, 16, 16, 16)
     strengths = {**ZERO, "swap_blocks": 100}
     np.testing.assert_array_equal(augment(images, whole=False, **strengths)["input"], images)
     assert not np.array_equal(augment(images, whole=True, **strengths)["input"], images)
 
 
-def test_views_may_be_replaced_by_their_augmented_ones() -> None:
+def test_augmented_views_may_replace_their_sources() -> None:
     images = views(3, 1, 6, 6)
     transform = PixelTransform(Augmentation(**ALWAYS), "local", "local")
     replaced = transform(local=images, local_zoom=[(1.0, 1.0)] * 3, rng=np.random.default_rng(0))["local"]
@@ -146,7 +146,7 @@ def test_each_augmentation_of_2d_views_changes_the_input_and_never_the_target() 
         assert not np.array_equal(augmented["input"], images)
 
 
-def test_grey_and_cutout_are_for_2d_views_and_cutout_for_whole_ones() -> None:
+def test_grey_and_cutout_are_for_2d_and_cutout_for_global_views() -> None:
     rng = np.random.default_rng(0)
     flat, thick, local = (
         sample_pixel(shape, (1.0,) * (len(shape) - 1), Augmentation(**ALWAYS), rng, whole)

@@ -26,7 +26,7 @@ from pcrl_nnunet.views.settings import Augmentation
 class Settings:
     """The plan's ``pcrl.pretrain.denoising``."""
 
-    noise_sd: float = 0.5  # of z-scored intensities
+    noise_sd: float = 0.5  # standard deviation; intensities are z-scored
 
     def __post_init__(self) -> None:
         if self.noise_sd <= 0:
