@@ -34,10 +34,14 @@ class SimSiamSettings:
     """Settings of SimSiam: the views, and their augmentation.
 
     A sample is a pair of global views. There are no local views: ``views.num_local`` is 0.
+
+    Attributes:
+        views: a pair. Source: SimSiam.
+        augmentation: without swaps and cutout. Source: ours.
     """
 
     views: ViewSettings
-    augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0, p_cutout=0))
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(p_swap=0.0, p_cutout=0.0))
 
 
 class SimSiamViews(PairViews):
