@@ -120,8 +120,9 @@ def main() -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise `UserError` for wrong arguments, before torch is imported. The methods' names are checked later."""
+    """Raise `UserError` for wrong arguments, before torch is imported."""
     from pcrl_nnunet.device import check_device_name
+    from pcrl_nnunet.experiments.arm_names import check_arm_names
     from pcrl_nnunet.experiments.settings import check_protocol, read_blocks
     from pcrl_nnunet.experiments.split import check_number_labelled
     from pcrl_nnunet.plans import find_plan, refuse_cascade
@@ -133,8 +134,7 @@ def _check(args: argparse.Namespace) -> None:
         check_number_labelled(text)
     _, plans, configuration, _ = find_plan(args.d, args.p, args.c)
     refuse_cascade(plans, configuration)
-    read_blocks(args.settings)
-    read_blocks(args.own_methods)
+    check_arm_names(args.methods or [], read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task)
     arguments.check_file("-patients", args.patients, "a table with the columns case and patient")
     arguments.check_file("-checkpoint", args.checkpoint, "a checkpoint_final.pth")
 
