@@ -28,7 +28,8 @@ The hours to the same validation Dice take trainings, and are in docs/evidence/h
 
 from __future__ import annotations
 
-import argparse
+import options  # isort: skip  # first: it answers --help without torch
+
 import json
 import os
 import resource
@@ -75,7 +76,6 @@ from pcrl_nnunet.views.settings import Augmentation
 BATCHES = 5  # of a start, until memory is looked at
 GPU_LOADERS = 8
 WAITING_STEPS = 160
-PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
 
 # ----------------------------------------------------------------------------------------------- steps, memory, growth
@@ -374,12 +374,7 @@ def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # of `fresh`
-    args = parser.parse_args()
+    args = options.benchmark_step().parse_args()
     torch.set_num_threads(1)
     if args.measure:
         name, *arguments = json.loads(args.measure)
