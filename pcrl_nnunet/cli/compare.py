@@ -21,6 +21,9 @@ The command does all of this:
   3. It trains every method on the same randomly drawn labelled cases.
   4. It scores segmentations by Dice, and classifications by AUROC.
 
+The word semi has two meanings: -protocol semi leaves the labelled cases out of
+the pretraining; -methods semi trains semi-supervised after a pretraining.
+
 If the command stops, the same command goes on.
 """
 EXAMPLES = """
@@ -70,14 +73,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-seeds", type=int, default=5, metavar="N", help="labelled subsets for each number of labels (default: 5)"
+        "-seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="subsets of labelled cases for each number of labels (default: 5)",
     )
     parser.add_argument(
         "-protocol",
         choices=("all", "semi", "transfer"),
         default="all",
-        help="cases for pretraining. all: all training cases (default); semi: the training cases without the labelled "
-        "ones; transfer: none, because -checkpoint is used",
+        help="cases for pretraining. all: all training cases (default); semi: the training cases without the "
+        "labelled ones; transfer: none, because -checkpoint is used",
     )
     parser.add_argument("-checkpoint", metavar="FILE.pth", help="pretraining on other data, for -protocol transfer")
     parser.add_argument(
