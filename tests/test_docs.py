@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import pcrl_nnunet
 from pcrl_nnunet.methods import method_class
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,11 @@ def test_every_page_is_in_the_table_of_contents_once() -> None:
 def test_the_reference_is_up_to_date(reference: ModuleType, page: str) -> None:
     written = (DOCS / "reference" / page).read_text(encoding="utf-8")
     assert written == reference.pages()[page], "run python docs/reference.py"
+
+
+def test_the_citation_has_the_version() -> None:
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert version == pcrl_nnunet.__version__
 
 
 def test_the_reference_has_the_commands_of_setup_py(reference: ModuleType) -> None:
