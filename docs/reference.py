@@ -27,7 +27,7 @@ from pcrl_nnunet.config import ClassifySettings, FinetuneSettings
 from pcrl_nnunet.method_names import BUILT_IN, DEFAULT
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
-from pcrl_nnunet.settings import _BOUNDS
+from pcrl_nnunet.settings import within
 
 FOLDER = Path(__file__).parent / "reference"
 COMMANDS = ("register", "preprocess", "pretrain", "transfer", "classify", "compare")
@@ -124,8 +124,10 @@ def settings_page() -> str:
         "x".join(map(str, CONFIGURATION[name])) for name in ("patch_size", "median_image_size_in_voxels")
     )
     intro = (
-        "All settings of a plan's `pcrl` block, with the names and defaults of the code. [Settings](../settings.md)\n"
-        "says how to set them. Sizes are in voxels of the preprocessed image.\n\n"
+        "All settings of a plan's `pcrl` block, with the names and defaults of the code.\n"
+        "[Change settings](../settings.md) says how to set them. Sizes are in voxels of the preprocessed image.\n"
+        "If a value has a unit, the meaning names the unit. The source says where the default comes from: a paper,\n"
+        "the code of its authors, nnU-Net, or us (ours).\n\n"
         "Defaults marked with * follow from the plan. The values here are those of a typical 3D plan, as for LiTS:\n"
         f"patch {patch_size}, batch {CONFIGURATION['batch_size']}, {len(_strides())} stages with a total stride of "
         f"{2 ** (len(_strides()) - 1)}, median image {median}.\n"
@@ -137,11 +139,11 @@ def settings_page() -> str:
         *((f"pcrl.{name}", _block(settings)) for name, settings in _OTHERS.items()),
     ]
     listed = "\n".join(f"- [`{title}`](#{title.replace('.', '')})" for title, _ in sections)
-    return "\n\n".join([NOT_EDITED, "# Names and defaults of settings", intro, listed, *_headed(sections)]) + "\n"
+    return "\n\n".join([NOT_EDITED, "# Settings", intro, listed, *_headed(sections)]) + "\n"
 
 
 _OTHERS = {"finetune": FinetuneSettings(), "semi": SemiSettings(), "classify": ClassifySettings()}
-_HEAD = ("Setting", "Default", "Allowed", "Meaning")
+_HEAD = ("Setting", "Default", "Allowed", "Meaning", "Source")
 
 
 def _headed(sections: Sequence[tuple[str, str]]) -> list[str]:
@@ -166,7 +168,8 @@ def _shared(of_method: Mapping[str, PretrainSettings]) -> str:
         if field.name != "method" and any(value != field.default for value in values):
             by_method.append(field.name)
             default = "by method"
-        rows.append((f"`{field.name}`", default, allowed(PretrainSettings, field), meaning(PretrainSettings, field)))
+        words = allowed(PretrainSettings, field), meaning(PretrainSettings, field), source(PretrainSettings, field)
+        rows.append((f"`{field.name}`", default, *words))
     own = [
         (f"`{name}`", *(shown(getattr(settings, setting)) + "*" * (setting == "batch_size") for setting in by_method))
         for name, settings in of_method.items()
@@ -174,6 +177,7 @@ def _shared(of_method: Mapping[str, PretrainSettings]) -> str:
     return "\n\n".join(
         [
             described(PretrainSettings),
+            _link(PretrainSettings),
             table(_HEAD, rows),
             "Defaults by method:",
             table(["Method", *(f"`{setting}`" for setting in by_method)], own),
@@ -183,33 +187,47 @@ def _shared(of_method: Mapping[str, PretrainSettings]) -> str:
 
 def _own(settings: PretrainSettings) -> str:
     inner = {field.name: getattr(settings.own, field.name) for field in _fields(type(settings.own))}
-    blocks = [f"- `{name}`: {_line(described(type(value)))}" for name, value in inner.items() if is_dataclass(value)]
-    text = "\n".join([described(type(settings.own)), "", *blocks])
-    return _block(settings.own, f"{text}\n\nFile: [{_file(settings.own)}](../../{_file(settings.own)})")
+    blocks = [
+        f"- `{name}`: {_line(described(type(value)))} {_link(type(value))}"
+        for name, value in inner.items()
+        if is_dataclass(value)
+    ]
+    return _block(settings.own, "\n".join(["", "", *blocks]))
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _file(settings: Any) -> str:
-    return f"{type(settings).__module__.replace('.', '/')}.py"
+def _link(kind: type) -> str:
+    file = f"{kind.__module__.replace('.', '/')}.py"
+    return f"File: [{file}](../../{file})"
 
 
-def _block(settings: Any, text: str | None = None) -> str:
-    return f"{text or described(type(settings))}\n\n{table(_HEAD, list(_rows(settings)))}"
+def _block(settings: Any, blocks: str = "") -> str:
+    rows, head = list(_rows(settings)), _HEAD
+    if not any(row[-1] for row in rows):
+        rows, head = [row[:-1] for row in rows], _HEAD[:-1]
+    kind = type(settings)
+    return f"{described(kind)}{blocks}\n\n{_link(kind)}\n\n{table(head, rows)}"
 
 
-def _rows(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Return a row for each setting; those of a block within the block have its name before theirs."""
+def _rows(settings: Any, prefix: str = "", around: str = "") -> Iterator[tuple[str, ...]]:
+    """Return a row for each setting. Settings of a block within the block have the name of that block before theirs.
+
+    Args:
+        around: the source of values in which a method's block differs from the block's own defaults.
+    """
     kind = type(settings)
     for field in _fields(kind):
         value, name = getattr(settings, field.name), f"{prefix}{field.name}"
         if is_dataclass(value):
-            yield from _rows(value, f"{name}.")
+            yield from _rows(value, f"{name}.", _attributes(kind).get(field.name, ("", ""))[1])
             continue
         follows_plan = field.default is MISSING and field.default_factory is MISSING
-        yield f"`{name}`", shown(value) + "*" * follows_plan, allowed(kind, field), meaning(kind, field)
+        is_own = follows_plan or value == field.default
+        words = allowed(kind, field), meaning(kind, field), source(kind, field) if is_own else around
+        yield f"`{name}`", shown(value) + "*" * follows_plan, *words
 
 
 def _fields(kind: type) -> list[Field[Any]]:
@@ -230,7 +248,7 @@ def allowed(kind: type, field: Field[Any]) -> str:
         return " or ".join(shown(choice) for choice in get_args(hint))
     if hint is bool:
         return "`true` or `false`"
-    bounds = ", ".join(_BOUNDS[bound][1].format(limit) for bound, limit in field.metadata.get("bounds", {}).items())
+    bounds = within(field.metadata.get("bounds", {}))
     noun = {int: "a whole number", float: "a number", str: "a name"}.get(hint, "a list")
     if not bounds:
         return noun
@@ -250,17 +268,35 @@ def meaning(kind: type, field: Field[Any]) -> str:
     """
     for owner in kind.__mro__:
         if field.name in inspect.get_annotations(owner):
-            found = _attributes(owner).get(field.name) or _comments(owner).get(field.name)
+            found, _ = _attributes(owner).get(field.name) or (_comments(owner).get(field.name), "")
             if found:
                 return found[0].upper() + found[1:].rstrip(".") + "."
             break
     raise LookupError(f"{kind.__name__}.{field.name}: add it to the docstring's Attributes, or a comment beside it")
 
 
-def _attributes(kind: type) -> dict[str, str]:
+def source(kind: type, field: Field[Any]) -> str:
+    """Return where a default comes from: the end of its attribute in the docstring, after "Source:".
+
+    Raises:
+        LookupError: other attributes of the class have a source, this one has not.
+    """
+    for owner in kind.__mro__:
+        if field.name in inspect.get_annotations(owner):
+            attributes = _attributes(owner)
+            _, found = attributes.get(field.name, ("", ""))
+            if not found and any(other for _, other in attributes.values()):
+                raise LookupError(f"{kind.__name__}.{field.name}: name its source at the end of the docstring's line")
+            return found
+    raise AssertionError(f"{kind.__name__} has no {field.name}")
+
+
+def _attributes(kind: type) -> dict[str, tuple[str, str]]:
+    """Return meaning and source of each attribute that the class's docstring lists."""
     _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     found = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", listed, re.MULTILINE)
-    return {name: _markdown(" ".join(text.split())) for name, text in found}
+    parts = {name: _markdown(" ".join(text.split())).partition(" Source: ") for name, text in found}
+    return {name: (text, source.rstrip(".")) for name, (text, _, source) in parts.items()}
 
 
 def _comments(kind: type) -> dict[str, str]:

@@ -31,23 +31,30 @@ class FinetuneSettings:
 
     Attributes:
         recipe: defaults of `initial_lr` and `deep_supervision`: nnU-Net's own, or those for pretrained networks.
-        epochs: number of epochs.
-        iters_per_epoch: training steps of an epoch.
-        val_iters_per_epoch: validation steps of an epoch.
-        optimizer: SGD or AdamW. With AdamW, the defaults are a tenth of the rate and a weight decay of 0.01.
-        initial_lr: learning rate after the warm-up.
-        warmup_share: share of the epochs in which the rate rises linearly.
-        weight_decay: weight decay of the optimizer.
-        deep_supervision: also learn from the decoder's coarser outputs, in a segmentation.
+            Source: ours.
+        epochs: number of epochs. Source: nnU-Net.
+        iters_per_epoch: training steps of an epoch. Source: nnU-Net.
+        val_iters_per_epoch: validation steps of an epoch. Source: nnU-Net.
+        optimizer: SGD or AdamW. With AdamW, the defaults are a tenth of the rate and a weight decay of 0.01. Source:
+            nnU-Net.
+        initial_lr: learning rate after the warm-up. Source: nnU-Net.
+        warmup_share: share of the epochs in which the rate rises linearly. Source: nnU-Net's main branch, 50 epochs of
+            1000.
+        weight_decay: weight decay of the optimizer. Source: nnU-Net.
+        deep_supervision: also learn from the decoder's coarser outputs, in a segmentation. Source: nnU-Net.
         seg_layers_only_epochs: number of first epochs in which the segmentation layers alone are trained. Fewer than
-            `epochs`.
-        encoder_lr_factor: learning rate of the encoder, as a factor of the rate. 0 freezes the encoder.
-        frozen_epochs: number of first epochs in which the encoder is frozen. Fewer than `epochs`.
-        layer_lr_decay: factor of the learning rate from each encoder stage to the next finer one.
-        load_decoder: also load the tensors that fit from a decoder that only the method has, such as PCRLv2.
-        allow_partial_encoder: allow some encoder stages to stay random.
+            `epochs`. Source: nnU-Net, which has none.
+        encoder_lr_factor: learning rate of the encoder, as a factor of the rate. 0 freezes the encoder. Source:
+            nnU-Net, which has one rate.
+        frozen_epochs: number of first epochs in which the encoder is frozen. Fewer than `epochs`. Source: nnU-Net,
+            which has none.
+        layer_lr_decay: factor of the learning rate from each encoder stage to the next finer one. Source: nnU-Net,
+            which has one rate.
+        load_decoder: also load the tensors that fit from a decoder that only the method has, such as PCRLv2. Source:
+            ours.
+        allow_partial_encoder: allow some encoder stages to stay random. Source: ours.
         input_channels: how the first convolution is fitted if the pretraining had another number of channels: repeat
-            and divide, take the first ones, or take the mean of all.
+            and divide, take the first ones, or take the mean of all. Source: ours.
     """
 
     recipe: Literal["nnunet", "pretrained"] = "nnunet"
@@ -97,11 +104,12 @@ class ClassifySettings:
     """Labels and inputs of a classification. Its schedule is ``pcrl.finetune``, at a tenth of the rate.
 
     Attributes:
-        table: table of labels: classes.csv or candidates.csv. By default the table that exists.
-        patch_mm: edge of the cube, or of the square in 2D, around a point, mm.
-        jitter_mm: distance along each axis that a point may move while training, mm.
-        batch_size: inputs of a step. 0: as many voxels as the plan's batch, up to 32 inputs.
-        balanced: draw classes, or a label's positives and negatives, equally often.
+        table: table of labels: classes.csv or candidates.csv. By default the table that exists. Source: ours.
+        patch_mm: edge of the cube, or of the square in 2D, around a point, mm. Source: ours.
+        jitter_mm: distance along each axis that a point may move while training, mm. Source: ours.
+        batch_size: inputs of a step. 0: as many voxels as the plan's batch, up to 32 inputs. Source: the plan. 32 is
+            PCRLv2's batch on LUNA.
+        balanced: draw classes, or a label's positives and negatives, equally often. Source: ours.
     """
 
     table: Literal["", "classes", "candidates"] = ""

@@ -33,6 +33,18 @@ def number(default: float, hint: str = "", **bounds: float) -> Any:
     return field(default=default, metadata={"bounds": bounds, "hint": hint})
 
 
+def probability(default: float) -> Any:
+    """Return a field of settings for a probability."""
+    return number(default, at_least=0, at_most=1)
+
+
+def within(bounds: Mapping[str, float]) -> str:
+    """Return bounds in words, such as "a number from 0 to 1"."""
+    if [*bounds] == ["at_least", "at_most"]:
+        return f"a number from {bounds['at_least']} to {bounds['at_most']}"
+    return ", ".join(_BOUNDS[bound][1].format(limit) for bound, limit in bounds.items())
+
+
 def pcrl_block(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plan's ``pcrl`` block, empty if missing. Raise `UserError` for an unknown part."""
     block = part(plan, "pcrl")
@@ -125,7 +137,6 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
             raise UserError(f"{where}.{name} is '{value}'; expected {' or '.join(map(repr, filter(None, choices)))}")
         bounds, hint = known[name].metadata.get("bounds", {}), known[name].metadata.get("hint", "")
         if not all(_BOUNDS[bound][0](value, limit) for bound, limit in bounds.items()):
-            expected = ", ".join(_BOUNDS[bound][1].format(limit) for bound, limit in bounds.items())
-            raise UserError(f"{where}.{name} is {value}; expected {expected}{hint}")
+            raise UserError(f"{where}.{name} is {value}; expected {within(bounds)}{hint}")
         values[name] = value
     return replace(settings, **values)  # type: ignore[type-var]

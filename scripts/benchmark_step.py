@@ -26,7 +26,8 @@ The hours to the same validation Dice need trainings: see "Hours to the same Dic
 
 from __future__ import annotations
 
-import argparse
+import options  # isort: skip  # first: it answers --help without torch
+
 import json
 import os
 import resource
@@ -73,7 +74,6 @@ from pcrl_nnunet.views.settings import Augmentation
 BATCHES = 5  # number of batches before the memory of a start is measured
 GPU_LOADERS = 8
 WAITING_STEPS = 160
-PARTS = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
 
 # ----------------------------------------------------------------------------------------------- steps, memory, growth
@@ -372,12 +372,7 @@ def report_gpu(home: Path, sizes: Sizes) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write JSON if requested."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: all")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # for `fresh`
-    args = parser.parse_args()
+    args = options.benchmark_step().parse_args()
     torch.set_num_threads(1)
     if args.measure:
         name, *arguments = json.loads(args.measure)

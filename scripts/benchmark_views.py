@@ -18,7 +18,8 @@ medians. Ratios are medians of the ratios within a round, because a machine's sp
 
 from __future__ import annotations
 
-import argparse
+import options  # isort: skip  # first: it answers --help without torch
+
 import json
 import os
 import tempfile
@@ -323,9 +324,7 @@ def loader_against_transform(views: ViewSettings, rng: np.random.Generator) -> d
 
 def main() -> None:
     """Measure, print, and write JSON if requested."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios to this file")
-    args = parser.parse_args()
+    args = options.benchmark_views().parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     np.random.seed(0)  # batchgenerators draws from it

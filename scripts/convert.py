@@ -109,26 +109,8 @@ class Dataset:
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-def parser(description: str, folder: str, number: int) -> argparse.ArgumentParser:
-    """Return a parser with the options of both commands.
-
-    Args:
-        description: the script's docstring.
-        folder: name of the value of -i.
-        number: an ID for the help's example.
-    """
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("-i", required=True, type=Path, metavar=folder, help="the folder that was downloaded")
-    made.add_argument("-d", required=True, type=int, metavar="ID", help=f"dataset ID for nnU-Net, such as {number}")
-    made.add_argument("-o", type=Path, metavar="FOLDER", help="where the dataset's folder goes (default: $nnUNet_raw)")
-    made.add_argument(
-        "-np", type=int, metavar="N", help="processes, each with one scan in memory, up to 5 GB (default: at most 8)"
-    )
-    return made
-
-
 def dataset_folder(args: argparse.Namespace, name: str) -> Path:
-    """Return the dataset's folder. Raise `UserError` for options of `parser` that make no sense."""
+    """Return the dataset's folder. Raise `UserError` for options of `options` that make no sense."""
     if not args.i.is_dir():
         raise UserError(f"-i is {args.i}, which is not a folder; give the folder that was downloaded")
     if not 1 <= args.d <= 999:

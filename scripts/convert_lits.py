@@ -24,6 +24,8 @@ Stopped, or more files arrived? Run the same command to continue. Exit status 1:
 
 from __future__ import annotations
 
+import options  # isort: skip  # first: it answers --help without torch
+
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -151,10 +153,7 @@ def find(folder: Path, labels: str, crop: bool) -> tuple[list[LitsCase], list[Se
 
 def main() -> None:
     """Find, convert, check, report."""
-    parser = convert.parser(str(__doc__), "LITS_FOLDER", 17)
-    parser.add_argument("-labels", choices=list(LABELS), default="liver_tumour", help="default: liver_tumour")
-    parser.add_argument("-crop_to_liver", action="store_true", help="only for the papers' protocol: it uses the truth")
-    args = parser.parse_args()
+    args = options.convert_lits().parse_args()
     folder = convert.dataset_folder(args, "LiTS")
     cases, bad = find(args.i, args.labels, args.crop_to_liver)
     print(f"{len(cases)} volumes in {args.i}; into {folder}", flush=True)

@@ -23,6 +23,8 @@ Exit status 1: something was bad, and is named.
 
 from __future__ import annotations
 
+import options  # isort: skip  # first: it answers --help without torch
+
 import csv
 import hashlib
 import json
@@ -277,7 +279,7 @@ def missing_scans(known: Iterable[str], luna: Luna, dataset: convert.Dataset) ->
 
 def main() -> None:
     """Find, convert, write folds and candidates, check, report."""
-    args = convert.parser(str(__doc__), "LUNA_FOLDER", 16).parse_args()
+    args = options.convert_luna16().parse_args()
     folder = convert.dataset_folder(args, "LUNA16")
     luna = find(args.i)
     if luna.annotations is None:

@@ -108,7 +108,11 @@ def _read(path: Path) -> NDArray[np.generic]:
 
 def main() -> None:
     """Print the table and the findings, write the picture; status 1 if the trainings do not work."""
-    parser = argparse.ArgumentParser(description="Compare evaluated predictions of several trainings.")
+    parser = argparse.ArgumentParser(
+        description="Compare evaluated predictions of several trainings.",
+        epilog="example:\n  python scripts/demo_report.py -raw RAW -predictions one=A two=B -pretraining C -o D.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-raw", type=Path, required=True, help="raw dataset with imagesTs and labelsTs")
     parser.add_argument("-predictions", nargs="+", required=True, metavar="NAME=FOLDER", help="each with summary.json")
     parser.add_argument("-pretraining", type=Path, required=True, metavar="FOLDER", help="its fold's folder")

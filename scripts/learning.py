@@ -13,7 +13,8 @@ Each method is trained without the validation cases of a fold. On these cases tw
 
 from __future__ import annotations
 
-import argparse
+import options  # isort: skip  # first: it answers --help without torch
+
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from pcrl_nnunet.errors import exit_on_user_error
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.loading.samples import Views
-from pcrl_nnunet.methods import Method, PlanFacts, method_class, names
+from pcrl_nnunet.methods import Method, PlanFacts, method_class
 from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
 from pcrl_nnunet.methods.restoration import RestorationMethod
 from pcrl_nnunet.methods.simsiam import SimSiam
@@ -145,19 +146,7 @@ def _on(batch: Any, device: torch.device) -> Any:
 
 def main() -> None:
     """Measure, print a table, and write it to the file of ``--json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", required=True, help="dataset name or ID")
-    parser.add_argument("-c", default="3d_fullres", help="configuration")
-    parser.add_argument("-p", default="nnUNetPlans", help="plans identifier")
-    parser.add_argument("-f", type=int, default=0, help="fold whose validation cases are held out")
-    parser.add_argument("-methods", nargs="+", default=names())
-    parser.add_argument("-steps", type=int, default=300)
-    parser.add_argument("-batch_size", type=int, help="default: the method's own")
-    parser.add_argument("-optimizer", choices=("sgd", "adamw"), help="default: the method's own")
-    parser.add_argument("-initial_lr", type=float, help="default: the method's own")
-    parser.add_argument("-device", default="cpu")
-    parser.add_argument("--json", help="file to write the numbers to")
-    args = parser.parse_args()
+    args = options.learning().parse_args()
     device, found = torch.device(args.device), {}
     with exit_on_user_error():
         plan = load_plan(args.d, args.p, args.c)

@@ -245,7 +245,11 @@ def write_dataset(
 
 def main() -> None:
     """Write a data set from the command line."""
-    parser = argparse.ArgumentParser(description="Write random anatomical phantoms as a raw nnU-Net dataset.")
+    parser = argparse.ArgumentParser(
+        description="Write random anatomical phantoms as a raw nnU-Net dataset.",
+        epilog='example:\n  python scripts/phantom.py -o "$nnUNet_raw" -d 901 -cases 24 -test 8 -unlabelled 40',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-o", required=True, metavar="FOLDER", help="nnUNet_raw")
     parser.add_argument("-d", type=int, default=901, metavar="ID", help="dataset id (default: 901)")
     parser.add_argument("-kind", choices=sorted(KINDS), default="organ")

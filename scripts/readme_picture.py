@@ -33,6 +33,8 @@ from pcrl_nnunet.figure_style import DPI, WIDTH, grey_scale, own_style
 DATASET, CASES, SIZE, SPACING = 901, 24, (128, 128, 12), (1.0, 1.0, 3.0)
 EXAMPLE = 0  # number of the case that is shown
 GLOBAL, LOCAL = ("#0072b2", "#d55e00"), "#009e73"
+# flips of a slice by their axes, in words
+FLIPS = {(): "", (0,): ", flipped top to bottom", (1,): ", flipped left to right", (0, 1): ", rotated by 180 degrees"}
 
 Image = NDArray[np.float32]
 
@@ -43,7 +45,7 @@ class Shown:
 
     Attributes:
         image: the slice of a case from which the sample is drawn.
-        flip: the axes along which the first global view is flipped.
+        flipped: the axes along which the first global view is flipped.
         boxes: names of the crops, and their lower corners and sizes in the slice.
         restoration: input, output and target of the sample's first global view, by name.
         error: error of the whole view's output, as a share of the target's variance.
@@ -52,7 +54,7 @@ class Shown:
     """
 
     image: Image
-    flip: str
+    flipped: tuple[int, ...]
     boxes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
     restoration: dict[str, Image]
     error: float
@@ -120,7 +122,7 @@ def shown_of(trainer: Any) -> Shown:
     output = pictures[-1]  # the last level has full resolution
     return Shown(
         volume[index][0].squeeze(0) if sample.slice else volume[index][0],
-        ", ".join(f"axis {axis}" for axis in sample.views[0].flipped) or "none",
+        tuple(sample.views[0].flipped),
         [(view.title, view.box.lower, view.box.shape) for view in sample.views],
         {"input": by_title["input"], "output": output.images[0, 0].numpy(), "target": by_title["target"]},
         float(output.errors[0, 0]),
@@ -138,7 +140,7 @@ def draw(shown: Shown, path: Path) -> None:
         for part, title in (
             (views, "1. Crops of a scan without labels"),
             (curve, "2. Pretraining: the error falls"),
-            (restoration, f"3. The network restores crop global 1 (flip: {shown.flip})"),
+            (restoration, f'3. The network restores the crop "global 1"{FLIPS[shown.flipped]}'),
         ):
             part.suptitle(title, fontsize=10.5, fontweight="bold")
         _draw_views(views.subplots(), shown)
@@ -180,7 +182,11 @@ def _draw_curve(axis: Axes, shown: Shown) -> None:
 def main() -> None:
     """Pretrain on phantoms and draw the picture."""
     default = Path(__file__).parents[1] / "docs" / "pictures" / "overview.png"
-    parser = argparse.ArgumentParser(description="Draw the picture of the README from a pretraining on phantoms.")
+    parser = argparse.ArgumentParser(
+        description="Draw the picture of the README from a pretraining on phantoms.",
+        epilog="example:\n  python scripts/readme_picture.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-o", type=Path, default=default, metavar="PNG", help="the picture (default: the README's)")
     parser.add_argument("--quick", action="store_true", help="only 4 steps: for tests of this script")
     args = parser.parse_args()

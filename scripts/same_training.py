@@ -86,7 +86,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--record"]:
         record(sys.argv[2], sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description="Compare the trainings of two installed versions of pcrl_nnunet.")
+    parser = argparse.ArgumentParser(
+        description="Compare the trainings of two installed versions of pcrl_nnunet.",
+        epilog="example:\n  python scripts/same_training.py OLD/bin/python NEW/bin/python -d 4 -c 2d",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("old", help="Python interpreter of the one version")
     parser.add_argument("new", help="and of the other")
     args, more = parser.parse_known_args()

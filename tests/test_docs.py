@@ -10,11 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+import pcrl_nnunet
 from pcrl_nnunet.methods import method_class
 
 ROOT = Path(__file__).parents[1]
@@ -102,23 +106,25 @@ def test_the_reference_is_up_to_date(reference: ModuleType, page: str) -> None:
     assert written == reference.pages()[page], "run python docs/reference.py"
 
 
+def test_the_citation_has_the_version() -> None:
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert version == pcrl_nnunet.__version__
+
+
 def test_the_reference_has_the_commands_of_setup_py(reference: ModuleType) -> None:
     (commands,) = re.findall(r"for command in \(([^)]+)\)", (ROOT / "setup.py").read_text(encoding="utf-8"))
     assert re.findall(r'"(\w+)"', commands) == list(reference.COMMANDS)
 
 
-def test_a_setting_without_a_meaning_is_an_error(reference: ModuleType, tmp_path: Path) -> None:
-    file = tmp_path / "some_settings.py"
+@contextmanager
+def class_of(file: Path, attributes: str, fields: str) -> Iterator[Any]:
+    """Return a dataclass of settings whose docstring and fields have these lines."""
     file.write_text(
         "from dataclasses import dataclass\n"
         "@dataclass\n"
         "class Some:\n"
-        '    """Some settings.\n\n    Attributes:\n        one: the first.\n    """\n'
-        "    one: int = 1\n"
-        "    two: int = 2  # beside\n"
-        "    # above\n"
-        "    three: int = 3\n"
-        "    four: int = 4\n"
+        f'    """Some settings.\n\n    Attributes:\n{attributes}    """\n'
+        f"{fields}"
     )
     spec = importlib.util.spec_from_file_location("some_settings", file)
     assert spec is not None
@@ -127,13 +133,35 @@ def test_a_setting_without_a_meaning_is_an_error(reference: ModuleType, tmp_path
     sys.modules["some_settings"] = module
     try:
         spec.loader.exec_module(module)
-        found = module.Some.__dataclass_fields__
-        meanings = [reference.meaning(module.Some, found[name]) for name in ("one", "two", "three")]
-        assert meanings == ["The first.", "Beside.", "Above."]
-        with pytest.raises(LookupError, match=r"Some\.four: add it"):
-            reference.meaning(module.Some, found["four"])
+        yield module.Some
     finally:
         del sys.modules["some_settings"]
+
+
+def test_a_setting_without_a_meaning_is_an_error(reference: ModuleType, tmp_path: Path) -> None:
+    fields = "    one: int = 1\n    two: int = 2  # beside\n    # above\n    three: int = 3\n    four: int = 4\n"
+    with class_of(tmp_path / "some_settings.py", "        one: the first.\n", fields) as some:
+        found = some.__dataclass_fields__
+        meanings = [reference.meaning(some, found[name]) for name in ("one", "two", "three")]
+        assert meanings == ["The first.", "Beside.", "Above."]
+        with pytest.raises(LookupError, match=r"Some\.four: add it"):
+            reference.meaning(some, found["four"])
+
+
+def test_a_setting_without_a_source_beside_others_with_one_is_an_error(reference: ModuleType, tmp_path: Path) -> None:
+    attributes = "        one: the first. Source: a paper,\n            section 2.\n        two: the second.\n"
+    with class_of(tmp_path / "some_settings.py", attributes, "    one: int = 1\n    two: int = 2\n") as some:
+        found = some.__dataclass_fields__
+        assert reference.meaning(some, found["one"]) == "The first."
+        assert reference.source(some, found["one"]) == "a paper, section 2"
+        with pytest.raises(LookupError, match=r"Some\.two: name its source"):
+            reference.source(some, found["two"])
+
+
+def test_a_default_that_a_method_changes_has_the_methods_source(reference: ModuleType) -> None:
+    _, of_method = reference.settings_page().split("## pcrl.pretrain.simsiam\n")
+    (row,) = re.findall(r"^\| `augmentation\.p_swap` .*$", of_method, re.M)
+    assert row.endswith("| ours |")
 
 
 def test_log_report_and_glossary_have_the_same_name_for_a_quantity() -> None:

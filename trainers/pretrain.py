@@ -99,6 +99,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         self.logger.local_logger = PretrainLogger(self.method, self.request.title)
         self.monitor = Monitor(self.method.quantities)
         self.report = Report()
+        self.pace = Pace(self.settings.steps, 0)
         self._phase: Pace | str = "still preparing the training"  # for the lines of progress
         self.outputs: list[dict[str, float]] = []  # outputs of this epoch's steps so far
         self.init: dict[str, Any] | None = None  # facts about the checkpoint, once it is loaded
@@ -181,7 +182,7 @@ class PCRLPretrainTrainer(nnUNetTrainer):
                 raise SystemExit(0) from None
 
     def _run_epochs(self, sigterm: Sigterm) -> None:
-        pace = Pace(self.settings.steps, self.step)
+        self.pace = pace = Pace(self.settings.steps, self.step)
         disable = None if self.local_rank == 0 else True  # None: unless there is a terminal
         try:
             with tqdm(total=pace.total, initial=self.step, disable=disable, unit="step", dynamic_ncols=True) as bar:
@@ -291,10 +292,9 @@ class PCRLPretrainTrainer(nnUNetTrainer):
         """Write a line, alarms, training state, progress.png and sometimes the report, and begin the next epoch."""
         epoch, value = self.current_epoch, self.logger.get_value
         self.logger.log("epoch_end_timestamps", time(), epoch)
-        seconds = value("epoch_end_timestamps", epoch) - value("epoch_start_timestamps", epoch)
         names = (*self.method.terms, *(quantity.name for quantity in self.method.quantities))
         values = {name: value(name, epoch) for name in names}
-        line = line_of_epoch(epoch + 1, self.num_epochs, values, seconds, self.num_iterations_per_epoch)
+        line = line_of_epoch(epoch + 1, self.num_epochs, values, self.pace)
         summary = self.monitor.summary()
         verdict = judge(summary, (epoch + 1) * self.num_iterations_per_epoch, self.method.quantities)
         self.report.add(epoch + 1, summary)

@@ -21,6 +21,9 @@ The command does all of this:
   3. It trains every method on the same randomly drawn labelled cases.
   4. It scores segmentations by Dice, and classifications by AUROC.
 
+The word semi has two meanings: -protocol semi leaves the labelled cases out of
+the pretraining; -methods semi trains semi-supervised after a pretraining.
+
 If the command stops, the same command goes on.
 """
 EXAMPLES = """
@@ -70,14 +73,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-seeds", type=int, default=5, metavar="N", help="labelled subsets for each number of labels (default: 5)"
+        "-seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="subsets of labelled cases for each number of labels (default: 5)",
     )
     parser.add_argument(
         "-protocol",
         choices=("all", "semi", "transfer"),
         default="all",
-        help="cases for pretraining. all: all training cases (default); semi: the training cases without the labelled "
-        "ones; transfer: none, because -checkpoint is used",
+        help="cases for pretraining. all: all training cases (default); semi: the training cases without the "
+        "labelled ones; transfer: none, because -checkpoint is used",
     )
     parser.add_argument("-checkpoint", metavar="FILE.pth", help="pretraining on other data, for -protocol transfer")
     parser.add_argument(
@@ -120,8 +127,9 @@ def main() -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise `UserError` for wrong arguments, before torch is imported. The methods' names are checked later."""
+    """Raise `UserError` for wrong arguments, before torch is imported."""
     from pcrl_nnunet.device import check_device_name
+    from pcrl_nnunet.experiments.arm_names import check_arm_names
     from pcrl_nnunet.experiments.settings import check_protocol, read_blocks
     from pcrl_nnunet.experiments.split import check_number_labelled
     from pcrl_nnunet.plans import find_plan, refuse_cascade
@@ -133,8 +141,7 @@ def _check(args: argparse.Namespace) -> None:
         check_number_labelled(text)
     _, plans, configuration, _ = find_plan(args.d, args.p, args.c)
     refuse_cascade(plans, configuration)
-    read_blocks(args.settings)
-    read_blocks(args.own_methods)
+    check_arm_names(args.methods or [], read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task)
     arguments.check_file("-patients", args.patients, "a table with the columns case and patient")
     arguments.check_file("-checkpoint", args.checkpoint, "a checkpoint_final.pth")
 

@@ -11,14 +11,12 @@ from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS
 from pcrl_nnunet.config import RECIPES, FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.arm_names import CONTROL, LONGER, PSEUDO_LABELS, SEMI, SEMI_SCRATCH, STOCK
 from pcrl_nnunet.experiments.settings import short
 from pcrl_nnunet.method_names import DEFAULT, names
 from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
 
-CONTROL, STOCK = "scratch", "stock"
-PSEUDO_LABELS = "pseudo_labels"
-SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
 # A step of the second phase takes 1.6 to 1.9 times as long: the teacher adds a forward pass, a second loss and the
 # loading of unlabelled patches. The second phase has 60 % of the steps. Measured on ACDC: 2D, a quarter of the width,
 # one core. Rounded up, so that the control never has less compute.

@@ -13,18 +13,18 @@ from pcrl_nnunet.experiments.scores import Scores
 def table(scores: Scores) -> pd.DataFrame:
     """Return one row for each arm and number of labelled cases, in points.
 
-    Columns: method, labelled, seeds, mean, sd (over seeds), learned (see `Scores.has_learned`), and the result of
-    `Scores.gain` over `CONTROL`: pairs (seeds that both have), difference, low, high (of its 95 % interval).
+    Columns: method, labelled, subsets, mean, sd (over subsets), learned (see `Scores.has_learned`), and the result of
+    `Scores.gain` over `CONTROL`: pairs (subsets that both have), difference, low, high (of its 95 % interval).
     """
     rows = []
     for (labelled, arm), group in scores.runs.groupby(["labelled", "method"], sort=False):
         points = group["points"]
         row = {
-            "method": arm, "labelled": labelled, "seeds": len(points), "mean": points.mean(), "sd": points.std(),
+            "method": arm, "labelled": labelled, "subsets": len(points), "mean": points.mean(), "sd": points.std(),
             "learned": scores.has_learned(arm, labelled),
         }  # fmt: skip
         rows.append({**row, "pairs": 0, **scores.gain(arm, CONTROL, labelled)})
-    columns = ["method", "labelled", "seeds", "mean", "sd", "learned", "pairs", "difference", "low", "high"]
+    columns = ["method", "labelled", "subsets", "mean", "sd", "learned", "pairs", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns).sort_values("labelled", kind="stable", ignore_index=True)
 
 

@@ -30,6 +30,10 @@ class Case:
     path: str
     weight: float = 1.0
 
+    def full_name(self, dataset: str) -> str:
+        """Return the name with the dataset before it. A case of another than the training's dataset has its own."""
+        return self.name if "/" in self.name else f"{dataset}/{self.name}"
+
 
 def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
     """Return the images in a folder of preprocessed data, sorted by name. Properties are ignored.

@@ -33,8 +33,9 @@ class MAESettings:
 
     Attributes:
         block_size: size of the blocks that are masked, voxels. By default 16, and the encoder's total stride where that
-            is less. So a block is never larger than what one voxel of the bottleneck stands for.
-        mask_share: share of the blocks that are masked.
+            is less. So a block is never larger than what one voxel of the bottleneck stands for. Source: Wald et al.,
+            and ours below 16.
+        mask_share: share of the blocks that are masked. Source: He et al.
         augmentation: of the crop.
     """
 

@@ -24,7 +24,11 @@ FLIPS = SpatialAugmentation(p_flip=0.5, rotation_degrees=0.0, scale=0.0)  # the 
 
 @dataclass(frozen=True)
 class ModelsGenesisSettings:
-    """Settings of Models Genesis: the corruption, and the augmentation before it."""
+    """Settings of Models Genesis: the corruption, and the augmentation before it.
+
+    Attributes:
+        augmentation: flips only. Source: Models Genesis.
+    """
 
     corruption: Corruption = field(default_factory=Corruption)
     augmentation: SpatialAugmentation = FLIPS

@@ -48,15 +48,15 @@ class PCRLv2Settings:
     Attributes:
         restoration: ``single``: each step draws one level for both losses, and the decoder stops there (the paper).
             ``full``: also restoration at full resolution in every step, with the drawn level's restoration fading out
-            by a cosine (the authors' code).
+            by a cosine (the authors' code). Source: PCRLv2, Eq. 2-4.
         levels: pairs [level to restore from, level to compare], null for none (Table 3). Each step draws one pair. By
-            default every level of the decoder for both.
+            default every level of the decoder for both. Source: PCRLv2, Table 3.
         comparison: ``pairwise`` compares features of the same level (the paper's choice), ``cross_scale`` of two drawn
-            levels (Table 2).
+            levels (Table 2). Source: PCRLv2, Table 2.
         comparison_weight: weight of both comparison terms; 1 in the paper. Behind instance norm, the averages that
             are compared differ little between samples. So the comparison's gradients in the encoder are at first 5 to
-            20 times as large as the restoration's gradients (docs/evidence/classification.md).
-        skip_connections: give the decoder skip connections (Table 1).
+            20 times as large as the restoration's gradients (docs/evidence/classification.md). Source: PCRLv2, Eq. 10.
+        skip_connections: give the decoder skip connections (Table 1). Source: PCRLv2, Table 1.
     """
 
     views: ViewSettings

@@ -34,6 +34,10 @@ class SimSiamSettings:
     """Settings of SimSiam: the views, and their augmentation.
 
     A sample is a pair of global views. There are no local views: ``views.num_local`` is 0.
+
+    Attributes:
+        views: a pair. Source: SimSiam.
+        augmentation: without swaps and cutout. Source: ours.
     """
 
     views: ViewSettings

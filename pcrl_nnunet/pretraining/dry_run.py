@@ -156,4 +156,6 @@ def draw_views(loader: ViewLoader, plan: PlannedConfiguration, folder: str, draw
             volume = CaseVolume(case)
             channels = channel_labels(case.name, plan.dataset_json, volume.shape[0])
             shown, spacing = loader.views.show(case, volume, rng), loader.views.spacing
-            draw(case.name, volume, shown, spacing, unit_of(plan.plans), channels, path)
+            draw(
+                case.full_name(plan.plans["dataset_name"]), volume, shown, spacing, unit_of(plan.plans), channels, path
+            )

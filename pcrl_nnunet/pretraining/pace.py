@@ -35,20 +35,24 @@ class Pace:
         at = f"step {self.done + self.steps} of {self.total}"
         if self.steps < 2:
             return f"{at}; the next one began {duration(monotonic() - self.start)} ago"
+        return f"{at}: {self.speed}"
+
+    @property
+    def speed(self) -> str:
+        """The mean time of a step and the time left; empty before the second step, when both are unknown."""
+        if self.steps < 2:
+            return ""
         a_step = (self.now - self.start) / (self.steps - 1)
-        return f"{at}: {a_step:.2f} s a step, {duration(a_step * (self.total - self.done - self.steps))} left"
+        return f"{a_step:.2f} s a step, {duration(a_step * (self.total - self.done - self.steps))} left"
 
 
-def line_of_epoch(epoch: int, epochs: int, values: Mapping[str, float], seconds: float, steps: int) -> str:
+def line_of_epoch(epoch: int, epochs: int, values: Mapping[str, float], pace: Pace) -> str:
     """Return the line of a finished epoch.
 
     Args:
         epoch: number of the epoch, from 1.
         values: losses and quantities by name. NaN: the epoch lacks the value.
-        seconds: duration of the epoch.
-        steps: number of steps of an epoch.
+        pace: the speed, which is the same as in the lines between the epochs.
     """
-    said = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not isnan(value))
-    return (
-        f"epoch {epoch}/{epochs}: {said}, {seconds / steps:.2f} s a step, {duration(seconds * (epochs - epoch))} left"
-    )
+    said = [f"{name} {value:.4f}" for name, value in values.items() if not isnan(value)]
+    return f"epoch {epoch}/{epochs}: {', '.join(filter(None, [*said, pace.speed]))}"

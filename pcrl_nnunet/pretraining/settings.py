@@ -40,15 +40,16 @@ class PretrainSettings:
     """The settings that all methods share. The learning rate decays to 0 by a cosine.
 
     Attributes:
-        method: what is learned: the name of a method.
-        batch_size: samples of a step, of all GPUs together. By default as many as fit the plan's voxel budget.
-        epochs: number of epochs.
-        iters_per_epoch: steps of an epoch.
-        seed: seed of all random choices.
-        optimizer: SGD or AdamW.
-        initial_lr: learning rate at the start. With AdamW the default is 0.001.
-        momentum: momentum of SGD.
-        weight_decay: weight decay of either optimizer.
+        method: what is learned: the name of a method. Source: ours.
+        batch_size: samples of a step, of all GPUs together. By default as many as fit the plan's voxel budget. Source:
+            the plan. At most PCRLv2's batch: 32 in 3D, 256 in 2D.
+        epochs: number of epochs. Source: PCRLv2.
+        iters_per_epoch: steps of an epoch. Source: nnU-Net.
+        seed: seed of all random choices. Source: ours.
+        optimizer: SGD or AdamW. Source: the papers of PCRLv2 and SimSiam; ours for the others.
+        initial_lr: learning rate at the start. With AdamW the default is 0.001. Source: ours.
+        momentum: momentum of SGD. Source: PCRLv2.
+        weight_decay: weight decay of either optimizer. Source: PCRLv2's code.
     """
 
     method: str

@@ -48,7 +48,8 @@ def _examples(loader: ViewLoader, plan: PlannedConfiguration) -> Iterator[Exampl
         volume, file = CaseVolume(case), BytesIO()
         shown = loader.views.show(case, volume, rng)
         channels = channel_labels(case.name, plan.dataset_json, volume.shape[0])
-        views_of_a_case(case.name, volume, shown, loader.views.spacing, unit_of(plan.plans), channels, file)
+        named = case.full_name(plan.plans["dataset_name"])
+        views_of_a_case(named, volume, shown, loader.views.spacing, unit_of(plan.plans), channels, file)
         box = shown.views[0].box if shown.views else None
         shape = next(iter(shown.views[0].images.values())).shape if box is None else box.shape
         height, width = (n * mm for n, mm in zip(shape[-2:], loader.views.spacing[-2:], strict=True))

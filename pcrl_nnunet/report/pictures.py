@@ -43,7 +43,7 @@ def views_of_a_case(
     slices of the views, four views beside each other. Each channel has its own rows and its own grey scale.
 
     Args:
-        case: name of the case, for the title.
+        case: name of the case with its dataset's, for the title.
         volume: (C, *spatial); only the shown slices are read.
         shown: the sample; boxes are in voxels of the volume.
         spacing: size of a voxel along each axis of the views, in `unit`.
@@ -182,7 +182,7 @@ def _boxes_on_a_slice(
     axis.set(xlabel=f"axis {column}, {unit}", ylabel=f"axis {row}, {unit}")
     kinds = list(dict.fromkeys(view.kind for view in shown.views))
     if shown.bounds is not None and len(shown.views) > 1:
-        _draw(axis, shown.bounds, plane, spacing, "white", "box around them", 1)
+        _draw(axis, shown.bounds, plane, spacing, "white", "box around the global crops", 1)
     for view in shown.views:
         if view.box is not None:
             several = sum(other.kind == view.kind for other in shown.views) > 1

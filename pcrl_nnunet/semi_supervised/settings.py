@@ -19,15 +19,18 @@ class SemiSettings:
     Lengths are shares of the epochs of ``pcrl.finetune``.
 
     Attributes:
-        supervised_share: share of the epochs in the first phase.
+        supervised_share: share of the epochs in the first phase. Source: ours.
         longest_supervised_share: the first phase goes on, up to this share of the epochs, until the network finds each
-            class in the labelled patches. With `supervised_share` or less, it has a fixed length.
-        pasted_share: share of the first phase's steps in which labelled patches are pasted into each other.
-        teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights.
-        pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1.
-        box_share: edge of the pasted box, as a share of the patch.
-        leave_out: names of cases that are never used as unlabelled ones, such as test cases.
-        seed: seed of boxes and steps.
+            class in the labelled patches. With `supervised_share` or less, it has a fixed length. Source: ours.
+        pasted_share: share of the first phase's steps in which labelled patches are pasted into each other. Source:
+            ours; Bai et al. have 1.
+        teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights. Source:
+            Bai et al.
+        pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1. Source:
+            Bai et al.
+        box_share: edge of the pasted box, as a share of the patch. Source: Bai et al.
+        leave_out: names of cases that are never used as unlabelled ones, such as test cases. Source: ours.
+        seed: seed of boxes and steps. Source: ours.
     """
 
     supervised_share: float = number(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pcrl_nnunet.settings import number
+from pcrl_nnunet.settings import number, probability
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.background import regular_part
 from pcrl_nnunet.views.boxes import Box, sample_inside
@@ -27,23 +26,20 @@ INNER_BLOCK = (1 / 6, 1 / 3)  # size as a share of an axis
 OUTER_BLOCK = (3 / 7, 4 / 7)  # size of the blocks that stay
 
 
-def probability(default: float) -> Any:
-    """Return a field of settings for a probability."""
-    return number(default, at_least=0, at_most=1)
-
-
 @dataclass(frozen=True)
 class Corruption:
     """Strengths of the corruption.
 
     Attributes:
-        p_shuffle: probability of local shuffling.
+        p_shuffle: probability of local shuffling. Source: Models Genesis' code.
         shuffled_windows: number of windows with shuffled voxels in 3D. In 2D the number covers the same share.
-        shuffled_size: largest size of a window, as a share of an axis.
-        p_curve: probability that intensities follow a Bezier curve.
-        p_inverted: probability that the curve falls.
-        p_paint: probability of painting.
-        p_inner: probability that painting covers blocks; otherwise it covers everything outside blocks.
+            Source: Models Genesis' code.
+        shuffled_size: largest size of a window, as a share of an axis. Source: Models Genesis' code.
+        p_curve: probability that intensities follow a Bezier curve. Source: Models Genesis' code.
+        p_inverted: probability that the curve falls. Source: Models Genesis' code.
+        p_paint: probability of painting. Source: Models Genesis' code.
+        p_inner: probability that painting covers blocks; otherwise it covers everything outside blocks. Source:
+            Models Genesis' code.
     """
 
     p_shuffle: float = probability(0.5)

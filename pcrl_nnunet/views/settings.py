@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.settings import number
+from pcrl_nnunet.settings import number, probability
 
 Size = tuple[int, ...]
 CROP_SIZES = ("global_crop_sizes", "local_crop_sizes")
@@ -22,14 +22,19 @@ class ViewSettings:
     """Views that are drawn by sub-crop. Sizes are 3-tuples or, in 2D, 2-tuples of voxels; the spacing is in mm.
 
     Attributes:
-        global_crop_sizes: sizes of the crops that global views are made of, voxels. Each crop draws one.
-        local_crop_sizes: sizes of the crops that local views are made of, voxels.
-        global_input_size: size to which global crops are resized, voxels.
-        local_input_size: size to which local crops are resized, voxels.
-        spacing: spacing of the preprocessed image, mm.
-        num_local: number of local views of a sample.
-        min_iou: least overlap of the two global crops: intersection over union.
+        global_crop_sizes: sizes of the crops that global views are made of, voxels. Each crop draws one. Source: ours,
+            with the ratios of PCRLv2, section 4.1.
+        local_crop_sizes: sizes of the crops that local views are made of, voxels. Source: ours, with the ratios of
+            PCRLv2, section 4.1.
+        global_input_size: size to which global crops are resized, voxels. Source: ours, with the ratios of PCRLv2,
+            section 4.1.
+        local_input_size: size to which local crops are resized, voxels. Source: ours, with the ratios of PCRLv2,
+            section 4.1.
+        spacing: spacing of the preprocessed image, mm. Source: nnU-Net's plan.
+        num_local: number of local views of a sample. Source: PCRLv2.
+        min_iou: least overlap of the two global crops: intersection over union. Source: PCRLv2.
         crops: how crops are drawn: local crops inside the box around the pair, or all crops anywhere and of any shape.
+            Source: PCRLv2, Table 3.
     """
 
     global_crop_sizes: tuple[Size, ...]
@@ -89,60 +94,52 @@ def is_size(given: Any, dim: int) -> bool:
 class SpatialAugmentation:
     """Strengths of flip, rotation and scale; 0 everywhere is the identity.
 
-    No value is below 0. `p_flip` is 1 at most, and `scale` is below 1.
-
     Attributes:
-        p_flip: probability of a flip, for each axis.
-        rotation_degrees: largest angle of the rotation about each axis, in the plane for 2D; degrees.
-        scale: largest change of the scale of each axis: 0.1 is a factor of 0.9 to 1.1.
+        p_flip: probability of a flip, for each axis. Source: PCRLv2's code, for one axis.
+        rotation_degrees: largest angle of the rotation about each axis, in the plane for 2D; degrees. Source:
+            PCRLv2's code.
+        scale: largest change of the scale of each axis: 0.1 is a factor of 0.9 to 1.1. Source: PCRLv2's code.
     """
 
-    p_flip: float = 0.5
-    rotation_degrees: float = 10.0
-    scale: float = 0.1
-
-    def __post_init__(self) -> None:
-        below_1 = ("scale", "swap_size", "grey", "cutout_size")
-        for name, value in asdict(self).items():
-            if value < 0 or (value > 1 and name.startswith("p_")) or (value >= 1 and name in below_1):
-                raise UserError(f"augmentation.{name} is {value}; it is out of its range")
+    p_flip: float = probability(0.5)
+    rotation_degrees: float = number(10.0, at_least=0)
+    scale: float = number(0.1, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
 class Augmentation(SpatialAugmentation):
     """Strengths of the views' augmentation, in space and of pixels; 0 everywhere is the identity.
 
-    No value is below 0. Probabilities, whose names begin with ``p_``, are 1 at most. `scale`, `swap_size`, `grey` and
-    `cutout_size` are below 1.
-
     Attributes:
-        p_noise: probability of Gaussian noise.
-        noise_sd: largest standard deviation of the noise, of z-scored intensities.
-        p_blur: probability of Gaussian blur.
-        blur_sigma: largest standard deviation of the blur, in voxels of the preprocessed image.
-        p_gamma: probability of a gamma curve.
-        gamma: strength of the gamma curve: its exponent lies between exp(-gamma) and exp(gamma).
-        p_swap: probability that blocks are swapped, in global views only.
-        swap_blocks: number of swaps in 3D. In 2D as many as change the same share of the view.
-        swap_size: edge of a block, as a share of the global input.
-        p_grey: probability of a change of brightness and contrast, in 2D only.
-        grey: largest change of brightness and contrast: 0.4 is a factor of 0.6 to 1.4.
-        p_cutout: probability of cutout, in global views in 2D only.
-        cutout_holes: number of holes.
-        cutout_size: edge of a hole, as a share of the global input.
+        p_noise: probability of Gaussian noise. Source: ours; PCRLv2's code has 1.
+        noise_sd: largest standard deviation of the noise, of z-scored intensities. Source: PCRLv2's code.
+        p_blur: probability of Gaussian blur. Source: PCRLv2's code in 2D; in 3D the code has 1.
+        blur_sigma: largest standard deviation of the blur, in voxels of the preprocessed image. Source: PCRLv2's
+            code, in 3D.
+        p_gamma: probability of a gamma curve. Source: ours; PCRLv2's code has 1.
+        gamma: strength of the gamma curve: its exponent lies between exp(-gamma) and exp(gamma). Source: PCRLv2's code.
+        p_swap: probability that blocks are swapped, in global views only. Source: ours; PCRLv2's code has 1.
+        swap_blocks: number of swaps in 3D. In 2D as many as change the same share of the view. Source: PCRLv2's code.
+        swap_size: edge of a block, as a share of the global input. Source: ours. A block has about the share of
+            PCRLv2's code, 8x4x4 voxels of 64x64x32.
+        p_grey: probability of a change of brightness and contrast, in 2D only. Source: ours; PCRLv2's code has 1.
+        grey: largest change of brightness and contrast: 0.4 is a factor of 0.6 to 1.4. Source: PCRLv2's code.
+        p_cutout: probability of cutout, in global views in 2D only. Source: ours; PCRLv2's code has 1.
+        cutout_holes: number of holes. Source: PCRLv2's code.
+        cutout_size: edge of a hole, as a share of the global input. Source: PCRLv2's code, 32 of 224 pixels.
     """
 
-    p_noise: float = 0.5
-    noise_sd: float = 0.25
-    p_blur: float = 0.5
-    blur_sigma: float = 2.0  # voxels of the preprocessed image
-    p_gamma: float = 0.5
-    gamma: float = 0.3
-    p_swap: float = 0.5  # global views only
-    swap_blocks: int = 100  # the authors' code: 100 swaps of 8x4x4 in 64x64x32
-    swap_size: float = 0.1  # share of each axis of the global input: about the authors' share of the volume
-    p_grey: float = 0.5  # 2D only
-    grey: float = 0.4  # brightness and contrast factors 1 +- this; the authors' ColorJitter
-    p_cutout: float = 0.5  # 2D only, global views only
-    cutout_holes: int = 3
-    cutout_size: float = 1 / 7  # share of each axis of the global input: the authors' 32 of 224
+    p_noise: float = probability(0.5)
+    noise_sd: float = number(0.25, at_least=0)
+    p_blur: float = probability(0.5)
+    blur_sigma: float = number(2.0, at_least=0)
+    p_gamma: float = probability(0.5)
+    gamma: float = number(0.3, at_least=0)
+    p_swap: float = probability(0.5)
+    swap_blocks: int = number(100, at_least=0)
+    swap_size: float = number(0.1, at_least=0, below=1)
+    p_grey: float = probability(0.5)
+    grey: float = number(0.4, at_least=0, below=1)
+    p_cutout: float = probability(0.5)
+    cutout_holes: int = number(3, at_least=0)
+    cutout_size: float = number(1 / 7, at_least=0, below=1)

@@ -77,6 +77,8 @@ def test_help_ends_with_examples_and_imports_no_torch(command: str, tmp_path: Pa
         ("compare", "-d 999 -labelled ten", "-labelled has 'ten'; expected numbers of cases"),
         ("compare", "-d 999 -seeds 0", "-seeds is 0; expected 1 or more"),
         ("compare", "-d 999 -settings nowhere.json", "nowhere.json does not exist"),
+        ("compare", "-d 999 -methods stock pcrl", "there is no method 'pcrl'; expected some of scratch, stock"),
+        ("compare", "-d 999 -methods thumbnail -task segmentation", "there is no method 'thumbnail'; expected"),
         ("compare", "-d 999 -protocol transfer", "-protocol is transfer and -checkpoint None"),
     ],
 )

@@ -10,8 +10,10 @@ from tiny_dataset import make_plan
 
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.experiments.arm_names import arm_names, check_arm_names
 from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
+from pcrl_nnunet.method_names import BUILT_IN
 from pcrl_nnunet.methods import names
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.plans import PlanFacts, resolve
@@ -55,6 +57,24 @@ def test_every_method_and_the_control_have_an_arm_with_recipe_pretrained():
     classifying = built_in_arms(facts(make_plan()), "pcrlv2", 8, SimpleNamespace(point=None))
     assert "mae" in classifying
     assert not [name for name in classifying if name.endswith("_pretrained")]  # such arms would differ by chance alone
+
+
+@pytest.mark.parametrize("method", [*BUILT_IN])
+@pytest.mark.parametrize(("task", "table"), [("segmentation", None), ("classification", SimpleNamespace(point=(1,)))])
+def test_the_names_of_arms_are_known_without_importing_the_arms(method, task, table):
+    known = arm_names(method, task)
+    assert sorted(known) == sorted(built_in_arms(facts(make_plan((4, 4, 4, 4, 4))), method, 8, table))
+    assert {*known} <= {*arm_names(method)}
+
+
+def test_wrong_names_are_refused_before_the_arms_are_imported():
+    check_arm_names(["mine", "mae", "one_level"], ["mine"], {}, {}, None)
+    check_arm_names(["mine"], [], {"pretrain": {"method": 3}}, {}, None)  # `pretrain_settings` refuses this method
+    of_mae = {"pcrl": {"pretrain": {"method": "mae"}}}
+    with pytest.raises(UserError, match=r"^there is no method 'one_level'; expected some of scratch, .* mine$"):
+        check_arm_names(["one_level"], ["mine"], {}, of_mae, None)
+    with pytest.raises(UserError, match=r"^there is no method 'pcrl'; expected one of pcrlv2"):
+        check_arm_names([], [], {"pretrain": {"method": "pcrl"}}, of_mae, None)
 
 
 SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}

@@ -140,3 +140,8 @@ def test_a_case_with_voxels_that_are_not_finite_is_named(tmp_path: Path, value: 
     with pytest.raises(UserError, match=r"case x has voxels that are not finite numbers \(NaN or infinity\)"):
         read_box(Case("x", str(tmp_path / "x.b2nd")), Box((0, 0, 0), (6, 6, 6)))
     np.testing.assert_array_equal(read_box(Case("x", str(tmp_path / "x.b2nd")), Box((0, 0, 0), (6, 6, 3))), 0)
+
+
+def test_a_full_name_has_one_dataset() -> None:
+    assert Case("case_0", "x").full_name("Dataset999_Tiny") == "Dataset999_Tiny/case_0"
+    assert Case("Dataset016_Other/case_0", "x").full_name("Dataset999_Tiny") == "Dataset016_Other/case_0"

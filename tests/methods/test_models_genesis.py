@@ -56,6 +56,6 @@ def test_a_wrong_strength_is_named_with_its_place():
     with pytest.raises(UserError, match=r"pcrl.pretrain.models_genesis.corruption.p_shufle is not a setting"):
         ModelsGenesis.configure(plan, {"corruption": {"p_shufle": 0.0}})
     with pytest.raises(
-        UserError, match=r"pcrl.pretrain.models_genesis.corruption.p_paint is 2.0; expected 0 or more, up to 1"
+        UserError, match=r"pcrl.pretrain.models_genesis.corruption.p_paint is 2.0; expected a number from 0 to 1"
     ):
         ModelsGenesis.configure(plan, {"corruption": {"p_paint": 2.0}})

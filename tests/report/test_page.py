@@ -189,6 +189,7 @@ def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> 
     monkeypatch.setattr(examples, "views_of_a_case", lambda *arguments: given.append(arguments) or draw(*arguments))
     page = page_of(run(plan=plan))
     assert [arguments[-2] for arguments in given] == [["T1 (0000)", "<T2> (0001)"]] * 3
+    assert given[0][0] == "Dataset999_Tiny/case_0"
     pictures = page.pictures()
     for kind in ("input", "target", "level 1", "level 2"):
         first, second = (pictures[f"case_0, {kind}, {name}"] for name in ("T1 (0000)", "<T2> (0001)"))

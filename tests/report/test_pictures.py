@@ -50,7 +50,7 @@ def test_boxes_are_drawn_in_mm_on_slices_through_the_pairs_middle(drawn: list[Fi
     upper, lower = drawn[0].subfigs
     middle = [(low + high) // 2 for low, high in zip(bounds.lower, bounds.upper, strict=True)]
     expected = [volume[0, middle[0]], volume[0, :, middle[1]], volume[0, :, :, middle[2]]]
-    named = {"global 1": first, "global 2": second, "local": local, "box around them": bounds}
+    named = {"global 1": first, "global 2": second, "local": local, "box around the global crops": bounds}
     for axis, image, (row, column) in zip(upper.axes, expected, [(1, 2), (0, 2), (0, 1)], strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
         patches = {patch.get_label(): patch for patch in axis.patches}
@@ -94,7 +94,12 @@ def test_every_channel_has_its_name_and_its_own_grey_scale(drawn: list[Figure]) 
         for axis, expected in zip(slices, through, strict=True):
             np.testing.assert_array_equal(axis.images[0].get_array(), expected)
             assert axis.images[0].norm.vmax == pytest.approx(scales[channel].item(), rel=0.05)
-            assert {patch.get_label() for patch in axis.patches} == {"global 1", "global 2", "local", "box around them"}
+            assert {patch.get_label() for patch in axis.patches} == {
+                "global 1",
+                "global 2",
+                "local",
+                "box around the global crops",
+            }
         for row, (label, image) in enumerate({"before": after + 1, "after": after}.items()):
             of_row = lower.axes[3 * (2 * channel + row) :][:3]
             assert of_row[0].get_ylabel() == f"{name}\n{label}"

@@ -36,9 +36,10 @@ def test_the_panels_show_boxes_curve_and_restoration(picture: ModuleType, monkey
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: drawn.append(figure))
     images = {name: np.full((4, 4), i, np.float32) for i, name in enumerate(("input", "output", "target"))}
     boxes = [(title, (i, 2 * i), (3, 5)) for i, title in enumerate(("global 1", "global 2", "local 1", "local 2"))]
-    shown = picture.Shown(np.zeros((20, 30), np.float32), "axis 1", boxes, images, 0.3, [1.2, 0.7, 0.4], 25)
+    shown = picture.Shown(np.zeros((20, 30), np.float32), (1,), boxes, images, 0.3, [1.2, 0.7, 0.4], 25)
     picture.draw(shown, Path("x.png"))
     above, below = drawn[0].subfigs
+    assert below.get_suptitle() == '3. The network restores the crop "global 1", flipped left to right'
     (views,), (curve,) = (part.axes for part in above.subfigs)
     places = [(patch.get_xy(), patch.get_width(), patch.get_height()) for patch in views.patches]
     assert places == [((2 * i, i), 5, 3) for i in range(4)]

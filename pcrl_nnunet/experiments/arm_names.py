@@ -1,0 +1,65 @@
+"""The names of a comparison's arms, without importing torch or any method: `arms` has the arms themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pcrl_nnunet.config import RECIPES
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.method_names import BUILT_IN, DEFAULT, check_name, names
+from pcrl_nnunet.settings import part, pcrl_block
+
+CONTROL, STOCK = "scratch", "stock"
+PSEUDO_LABELS = "pseudo_labels"
+SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
+OF_SEGMENTATIONS = (PSEUDO_LABELS, LONGER, SEMI_SCRATCH, SEMI)
+OF_CLASSIFICATIONS = ("thumbnail", "mean_intensity", "position")
+# The ablations of each built-in method that has some.
+ABLATIONS: Mapping[str, Sequence[str]] = {
+    "pcrlv2": (
+        *("skip_connections", "cross_scale", "restoration_only", "comparison_only", "one_level", "three_levels"),
+        *("all_levels", "multi_crop"),
+    ),
+}
+
+
+def arm_names(method: str, task: str | None = None) -> list[str]:
+    """Return the names of the built-in arms.
+
+    Args:
+        method: the built-in method whose ablations are arms.
+        task: ``segmentation`` or ``classification``; None: the names of both.
+    """
+    recipes = [recipe for recipe, changes in RECIPES.items() if changes]
+    with_recipes = [f"{name}_{recipe}" for recipe in recipes for name in (CONTROL, *names())]
+    of_segmentations = (*OF_SEGMENTATIONS, *with_recipes) if task != "classification" else ()
+    of_classifications = OF_CLASSIFICATIONS if task != "segmentation" else ()
+    return [CONTROL, STOCK, *of_segmentations, *of_classifications, *names(), *ABLATIONS.get(method, ())]
+
+
+def check_arm_names(
+    wanted: Iterable[str], own: Iterable[str], settings: Mapping[str, Any], plan: Mapping[str, Any], task: str | None
+) -> None:
+    """Raise `UserError` for a name that is no arm, before torch is imported.
+
+    The ablations of another package's method are unknown without importing it. `choose_arms` then checks the names, and
+    whether the dataset can have the arms.
+
+    Args:
+        wanted: names that were given with ``-methods``.
+        own: names that the user defined.
+        settings: content of ``-settings``.
+        plan: nnU-Net's plan.
+        task: see `arm_names`.
+    """
+    of_plan = part(pcrl_block(plan), "pretrain", "pcrl.")
+    method = part(settings, "pretrain", "-settings ").get("method", of_plan.get("method", DEFAULT))
+    if isinstance(method, str):
+        check_name(method)
+    if method not in BUILT_IN:
+        return
+    known = [*arm_names(method, task), *own]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
