@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._loss_of_parts = PartsLoss(loss, self.semi.pseudo_weight, self._watch.of_student)
         self._teacher: Teacher | None = None
         self._history: list[watch.Pseudo] = []
-        self._learned: list[float] = []  # Dice of the classes on the labelled patches of the first phase's last epoch
+        self._learned = [math.nan] * len(classes)  # last known Dice of each class on labelled patches
         self._set_aside: set[str] = set()
         self._used_before: list[str] = []  # unlabelled cases of the resumed training
         self._said: dict[tuple[str, str], int] = {}  # last epoch in which an alarm was logged
@@ -125,9 +126,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         names = [case.name for case in self._cases.labelled]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, names)
 
-        def read(name: str) -> tuple[np.ndarray, Any]:
+        def read(name: str) -> tuple[Any, Any]:
             _, segmentation, _, properties = dataset.load_case(name)
-            return np.asarray(segmentation[:])[:1], properties["class_locations"]
+            return segmentation, properties["class_locations"]
 
         return LabelFacts.of_cases(
             names,
@@ -170,7 +171,7 @@ class _SemiSupervised(PCRLScratchTrainer):
             return False
         missing = watch.not_learned(self._learned, self._facts)
         is_last = self.current_epoch >= longest
-        if missing:
+        if missing and (is_last or (self.current_epoch - least) % EVERY == 0):
             waits = "The first phase goes on."
             ends = "The second phase begins all the same; train longer (pcrl.finetune.epochs)"
             self.print_to_log_file(
@@ -271,7 +272,8 @@ class _SemiSupervised(PCRLScratchTrainer):
         super().on_train_epoch_end(train_outputs)
         pseudo = self._watch.finish_epoch(self.is_ddp)
         if self._teacher is None:
-            self._learned = pseudo.agreement
+            both = zip(pseudo.agreement, self._learned, strict=True)
+            self._learned = [before if math.isnan(dice) else dice for dice, before in both]
             self.print_to_log_file(watch.as_dice(pseudo, self._facts))
             return
         self._history.append(pseudo)

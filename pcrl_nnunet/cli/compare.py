@@ -156,15 +156,18 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from pcrl_nnunet.experiments.split import number_labelled
     from pcrl_nnunet.plans import PlanFacts, load_plan
     from pcrl_nnunet.pretraining.settings import pretrain_settings
+    from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
     plan = load_plan(args.d, args.p, args.c)
     given = read_blocks(args.settings)
     # raises for a network that cannot be pretrained
-    settings = pretrain_settings(with_settings(plan.plans, given), plan.configuration, plan.resolved)
+    plans = with_settings(plan.plans, given)
+    settings = pretrain_settings(plans, plan.configuration, plan.resolved)
     label_table = find_label_table(args.task, plan)
     folder = args.o or _default_folder(plan, label_table is not None)
     facts = PlanFacts.of(plan.configuration, plan.resolved)
-    built_in = built_in_arms(facts, settings.method, settings.batch_size, label_table)
+    semi = SemiSettings.from_plan(plans)
+    built_in = built_in_arms(facts, settings.method, settings.batch_size, label_table, semi)
     chosen = args.methods or [name for name in DEFAULTS if name in built_in]
     arms = choose_arms(chosen, read_blocks(args.own_methods), built_in)
     checkpoint = args.checkpoint and os.path.abspath(args.checkpoint)
@@ -173,10 +176,11 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         plan, arms, patients, args.protocol, args.scored, given, checkpoint=checkpoint, label_table=label_table
     )
     numbers = sorted({number_labelled(text, len(comparison.cases.split.train)) for text in args.labelled})
-    runs, lacking = comparison.runs([name for name in arms if name in (*chosen, CONTROL)], numbers, args.seeds)
+    controls = {CONTROL, *(control for name in chosen for control in arms[name].controls)}
+    runs, lacking = comparison.runs([name for name in arms if name in {*chosen, *controls}], numbers, args.seeds)
     for run, reason in lacking.items():
         if run.seed == 0:
-            print(f"{run.arm} with {run.labelled} labels is left out: {reason}")
+            print(f"{run.arm} with {run.labelled} labelled cases is left out: {reason}")
     return Layout(comparison, os.path.abspath(folder)), runs
 
 

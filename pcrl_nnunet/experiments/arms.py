@@ -16,11 +16,12 @@ from pcrl_nnunet.experiments.settings import short
 from pcrl_nnunet.method_names import DEFAULT, names
 from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 # A step of the second phase takes 1.6 to 1.9 times as long: the teacher adds a forward pass, a second loss and the
-# loading of unlabelled patches. The second phase has 60 % of the steps. Measured on ACDC: 2D, a quarter of the width,
-# one core. Rounded up, so that the control never has less compute.
-SEMI_COST = 1.55
+# loading of unlabelled patches. Measured on ACDC: 2D, a quarter of the width, one core; not in 3D or on a GPU. The
+# largest value, so that the control does not have less compute.
+SECOND_PHASE = 1.9
 # nnUNetTrainer's training, in as many iterations as the other arms have
 NNUNET = {
     **{"recipe": "nnunet", "optimizer": "sgd", "deep_supervision": True},
@@ -40,7 +41,8 @@ class Arm:
         finetune: settings over the plan's ``pcrl.finetune``.
         pretraining: the arm whose pretraining this arm uses; None: its own.
         semi: settings over the plan's ``pcrl.semi``; None: the arm's training is not semi-supervised.
-        controls: further arms that train without what this arm adds; the verdict compares with each that was run.
+        controls: further arms that train without what this arm adds. They are trained too, and the verdict compares
+            with the best control.
         epochs_factor: the epochs of fine-tuning, as a multiple of the other arms' epochs.
         pseudo_labels: train also on the cases without labels, with labels that the control's network predicts.
         shortcut: the name of one of `SHORTCUTS`, which classifies without a network.
@@ -57,7 +59,11 @@ class Arm:
 
 
 def built_in_arms(
-    plan: PlanFacts, method: str, batch_size: int, label_table: LabelTable | None = None
+    plan: PlanFacts,
+    method: str,
+    batch_size: int,
+    label_table: LabelTable | None = None,
+    semi: SemiSettings | None = None,
 ) -> dict[str, Arm]:
     """Return the arms that need no definition by the user: controls, shortcuts, methods, and ablations of one method.
 
@@ -66,10 +72,11 @@ def built_in_arms(
         method: name of the method whose ablations become arms.
         batch_size: samples a step of that method. All ablations use it, even if more would fit.
         label_table: labels of a classification, which has shortcuts instead of pseudo-labels; None: a segmentation.
+        semi: settings of semi-supervised training, whose compute `LONGER` has. None: the defaults.
     """
     for_task = {
         PSEUDO_LABELS: Arm(None, pseudo_labels=True),
-        LONGER: Arm(None, epochs_factor=SEMI_COST),  # the same compute as the semi-supervised arms
+        LONGER: Arm(None, epochs_factor=semi_cost(semi or SemiSettings())),  # the compute of the semi-supervised arms
         SEMI_SCRATCH: Arm(None, semi={}, controls=[LONGER]),
         SEMI: Arm(pretraining=PRETRAINED, semi={}, controls=[LONGER]),
         **_with_recipes(),
@@ -87,6 +94,11 @@ def built_in_arms(
     }
 
 
+def semi_cost(semi: SemiSettings) -> float:
+    """Return the time of a semi-supervised training, as a multiple of nnU-Net's training with as many steps."""
+    return 1 + (SECOND_PHASE - 1) * (1 - semi.supervised_share)
+
+
 def _with_recipes() -> dict[str, Arm]:
     """Return each method and the control with every recipe but nnU-Net's, whatever the plan says of the optimiser."""
     arms = {}
@@ -100,7 +112,7 @@ def _with_recipes() -> dict[str, Arm]:
 
 
 def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping[str, Arm]) -> dict[str, Arm]:
-    """Return the control, the named arms, and the arms whose pretraining they use.
+    """Return the control, the named arms, their own controls, and the arms whose pretraining they use.
 
     Args:
         wanted: names given with ``-methods``.
@@ -122,6 +134,7 @@ def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping
             raise UserError(
                 f"method {name} takes the pretraining of {arm.pretraining}, which has none; name one that pretrains"
             )
+    chosen |= {name: known[name] for arm in [*chosen.values()] for name in arm.controls}
     return chosen | {arm.pretraining: known[arm.pretraining] for arm in chosen.values() if arm.pretraining}
 
 

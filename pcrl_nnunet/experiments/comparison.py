@@ -6,6 +6,7 @@ sees. A run is one fine-tuning: an arm, a number of labelled cases, and a seed, 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ class Comparison:
         """Return the plan with the settings of an arm."""
         plan = with_settings(self.plan.plans, self.settings, vars(self.arms[arm]))
         if (factor := self.arms[arm].epochs_factor) != 1:
-            plan["pcrl"]["finetune"]["epochs"] = round(factor * FinetuneSettings.from_plan(plan).epochs)
+            plan["pcrl"]["finetune"]["epochs"] = math.ceil(round(factor * FinetuneSettings.from_plan(plan).epochs, 6))
         return plan
 
     def finetune_settings(self, arm: str) -> FinetuneSettings:

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from pcrl_nnunet.experiments.arms import CONTROL, SEMI_COST
+from pcrl_nnunet.experiments.arms import CONTROL, semi_cost
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.notes import note_on_stock
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.progress import doing
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 MEASURED_SECONDS = 10.0  # seconds of training to measure
 
@@ -108,7 +109,8 @@ def _to_do(
         measure = partial(_seconds_an_iteration, plan, layout.fold(control), device, trainer)
         tuned = comparison.finetune_settings(run.arm)
         an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # validation has no backward pass
-        cost = 1.0 if comparison.arms[run.arm].semi is None else SEMI_COST
+        semi = SemiSettings.from_plan(comparison.plan_of(run.arm))
+        cost = 1.0 if comparison.arms[run.arm].semi is None else semi_cost(semi)
         yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, measure)
 
 

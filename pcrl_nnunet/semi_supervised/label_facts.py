@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cc3d
 import numpy as np
 
-MOST_CASES = 32  # read at most this many cases: more would hardly change the facts
+MOST_CASES = 32  # number of cases to read if they show all classes: more would hardly change the facts
 CROPS, CROPS_OF_A_CASE = 32, 4  # of each class, to search for pieces
 ONE_PIECE = 0.98  # a class counts as one piece from this mean share in its largest piece
 
@@ -49,21 +49,20 @@ class LabelFacts:
         patch: Sequence[int],
         ignored: int | None = None,
     ) -> LabelFacts:
-        """Collect the facts from some of the cases.
+        """Collect the facts from some of the cases, and from further cases if these lack a class.
 
         Args:
             names: names of the labelled cases.
-            read: returns the labels of a case, (1, *spatial), and nnU-Net's ``class_locations``: some voxels of each
-                class, (N, 1 + 3).
+            read: returns the labels of a case, (1, *spatial), as an array or a file that is read when it is indexed,
+                and nnU-Net's ``class_locations``: some voxels of each class, (N, 1 + 3).
             classes: label, or labels of a region, by name; the keys of the locations.
             patch: size of the network's patches; a 2D network sees slices along the first axis.
             ignored: the ignore label.
         """
-        chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int)
         rng, counts, voxels = np.random.default_rng(0), np.zeros(len(classes)), 0
         size = (1, *patch) if len(patch) == 2 else tuple(patch)
         largest: list[list[float]] = [[] for _ in classes]
-        for labels, places in (read(names[index]) for index in chosen):
+        for labels, places in _some_of_each_class(names, read, classes):
             of_value = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
             voxels += sum(number for value, number in of_value.items() if value != ignored)
             for shares, (number, values) in zip(largest, enumerate(classes.values()), strict=True):
@@ -73,6 +72,24 @@ class LabelFacts:
                     shares.append(share_of_largest_piece(np.isin(crop, values).squeeze(0 if len(patch) == 2 else ())))
         means = [float(np.mean(shares)) if shares else 0.0 for shares in largest]
         return cls(list(classes), [float(share) for share in counts / max(1, voxels)], means)
+
+
+def _some_of_each_class(
+    names: Sequence[str],
+    read: Callable[[str], tuple[Any, Mapping[Any, np.ndarray]]],
+    classes: Mapping[str, Any],
+) -> Iterator[tuple[np.ndarray, Mapping[Any, np.ndarray]]]:
+    """Yield labels and places of at most `MOST_CASES` cases, then of a case for each class that these lack."""
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int).tolist()
+    lacking = {*classes.values()}
+    for number, index in enumerate([*chosen, *sorted({*range(len(names))} - {*chosen})]):
+        if number >= len(chosen) and not lacking:
+            return
+        labels, places = read(names[index])
+        shown = {values for values in lacking if len(places.get(values, ()))}
+        lacking -= shown
+        if number < len(chosen) or shown:
+            yield np.asarray(labels[:1]), places
 
 
 def _around(place: Sequence[int], size: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

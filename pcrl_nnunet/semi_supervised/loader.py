@@ -77,27 +77,28 @@ class UnlabelledDataset:
 class UnlabelledLoader(nnUNetDataLoader):
     """nnU-Net's loader of random patches, which sets aside unreadable cases.
 
-    Batches have ``data`` (B, C, *patch), ``keys``, and ``set_aside``: sentences by unreadable case.
+    Batches have ``data`` (B, C, *patch), ``keys``, and ``set_aside``: sentences by unreadable case. Each batch has the
+    sentences about all unreadable cases so far, because a batch may be thrown away when the processes start.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.has_ignore = False  # otherwise nnU-Net would search annotated voxels
+        self.set_aside: dict[str, str] = {}
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Return a batch of readable cases. If no case is left, the batch has only an ``error``."""
-        set_aside: dict[str, str] = {}
-        while True:
+        while self.indices:
             try:
                 batch = super().generate_train_batch()
             except UnreadableCase as error:
                 name = self._data.name_of(error.case)
-                set_aside[name] = str(error)
+                self.set_aside[name] = str(error)
                 self.indices: list[str] = [other for other in self.indices if other != name]
-                if not self.indices:  # the user would not see an exception in a loading process
-                    return {"error": f"no unlabelled case can be read any more; the last one: {error}"}
             else:
-                return {"data": batch["data"], "keys": batch["keys"], "set_aside": set_aside}
+                return {"data": batch["data"], "keys": batch["keys"], "set_aside": dict(self.set_aside)}
+        last = [*self.set_aside.values()][-1]  # in a batch, because no exception of a loading process is seen
+        return {"error": f"no unlabelled case can be read any more; the last one: {last}"}
 
 
 def make_unlabelled_loader(loader: UnlabelledLoader, pin_memory: bool) -> Any:

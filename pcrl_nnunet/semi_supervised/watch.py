@@ -12,7 +12,8 @@ from torch import Tensor, distributed
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 
 RARE, FREQUENT = 0.05, 20.0  # share among pseudo-labels, as a multiple of the share in labelled scans
-NEARLY_ALL = 0.95  # share of all voxels
+ALMOST_NONE = 0.1  # the same for all classes together
+TOO_MUCH = 0.5  # share of the voxels without the class in labelled scans that pseudo-labels give to the class
 AGREE = 0.3  # Dice of student and teacher below which they do not agree
 LEARNED = 0.3  # Dice on labelled patches from which the network finds a class
 PATIENCE = 3  # epochs in a row after which the log warns
@@ -53,7 +54,7 @@ class Watch:
 
     def of_teacher(self, labels: Tensor) -> None:
         """Count the teacher's labels of unlabelled patches."""
-        self.counts += _sizes(self._one_hot(labels))
+        self.counts += torch.stack([self._mask(labels, number).sum() for number in range(self.num_classes)])
         self.voxels += labels[:, :1].numel()
 
     def of_student(self, output: Tensor, labels: Tensor) -> None:
@@ -63,20 +64,16 @@ class Watch:
             output: logits (B, classes, *patch).
             labels: label maps with `ignored`, or regions of bool; a further channel marks ignored voxels.
         """
-        if self.regions:
-            wanted, given = labels[:, : self.num_classes].bool(), output > 0
-            part = ~labels[:, self.num_classes :].any(1, keepdim=True)
-        else:
-            part = torch.ne(labels, self.ignored)
-            wanted, given = self._one_hot(labels), self._one_hot(output.argmax(1, keepdim=True))
-        wanted, given = wanted & part, given & part
-        self.dice += torch.stack([2 * _sizes(wanted & given), _sizes(wanted) + _sizes(given)])
+        predicted = output > 0 if self.regions else output.argmax(1, keepdim=True)
+        part = ~labels[:, self.num_classes :].any(1) if self.regions else torch.ne(labels[:, 0], self.ignored)
+        for number in range(self.num_classes):  # masks of all classes at once would take much memory
+            wanted, given = self._mask(labels, number) & part, self._mask(predicted, number) & part
+            self.dice[0, number] += 2 * (wanted & given).sum()
+            self.dice[1, number] += wanted.sum() + given.sum()
 
-    def _one_hot(self, labels: Tensor) -> Tensor:
-        if self.regions:
-            return labels[:, : self.num_classes]
-        classes = torch.arange(1, self.num_classes + 1, device=labels.device)
-        return torch.eq(labels, classes.view(1, -1, *[1] * (labels.ndim - 2)))
+    def _mask(self, labels: Tensor, number: int) -> Tensor:
+        """Return the mask (B, *patch) of a class."""
+        return labels[:, number].bool() if self.regions else torch.eq(labels[:, 0], number + 1)
 
     def finish_epoch(self, is_ddp: bool) -> Pseudo:
         """Return the epoch's numbers of all processes, and begin a new epoch. Without pseudo-labels, shares are NaN."""
@@ -91,11 +88,6 @@ class Watch:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
-
-
-def _sizes(masks: Tensor) -> Tensor:
-    """Count the voxels of each channel."""
-    return masks.sum([0, *range(2, masks.ndim)])
 
 
 def as_text(pseudo: Pseudo, facts: LabelFacts) -> str:
@@ -118,10 +110,10 @@ def not_learned(dice: Sequence[float], facts: LabelFacts) -> list[str]:
     """Return the names of the classes that the labelled cases have and that the network does not find.
 
     Args:
-        dice: Dice of each class on the labelled patches of an epoch; NaN if patches and predictions lack the class.
+        dice: Dice of each class on labelled patches; NaN if no patch and no prediction has had the class.
     """
     by_class = zip(facts.names, facts.shares, dice, strict=True)
-    return [name for name, share, value in by_class if share > 0 and value < LEARNED]
+    return [name for name, share, value in by_class if share > 0 and not value >= LEARNED]
 
 
 def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str], str]:
@@ -135,7 +127,8 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str]
         return {}
     numbers = [n for n, share in enumerate(facts.shares) if share > 0]
     lost = [n for n in numbers if all(epoch.shares[n] < RARE * facts.shares[n] for epoch in recent)]
-    if numbers and lost == numbers:
+    total = sum(facts.shares[n] for n in numbers)
+    if numbers and all(sum(epoch.shares[n] for n in numbers) < ALMOST_NONE * total for epoch in recent):
         return {
             ("background", ""): "ALARM: the teacher finds almost no class in the unlabelled scans, and the student "
             "will unlearn all classes; train the first phase longer (pcrl.semi.supervised_share), or check that the "
@@ -144,10 +137,10 @@ def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str]
     found = {}
     for n in numbers:
         name, usual, now = facts.names[n], facts.shares[n], recent[-1].shares[n]
-        if all(epoch.shares[n] > NEARLY_ALL for epoch in recent) and usual < NEARLY_ALL:
+        if all(epoch.shares[n] > usual + TOO_MUCH * (1 - usual) for epoch in recent):
             found["everything", name] = (
-                f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}; train the first phase longer "
-                f"(pcrl.semi.supervised_share), or check that the scans are of the same kind"
+                f"ALARM: the teacher labels {now:.0%} of the unlabelled voxels as {name}, and labels have {usual:.2%}; "
+                f"train the first phase longer (pcrl.semi.supervised_share), or check the kind of the scans"
             )
         elif n in lost:
             found["rare", name] = (

@@ -11,13 +11,14 @@ from tiny_dataset import make_plan
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arm_names import arm_names, check_arm_names
-from pcrl_nnunet.experiments.arms import SEMI_COST, Arm, built_in_arms, choose_arms
+from pcrl_nnunet.experiments.arms import Arm, built_in_arms, choose_arms
 from pcrl_nnunet.experiments.settings import with_settings
 from pcrl_nnunet.method_names import BUILT_IN
 from pcrl_nnunet.methods import names
 from pcrl_nnunet.methods.pcrlv2 import PCRLv2
 from pcrl_nnunet.plans import PlanFacts, resolve
 from pcrl_nnunet.pretraining.settings import pretrain_settings
+from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 
 def facts(plan):
@@ -49,7 +50,8 @@ def test_every_method_and_the_control_have_an_arm_with_recipe_pretrained():
         assert known[name] == Arm({"method": name})
         assert (arm.pretraining, arm.controls) == (name, ["scratch_pretrained"])
         assert arm.finetune == known["scratch_pretrained"].finetune
-    assert list(choose_arms(["mae_pretrained"], {}, known)) == ["scratch", "mae_pretrained", "mae"]
+    chosen = ["scratch", "mae_pretrained", "scratch_pretrained", "mae"]
+    assert list(choose_arms(["mae_pretrained"], {}, known)) == chosen
     other = {"initial_lr": 0.5, "optimizer": "adamw", "deep_supervision": True}  # settings for all arms
     plan = {"pcrl": {"finetune": {**other, **arm.finetune}}}
     of_recipe = FinetuneSettings.from_plan({"pcrl": {"finetune": {"recipe": "pretrained"}}})
@@ -87,8 +89,10 @@ def test_only_segmentations_have_semi_supervised_arms():
     semi, from_scratch, longer = known["semi"], known["semi_scratch"], known["scratch_longer"]
     assert (semi.semi, semi.pretraining, semi.pretrain) == ({}, "pcrlv2", {})
     assert (from_scratch.semi, from_scratch.pretrain) == ({}, None)
-    assert longer == Arm(None, epochs_factor=SEMI_COST)
-    assert list(choose_arms(["semi"], {}, known)) == ["scratch", "semi", "pcrlv2"]
+    assert longer == Arm(None, epochs_factor=1 + 0.6 * 0.9)  # 60 % of the steps take 90 % longer
+    assert list(choose_arms(["semi"], {}, known)) == ["scratch", "semi", "scratch_longer", "pcrlv2"]
+    long_second_phase = built_in_arms(plan, "pcrlv2", 8, semi=SemiSettings(supervised_share=0.1))
+    assert long_second_phase["scratch_longer"].epochs_factor == 1 + 0.9 * 0.9
     classifying = built_in_arms(plan, "pcrlv2", 8, SimpleNamespace(point=None))
     assert not classifying.keys() & SEMI_ARMS
     with pytest.raises(UserError, match=r"^method mine has .*semi.*, which this task cannot have; take it out$"):

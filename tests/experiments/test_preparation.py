@@ -154,21 +154,21 @@ def semi(tiny, layout):
 
 
 def test_a_semi_supervised_arm_sees_no_held_out_case(semi, tiny, monkeypatch):
-    this = semi(settings={"semi": {"pseudo_weight": 0.25, "leave_out": []}})
+    this = semi(settings={"semi": {"pseudo_weight": 0.25, "leave_out": ["unlabelled/scan"]}})
     run = Run("semi_scratch", 2, 1)
     prepare(this, [run])
     cases = this.comparison.cases
     held_out = [*cases.split.val, *cases.split.test]
     plan = json.loads((Path(this.data_folder) / f"{this.plans_name(run)}.json").read_text())
-    assert plan["pcrl"]["semi"] == {"pseudo_weight": 0.25, "leave_out": held_out, "seed": 1}
+    assert plan["pcrl"]["semi"] == {"pseudo_weight": 0.25, "leave_out": [*held_out, "unlabelled/scan"], "seed": 1}
     manifest = Path(this.data_folder) / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json"
     assert manifest.read_bytes() == (tiny.folder / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json").read_bytes()
     monkeypatch.setenv("nnUNet_preprocessed", this.preprocessed)
     found = SemiCases.find(plan, "3d_fullres", DATASET_JSON, this.fold(run), plan["pcrl"]["semi"]["leave_out"])
     labelled = this.comparison.labelled_cases(run)
     assert [case.name for case in found.labelled] == labelled
-    assert list(found.unlabelled) == [*sorted({*cases.split.train} - {*labelled}), "unlabelled/scan"]
-    assert len(found.unlabelled) == 10 - len(held_out) - 2 + 1
+    assert list(found.unlabelled) == sorted({*cases.split.train} - {*labelled})
+    assert len(found.unlabelled) == 10 - len(held_out) - 2
 
 
 def test_the_trainer_of_a_semi_supervised_arm_takes_its_plan(semi, tmp_path, monkeypatch):

@@ -79,12 +79,6 @@ def test_pooled_vectors_of_different_images_differ(kind):
     assert (vectors.std(0) / vectors.abs().mean(0)).mean() > 0.1
 
 
-def test_swap_and_cutout_take_fractions():
-    given = {"augmentation": {"p_swap": 0.5, "p_cutout": 0.25}}
-    settings, _ = SimSiam.configure(Setup("simsiam", "2D").plan, given)
-    assert (settings.augmentation.p_swap, settings.augmentation.p_cutout) == (0.5, 0.25)
-
-
 def test_simsiam_has_pairs_of_views_without_local_ones():
     setup = Setup("simsiam", "3D")
     assert setup.settings.views.num_local == 0

@@ -75,6 +75,18 @@ def test_ignored_voxels_do_not_count() -> None:
     assert facts.shares == pytest.approx([100 / 800, 12 / 800])
 
 
+def test_a_class_that_the_chosen_cases_lack_is_searched_in_the_others() -> None:
+    common, rare = np.zeros((1, 1, 4, 4), np.int16), np.zeros((1, 1, 4, 4), np.int16)
+    common[0, 0, :2] = 1
+    rare[0, 0, 0] = 2
+    chosen = np.linspace(0, MOST_CASES + 2, MOST_CASES).round()
+    left_out = min({*range(MOST_CASES + 3)} - {*chosen})
+    cases = {f"case_{number}": common for number in range(MOST_CASES + 3)} | {f"case_{left_out}": rare}
+    facts = facts_of(cases, {"organ": 1, "lesion": 2}, (4, 4))
+    assert facts.shares == pytest.approx([MOST_CASES * 8 / (16 * (MOST_CASES + 1)), 4 / (16 * (MOST_CASES + 1))])
+    assert facts.in_largest_piece == [1, 1]
+
+
 def test_a_class_that_no_case_shows_has_no_share_and_is_not_cleaned() -> None:
     facts = facts_of({"a": np.zeros((1, 4, 4, 4), np.int16)}, {"organ": 1}, (4, 4, 4))
     assert (facts.shares, facts.in_largest_piece, facts.in_one_piece) == ([0], [0], [])

@@ -174,7 +174,7 @@ def test_a_case_that_cannot_be_read_is_set_aside_by_name(make: Make, tmp_path: P
     (name,) = first["set_aside"]
     assert name == "unlabelled/bad"
     assert first["set_aside"][name].startswith("case bad has voxels that are not finite numbers")
-    assert all(not batch["set_aside"] for batch in later)
+    assert all(batch["set_aside"] == first["set_aside"] for batch in later)  # the first batch may be thrown away
     assert {key for batch in (first, *later) for key in batch["keys"]} == {"unlabelled/good"}
     assert all(torch.isfinite(batch["data"]).all() for batch in (first, *later))
 
@@ -184,8 +184,29 @@ def test_unreadable_cases_alone_end_with_one_sentence(make: Make, tmp_path: Path
     next(loader)
     for name in "ab":
         (tmp_path / f"{name}.b2nd").write_bytes(b"")
-    error = next(loader)["error"]
-    assert re.match("no unlabelled case can be read any more; the last one: case [ab] cannot", error)
+    for error in (next(loader)["error"], next(loader)["error"]):
+        assert re.match("no unlabelled case can be read any more; the last one: case [ab] cannot", error)
+
+
+@pytest.mark.parametrize("also_bad", [False, True])
+def test_a_loading_process_reports_cases_that_cannot_be_read(
+    make: Make, monkeypatch: pytest.MonkeyPatch, also_bad: bool
+) -> None:
+    """A process that ended with an exception would end the training without a reason."""
+    images = {"good": noise(1, 12, 12, 12), "bad": noise(1, 12, 12, 12, seed=1)}
+    for name in ("bad", *["good"] * also_bad):
+        images[name][0, 6, 6, 6] = np.nan
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    batches = make_unlabelled_loader(make(images, patch=(12, 12, 12), batch_size=4), pin_memory=False)
+    try:
+        later = [next(batches) for _ in range(12)]  # more than are loaded in advance
+    finally:
+        batches._finish()
+    if also_bad:
+        assert all(set(batch) == {"error"} for batch in later)
+    else:
+        assert list(later[-1]["set_aside"]) == ["unlabelled/bad"]
+        assert {key for batch in later for key in batch["keys"]} == {"unlabelled/good"}
 
 
 def test_without_processes_batches_come_from_this_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_regions_without_a_channel_for_ignored_voxels_count_everywhere(dtype: to
 def test_a_class_of_the_labelled_cases_counts_as_learned_from_a_dice() -> None:
     facts = LabelFacts(["a", "b", "c", "d"], [0.1, 0.1, 0.1, 0.0], [1.0] * 4)
     assert not_learned([LEARNED, LEARNED - 0.01, 0.0, 0.0], facts) == ["b", "c"]  # no labelled case has d
-    assert not_learned([1.0, 1.0, float("nan"), 1.0], facts) == []  # an epoch without the class tells nothing
+    assert not_learned([1.0, 1.0, float("nan"), float("nan")], facts) == ["c"]  # never seen so far
 
 
 def epochs(liver: float = 0.1, tumour: float = 0.004, agreement: tuple[float, float] = (0.9, 0.7)) -> list[Pseudo]:
@@ -84,7 +84,9 @@ FINE = epochs()[0]
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "background": ({"liver": 0.0, "tumour": 0.0}, r"^ALARM: the teacher finds almost no class .* will unlearn all"),
     "nearly background": ({"liver": 0.004, "tumour": 0.0001}, r"^ALARM: the teacher finds almost no class"),
-    "one class": ({"liver": 0.97}, r"^ALARM: the teacher labels 97% of the unlabelled voxels as liver; .* first phase"),
+    "all classes are rare": ({"liver": 0.006, "tumour": 0.00025}, r"^ALARM: the teacher finds almost no class"),
+    "nearly only one class": ({"liver": 0.97}, r"^ALARM: the teacher labels 97% of the unlabelled voxels as liver"),
+    "mostly one class": ({"liver": 0.6}, r"^ALARM: the teacher labels 60% .* as liver, and labels have 10.00%; train"),
     "lost": (
         {"tumour": 0.0001, "agreement": (0.9, float("nan"))},
         r"^WARNING: the teacher hardly finds tumour .* 0.010% of the voxels, 0.400% in the labelled ones",

@@ -281,6 +281,8 @@ def test_pasted_patches_have_the_labels_of_their_images() -> None:
 class FakeTeacher:
     """Predicts label 3 - n where the image is n, so that its labels differ from the labelled patches' labels."""
 
+    all_finite = True
+
     def labels(self, images: Tensor, regions: bool) -> Tensor:
         assert not regions
         return (3 - images).to(torch.int16)
@@ -300,10 +302,76 @@ def test_a_mixed_patch_has_the_labels_of_its_voxels() -> None:
     assert torch.equal(labelled, torch.where(is_labelled, shown, -1).to(torch.int16))
     assert torch.equal(pseudo, torch.where(is_labelled, torch.tensor(-1.0), 3 - shown).to(torch.int16))
     assert torch.equal(shown, torch.where(is_labelled, batch["data"], unlabelled))
-    assert sorted(is_labelled.flatten(1).sum(1).tolist()) == [8**3, 12**3 - 8**3]  # one in each direction
+    # nnU-Net centres the last patch on a class, so the last patch fills the box, which covers the middle
+    assert is_labelled.flatten(1).sum(1).tolist() == [12**3 - 8**3, 8**3]
     assert mixed["keys"] == ["a", "b", "u", "v"]
     for level, (full, like) in enumerate(zip(mixed["target"], batch["target"], strict=True)):
         assert full.shape == (2, 2, *like.shape[2:]), level
+
+
+@pytest.mark.parametrize("kind", ["label maps", "regions"])
+def test_the_teachers_labels_of_a_class_in_one_piece_keep_the_largest(kind: str) -> None:
+    trainer = make()
+    trainer.initialize()
+    trainer._regions = kind == "regions"
+    trainer._watch.regions = trainer._regions
+    trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 1.0])  # only b is in one piece
+    found = torch.zeros(2, 2, 12, 12, 12, dtype=torch.bool)
+    for channel, offset in ((0, 0), (1, 6)):
+        found[:, channel, offset : offset + 3, :3, :3] = True
+        found[:, channel, offset, 8, 8] = True  # a second piece
+    labels = found[:, :1] * 1 + found[:, 1:] * 2
+    shown: list[Tensor] = []
+    trainer._watch.of_teacher = lambda pseudo: shown.append(pseudo)
+
+    class Teacher:
+        def labels(self, images: Tensor, regions: bool) -> Tensor:
+            return found if regions else labels.to(torch.int16)
+
+    batch = with_labels_as_image(trainer, 0)
+    if kind == "regions":
+        batch["target"] = [torch.cat([target > 0, target > 1], 1) for target in batch["target"]]
+    trainer.dataloader_unlabelled = iter([{"data": batch["data"], "keys": ["u", "v"], "set_aside": {}}])
+    trainer._mixed(batch, Teacher(), np.random.default_rng(0))
+    (pseudo,) = shown
+    a, b = (pseudo[:, 0], pseudo[:, 1]) if kind == "regions" else (pseudo[:, 0] == 1, pseudo[:, 0] == 2)
+    assert (a.sum().item(), b.sum().item()) == (2 * 28, 2 * 27)
+
+
+def test_the_second_phase_has_the_plans_weight_and_momentum() -> None:
+    semi = {"pseudo_weight": 0.25, "teacher_momentum": 0.75}
+    trainer = make(plan=make_full_plan(finetune=SHORT, semi=semi))
+    trainer.initialize()
+    assert trainer._loss_of_parts.pseudo_weight == 0.25
+    teacher, student = trainer._new_teacher(), unwrap(trainer.network)
+    name, before = next((name, p.clone()) for name, p in student.named_parameters())
+    for update in range(1, 6):
+        with torch.no_grad():
+            next(student.parameters()).copy_(before + update)
+        teacher.update(student)
+    expected = before
+    for update, momentum in enumerate((1 / 2, 2 / 3, 3 / 4, 3 / 4, 3 / 4), start=1):  # 1 - 1 / (t + 1), up to 0.75
+        expected = momentum * expected + (1 - momentum) * (before + update)
+    torch.testing.assert_close(dict(teacher.average.module.named_parameters())[name], expected)
+
+
+def test_alarms_are_logged_at_once_and_again_after_20_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+    trainer.initialize()
+    trainer._facts = semi_module.LabelFacts(["a", "b"], [0.1, 0.1], [0.5, 0.5])
+    trainer._teacher = FakeTeacher()
+    monkeypatch.setattr(PCRLScratchTrainer, "on_train_epoch_end", lambda self, outputs: None)
+    monkeypatch.setattr(semi_module, "draw_pseudo_labels", lambda *args: None)
+    trainer._shown = torch.zeros(1, 1, 12, 12, 12), torch.zeros(1, 1, 12, 12, 12)
+    for epoch in range(25):
+        trainer.current_epoch = epoch
+        trainer._watch.of_teacher(torch.zeros(1, 1, 12, 12, 12, dtype=torch.int16))
+        trainer.on_train_epoch_end([])
+    assert log_of(trainer).count("ALARM: the teacher finds almost no class") == 2  # epochs 2 and 22
+    assert "output was not finite" not in log_of(trainer)
+    trainer._teacher.all_finite = False
+    trainer.on_train_epoch_end([])
+    assert "WARNING: the teacher's output was not finite" in log_of(trainer)
 
 
 def test_the_patches_that_nnunet_centres_on_a_class_show_their_middle() -> None:
