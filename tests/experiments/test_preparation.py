@@ -220,4 +220,4 @@ def test_a_comparison_begun_by_an_older_version_accepts_semi_supervised_arms(lay
     path.write_text(json.dumps(description))
     again = layout(methods=["pcrlv2", "semi_scratch"], settings=settings)
     prepare(again, [*RUNS[:1], Run("semi_scratch", 2, 0)])
-    assert json.loads(path.read_text())["methods"].keys() == {"scratch", "pcrlv2", "semi_scratch"}
+    assert json.loads(path.read_text())["methods"].keys() == {"scratch", "pcrlv2", "semi_scratch", "scratch_longer"}
