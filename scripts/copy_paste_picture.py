@@ -8,6 +8,8 @@ teacher's labels. Boxes and pasting are the training's own.
 
 from __future__ import annotations
 
+import options  # isort: skip  # first: it answers --help without torch
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,5 +73,10 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=DPI, format="png")
 
 
+def main() -> None:
+    """Draw the picture into docs/pictures, or into another file."""
+    draw(options.copy_paste_picture().parse_args().o)
+
+
 if __name__ == "__main__":
-    draw(Path(__file__).parents[1] / "docs" / "pictures" / "copy_paste.png")
+    main()

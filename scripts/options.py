@@ -96,8 +96,17 @@ def benchmark_views() -> ArgumentParser:
     return parser
 
 
+def copy_paste_picture() -> ArgumentParser:
+    """Return the parser of copy_paste_picture.py."""
+    parser = _described("copy_paste_picture")
+    default = Path(__file__).parents[1] / "docs" / "pictures" / "copy_paste.png"
+    parser.add_argument("-o", type=Path, default=default, metavar="FILE", help="default: docs/pictures/copy_paste.png")
+    return parser
+
+
 PARSERS = {
-    parser.__name__: parser for parser in (convert_lits, convert_luna16, learning, benchmark_step, benchmark_views)
+    parser.__name__: parser
+    for parser in (convert_lits, convert_luna16, learning, benchmark_step, benchmark_views, copy_paste_picture)
 }
 
 if {"-h", "--help"} & {*sys.argv[1:]} and Path(sys.argv[0]).stem in PARSERS:
