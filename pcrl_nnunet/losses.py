@@ -7,6 +7,7 @@ All arithmetic is float32, even under autocast: in half precision, small differe
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,6 +46,28 @@ def local_comparison_loss(v_local: Tensor, p_local: Tensor, v_global: Tensor, p_
         v_global, p_global: (B, 2, c).
     """
     return comparison_loss(v_local[:, :, None], p_local[:, :, None], v_global[:, None], p_global[:, None])
+
+
+def contrastive_loss(
+    query: Tensor, key: Tensor, negatives: Tensor, allowed: Tensor, temperature: float, positive_below: bool = True
+) -> Tensor:
+    """Return InfoNCE, mean over the batch: -log of the share of the right key (He et al., CVPR 2020, Eq. 1).
+
+    Args:
+        query, key: (B, c); the cosine of the two is the positive's similarity.
+        negatives: (K, c).
+        allowed: (B, K) of bool, the negatives of each sample. Samples without any do not count, if there are others.
+        temperature: divides the cosines.
+        positive_below: the positive also stands in the denominator, as in MoCo. Otherwise the denominator holds the
+            negatives alone, as in PCRLv1, Eq. 7.
+    """
+    query, key, negatives = (F.normalize(x.float(), dim=-1) for x in (query, key, negatives))
+    positive = (query * key).sum(-1, keepdim=True) / temperature  # (B, 1)
+    others = (query @ negatives.T / temperature).masked_fill(~allowed, -1e9)  # exp gives 0
+    below = torch.cat((positive, others), 1) if positive_below else others
+    losses = torch.logsumexp(below, 1) - positive[:, 0]
+    counted = allowed.any(1)
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
 def classification_loss(logits: Tensor, target: Tensor, exclusive: bool) -> Tensor:

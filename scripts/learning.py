@@ -7,6 +7,7 @@ Each method is trained without the validation cases of a fold. On these cases tw
 - restoration: the error over the variance of the target within each view. The mean of each view reaches 1. No single
   constant for all views reaches 1, because views differ in their means: ``constant`` is the error of the best one. The
   control is the same training with an encoder that stays random.
+- right: for methods that answer a question (which turn, which place): the share of right answers over chance.
 - partners: two views of each of 32 crops. A view's partner is the view with the most similar encoder features (mean
   and maximum of the bottleneck's channels, standardised, cosine). Chance is 1/32. The control is a random encoder.
 """
@@ -29,17 +30,19 @@ from pcrl_nnunet.errors import exit_on_user_error
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.loading.samples import Views
-from pcrl_nnunet.methods import Method, PlanFacts, method_class
-from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
+from pcrl_nnunet.methods import Method, PlanFacts, Preparation, method_class
+from pcrl_nnunet.methods.quantities import RESTORATION, RIGHT, variance_within
 from pcrl_nnunet.methods.restoration import RestorationMethod
 from pcrl_nnunet.methods.simsiam import SimSiam
 from pcrl_nnunet.networks import encoder_of, mean_and_maximum
 from pcrl_nnunet.networks.of_plan import network_of_plan
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.optimisation import optimiser
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 from pcrl_nnunet.pretraining.request import Request
 from pcrl_nnunet.pretraining.step import Stepper
 
+CPU = torch.device("cpu")
 PAIRS = 32
 REPEATS = 8  # batches in the mean of a measurement
 MEASURED = 16  # samples of a batch in which the restoration is measured
@@ -55,6 +58,7 @@ class Learning:
         self.plan, self.settings = plan, self.request.settings
         self.facts = PlanFacts.of(plan.configuration, plan.resolved)
         self.method_class = method_class(method)
+        self.prepared: dict[str, Any] | None = None
 
     def network(self) -> tuple[nn.Module, Method, int]:
         """Return the plan's network, the method around it, and the number of channels, always with the same weights."""
@@ -82,33 +86,43 @@ class Learning:
         return network, method
 
     def views(self, channels: int) -> Views:
-        """Return the method's views."""
-        return self.method_class.views(self.settings.own, self.facts, channels, {})
+        """Return the method's views. A method that prepares does so once, on the cases of the training."""
+        if self.prepared is None:
+            given = Preparation(
+                self.request.cases.used, self.network()[0], channels, self.settings.own, self.settings.seed, CPU
+            )
+            self.prepared = make_anew(self.method_class, given) if prepares(self.method_class) else {}
+        return self.method_class.views(self.settings.own, self.facts, channels, self.prepared)
 
     def batches(self, cases: Sequence[Case], views: Views, number: int, seed: int) -> Batches:
         """Return batches of samples of some cases."""
         return make_loader(cases, views, number, seed, num_workers=get_allowed_n_proc_DA())
 
-    def restoration(self, method: Method, channels: int, device: torch.device) -> dict[str, float]:
-        """Return the error over the variance on held-out cases, and its standard error over batches.
+    def held_out(self, method: Method, channels: int, device: torch.device) -> dict[str, float]:
+        """Return restoration error and right answers on held-out cases, with their standard errors over batches.
 
-        The result is empty for a method that restores nothing.
+        The result has only what the method restores or answers.
         """
-        if RESTORATION not in method.quantities:
+        watched = [quantity for quantity in (RESTORATION, RIGHT) if quantity in method.quantities]
+        if not watched:
             return {}
         batches = self.batches(self.request.cases.held_out_cases, self.views(channels), MEASURED, UNSEEN_SEED)
-        found, constant = [], []
+        found: dict[str, list[Tensor]] = {quantity.name: [] for quantity in watched}
+        constant = []
         with torch.no_grad():
             method.eval()
             for _ in range(REPEATS):
                 batch = _on(next(batches), device)
-                values = method(batch, method.variants()[-1]).values[RESTORATION.name]
-                found.append(next(iter(values.values())))
+                values = method(batch, method.variants()[-1]).values
+                for name, of_batches in found.items():
+                    of_batches.append(next(iter(values[name].values())))
                 if isinstance(method, RestorationMethod):
                     constant.append(_error_of_best_constant(batch["target"], batch.get("masked")))
         batches.close()
-        errors = torch.stack(found)
-        result = {"restoration": float(errors.mean()), "standard_error": float(errors.std() / REPEATS**0.5)}
+        result = {}
+        for name, of_batches in found.items():
+            errors = torch.stack(of_batches)
+            result |= {name: float(errors.mean()), f"{name}_standard_error": float(errors.std() / REPEATS**0.5)}
         return {**result, "constant": float(torch.stack(constant).mean())} if constant else result
 
     def partners(self, network: nn.Module, channels: int, device: torch.device) -> float:
@@ -160,14 +174,15 @@ def main() -> None:
             numbers = {
                 "batch_size": learning.settings.batch_size,
                 "steps": args.steps,
-                **learning.restoration(method, channels, device),
+                **learning.held_out(method, channels, device),
                 "partners": learning.partners(network, channels, device),
                 "partners_random": of_random,
             }
-            if "restoration" in numbers:
+            measured = [key for key in numbers if key.startswith((RESTORATION.name, RIGHT.name))]
+            if measured:
                 print("  with a random encoder that is frozen:", flush=True)
-                control = learning.restoration(learning.trained(device, frozen=True)[1], channels, device)
-                numbers |= {f"{key}_frozen": control[key] for key in ("restoration", "standard_error")}
+                control = learning.held_out(learning.trained(device, frozen=True)[1], channels, device)
+                numbers |= {f"{key}_frozen": control[key] for key in measured}
             found[name] = numbers
             print(f"{name}: {json.dumps(numbers)}", flush=True)
             if args.json:

@@ -1,7 +1,16 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from pcrl_nnunet.losses import classification_loss, comparison_loss, local_comparison_loss, restoration_loss
+from pcrl_nnunet.losses import (
+    classification_loss,
+    comparison_loss,
+    contrastive_loss,
+    local_comparison_loss,
+    restoration_loss,
+)
 
 
 def test_restoration_is_the_mean_squared_difference():
@@ -71,3 +80,18 @@ def test_unknown_labels_alone_give_zero_loss_and_gradient(exclusive):
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+def test_contrastive_loss_agrees_with_a_loop_over_samples() -> None:
+    rng = np.random.default_rng(0)
+    query, key, negatives = (rng.normal(size=(n, 5)) for n in (3, 3, 4))
+    allowed = np.array([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]], bool)
+    tensors = [torch.from_numpy(x) for x in (query, key, negatives, allowed)]
+    for positive_below in (True, False):
+        losses = []
+        for q, k, others in zip(query, key, allowed, strict=True):
+            cosine = [float(q @ x / np.linalg.norm(q) / np.linalg.norm(x)) / 0.2 for x in (k, *negatives[others])]
+            below = sum(math.exp(c) for c in (cosine if positive_below else cosine[1:]))
+            losses.append(-math.log(math.exp(cosine[0]) / below) if others.any() else None)
+        expected = np.mean([loss for loss in losses if loss is not None])  # the last sample has no negative
+        assert contrastive_loss(*tensors, 0.2, positive_below) == pytest.approx(float(expected), rel=1e-5)

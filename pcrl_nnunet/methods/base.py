@@ -167,6 +167,19 @@ class Method(nn.Module, ABC):
         return replaced(cls.Settings(), f"pcrl.pretrain.{cls.name}", given), plan.batch_size
 
     @classmethod
+    def for_cases(cls, settings: Any, number: int) -> Any:
+        """Fit the settings to the number of cases of the training.
+
+        Args:
+            settings: an instance of `Settings`.
+            number: number of cases.
+
+        Raises:
+            UserError: the method needs more cases.
+        """
+        return settings
+
+    @classmethod
     def facts(cls, settings: Any) -> Mapping[str, str]:
         """Return sizes and choices of the settings by name, for the dry run."""
         return {}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 COLLAPSED_SD = 1 / 3  # share of 1/sqrt(c), the sd of vectors spread evenly over the sphere
 COLLAPSED_RANK = 2.0
 NOT_TOLD_APART = 0.02  # matched minus shuffled cosine; 0 is chance
+NOT_ABOVE_CHANCE = 1.1  # right answers, over the share that guessing reaches
 DEAD_RESTORATION = 0.98  # restoration MSE over the target's variance; the mean of each view reaches 1
 DIVERGED_RESTORATION = 2.0  # far worse than the mean of each view, which an untrained network nearly reaches
 EARLY_STEPS = 200  # no verdict before: an epoch's mean still contains the first steps
@@ -96,6 +97,16 @@ def variance_within(target: Tensor, masked: Tensor | None = None) -> Tensor:
     return (squared.sum(2) / number).mean().clamp_min(1e-12)
 
 
+def right_over_chance(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the share of samples whose own class has the largest logit, over chance.
+
+    Args:
+        logits: (B, L).
+        classes: (B,), the right class of each sample.
+    """
+    return (logits.argmax(1) == classes).float().mean() * logits.shape[1]
+
+
 def sd_ratio(v: Tensor) -> Tensor:
     """Return the sd of the L2-normalised v (K, c), averaged over channels, over 1/sqrt(c) (SimSiam, section 4.1).
 
@@ -124,6 +135,16 @@ def _dead_restoration(group: str, values: Mapping[str, float]) -> Alarm | None:
         EARLY_STEPS if diverged else GRACE_STEPS,
         f"restoration{_of(group)} is {'far off' if diverged else 'dead'}: its error is {ratio:.2f} of the images' "
         f"variance, where the mean of each image reaches 1.00; lower initial_lr or check the images (--dry_run)",
+    )
+
+
+def _not_above_chance(group: str, values: Mapping[str, float]) -> Alarm | None:
+    found = values["right_over_chance"]
+    if found >= NOT_ABOVE_CHANCE:
+        return None
+    return (
+        COMPARISON_GRACE_STEPS,
+        f"the right answers{_of(group)} are {found:.2f} times chance; train longer, or check the images (--dry_run)",
     )
 
 
@@ -168,6 +189,15 @@ MATCHING = Quantity(
     "tell scans apart. It should rise. If all scans show the same small organ, this takes thousands of steps.",
     line=0,
     alarm=_not_told_apart,
+)
+RIGHT = Quantity(
+    "right_over_chance",
+    "Right answers over chance",
+    "rises above 1",
+    "The share of right answers, over the share that guessing reaches. 1 (dotted): no better than guessing.",
+    lower=0,
+    line=1,
+    alarm=_not_above_chance,
 )
 SPREAD = Quantity(
     "spread",

@@ -4,12 +4,15 @@ from pcrl_nnunet.networks.classifier import Classifier, accept_any_size, mean_an
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.gather import gathered
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
+from pcrl_nnunet.networks.momentum import KeyQueue, MomentumCopy
 from pcrl_nnunet.networks.unet import RestoringUNet
 
 __all__ = [
     "Classifier",
     "ComparisonHead",
     "Decoder",
+    "KeyQueue",
+    "MomentumCopy",
     "RestorationHead",
     "RestoringUNet",
     "accept_any_size",

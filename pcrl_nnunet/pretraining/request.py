@@ -12,6 +12,7 @@ from pcrl_nnunet import checkpoint, output_folder
 from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.method_names import METHOD_OF_0_1_0
+from pcrl_nnunet.methods import method_class
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.cases import Others, Place, PretrainingCases
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
@@ -44,7 +45,9 @@ class Request:
             overrides: settings that override the plan's; None means not given.
         """
         settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
-        return cls(plan, fold, settings, PretrainingCases.find(plan.plans, plan.configuration, fold, others))
+        cases = PretrainingCases.find(plan.plans, plan.configuration, fold, others)
+        own = method_class(settings.method).for_cases(settings.own, len(cases.used))
+        return cls(plan, fold, replace(settings, own=own), cases)
 
     @property
     def folder(self) -> str:

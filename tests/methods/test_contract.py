@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from method_setups import SETUPS, Setup, gradients
+from method_setups import CASE, SETUPS, Setup, gradients
 from nnunetv2.run.run_training import find_free_network_port
 from tiny_pretraining import make_trainer
 from two_ranks import PAIR, QUEUE, state_after_steps
@@ -68,7 +68,7 @@ def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, 
     one = setup.sample()
     np.random.seed(1)
     volume = setup.volume()
-    other = views(None, volume, np.random.default_rng(0))
+    other = views(CASE, volume, np.random.default_rng(0))
     assert one.keys() >= views.arrays.keys() >= {"input"}
     for key, spec in views.arrays.items():
         assert one[key].shape == tuple(spec.shape)
@@ -84,7 +84,7 @@ def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, 
 @ON_ALL_PLANS
 def test_the_shown_sample_is_the_trained_sample(name, kind):
     setup = Setup(name, kind)
-    shown = setup.views().show(None, setup.volume(), np.random.default_rng(0))
+    shown = setup.views().show(CASE, setup.volume(), np.random.default_rng(0))
     assert isinstance(shown, ShownSample)
     for key, array in setup.sample().items():
         np.testing.assert_array_equal(shown.sample[key], array)

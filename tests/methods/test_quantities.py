@@ -13,11 +13,13 @@ from pcrl_nnunet.methods.quantities import (
     MATCHING,
     RANK,
     RESTORATION,
+    RIGHT,
     SPREAD,
     Quantity,
     effective_rank,
     matched_minus_shuffled,
     restoration_error,
+    right_over_chance,
     sd_ratio,
 )
 
@@ -45,10 +47,10 @@ def test_the_mean_of_each_view_and_channel_has_a_restoration_error_of_one():
     assert restoration_error(target, target) == 0
 
 
-HEALTHY = {"restoration_error": 0.5, "margin": 0.3, "spread": 0.9, "rank": 9.0}
+HEALTHY = {"restoration_error": 0.5, "margin": 0.3, "spread": 0.9, "rank": 9.0, "right_over_chance": 2.0}
 
 
-@pytest.mark.parametrize("quantity", [RESTORATION, MATCHING, SPREAD, RANK])
+@pytest.mark.parametrize("quantity", [RESTORATION, MATCHING, RIGHT, SPREAD, RANK])
 def test_a_healthy_quantity_raises_no_alarm(quantity):
     assert quantity.alarm("level 1", HEALTHY) is None
 
@@ -71,6 +73,8 @@ def test_a_healthy_quantity_raises_no_alarm(quantity):
         ),
         (MATCHING, {"margin": 0.01}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell scans"),
         (MATCHING, {"margin": math.nan}, COMPARISON_GRACE_STEPS, r"features of level 2 do not tell"),
+        (RIGHT, {"right_over_chance": 1.0}, COMPARISON_GRACE_STEPS, r"the right answers of level 2 are 1.00 times"),
+        (RIGHT, {"right_over_chance": math.nan}, COMPARISON_GRACE_STEPS, r"the right answers of level 2 are nan"),
         (RANK, {"rank": 1.5}, GRACE_STEPS, r"features of level 2 have collapsed: spread 0.90, rank 1.5;"),
         (RANK, {"spread": 0.1}, GRACE_STEPS, r"features of level 2 have collapsed: spread 0.10, rank 9.0;"),
     ],
@@ -91,6 +95,11 @@ def test_a_method_may_watch_the_rank_without_the_spread():
 def test_an_alarm_of_a_method_without_groups_names_none():
     _, sentence = RESTORATION.alarm("", {"restoration_error": 1.0})
     assert sentence.startswith("restoration is dead: its error is 1.00")
+
+
+def test_right_answers_count_over_the_share_of_guessing():
+    logits = torch.tensor([[0.0, 2, 1, 0], [3, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert right_over_chance(logits, torch.tensor([1, 0, 0, 3])) == pytest.approx(3 / 4 * 4)
 
 
 def test_a_quantity_has_no_alarm_by_default():
