@@ -32,7 +32,7 @@ from pcrl_nnunet.settings import within
 FOLDER = Path(__file__).parent / "reference"
 COMMANDS = ("register", "preprocess", "pretrain", "transfer", "classify", "compare")
 NOT_EDITED = "<!-- Written by docs/reference.py. Do not edit. -->"
-# The plan that settings follow from which depend on a plan: as for LiTS.
+# The plan of the examples. It resembles the plan that nnU-Net makes for LiTS.
 CONFIGURATION: dict[str, Any] = {
     "patch_size": [128, 128, 128],
     "batch_size": 2,
@@ -128,7 +128,7 @@ def settings_page() -> str:
         "[Change settings](../settings.md) says how to set them. Sizes are in voxels of the preprocessed image.\n"
         "If a value has a unit, the meaning names the unit. The source says where the default comes from: a paper,\n"
         "the code of its authors, nnU-Net, or us (ours).\n\n"
-        "Defaults marked with * follow from the plan. The values here are those of a typical 3D plan, as for LiTS:\n"
+        "Defaults marked with * follow from the plan. The values here belong to a plan like nnU-Net's for LiTS, in 3D:\n"
         f"patch {patch_size}, batch {CONFIGURATION['batch_size']}, {len(_strides())} stages with a total stride of "
         f"{2 ** (len(_strides()) - 1)}, median image {median}.\n"
         "`pcrl_nnunet_pretrain --dry_run` shows the values for your plan."

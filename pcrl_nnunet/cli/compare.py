@@ -1,4 +1,4 @@
-"""pcrl_nnunet_compare: does pretraining help on this dataset, and with how many labels?"""
+"""pcrl_nnunet_compare: does pretraining help on this dataset, and with how many labelled cases?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ If the command stops, the same command goes on.
 """
 EXAMPLES = """
   pcrl_nnunet_compare -d 4 --dry_run                 show the work and its hours only
-  pcrl_nnunet_compare -d 4                           default methods and numbers of labels
+  pcrl_nnunet_compare -d 4                           default methods and numbers of labelled cases
   pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae -labelled 10 20 -seeds 3
   pcrl_nnunet_compare -d 4 -np 4                     four trainings at a time
 """
@@ -77,7 +77,7 @@ def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="subsets of labelled cases for each number of labels (default: 5)",
+        help="subsets for each number of labelled cases (default: 5)",
     )
     parser.add_argument(
         "-protocol",
