@@ -88,7 +88,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"pcrl_nnunet_{command} = pcrl_nnunet.cli.{command}:main_entry"
-            for command in ("register", "preprocess", "pretrain", "transfer", "classify", "compare")
+            for command in ("register", "preprocess", "pretrain", "transfer", "classify", "compare", "embed")
         ]
     },
 )

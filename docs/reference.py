@@ -30,7 +30,7 @@ from pcrl_nnunet.semi_supervised.settings import SemiSettings
 from pcrl_nnunet.settings import within
 
 FOLDER = Path(__file__).parent / "reference"
-COMMANDS = ("register", "preprocess", "pretrain", "transfer", "classify", "compare")
+COMMANDS = ("register", "preprocess", "pretrain", "transfer", "classify", "compare", "embed")
 NOT_EDITED = "<!-- Written by docs/reference.py. Do not edit. -->"
 # The plan of the examples. It resembles the plan that nnU-Net makes for LiTS.
 CONFIGURATION: dict[str, Any] = {
@@ -128,7 +128,7 @@ def settings_page() -> str:
         "[Change settings](../settings.md) says how to set them. Sizes are in voxels of the preprocessed image.\n"
         "If a value has a unit, the meaning names the unit. The source says where the default comes from: a paper,\n"
         "the code of its authors, nnU-Net, or us (ours).\n\n"
-        "Defaults marked with * follow from the plan. The values here belong to a plan like nnU-Net's for LiTS, in 3D:\n"
+        "Defaults marked with * follow from the plan. The values here belong to a plan like nnU-Net's for LiTS:\n"
         f"patch {patch_size}, batch {CONFIGURATION['batch_size']}, {len(_strides())} stages with a total stride of "
         f"{2 ** (len(_strides()) - 1)}, median image {median}.\n"
         "`pcrl_nnunet_pretrain --dry_run` shows the values for your plan."

@@ -13,7 +13,7 @@ LAYERS = [  # each may import from its own layer and later layers
     {"trainers", "planners"},
     {"experiments", "report"},
     {"pretraining"},
-    {"finetuning", "semi_supervised"},
+    {"finetuning", "semi_supervised", "features"},
     {"transfer", "ingest", "classification"},
     {"methods"},
     {"views", "networks", "losses", "loading"},

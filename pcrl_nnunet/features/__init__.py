@@ -1,0 +1,1 @@
+"""Features of whole cases by an encoder that is not trained further."""
