@@ -119,7 +119,7 @@ class Learning:
                 if isinstance(method, RestorationMethod):
                     constant.append(_error_of_best_constant(batch["target"], batch.get("masked")))
         batches.close()
-        result = {}
+        result: dict[str, float] = {}
         for name, of_batches in found.items():
             errors = torch.stack(of_batches)
             result |= {name: float(errors.mean()), f"{name}_standard_error": float(errors.std() / REPEATS**0.5)}
