@@ -31,6 +31,7 @@ EXAMPLES = """
   pcrl_nnunet_compare -d 4                           default methods and numbers of labelled cases
   pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae -labelled 10 20 -seeds 3
   pcrl_nnunet_compare -d 4 -np 4                     four trainings at a time
+  pcrl_nnunet_compare -d 4 -methods all -hours 48    every method of pretraining, in two days
 """
 
 
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         help=f"methods to compare with training from scratch (default: stock, pseudo_labels and {DEFAULT}; for a "
-        "classification, the shortcuts thumbnail, mean_intensity and position replace pseudo_labels). A wrong name "
-        "lists all names",
+        "classification, the shortcuts thumbnail, mean_intensity and position replace pseudo_labels). all stands for "
+        "every method of pretraining. A wrong name lists all names",
     )
     parser.add_argument(
         "-own_methods", metavar="FILE.json", help='file with further methods: {"NAME": {"pretrain": {...}, ...}}'
@@ -93,6 +94,13 @@ def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-scored", choices=("val", "test"), default="test", help="part of the split to score (default: test)"
     )
+    parser.add_argument(
+        "-hours",
+        type=float,
+        metavar="H",
+        help="shorten all trainings alike, so that the comparison takes about H hours. The command measures a step of "
+        "each kind first, and says which lengths it chose",
+    )
     parser.add_argument("-device", help=arguments.DEVICE)
     parser.add_argument(
         "-np", type=int, default=1, metavar="N", help="number of trainings at a time, on the GPUs in turn (default: 1)"
@@ -113,11 +121,17 @@ def main() -> None:
     _check(args)
     arguments.load("pcrl_nnunet.experiments.report", "pcrl_nnunet.trainers")
     from pcrl_nnunet.device import device_named
+    from pcrl_nnunet.experiments.settings import read_blocks
     from pcrl_nnunet.progress import doing
+    from pcrl_nnunet.settings import merged
 
     device = device_named(args.device)
     with doing("Checking the methods, and splitting the cases"):
-        layout, runs = _layout(args)
+        layout, runs = _layout(args, read_blocks(args.settings))
+    if args.hours is not None:
+        lengths = _lengths(args, layout, runs, device)
+        print(lengths)
+        layout, runs = _layout(args, merged(read_blocks(args.settings), lengths.settings))
     for name, reason in layout.comparison.cases.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:
@@ -129,25 +143,64 @@ def main() -> None:
 def _check(args: argparse.Namespace) -> None:
     """Raise `UserError` for wrong arguments, before torch is imported."""
     from pcrl_nnunet.device import check_device_name
-    from pcrl_nnunet.experiments.arm_names import check_arm_names
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.experiments.arm_names import check_arm_names, expanded
     from pcrl_nnunet.experiments.settings import check_protocol, read_blocks
     from pcrl_nnunet.experiments.split import check_number_labelled
     from pcrl_nnunet.plans import find_plan, refuse_cascade
 
     arguments.check_numbers(args, seeds=1, np=1)
+    if args.hours is not None and not args.hours > 0:
+        raise UserError(f"-hours is {args.hours:g}; expected a number of hours above 0")
     check_device_name(args.device)
     check_protocol(args.protocol, args.checkpoint)
     for text in args.labelled:
         check_number_labelled(text)
     _, plans, configuration, _ = find_plan(args.d, args.p, args.c)
     refuse_cascade(plans, configuration)
-    check_arm_names(args.methods or [], read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task)
+    check_arm_names(
+        expanded(args.methods or []), read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task
+    )
     arguments.check_file("-patients", args.patients, "a table with the columns case and patient")
     arguments.check_file("-checkpoint", args.checkpoint, "a checkpoint_final.pth")
 
 
-def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """Return the layout of the comparison's folder, and the runs."""
+def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any) -> Any:
+    """Return the lengths of the trainings that fit into ``-hours``: chosen before, or from measured steps."""
+    from pcrl_nnunet.errors import UserError
+    from pcrl_nnunet.experiments import hours
+    from pcrl_nnunet.experiments.arms import CONTROL
+    from pcrl_nnunet.files import writing
+    from pcrl_nnunet.pretraining.settings import pretrain_settings
+
+    folder, comparison = layout.folder, layout.comparison
+    chosen = hours.read(folder)
+    if chosen is not None:
+        if chosen.hours != args.hours:
+            raise UserError(
+                f"-hours is {args.hours:g}, but the comparison in {folder} was begun with {chosen.hours:g}; give "
+                f"-hours {chosen.hours:g}, or another folder with -o"
+            )
+        return chosen
+    if layout.has_begun():
+        raise UserError(f"the comparison in {folder} was begun without -hours; leave -hours out, or give another -o")
+    with tempfile.TemporaryDirectory() as preview:
+        _prepare_preview(layout, runs, preview)
+        work = _work(layout, runs, device)
+    plan = comparison.plan
+    default = pretrain_settings(comparison.plan_of(CONTROL), plan.configuration, plan.resolved).epochs
+    needed = sum(work.hours.values())
+    found = hours.lengths_for(args.hours, needed, args.np, default, comparison.finetune_settings(CONTROL).epochs)
+    if not args.dry_run:
+        with writing(folder, "give another folder with -o"):
+            os.makedirs(folder, exist_ok=True)
+            hours.write(folder, found)
+    return found
+
+
+def _layout(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Return the layout of the comparison's folder, and the runs, with the settings for all methods."""
+    from pcrl_nnunet.experiments.arm_names import expanded
     from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms
     from pcrl_nnunet.experiments.cases import read_patients
     from pcrl_nnunet.experiments.comparison import Comparison, find_label_table
@@ -159,7 +212,6 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
     plan = load_plan(args.d, args.p, args.c)
-    given = read_blocks(args.settings)
     # raises for a network that cannot be pretrained
     plans = with_settings(plan.plans, given)
     settings = pretrain_settings(plans, plan.configuration, plan.resolved)
@@ -168,7 +220,7 @@ def _layout(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     facts = PlanFacts.of(plan.configuration, plan.resolved)
     semi = SemiSettings.from_plan(plans)
     built_in = built_in_arms(facts, settings.method, settings.batch_size, label_table, semi)
-    chosen = args.methods or [name for name in DEFAULTS if name in built_in]
+    chosen = expanded(args.methods or [name for name in DEFAULTS if name in built_in])
     arms = choose_arms(chosen, read_blocks(args.own_methods), built_in)
     checkpoint = args.checkpoint and os.path.abspath(args.checkpoint)
     patients = read_patients(args.patients)
@@ -192,10 +244,29 @@ def _default_folder(plan: Any, classifies: bool) -> str:
 
 
 def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
-    from pcrl_nnunet import trainers
-    from pcrl_nnunet.experiments.forecast import forecast
     from pcrl_nnunet.experiments.jobs import jobs_of, overview
+    from pcrl_nnunet.experiments.notes import note_on_stock
+
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare_preview(layout, runs, folder)
+        print("\n".join(overview(layout, runs, jobs_of(layout, runs, device, at_a_time))))
+        for line in _work(layout, runs, device).lines(device, at_a_time):
+            print(line)
+    if note := note_on_stock(layout.comparison):
+        print(note)
+
+
+def _prepare_preview(layout: Any, runs: list[Any], folder: str) -> None:
     from pcrl_nnunet.experiments.preparation import prepare, preview_in
+
+    preview_in(layout, folder)
+    prepare(layout, runs)
+
+
+def _work(layout: Any, runs: list[Any], device: Any) -> Any:
+    """Measure a step of each kind of training that remains."""
+    from pcrl_nnunet import trainers
+    from pcrl_nnunet.experiments.forecast import measure
     from pcrl_nnunet.pretraining.dry_run import measured
     from pcrl_nnunet.pretraining.request import Request
     from pcrl_nnunet.trainers.pretrain import pretrain_trainer
@@ -204,13 +275,7 @@ def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
         request = Request.of_plan(plan, fold)
         return measured(lambda: pretrain_trainer(request, device), device).seconds_a_step
 
-    with tempfile.TemporaryDirectory() as folder:
-        preview_in(layout, folder)
-        prepare(layout, runs)
-        jobs = jobs_of(layout, runs, device, at_a_time)
-        print("\n".join(overview(layout, runs, jobs)))
-        for line in forecast(layout, runs, device, at_a_time, trainers, step_of_pretraining):
-            print(line)
+    return measure(layout, runs, device, trainers, step_of_pretraining)
 
 
 def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:

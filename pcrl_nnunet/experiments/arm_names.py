@@ -38,6 +38,14 @@ def arm_names(method: str, task: str | None = None) -> list[str]:
     return [CONTROL, STOCK, *of_segmentations, *of_classifications, *names(), *ABLATIONS.get(method, ())]
 
 
+ALL = "all"  # stands for every method of pretraining
+
+
+def expanded(wanted: Sequence[str]) -> list[str]:
+    """Return the names given with ``-methods``, with every method of pretraining in place of ``all``."""
+    return list(dict.fromkeys(name for given in wanted for name in (names() if given == ALL else [given])))
+
+
 def check_arm_names(
     wanted: Iterable[str], own: Iterable[str], settings: Mapping[str, Any], plan: Mapping[str, Any], task: str | None
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,6 @@ import torch
 from pcrl_nnunet.experiments.arms import CONTROL, semi_cost
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.layout import Layout
-from pcrl_nnunet.experiments.notes import note_on_stock
 from pcrl_nnunet.plans import PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.progress import doing
@@ -40,21 +39,53 @@ class Training:
     measure: Callable[[], float]
 
 
-def forecast(
+@dataclass(frozen=True)
+class Work:
+    """The trainings that a comparison still has to do.
+
+    Attributes:
+        a_step: seconds a step, by kind of training.
+        steps: steps of each training, by kind and name.
+    """
+
+    a_step: Mapping[str, float]
+    steps: Mapping[str, Mapping[str, float]]
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Hours by kind, one training after another."""
+        return {kind: self.a_step[kind] * sum(of_kind.values()) / 3600 for kind, of_kind in self.steps.items()}
+
+    def lines(self, device: torch.device, at_a_time: int) -> Iterator[str]:
+        """Yield number, seconds a step and hours of each kind of training, and hours in all.
+
+        Args:
+            at_a_time: number of processes.
+        """
+        hours = self.hours
+        for kind, of_kind in self.steps.items():
+            step, whole = self.a_step[kind], _about(hours[kind])
+            yield f"  {kind}: {len(of_kind)} to do, {step:.2f} s a step on {device}, {whole} in all"
+        yield (
+            f"About {_about(sum(hours.values()) / at_a_time)} of training remain with -np {at_a_time}. Trainings at "
+            f"the same time may be slower than one alone."
+        )
+        yield "Starts, evaluations and the prediction of pseudo-labels take additional time."
+
+
+def measure(
     layout: Layout,
     runs: Sequence[Run],
     device: torch.device,
-    at_a_time: int,
     trainers: ModuleType,
     step_of_pretraining: StepOfPretraining,
-) -> Iterator[str]:
-    """Yield lines: number, seconds a step and hours of each kind of training, and hours in all.
+) -> Work:
+    """Measure a step of each kind of training.
 
     The function gives the process the comparison's environment, for good.
 
     Args:
         layout: a prepared folder.
-        at_a_time: number of processes.
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
     """
@@ -68,17 +99,7 @@ def forecast(
                 with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
                     a_step[training.kind] = training.measure()
             steps.setdefault(training.kind, {})[training.name] = training.steps
-    hours = {kind: a_step[kind] * sum(of_kind.values()) / 3600 for kind, of_kind in steps.items()}
-    for kind, of_kind in steps.items():
-        yield f"  {kind}: {len(of_kind)} to do, {a_step[kind]:.2f} s a step on {device}, {_about(hours[kind])} in all"
-    yield (
-        f"About {_about(sum(hours.values()) / at_a_time)} of training remain with -np {at_a_time}. Trainings at the "
-        f"same time may be slower than one alone."
-    )
-    yield "Starts, evaluations and the prediction of pseudo-labels take additional time."
-    note = note_on_stock(layout.comparison)
-    if note is not None:
-        yield note
+    return Work(a_step, steps)
 
 
 def _about(hours: float) -> str:

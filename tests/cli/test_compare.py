@@ -159,9 +159,16 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     on_validation = f"{COMMAND} -scored val -methods pcrlv2"
     preprocessed = Path(environment["nnUNet_preprocessed"]) / DATASET
     before = {path: path.read_bytes() for path in preprocessed.rglob("*") if path.is_file()}
-    dry, exists_then, done, _, again = run(
-        environment, f"{COMMAND} --dry_run", str(exists), COMMAND, on_validation, COMMAND
+    dry, in_hours, exists_then, done, _, again = run(
+        environment,
+        f"{COMMAND} --dry_run",
+        f"{COMMAND} --dry_run -hours 9",
+        str(exists),
+        COMMAND,
+        on_validation,
+        COMMAND,
     )
+    assert "In 9 hours, pretrainings can have 1 epochs, and trainings with labels 1: 100% of the default" in in_hours
     assert "runs             4: 4 methods x 1 number of labelled cases x 1 subset\n" in dry
     assert "steps            6: 4 trainings, 1 prediction of pseudo-labels, 1 pretraining\n" in dry
     assert "done             0 of 6 steps\n" in dry

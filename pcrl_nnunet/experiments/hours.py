@@ -1,0 +1,81 @@
+"""The length of a comparison that has to end within some hours."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.files import write_text
+from pcrl_nnunet.plans import read_json
+
+FILE = "hours.json"  # in the comparison's folder
+KEPT = 0.15  # share of the hours for starts, predictions and scores, which are not measured
+FAR = 0.5  # a smaller share of the default length deserves a warning
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The chosen numbers of epochs.
+
+    Attributes:
+        hours: the hours that were asked for.
+        pretrain_epochs, finetune_epochs: the chosen numbers.
+        share: the part of the default length that the hours allow, at most 1.
+    """
+
+    hours: float
+    pretrain_epochs: int
+    finetune_epochs: int
+    share: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the comparison."""
+        return {"pretrain": {"epochs": self.pretrain_epochs}, "finetune": {"epochs": self.finetune_epochs}}
+
+    def __str__(self) -> str:
+        text = (
+            f"In {self.hours:g} hours, pretrainings can have {self.pretrain_epochs} epochs, and trainings with labels "
+            f"{self.finetune_epochs}: {self.share:.0%} of the default length."
+        )
+        if self.share < FAR:
+            text += " This is far from the defaults: trainings may end before they have learned what they can learn."
+        return text
+
+
+def lengths_for(hours: float, needed: float, at_a_time: int, pretrain_epochs: int, finetune_epochs: int) -> Lengths:
+    """Shorten all trainings by the same factor, so that they fit.
+
+    Args:
+        hours: the hours for the whole comparison.
+        needed: hours of all trainings at their default length, one after another.
+        at_a_time: trainings that run side by side.
+        pretrain_epochs, finetune_epochs: the default lengths.
+
+    Raises:
+        UserError: the hours are too few for an epoch of each training.
+    """
+    share = min(1.0, hours * (1 - KEPT) * at_a_time / needed) if needed > 0 else 1.0
+    fewest = min(pretrain_epochs, finetune_epochs)
+    if share * fewest < 1:
+        least = needed / fewest / at_a_time / (1 - KEPT)
+        raise UserError(
+            f"-hours is {hours:g}, but one epoch of each training needs about {math.ceil(10 * least) / 10:g} hours; "
+            f"allow more hours, or give fewer -methods, -labelled or -seeds"
+        )
+    return Lengths(hours, math.floor(share * pretrain_epochs), math.floor(share * finetune_epochs), share)
+
+
+def read(folder: str) -> Lengths | None:
+    """Return the lengths that a comparison in this folder has; None: it was not begun with hours."""
+    path = os.path.join(folder, FILE)
+    return Lengths(**read_json(path, "remove it to choose the lengths anew")) if os.path.isfile(path) else None
+
+
+def write(folder: str, lengths: Lengths) -> None:
+    """Keep the lengths, so that the same command continues the same comparison on any machine."""
+    write_text(os.path.join(folder, FILE), json.dumps(asdict(lengths), indent=2))
