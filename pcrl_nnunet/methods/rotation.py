@@ -1,5 +1,5 @@
-"""Rotation (Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018; in 3D: Taleb
-et al., "3D Self-Supervised Methods for Medical Imaging", NeurIPS 2020): the network names the turn of a crop.
+"""Rotation (Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018; in 3D:
+Taleb et al., "3D Self-Supervised Methods for Medical Imaging", NeurIPS 2020): the network names the turn of a crop.
 
 B: samples, C: image channels, c: channels of the bottleneck, L: turns, *: space.
 """
@@ -165,7 +165,8 @@ def _check(settings: RotationSettings, plan: PlanFacts, default: Size) -> None:
     size = settings.crop_size
     if not is_size(size, len(plan.patch_size)):
         raise UserError(
-            f"{WHERE}.crop_size is {size}; expected {len(plan.patch_size)} positive numbers of voxels, such as {default}"
+            f"{WHERE}.crop_size is {size}; expected {len(plan.patch_size)} positive numbers of voxels, "
+            f"such as {default}"
         )
     for one, other in planes_of_quarters(plan.spacing):
         if size[one] != size[other]:
