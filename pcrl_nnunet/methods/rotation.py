@@ -45,7 +45,7 @@ class RotationSettings:
 
     Attributes:
         crop_size: size of the crop, voxels. Its edges are equal on axes that a quarter turn exchanges. By default the
-            largest such crop within the plan's patch. Source: Taleb et al., whose crops are cubes; the size is ours.
+            largest such crop within the plan's patch and the median image. Source: Taleb et al., whose crops are cubes; the size is ours.
         spacing: spacing of the preprocessed image, mm. It decides which turns there are. Source: nnU-Net's plan.
         augmentation: of the crop before the turn. Without flips, because two flips are a half turn. Source: ours.
     """
@@ -98,7 +98,7 @@ class Rotation(Method):
         "self-supervised methods for medical imaging. NeurIPS, 33, 18158-18172.",
     )
     Settings = RotationSettings
-    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     terms: ClassVar[Mapping[str, str]] = {"turn": "turn"}
     terms_caption = "The cross-entropy of the turn should fall."
     quantities = (RIGHT, RANK)
@@ -152,11 +152,15 @@ class Rotation(Method):
 
 
 def _default_size(plan: PlanFacts) -> Size:
-    """Return the largest turnable crop of the patch, enlarged where its bottleneck would have fewer than 3 voxels."""
+    """Return the largest turnable crop within the patch and the median image.
+
+    A crop that exceeds the image has repeated borders on some axes, and these would tell quarter turns. The crop grows
+    if its bottleneck would have fewer than 3 voxels.
+    """
     total = total_stride(plan.strides)
-    patch = list(plan.patch_size)
-    while bottleneck_voxels(size := turnable(patch, plan.spacing, plan.strides), total) < MIN_BOTTLENECK_VOXELS:
-        patch = [length + stride for length, stride in zip(patch, total, strict=True)]
+    limit = [min(patch, int(median)) for patch, median in zip(plan.patch_size, plan.median_size, strict=True)]
+    while bottleneck_voxels(size := turnable(limit, plan.spacing, plan.strides), total) < MIN_BOTTLENECK_VOXELS:
+        limit = [length + stride for length, stride in zip(limit, total, strict=True)]
     return size
 
 

@@ -87,7 +87,9 @@ def test_the_crop_is_the_largest_turnable_crop_and_the_batch_fills_the_budget():
     assert batch_size == 2  # 2 x 40 x 56 x 40 voxels hold 2.8 crops
     settings, batch_size = Rotation.configure(replace(PLAN, spacing=(3.0, 1.0, 1.0)), {})
     assert settings.crop_size == (40, 40, 40)
-    flat = replace(PLAN, patch_size=(16, 96, 112), spacing=(7.0, 1.0, 1.0))
+    small = replace(PLAN, median_size=(36, 50, 35))  # repeated borders would tell quarter turns
+    assert Rotation.configure(small, {})[0].crop_size == (32, 32, 32)
+    flat = replace(PLAN, patch_size=(16, 96, 112), spacing=(7.0, 1.0, 1.0), median_size=(20, 200, 200))
     assert Rotation.configure(flat, {})[0].crop_size == (16, 96, 96)
     assert Rotation.configure(replace(flat, spacing=(4.0, 2.0, 1.0)), {})[0].crop_size == (16, 96, 112)
     assert Rotation.configure(PLAN, {"crop_size": [20, 20, 20]})[1] == 22
