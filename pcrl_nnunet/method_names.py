@@ -25,6 +25,7 @@ BUILT_IN = {
     "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
     "rotation": "pcrl_nnunet.methods.rotation:Rotation",
+    "cpc": "pcrl_nnunet.methods.cpc:CPC",
 }
 
 

@@ -45,7 +45,7 @@ class RotationSettings:
 
     Attributes:
         crop_size: size of the crop, voxels. Its edges are equal on axes that a quarter turn exchanges. By default the
-            largest such crop within the plan's patch and the median image. Source: Taleb et al., whose crops are cubes; the size is ours.
+            largest such crop within the plan's patch and the median image. Source: ours; Taleb et al. turn cubes.
         spacing: spacing of the preprocessed image, mm. It decides which turns there are. Source: nnU-Net's plan.
         augmentation: of the crop before the turn. Without flips, because two flips are a half turn. Source: ours.
     """
