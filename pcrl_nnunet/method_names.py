@@ -24,6 +24,8 @@ BUILT_IN = {
     "mae": "pcrl_nnunet.methods.mae:MAE",
     "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
+    "rotation": "pcrl_nnunet.methods.rotation:Rotation",
+    "cpc": "pcrl_nnunet.methods.cpc:CPC",
 }
 
 

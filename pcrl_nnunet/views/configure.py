@@ -56,14 +56,14 @@ def configure_views(
     def of(size: Sequence[int]) -> ViewSettings:
         return _views(size, reach, total, spacing, num_local)
 
-    while _bottleneck_voxels(of(size).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
+    while bottleneck_voxels(of(size).local_input_size, total) < MIN_BOTTLENECK_VOXELS:
         smallest = min((a for a, t in enumerate(total) if t > 1), key=lambda a: size[a] / patch_size[a])
         size = _changed(size, smallest, total[smallest])
     views = of(size)
     while fitting_samples(patch_size, batch_size, views) < MIN_SAMPLES:
         smaller = {a: _changed(size, a, -t) for a, t in enumerate(total) if size[a] > t}
         fine = [
-            a for a, s in smaller.items() if _bottleneck_voxels(of(s).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
+            a for a, s in smaller.items() if bottleneck_voxels(of(s).local_input_size, total) >= MIN_BOTTLENECK_VOXELS
         ]
         if not fine:
             break
@@ -115,23 +115,39 @@ def check_views(views: ViewSettings, strides: Sequence[Sequence[int]]) -> None:
 
     InstanceNorm turns one voxel into 0, and two into +-1 times a constant, whatever their values.
     """
-    total = [math.prod(stride[axis] for stride in strides) for axis in range(len(views.spacing))]
     for name in ("global_input_size", "local_input_size"):
-        size = getattr(views, name)
-        left = _bottleneck_voxels(size, total)
-        if left < MIN_BOTTLENECK_VOXELS:
-            raise UserError(
-                f"views.{name} {size} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
-                f"stride {tuple(total)}, too few for normalisation; at least {MIN_BOTTLENECK_VOXELS} are needed: "
-                f"raise it above the total stride on more axes"
-            )
+        check_size(f"views.{name}", getattr(views, name), strides)
+
+
+def check_size(name: str, size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Raise `UserError` if InstanceNorm would see fewer than three voxels at the bottleneck of an input.
+
+    Args:
+        name: name of the setting.
+        size: size of the input, voxels.
+        strides: strides of each encoder stage.
+    """
+    total = total_stride(strides)
+    left = bottleneck_voxels(size, total)
+    if left < MIN_BOTTLENECK_VOXELS:
+        raise UserError(
+            f"{name} {tuple(size)} leaves {left} voxel{'s' * (left > 1)} at the bottleneck of an encoder with total "
+            f"stride {total}, too few for normalisation; at least {MIN_BOTTLENECK_VOXELS} are needed: "
+            f"raise it above the total stride on more axes"
+        )
+
+
+def total_stride(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the product of the strides of all encoder stages along each axis."""
+    return tuple(math.prod(of_axis) for of_axis in zip(*strides, strict=True))
 
 
 def _changed(size: Sequence[int], axis: int, by: int) -> list[int]:
     return [s + by if i == axis else s for i, s in enumerate(size)]
 
 
-def _bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:
+def bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:
+    """Return the number of voxels at the bottleneck of an encoder with this total stride."""
     return math.prod(math.ceil(s / t) for s, t in zip(size, total, strict=True))
 
 

@@ -152,7 +152,8 @@ def test_the_estimated_memory_of_a_step_is_plausible_or_none(name, kind):
     small, large = (estimated_peak(method, arrays, number, "sgd") for number in (BATCH, 2 * BATCH))
     if small is not None:
         weights = sum(p.numel() for p in method.parameters()) * 4
-        assert weights < small < large < 2 * small
+        # a comparison of all samples with each other grows faster than the batch
+        assert weights < small < large < 2.1 * small
 
 
 @METHODS
