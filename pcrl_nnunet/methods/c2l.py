@@ -82,7 +82,7 @@ class C2LViews(PairViews):
 class KeyEncoder(nn.Module):
     """An encoder, pooling, and a head of two layers, which make a vector of an image.
 
-    The head has no batch normalisation. Its statistics would tell a batch's own keys from older keys.
+    Behind instance norm, pooled features hardly differ between images. Batch normalisation enlarges the differences.
 
     Args:
         encoder: the plan's encoder.
@@ -92,7 +92,7 @@ class KeyEncoder(nn.Module):
         super().__init__()
         self.encoder: Any = encoder
         d = 2 * self.encoder.output_channels[-1]
-        self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, KEY_CHANNELS))
+        self.head = nn.Sequential(nn.BatchNorm1d(d), nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, KEY_CHANNELS))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return vectors (B, 128), float32, of images (B, C, *)."""
@@ -117,7 +117,7 @@ class C2L(Method):
     )
     Settings = C2LSettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
-    min_batch_size = (2, "the mixture of two samples")
+    min_batch_size = (4, "the batch normalisation of the head")
     min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "views": "views",
@@ -125,8 +125,8 @@ class C2L(Method):
         "mixed_keys": "mixed keys",
     }
     terms_caption = (
-        "All terms should fall below the log of the number of keys. At first they may rise: random keys in a new queue are "
-        "easy to tell from views, and the keys of other cases are not."
+        "All terms should fall below the log of the number of keys. At first they may rise, while keys of other cases "
+        "replace the random keys of a new queue, which are easy to tell from views."
     )
     quantities = (MATCHING, RANK)
 
