@@ -25,6 +25,7 @@ BUILT_IN = {
     "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
     "c2l": "pcrl_nnunet.methods.c2l:C2L",
+    "rubiks_cube": "pcrl_nnunet.methods.rubiks_cube:RubiksCube",
 }
 
 

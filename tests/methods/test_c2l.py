@@ -127,7 +127,7 @@ def test_vectors_of_different_images_differ(kind):
     assert (vectors.std(0) / vectors.abs().mean(0)).mean() > 0.1
 
 
-@pytest.mark.parametrize("size", [(56, 56), (28, 28, 28)])
+@pytest.mark.parametrize("size", [(56, 56), (56, 56, 56)])
 def test_holes_have_the_channels_mean_and_the_same_share_in_2d_and_3d(size):
     augmentation = GreyAndHoles(p_grey=0.0, holes=1)
     views = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
