@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64)
-_INSTANCE_NORM: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: nn.InstanceNorm2d, nn.Conv3d: nn.InstanceNorm3d}
+GROUPS = 4  # of the normalisation, which works for a single voxel, unlike instance norm
 
 
 class Discriminator(nn.Module):
@@ -24,7 +24,7 @@ class Discriminator(nn.Module):
         for number, width in enumerate(WIDTHS):
             layers.append(conv_op(channels, width, 3, stride=2, padding=1))
             if number > 0:  # the first layer sees the image's own intensities
-                layers.append(_INSTANCE_NORM[conv_op](width, affine=True))
+                layers.append(nn.GroupNorm(GROUPS, width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = width
         self.layers = nn.Sequential(*layers, conv_op(channels, 1, 1))

@@ -133,8 +133,8 @@ def _check_dimensions(method: type[Method], facts: PlanFacts) -> None:
         fitting = [name for name in BUILT_IN if dim in method_class(name).dimensions]
         possible = " or ".join(f"{n}D" for n in method.dimensions)
         raise UserError(
-            f"{method.title} needs a {possible} configuration, and {facts.configuration} is {dim}D: give another -c, or "
-            f"-method {', '.join(fitting)}"
+            f"{method.title} needs a {possible} configuration, and {facts.configuration} is {dim}D: give another -c, "
+            f"or one of -method {', '.join(fitting)}"
         )
 
 

@@ -52,7 +52,10 @@ def turned_cubes(
 def turned_layers(
     image: np.ndarray, cube: Sequence[int], spacing: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Turn layers of cubes within their planes, as with Rubik's cube: all layers of each axis, the axes in random order.
+    """Turn layers of cubes within their planes, as with Rubik's cube.
+
+    All layers across an axis are turned, each by a random turn, then all layers across another axis, and the third. The
+    order of the axes is random.
 
     Args:
         image: (C, Z, Y, X); unchanged.
