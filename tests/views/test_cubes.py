@@ -94,7 +94,7 @@ def test_layers_turn_as_a_whole():
 def test_turns_keep_all_voxels(turn):
     image = np.random.default_rng(0).normal(size=(2, 8, 12, 12))
     turned = turn(image, (4, 6, 6), THICK, np.random.default_rng(0))
-    assert (turned != image).mean() > 0.5
+    assert (turned != image).mean() > 0.25
     for channel, before in zip(turned, image, strict=True):
         np.testing.assert_array_equal(np.sort(channel.ravel()), np.sort(before.ravel()))
 
