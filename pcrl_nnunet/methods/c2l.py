@@ -88,10 +88,10 @@ class KeyEncoder(nn.Module):
         encoder: the plan's encoder.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
-        self.encoder: Any = encoder
-        d = 2 * self.encoder.output_channels[-1]
+        self.encoder = encoder
+        d = 2 * encoder.output_channels[-1]
         self.head = nn.Sequential(nn.BatchNorm1d(d), nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, KEY_CHANNELS))
 
     def forward(self, image: Tensor) -> Tensor:
