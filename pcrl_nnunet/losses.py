@@ -70,6 +70,16 @@ def contrastive_loss(
     return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
+def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
+    """Return the binary cross-entropy of a discriminator's logits with one answer for all (Goodfellow et al., 2014).
+
+    Args:
+        logits: (B, 1, *); above 0 means real.
+        real: the answer.
+    """
+    return F.softplus(-logits.float() if real else logits.float()).mean()
+
+
 def classification_loss(logits: Tensor, target: Tensor, exclusive: bool) -> Tensor:
     """Return the cross-entropy of exclusive classes, or the mean binary cross-entropy of labels, over known values.
 

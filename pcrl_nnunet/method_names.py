@@ -26,6 +26,8 @@ BUILT_IN = {
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
     "rotation": "pcrl_nnunet.methods.rotation:Rotation",
     "cpc": "pcrl_nnunet.methods.cpc:CPC",
+    "c2l": "pcrl_nnunet.methods.c2l:C2L",
+    "rubiks_cube": "pcrl_nnunet.methods.rubiks_cube:RubiksCube",
 }
 
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -26,7 +27,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 
 
 class Setup:
-    """A plan, and a method's settings and network on it.
+    """A plan, and a method's settings and network on it. A test of a plan that the method refuses is skipped.
 
     Args:
         method: name.
@@ -36,6 +37,8 @@ class Setup:
     def __init__(self, method: str, name: str) -> None:
         given = SETUPS[name]
         self.method: type[Method] = method_class(method)
+        if len(given["patch"]) not in self.method.dimensions:
+            pytest.skip(f"{method} is not for {len(given['patch'])}D plans")
         self.channels: int = given.get("channels", 1)
         patch, strides = given["patch"], given["strides"]
         self.plan = PlanFacts(

@@ -111,6 +111,7 @@ class Method(nn.Module, ABC):
         title: name for display.
         citations: citations of the papers.
         Settings: a frozen dataclass, the plan's ``pcrl.pretrain.<name>``. `configure` sets fields without a default.
+        dimensions: numbers of spatial axes of the plans that the method can train on.
         defaults: defaults of shared settings that differ from `SharedSettings`.
         min_batch_size: number of samples that a step needs, and why.
         min_samples_of_rank: number of samples that each of several processes needs.
@@ -124,6 +125,7 @@ class Method(nn.Module, ABC):
     title: ClassVar[str]
     citations: ClassVar[tuple[str, ...]] = ()
     Settings: ClassVar[type] = NoSettings
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     defaults: ClassVar[Mapping[str, Any]] = {}
     min_batch_size: ClassVar[tuple[int, str]] = (1, "")
     min_samples_of_rank: ClassVar[int] = 1

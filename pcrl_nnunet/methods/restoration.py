@@ -71,8 +71,10 @@ class RestorationMethod(Method):
 
     def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
         """Compute the mean squared error of a batch."""
-        target, masked = batch["target"], batch.get("masked")
-        restored = self.unet(batch["input"])
+        return self.restoration(self.unet(batch["input"]), batch["target"], batch.get("masked"))
+
+    def restoration(self, restored: Tensor, target: Tensor, masked: Tensor | None = None) -> StepOutput:
+        """Compute the mean squared error of restored images."""
         if masked is None:
             loss = restoration_loss(restored, target)
         else:

@@ -2,7 +2,8 @@
 
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size, mean_and_maximum
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
-from pcrl_nnunet.networks.gather import gathered
+from pcrl_nnunet.networks.discriminator import Discriminator
+from pcrl_nnunet.networks.gather import gathered, of_next_sample
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
 from pcrl_nnunet.networks.momentum import KeyQueue, MomentumCopy
 from pcrl_nnunet.networks.unet import RestoringUNet
@@ -11,6 +12,7 @@ __all__ = [
     "Classifier",
     "ComparisonHead",
     "Decoder",
+    "Discriminator",
     "KeyQueue",
     "MomentumCopy",
     "RestorationHead",
@@ -19,5 +21,6 @@ __all__ = [
     "encoder_of",
     "gathered",
     "mean_and_maximum",
+    "of_next_sample",
     "seg_layers_of",
 ]

@@ -1,4 +1,4 @@
-"""Gathering of features from all processes."""
+"""Features of other samples of a batch that several processes share."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def gathered(part: Tensor) -> Tensor:
     padding = part.new_zeros(max(numbers) - len(part), *part.shape[1:])
     parts = AllGatherGrad.apply(torch.cat([part, padding]))
     return torch.cat([of_rank[:number] for of_rank, number in zip(parts, numbers, strict=True)])
+
+
+def of_next_sample(part: Tensor) -> Tensor:
+    """Return each sample's successor in the batch of all processes, without gradient. The first follows the last.
+
+    Only one sample of each process is exchanged.
+
+    Args:
+        part: (B, ...), this process's part, with at least one sample.
+    """
+    part = part.detach()
+    firsts = gathered(part[:1])
+    rank = dist.get_rank() if len(firsts) > 1 else 0
+    following = firsts[(rank + 1) % len(firsts)]
+    return torch.cat((part[1:], following[None]))

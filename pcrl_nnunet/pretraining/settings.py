@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.method_names import DEFAULT, METHOD_OF_0_1_0, names
+from pcrl_nnunet.method_names import BUILT_IN, DEFAULT, METHOD_OF_0_1_0, names
 from pcrl_nnunet.methods.base import Method
 from pcrl_nnunet.methods.registry import method_class
 from pcrl_nnunet.plans import PlanFacts, PlannedConfiguration
@@ -99,6 +99,7 @@ def pretrain_settings(
     overrides = {key: value for key, value in overrides.items() if value is not None}
     method = method_of(plan, overrides.pop("method", None))
     facts = PlanFacts.of(name, configuration)
+    _check_dimensions(method, facts)
     given = _of_configuration(part(pcrl_block(plan), "pretrain", "pcrl."), plan, name)
     given.pop("method", None)
     known = {*names(), method.name}
@@ -123,6 +124,18 @@ def pretrain_settings(
             f"the views smaller under {WHERE}.{method.name} in the plan"
         )
     return settings
+
+
+def _check_dimensions(method: type[Method], facts: PlanFacts) -> None:
+    """Raise `UserError` if the method cannot train on a plan with this number of axes."""
+    dim = len(facts.patch_size)
+    if dim not in method.dimensions:
+        fitting = [name for name in BUILT_IN if dim in method_class(name).dimensions]
+        possible = " or ".join(f"{n}D" for n in method.dimensions)
+        raise UserError(
+            f"{method.title} needs a {possible} configuration, and {facts.configuration} is {dim}D: give another -c, "
+            f"or one of -method {', '.join(fitting)}"
+        )
 
 
 def _of_configuration(given: Mapping[str, Any], plan: Mapping[str, Any], name: str) -> dict[str, Any]:
