@@ -5,6 +5,7 @@ N: local views, C: image channels, G: global input size, L: local input size.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,11 +31,17 @@ def fitted_views(given: Mapping[str, Any], median: Sequence[float]) -> tuple[dic
     return ({**given, "views": kept} if left_out else dict(given)), left_out
 
 
+def case_number(case: Case) -> np.ndarray:
+    """Return a number (1,) of int64 that stands for the case in all processes: a hash of its name, never negative."""
+    return np.array([zlib.crc32(case.name.encode())], np.int64)
+
+
 class PairViews(Views):
     """Two global and N local views of a case, drawn by sub-crop.
 
     The arrays, all float32: ``target`` (2, C, *G), the global views; ``input`` (2, C, *G), the same after pixel
-    augmentation; ``local`` (N, C, *L), the local views after pixel augmentation, unless N is 0.
+    augmentation; ``local`` (N, C, *L), the local views after pixel augmentation, unless N is 0. Subclasses may choose
+    among them, and may add ``case``, see `case_number`.
     """
 
     def __init__(self, settings: ViewSettings, augmentation: Augmentation, channels: int) -> None:
@@ -54,12 +61,13 @@ class PairViews(Views):
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         """Make the arrays of one sample."""
-        made = self._augment(**self._resample(**self._draw(data=volume, rng=rng)))
+        drawn = self._draw(data=volume, rng=rng, case=case_number(case))
+        made = self._augment(**self._resample(**drawn))
         return {name: made[name] for name in self.arrays}
 
     def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
         """Make a sample with its boxes in the image and with the views before pixel augmentation."""
-        plain = self._resample(**self._draw(data=volume, rng=rng))
+        plain = self._resample(**self._draw(data=volume, rng=rng, case=case_number(case)))
         before = [view.copy() for name in ("target", "local") for view in plain.get(name, ())]
         made = self._augment(**plain)
         after = [*made["input"], *made.get("local", ())]
