@@ -186,7 +186,7 @@ class PCRLv1(Method):
         "rotation": "rotation",
     }
     terms_caption = (
-        "Both should fall. At first the contrast may rise: random keys of the queue are easy to tell from views, and the "
+        "Both should fall. At first the contrast may rise: random keys are easy to tell from views, and the "
         "keys of other cases are not."
     )
     quantities = (RESTORATION, MATCHING, RANK)

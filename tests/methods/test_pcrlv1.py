@@ -304,7 +304,7 @@ def test_the_queue_follows_the_number_of_cases() -> None:
         ({"views": {"num_local": 6}}, "num_local is 6; PCRLv1 has no local views: set 0"),
         (
             {"views": {"global_input_size": [22, 24, 24]}},
-            r"expected multiples of the encoder's total stride \(4, 4, 4\)",
+            r"multiples of the encoder's total stride \(4, 4, 4\)",
         ),
         ({"mixup": [0.5]}, r"mixup is \[0.5\]; expected the two ends of a range within 0 and 1"),
         ({"mixup": [0.8, 0.5]}, r"mixup is \[0.8, 0.5\]"),
