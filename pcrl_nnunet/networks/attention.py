@@ -60,4 +60,4 @@ def layers_of_indicator(bits: int, channels: int) -> nn.Sequential:
 
 
 def _scaled(feature: Tensor, scale: Tensor) -> Tensor:
-    return feature * scale[(..., *([None] * (feature.ndim - 2)))]
+    return feature * scale.reshape(*scale.shape, *[1] * (feature.ndim - 2))

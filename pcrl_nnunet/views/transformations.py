@@ -74,4 +74,4 @@ def plane_of_quarters(spacing: Sequence[float], size: Sequence[int] | None = Non
 
 
 def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(chosen[(..., *([None] * (one.ndim - 1)))], one, other)
+    return torch.where(chosen.reshape(-1, *[1] * (one.ndim - 1)), one, other)
