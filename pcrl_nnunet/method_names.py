@@ -21,6 +21,7 @@ RESERVED = (
 )
 BUILT_IN = {
     "pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2",
+    "pcrlv1": "pcrl_nnunet.methods.pcrlv1:PCRLv1",
     "mae": "pcrl_nnunet.methods.mae:MAE",
     "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",

@@ -21,6 +21,7 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
         *("skip_connections", "cross_scale", "restoration_only", "comparison_only", "one_level", "three_levels"),
         *("all_levels", "multi_crop"),
     ),
+    "pcrlv1": ("contrast_only", "restoration", "rotation_task", "attention_flips", "attention", "mixup_half"),
 }
 
 
