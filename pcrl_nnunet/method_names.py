@@ -24,6 +24,7 @@ BUILT_IN = {
     "mae": "pcrl_nnunet.methods.mae:MAE",
     "models_genesis": "pcrl_nnunet.methods.models_genesis:ModelsGenesis",
     "simsiam": "pcrl_nnunet.methods.simsiam:SimSiam",
+    "transvw": "pcrl_nnunet.methods.transvw:TransVW",
 }
 
 

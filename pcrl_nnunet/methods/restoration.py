@@ -39,15 +39,16 @@ class CropViews(Views):
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         """Make the arrays of one sample."""
-        return self._make(volume, rng)[0]
+        return self._make(case, volume, rng)[0]
 
     def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
         """Make a sample with the place of its crop in the image."""
-        sample, crop = self._make(volume, rng)
+        sample, crop = self._make(case, volume, rng)
         images = {name: sample[name] for name in ("target", "input")}
         return ShownSample(sample, [ShownView("crop", "crop", images, crop.box, crop.flipped)], crop.box, crop.slice)
 
-    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+    def _make(self, case: Case, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+        """Make a sample and its crop."""
         crop = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng)
         return {"target": crop.view, **self.spoiled(crop.view, rng)}, crop
 

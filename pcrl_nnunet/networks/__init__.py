@@ -1,5 +1,6 @@
 """Networks around the plan's encoder: the decoder without skip connections, the heads, the classifier."""
 
+from pcrl_nnunet.networks.autoencoder import Autoencoder
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size, mean_and_maximum
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.gather import gathered
@@ -8,6 +9,7 @@ from pcrl_nnunet.networks.momentum import KeyQueue, MomentumCopy
 from pcrl_nnunet.networks.unet import RestoringUNet
 
 __all__ = [
+    "Autoencoder",
     "Classifier",
     "ComparisonHead",
     "Decoder",

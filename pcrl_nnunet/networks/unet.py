@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,11 @@ class RestoringUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore (B, C, *) from (B, C, *). Sizes are multiples of the strides, as in nnU-Net."""
-        *skips, x = self.encoder(image)
+        return self.decode(self.encoder(image))
+
+    def decode(self, stages: Sequence[Tensor]) -> Tensor:
+        """Restore (B, C, *) from the encoder's outputs (B, c, *), from full resolution to the bottleneck."""
+        *skips, x = stages
         for up, stage, skip in zip(self.transpconvs, self.stages, reversed(skips), strict=True):
             x = stage(torch.cat((up(x), skip), 1))
         restored: Tensor = self.output(x)

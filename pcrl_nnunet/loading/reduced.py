@@ -1,0 +1,39 @@
+"""Whole images, reduced to a small grid. C: channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
+
+from pcrl_nnunet.views.sub_crop import Volume
+
+
+def reduced_image(volume: Volume, size: Sequence[int]) -> np.ndarray:
+    """Average an image (C, *spatial) within the cells of a grid, as `adaptive_avg_pool3d` does. Returns (C, *size).
+
+    A cell covers at least one voxel. Where the image is smaller than the grid, several cells have the same voxel. The
+    image is read cell by cell along the first axis, so that memory stays small.
+    """
+    length, cells = volume.shape[1], size[0]
+    parts = []
+    for cell in range(cells):
+        start, stop = cell * length // cells, -(-(cell + 1) * length // cells)
+        part = torch.from_numpy(np.array(volume[(slice(None), slice(start, stop), *_all(volume))], np.float32))
+        parts.append(adaptive_avg_pool3d(part, (1, *size[1:]))[:, 0].numpy())
+    return np.stack(parts, 1)
+
+
+def reduced_slices(volume: Volume, size: Sequence[int], number: int) -> np.ndarray:
+    """Average evenly spaced slices of an image (C, Z, *plane) within the cells of a grid. Returns (number, C, *size)."""
+    length, parts = volume.shape[1], []
+    for index in ((2 * i + 1) * length // (2 * number) for i in range(number)):
+        part = np.array(volume[(slice(None), slice(index, index + 1), *_all(volume))], np.float32)
+        parts.append(adaptive_avg_pool2d(torch.from_numpy(part[:, 0]), tuple(size)).numpy())
+    return np.stack(parts)
+
+
+def _all(volume: Volume) -> tuple[slice, ...]:
+    return tuple(slice(0, length) for length in volume.shape[2:])
