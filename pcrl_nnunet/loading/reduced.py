@@ -27,7 +27,16 @@ def reduced_image(volume: Volume, size: Sequence[int]) -> np.ndarray:
 
 
 def reduced_slices(volume: Volume, size: Sequence[int], number: int) -> np.ndarray:
-    """Average evenly spaced slices of an image (C, Z, *plane) within the cells of a grid. Returns (number, C, *size)."""
+    """Average evenly spaced slices of an image within the cells of a grid.
+
+    Args:
+        volume: (C, Z, *plane).
+        size: cells along each axis of the plane.
+        number: number of slices; a thin image has the same slice several times.
+
+    Returns:
+        (number, C, *size) float32.
+    """
     length, parts = volume.shape[1], []
     for index in ((2 * i + 1) * length // (2 * number) for i in range(number)):
         part = np.array(volume[(slice(None), slice(index, index + 1), *_all(volume))], np.float32)

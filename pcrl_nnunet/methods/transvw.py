@@ -1,16 +1,16 @@
-"""TransVW (Haghighi et al., "Transferable Visual Words", IEEE TMI 2021; before: Semantic Genesis, MICCAI 2020): restoration
-of corrupted crops, and recognition of the place that a crop comes from.
+"""TransVW (Haghighi et al., "Transferable Visual Words", IEEE TMI 2021; as Semantic Genesis: MICCAI 2020): a network
+restores corrupted crops, and recognises the places that they come from.
 
-A sample is a crop at one of K places. The places are fixed on a reference case. They count in the cases that look most
-like it, because there a place shows the same anatomy. B: samples, C: image channels, K: places, N: cases, S: slices of a
-case (1 in 3D), d: axes of the image, *: space.
+A sample is a crop at one of K places, which are fixed on a reference case. The places count in the cases that look most
+like this case, because a place shows the same anatomy there. B: samples, C: image channels, K: places, N: cases,
+S: slices of a case (1 in 3D), d: axes of the image, c: channels of a feature, *: space.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,8 +53,8 @@ class TransVWSettings:
     """Settings of TransVW: crops and places, the search of similar cases, and the corruption.
 
     Attributes:
-        crop_size: size of a crop, voxels. By default the plan's patch, but at most half of the median image, rounded to a
-            multiple of the encoder's total stride. Source: ours.
+        crop_size: size of a crop, voxels. By default the plan's patch, but at most half of the median image, rounded
+            down to a multiple of the encoder's total stride, and at least two such strides. Source: ours.
         nearest_cases: number of cases with places, those most like the reference case; 1000 in 2D. If there are fewer
             cases, all have places. Source: TransVW.
         places: K, number of places. Source: TransVW's code.
@@ -112,9 +112,9 @@ class TransVW(RestorationMethod):
     name = "transvw"
     title = "TransVW"
     citations = (
-        "Haghighi, F., Hosseinzadeh Taher, M. R., Zhou, Z., Gotway, M. B., & Liang, J. (2021). Transferable visual words: "
-        "Exploiting the semantics of anatomical patterns for self-supervised learning. IEEE Transactions on Medical "
-        "Imaging, 40(10), 2857-2868.",
+        "Haghighi, F., Hosseinzadeh Taher, M. R., Zhou, Z., Gotway, M. B., & Liang, J. (2021). Transferable visual "
+        "words: Exploiting the semantics of anatomical patterns for self-supervised learning. IEEE Transactions on "
+        "Medical Imaging, 40(10), 2857-2868.",
     )
     Settings = TransVWSettings
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration", "classification": "recognition of the place"}
@@ -177,11 +177,6 @@ class TransVW(RestorationMethod):
         }
 
     @classmethod
-    def editable(cls, settings: TransVWSettings) -> dict[str, Any]:
-        """Return the settings that a planner writes into a plan for users to edit."""
-        return asdict(settings)
-
-    @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
         """Drop the crop's size if it exceeds the median image."""
         size = given.get("crop_size")
@@ -194,8 +189,8 @@ class TransVW(RestorationMethod):
         """Draw a reference case and places on it, and find the cases that look unlike it.
 
         Returns:
-            ``reference``, the case's name; ``places`` (K, d), centres as shares of the image's axes; ``without_places``,
-            the names of the cases in which the places do not count.
+            ``reference``, the case's name; ``places`` (K, d), the centres as shares of the image's axes;
+            ``without_places``, the names of the cases in which the places do not count.
         """
         settings: TransVWSettings = preparation.settings
         rng = np.random.default_rng((preparation.seed, 1))
