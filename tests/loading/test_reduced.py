@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -19,10 +21,7 @@ class Watched:
 def cells(length, number):
     """First and last voxels of the cells, that is all voxels that a cell touches."""
     edges = np.linspace(0, length, number + 1)
-    return [
-        slice(int(np.floor(low + 1e-9)), int(np.ceil(high - 1e-9)))
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [slice(int(np.floor(low + 1e-9)), int(np.ceil(high - 1e-9))) for low, high in pairwise(edges)]
 
 
 @pytest.mark.parametrize("shape", [(40, 21, 33), (3, 8, 9), (1, 50, 5)])

@@ -109,8 +109,9 @@ def preparation(setup, cases, **changes):
 
 
 @pytest.fixture(params=["3D", "2D"])
-def two_kinds(request, tmp_path):
+def two_kinds(request, tmp_path, monkeypatch):
     """Eight cases: those with even numbers show one scene, the others another one, with noise and in other sizes."""
+    monkeypatch.setattr(transvw, "GRID", {2: 16, 3: 12})
     setup, rng, volumes = Setup("transvw", request.param), np.random.default_rng(0), []
     for number in range(8):
         edge = 40 + number
@@ -149,7 +150,7 @@ def test_the_autoencoder_learns(two_kinds, monkeypatch):
     losses, own = [], transvw.F.mse_loss
     monkeypatch.setattr(transvw.F, "mse_loss", lambda *given: losses.append(own(*given)) or losses[-1])
     transvw.distances(cases, preparation(setup, cases, autoencoder_steps=40), np.random.default_rng(0))
-    assert float(losses[-1]) < 0.5 * float(losses[0])
+    assert losses[-1].item() < 0.5 * losses[0].item()
 
 
 def test_with_few_cases_all_have_places_and_no_autoencoder_is_trained(two_kinds, monkeypatch):
