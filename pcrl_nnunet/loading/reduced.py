@@ -18,11 +18,11 @@ def reduced_image(volume: Volume, size: Sequence[int]) -> np.ndarray:
     image is read cell by cell along the first axis, so that memory stays small.
     """
     length, cells = volume.shape[1], size[0]
+    plane = (size[1], size[2])
     parts = []
     for cell in range(cells):
-        start, stop = cell * length // cells, -(-(cell + 1) * length // cells)
-        part = torch.from_numpy(np.array(volume[(slice(None), slice(start, stop), *_all(volume))], np.float32))
-        parts.append(adaptive_avg_pool3d(part, (1, *size[1:]))[:, 0].numpy())
+        part = _slices(volume, cell * length // cells, -(-(cell + 1) * length // cells))
+        parts.append(adaptive_avg_pool3d(part, (1, *plane))[:, 0].numpy())
     return np.stack(parts, 1)
 
 
@@ -37,12 +37,13 @@ def reduced_slices(volume: Volume, size: Sequence[int], number: int) -> np.ndarr
     Returns:
         (number, C, *size) float32.
     """
-    length, parts = volume.shape[1], []
+    length, plane, parts = volume.shape[1], (size[0], size[1]), []
     for index in ((2 * i + 1) * length // (2 * number) for i in range(number)):
-        part = np.array(volume[(slice(None), slice(index, index + 1), *_all(volume))], np.float32)
-        parts.append(adaptive_avg_pool2d(torch.from_numpy(part[:, 0]), tuple(size)).numpy())
+        parts.append(adaptive_avg_pool2d(_slices(volume, index, index + 1)[:, 0], plane).numpy())
     return np.stack(parts)
 
 
-def _all(volume: Volume) -> tuple[slice, ...]:
-    return tuple(slice(0, length) for length in volume.shape[2:])
+def _slices(volume: Volume, start: int, stop: int) -> torch.Tensor:
+    """Read (C, stop - start, *plane)."""
+    index = (slice(None), slice(start, stop), *(slice(0, edge) for edge in volume.shape[2:]))
+    return torch.from_numpy(np.array(volume[index], np.float32))

@@ -14,7 +14,7 @@ from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
+from pcrl_nnunet.methods.quantities import RESTORATION, Quantity, variance_within
 from pcrl_nnunet.networks import RestoringUNet
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.views.crop import Crop, draw_crop
@@ -64,7 +64,7 @@ class RestorationMethod(Method):
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
     terms_caption = "The error of the restoration should fall."
-    quantities = (RESTORATION,)
+    quantities: ClassVar[tuple[Quantity, ...]] = (RESTORATION,)
 
     def __init__(self, network: nn.Module, channels: int, settings: Any) -> None:
         super().__init__(network, channels, settings)

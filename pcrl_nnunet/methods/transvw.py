@@ -24,7 +24,7 @@ from pcrl_nnunet.loading.reduced import reduced_image, reduced_slices
 from pcrl_nnunet.loading.samples import ArraySpec, Sample
 from pcrl_nnunet.losses import known_class_loss, restoration_loss
 from pcrl_nnunet.methods.base import Preparation, StepOutput
-from pcrl_nnunet.methods.quantities import RESTORATION, RIGHT, right_over_chance, variance_within
+from pcrl_nnunet.methods.quantities import RESTORATION, RIGHT, Quantity, right_over_chance, variance_within
 from pcrl_nnunet.methods.restoration import CropViews, RestorationMethod
 from pcrl_nnunet.networks import Autoencoder, encoder_of, gathered, mean_and_maximum
 from pcrl_nnunet.plans import PlanFacts
@@ -43,7 +43,7 @@ TRIES = 10  # draws of a place that differs from the others
 CANDIDATES = 5  # times `nearest_cases`, the largest number of cases that are compared with the reference case
 GRID = {2: 64, 3: 32}  # edge of the images that the autoencoder sees, voxels
 SLICES = 5  # of a case that a 2D autoencoder sees
-AUTOENCODER_BATCH = 8
+AUTOENCODER_BATCH = {2: 16, 3: 4}
 AUTOENCODER_LR = 1e-3
 UNCHANGED = SpatialAugmentation(p_flip=0.0, rotation_degrees=0.0, scale=0.0)
 
@@ -96,13 +96,14 @@ class CropsAtPlaces(CropViews):
         return {"input": corrupt_once(target, self.settings.corruption, rng)}
 
     def _make(self, case: Case, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
-        spatial = self.spacing, self.settings.augmentation, rng
+        spacing, augmentation = self.spacing, self.settings.augmentation
         if case.name in self.without_places:
-            place, crop = -1, draw_crop(volume, self.size, *spatial)
+            place, crop = -1, draw_crop(volume, self.size, spacing, augmentation, rng)
         else:
             place = int(rng.integers(len(self.places)))
             shift = rng.uniform(-1, 1, len(self.size)) * self.settings.jitter * np.array(self.size)
-            crop = crop_at(volume, *box_at(self.places[place], volume.shape[1:], self.size, shift), *spatial)
+            box, plane = box_at(self.places[place], volume.shape[1:], self.size, shift)
+            crop = crop_at(volume, box, plane, spacing, augmentation, rng)
         return {"target": crop.view, **self.spoiled(crop.view, rng), "place": np.array(place, np.int64)}, crop
 
 
@@ -122,7 +123,7 @@ class TransVW(RestorationMethod):
         "Both should fall. The cross-entropy of the place begins near the logarithm of the number of places. It counts "
         "with a small weight."
     )
-    quantities = (RESTORATION, RIGHT)
+    quantities: ClassVar[tuple[Quantity, ...]] = (RESTORATION, RIGHT)
     pictures_caption = "A corrupted crop, the crop itself, and the network's restoration."
 
     def __init__(self, network: nn.Module, channels: int, settings: TransVWSettings) -> None:
@@ -283,7 +284,9 @@ def distances(cases: Sequence[Case], preparation: Preparation, rng: np.random.Ge
     optimiser = torch.optim.AdamW(autoencoder.parameters(), AUTOENCODER_LR)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for _ in range(settings.autoencoder_steps):
-            batch = samples[torch.from_numpy(rng.integers(len(samples), size=AUTOENCODER_BATCH))].to(device)
+            batch = samples[torch.from_numpy(rng.integers(len(samples), size=AUTOENCODER_BATCH[samples.ndim - 2]))].to(
+                device
+            )
             optimiser.zero_grad(set_to_none=True)
             F.mse_loss(autoencoder(batch), batch).backward()
             nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
