@@ -78,6 +78,19 @@ def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
         real: the answer.
     """
     return F.softplus(-logits.float() if real else logits.float()).mean()
+def known_class_loss(logits: Tensor, classes: Tensor, known_share: Tensor) -> Tensor:
+    """Return the cross-entropy of the samples whose class is known, as a share of the whole batch's mean.
+
+    The sum over these samples is divided by B times `known_share`. So parts of a batch, weighted by their numbers of
+    samples, sum to the mean over the known samples of the whole batch. Without known samples the loss is 0.
+
+    Args:
+        logits: (B, L).
+        classes: (B,), -1 if unknown.
+        known_share: share of known samples in the whole batch, of which the B samples may be a part.
+    """
+    total = F.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="sum")
+    return total / (len(classes) * known_share).clamp_min(1e-12)
 
 
 def classification_loss(logits: Tensor, target: Tensor, exclusive: bool) -> Tensor:

@@ -29,6 +29,7 @@ BUILT_IN = {
     "cpc": "pcrl_nnunet.methods.cpc:CPC",
     "c2l": "pcrl_nnunet.methods.c2l:C2L",
     "rubiks_cube": "pcrl_nnunet.methods.rubiks_cube:RubiksCube",
+    "transvw": "pcrl_nnunet.methods.transvw:TransVW",
 }
 
 

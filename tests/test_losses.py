@@ -8,6 +8,7 @@ from pcrl_nnunet.losses import (
     classification_loss,
     comparison_loss,
     contrastive_loss,
+    known_class_loss,
     local_comparison_loss,
     restoration_loss,
 )
@@ -95,3 +96,15 @@ def test_contrastive_loss_agrees_with_a_loop_over_samples() -> None:
             losses.append(-math.log(math.exp(cosine[0]) / below) if others.any() else None)
         expected = np.mean([loss for loss in losses if loss is not None])  # the last sample has no negative
         assert contrastive_loss(*tensors, 0.2, positive_below) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_known_class_loss_is_the_mean_over_samples_with_a_class():
+    rng = np.random.default_rng(0)
+    logits, classes = rng.normal(size=(6, 5)), np.array([2, -1, 4, 0, -1, 2])
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -np.mean([logs[i, c] for i, c in enumerate(classes) if c >= 0])
+    given, share = (torch.tensor(logits), torch.tensor(classes)), torch.tensor(4 / 6)
+    assert known_class_loss(*given, share).item() == pytest.approx(expected, rel=1e-5)
+    parts = [known_class_loss(given[0][part], given[1][part], share) for part in (slice(0, 2), slice(2, 6))]
+    assert (parts[0] * 2 / 6 + parts[1] * 4 / 6).item() == pytest.approx(expected, rel=1e-5)
+    assert known_class_loss(given[0], torch.full((6,), -1), torch.tensor(0.0)) == 0

@@ -14,7 +14,7 @@ from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
 from pcrl_nnunet.losses import masked_restoration_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.quantities import RESTORATION, variance_within
+from pcrl_nnunet.methods.quantities import RESTORATION, Quantity, variance_within
 from pcrl_nnunet.networks import RestoringUNet
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.views.crop import Crop, draw_crop
@@ -39,15 +39,16 @@ class CropViews(Views):
 
     def __call__(self, case: Case, volume: Volume, rng: np.random.Generator) -> Sample:
         """Make the arrays of one sample."""
-        return self._make(volume, rng)[0]
+        return self._make(case, volume, rng)[0]
 
     def show(self, case: Case, volume: Volume, rng: np.random.Generator) -> ShownSample:
         """Make a sample with the place of its crop in the image."""
-        sample, crop = self._make(volume, rng)
+        sample, crop = self._make(case, volume, rng)
         images = {name: sample[name] for name in ("target", "input")}
         return ShownSample(sample, [ShownView("crop", "crop", images, crop.box, crop.flipped)], crop.box, crop.slice)
 
-    def _make(self, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+    def _make(self, case: Case, volume: Volume, rng: np.random.Generator) -> tuple[Sample, Crop]:
+        """Make a sample and its crop."""
         crop = draw_crop(volume, self.size, self.spacing, self.settings.augmentation, rng)
         return {"target": crop.view, **self.spoiled(crop.view, rng)}, crop
 
@@ -63,7 +64,7 @@ class RestorationMethod(Method):
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration"}
     terms_caption = "The error of the restoration should fall."
-    quantities = (RESTORATION,)
+    quantities: ClassVar[tuple[Quantity, ...]] = (RESTORATION,)
 
     def __init__(self, network: nn.Module, channels: int, settings: Any) -> None:
         super().__init__(network, channels, settings)

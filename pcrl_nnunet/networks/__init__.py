@@ -1,6 +1,7 @@
 """Networks around the plan's encoder: the decoder without skip connections, the heads, the classifier."""
 
 from pcrl_nnunet.networks.attention import ChannelAttention, OuterProductAttention
+from pcrl_nnunet.networks.autoencoder import Autoencoder
 from pcrl_nnunet.networks.classifier import Classifier, accept_any_size, mean_and_maximum
 from pcrl_nnunet.networks.decoder import Decoder, encoder_of, seg_layers_of
 from pcrl_nnunet.networks.discriminator import Discriminator
@@ -11,6 +12,7 @@ from pcrl_nnunet.networks.unet import RestoringUNet
 
 __all__ = [
     "ChannelAttention",
+    "Autoencoder",
     "Classifier",
     "ComparisonHead",
     "Decoder",

@@ -24,29 +24,41 @@ MAX_BLOCKS = 5  # largest number of painted blocks
 ANOTHER_BLOCK = 0.95  # probability
 INNER_BLOCK = (1 / 6, 1 / 3)  # size as a share of an axis
 OUTER_BLOCK = (3 / 7, 4 / 7)  # size of the blocks that stay
+WAYS = ("shuffling", "curve", "inner painting", "outer painting")  # of `corrupt_once`
+
+Ranges = list[tuple[float, float]]  # lowest and highest intensity of each channel
 
 
 @dataclass(frozen=True)
-class Corruption:
-    """Strengths of the corruption.
+class Strengths:
+    """Strengths of each kind of corruption.
 
     Attributes:
-        p_shuffle: probability of local shuffling. Source: Models Genesis' code.
         shuffled_windows: number of windows with shuffled voxels in 3D. In 2D the number covers the same share.
             Source: Models Genesis' code.
         shuffled_size: largest size of a window, as a share of an axis. Source: Models Genesis' code.
+        p_inverted: probability that the Bezier curve of intensities falls. Source: Models Genesis' code.
+    """
+
+    shuffled_windows: int = number(10_000, at_least=1, at_most=1_000_000)
+    shuffled_size: float = number(0.1, above=0, at_most=1)
+    p_inverted: float = probability(0.5)
+
+
+@dataclass(frozen=True)
+class Corruption(Strengths):
+    """Strengths of the corruption, and the probability of each kind.
+
+    Attributes:
+        p_shuffle: probability of local shuffling. Source: Models Genesis' code.
         p_curve: probability that intensities follow a Bezier curve. Source: Models Genesis' code.
-        p_inverted: probability that the curve falls. Source: Models Genesis' code.
         p_paint: probability of painting. Source: Models Genesis' code.
         p_inner: probability that painting covers blocks; otherwise it covers everything outside blocks. Source:
             Models Genesis' code.
     """
 
     p_shuffle: float = probability(0.5)
-    shuffled_windows: int = number(10_000, at_least=1, at_most=1_000_000)
-    shuffled_size: float = number(0.1, above=0, at_most=1)
     p_curve: float = probability(0.9)
-    p_inverted: float = probability(0.5)
     p_paint: float = probability(0.9)
     p_inner: float = probability(0.2)
 
@@ -62,37 +74,68 @@ def corrupt(image: np.ndarray, corruption: Corruption, rng: np.random.Generator)
     Returns:
         (C, *size) float32, a new array.
     """
-    size, corrupted = image.shape[1:], image
-    ranges = robust_ranges(image)
+    corrupted, ranges = image, robust_ranges(image)
     if rng.random() < corruption.p_shuffle:
-        corners, sizes = draw_windows(size, corruption, rng)
-        uniform = rng.random(int(sizes.prod(1).sum()))
-        corrupted = kernels.shuffle_windows(corrupted, corners, sizes, uniform)
+        corrupted = shuffle(corrupted, corruption, rng)
     if rng.random() < corruption.p_curve:
-        curve = draw_curve(corruption.p_inverted, rng)
-        corrupted = np.stack([along(curve, channel, *of) for channel, of in zip(corrupted, ranges, strict=True)])
+        corrupted = change_intensities(corrupted, corruption.p_inverted, ranges, rng)
     if rng.random() < corruption.p_paint:
-        noise = rng.random(image.shape, dtype=np.float32)
-        for channel, (low, high) in zip(noise, ranges, strict=True):
-            channel *= np.float32(high - low)
-            channel += np.float32(low)
-        corrupted = np.where(draw_painted(size, rng.random() < corruption.p_inner, rng), noise, corrupted)
+        corrupted = paint(corrupted, corruption.p_inner, ranges, rng)
     return corrupted.copy() if corrupted is image else corrupted
 
 
-def robust_ranges(image: np.ndarray) -> list[tuple[float, float]]:
+def corrupt_once(image: np.ndarray, strengths: Strengths, rng: np.random.Generator) -> np.ndarray:
+    """Corrupt a crop in exactly one way: shuffling, a Bezier curve, inner or outer painting, all equally likely.
+
+    Args:
+        image: (C, *size) float32; unchanged.
+        strengths: strength of each way.
+        rng: the only source of randomness.
+
+    Returns:
+        (C, *size) float32, a new array.
+    """
+    way = WAYS[rng.integers(len(WAYS))]
+    if way == "shuffling":
+        return shuffle(image, strengths, rng)
+    ranges = robust_ranges(image)
+    if way == "curve":
+        return change_intensities(image, strengths.p_inverted, ranges, rng)
+    return paint(image, 1.0 if way == "inner painting" else 0.0, ranges, rng)
+
+
+def shuffle(image: np.ndarray, strengths: Strengths, rng: np.random.Generator) -> np.ndarray:
+    """Shuffle the voxels within windows. Returns a new array."""
+    corners, sizes = draw_windows(image.shape[1:], strengths, rng)
+    return kernels.shuffle_windows(image, corners, sizes, rng.random(int(sizes.prod(1).sum())))
+
+
+def change_intensities(image: np.ndarray, p_inverted: float, ranges: Ranges, rng: np.random.Generator) -> np.ndarray:
+    """Map the intensities of all channels along one Bezier curve. Returns a new array."""
+    curve = draw_curve(p_inverted, rng)
+    return np.stack([along(curve, channel, *of) for channel, of in zip(image, ranges, strict=True)])
+
+
+def paint(image: np.ndarray, p_inner: float, ranges: Ranges, rng: np.random.Generator) -> np.ndarray:
+    """Replace blocks by noise, or with probability 1 - `p_inner` everything outside blocks. Returns a new array."""
+    noise = rng.random(image.shape, dtype=np.float32)
+    for channel, (low, high) in zip(noise, ranges, strict=True):
+        channel *= np.float32(high - low)
+        channel += np.float32(low)
+    return np.where(draw_painted(image.shape[1:], rng.random() < p_inner, rng), noise, image)
+
+
+def robust_ranges(image: np.ndarray) -> Ranges:
     """Return the quantiles of each channel that map to 0 and 1; they are equal for a constant channel."""
     low, high = np.quantile(regular_part(image, PROBES), ROBUST, axis=1)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def draw_windows(
-    size: Sequence[int], corruption: Corruption, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_windows(size: Sequence[int], strengths: Strengths, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw windows of 1 voxel up to a share of each axis, as first voxels and sizes, (windows, d) each."""
-    largest = np.maximum(1, np.floor(np.multiply(size, corruption.shuffled_size)).astype(int))
+    largest = np.maximum(1, np.floor(np.multiply(size, strengths.shuffled_size)).astype(int))
     share = 1.0 if len(size) == 3 else float(np.mean((largest + 1) / 2 / size))  # share of windows that reach a slice
-    windows = math.ceil(share * corruption.shuffled_windows)
+    windows = math.ceil(share * strengths.shuffled_windows)
     sizes = rng.integers(1, largest + 1, (windows, len(size)))
     corners = np.floor(rng.random(sizes.shape) * (np.subtract(size, sizes) + 1)).astype(int)
     return corners, sizes

@@ -10,7 +10,7 @@ import numpy as np
 from pcrl_nnunet.views.background import Background
 from pcrl_nnunet.views.boxes import Box, sample_inside
 from pcrl_nnunet.views.settings import SpatialAugmentation
-from pcrl_nnunet.views.spatial import AffineMap, resample, sample_map
+from pcrl_nnunet.views.spatial import resample, sample_map
 from pcrl_nnunet.views.sub_crop import MAX_TRIES, Volume, least_background, read_region
 
 
@@ -60,14 +60,28 @@ def draw_crop(
             # in a smaller image the crop exceeds the border by the same number of voxels on both sides
             missing = [(length - there) // 2 for length, there in zip(size, inside.shape, strict=True)]
             box = Box.of_size([low - m for low, m in zip(inside.lower, missing, strict=True)], size)
-            affine = sample_map(box, tuple(size), spacing, augmentation, rng)
-            view = _evaluated(volume, plane, affine, whole)
-            yield Background.of(view).share(view), Crop(view, box.clamp(whole), plane, affine.flipped)
+            crop = crop_at(volume, box, plane, spacing, augmentation, rng)
+            yield Background.of(crop.view).share(crop.view), crop
 
     return least_background(draws())
 
 
-def _evaluated(volume: Volume, plane: tuple[int, ...], affine: AffineMap, whole: Box) -> np.ndarray:
-    """Read a map's footprint and evaluate the view."""
+def crop_at(
+    volume: Volume,
+    box: Box,
+    plane: tuple[int, ...],
+    spacing: Sequence[float],
+    augmentation: SpatialAugmentation,
+    rng: np.random.Generator,
+) -> Crop:
+    """Read the crop of a box, flipped, rotated and scaled at random. Beyond the image its border is repeated.
+
+    Args:
+        box: the crop, in voxels of the image; it may exceed the image.
+        plane: first spatial index of the image for a slice of a 3D image; empty otherwise.
+    """
+    whole = Box.of_size([0] * box.dim, volume.shape[1 + len(plane) :])
+    affine = sample_map(box, box.shape, spacing, augmentation, rng)
     region = affine.footprint().clamp(whole)
-    return resample(read_region(volume, plane, region), affine.shifted(region.lower))
+    view = resample(read_region(volume, plane, region), affine.shifted(region.lower))
+    return Crop(view, box.clamp(whole), plane, affine.flipped)

@@ -6,8 +6,10 @@ from pcrl_nnunet.settings import replaced
 from pcrl_nnunet.views import kernels
 from pcrl_nnunet.views.corruption import (
     Corruption,
+    Strengths,
     along,
     corrupt,
+    corrupt_once,
     draw_curve,
     draw_windows,
     robust_ranges,
@@ -231,3 +233,21 @@ def test_strengths_out_of_range_are_named_with_their_place(given):
     ((name, value),) = given.items()
     with pytest.raises(UserError, match=f"here.corruption.{name} is {value}; expected"):
         replaced(Corruption(), "here.corruption", given)
+
+
+def test_corrupt_once_uses_exactly_one_of_four_ways_equally_often():
+    image = image_of((24, 24, 24), channels=1)
+    found = {"shuffling": 0, "curve": 0, "inner painting": 0, "outer painting": 0}
+    order = np.argsort(image, axis=None)
+    for seed in range(200):
+        corrupted = corrupt_once(image, Strengths(), np.random.default_rng(seed))
+        assert corrupted.dtype == np.float32
+        assert not np.shares_memory(corrupted, image)
+        steps = np.diff(corrupted.ravel()[order])
+        if (steps >= -1e-5).all() or (steps <= 1e-5).all():
+            found["curve"] += 1
+        elif np.isin(corrupted, image).all():
+            found["shuffling"] += 1
+        else:  # at most five blocks of (1/3)^3 inside
+            found["inner painting" if (corrupted != image).mean() < 0.19 else "outer painting"] += 1
+    assert all(abs(number - 50) < 30 for number in found.values()), found  # 5 sd
