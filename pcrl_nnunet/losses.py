@@ -78,6 +78,8 @@ def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
         real: the answer.
     """
     return F.softplus(-logits.float() if real else logits.float()).mean()
+
+
 def known_class_loss(logits: Tensor, classes: Tensor, known_share: Tensor) -> Tensor:
     """Return the cross-entropy of the samples whose class is known, as a share of the whole batch's mean.
 

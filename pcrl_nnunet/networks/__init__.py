@@ -11,8 +11,8 @@ from pcrl_nnunet.networks.momentum import KeyQueue, MomentumCopy
 from pcrl_nnunet.networks.unet import RestoringUNet
 
 __all__ = [
-    "ChannelAttention",
     "Autoencoder",
+    "ChannelAttention",
     "Classifier",
     "ComparisonHead",
     "Decoder",

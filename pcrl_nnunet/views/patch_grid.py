@@ -77,8 +77,9 @@ class PatchGrid:
             place = [*column[: self.axis], row, *column[self.axis :]]
             jitter = rng.integers(0, free, endpoint=True)
             first = [p * step + int(j) for p, step, j in zip(place, self.steps, jitter, strict=True)]
-            index = tuple(slice(low, low + size) for low, size in zip(first, self.patch_size, strict=True))
-            patches.append(crop[(slice(None), *index)])
+            space = (slice(low, low + size) for low, size in zip(first, self.patch_size, strict=True))
+            index = slice(None), *space
+            patches.append(crop[index])
         return np.stack(patches).reshape(len(self.rows), -1, len(crop), *self.patch_size)
 
     def mosaic(self, patches: np.ndarray) -> np.ndarray:
@@ -89,8 +90,9 @@ class PatchGrid:
         flat = patches.reshape(-1, *patches.shape[2:])
         for number, (row, column) in numbered:
             place = [*column[: self.axis], row, *column[self.axis :]]
-            index = (slice(p * (s + 1), p * (s + 1) + s) for p, s in zip(place, self.patch_size, strict=True))
-            whole[(slice(None), *index)] = flat[number]
+            space = (slice(p * (s + 1), p * (s + 1) + s) for p, s in zip(place, self.patch_size, strict=True))
+            index = slice(None), *space
+            whole[index] = flat[number]
         return whole
 
     def pyramids(self) -> np.ndarray:
