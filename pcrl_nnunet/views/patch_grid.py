@@ -77,7 +77,7 @@ class PatchGrid:
             place = [*column[: self.axis], row, *column[self.axis :]]
             jitter = rng.integers(0, free, endpoint=True)
             first = [p * step + int(j) for p, step, j in zip(place, self.steps, jitter, strict=True)]
-            index = tuple(slice(low, low + size) for low, size in zip(first, self.patch_size, strict=True))
+            index = [slice(low, low + size) for low, size in zip(first, self.patch_size, strict=True)]
             patches.append(crop[(slice(None), *index)])
         return np.stack(patches).reshape(len(self.rows), -1, len(crop), *self.patch_size)
 
