@@ -108,7 +108,7 @@ class CPC(Method):
         "arXiv:1807.03748.",
     )
     Settings = CPCSettings
-    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
+    defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     min_batch_size = (LEAST_SAMPLES, "the comparison with patches of other scans")
     terms: ClassVar[Mapping[str, str]] = {"prediction": "prediction"}
     terms_caption = "The cross-entropy of the right patch should fall."
@@ -122,6 +122,8 @@ class CPC(Method):
         self.encoder = encoder_of(network)
         accept_any_size(self.encoder)  # patches are no multiples of the strides
         d = 2 * self.encoder.output_channels[-1]
+        # features of patches hardly differ at first; without this norm the loss hardly falls (docs/methods/cpc.md)
+        self.norm = nn.BatchNorm1d(d)
         self.code = nn.Linear(d, d)
         self.context = nn.GRU(d, d, batch_first=True)
         self.predictors = nn.ModuleList(nn.Linear(d, d) for _ in range(below))
@@ -164,7 +166,7 @@ class CPC(Method):
         pooled = self.pooled(batch["input"])
         # float32 even under autocast: patches differ little
         with nullcontext() if pooled.is_meta else torch.autocast(pooled.device.type, enabled=False):
-            codes = self.code(pooled)  # (B, A + R, K, d)
+            codes = self.codes(pooled)  # (B, A + R, K, d)
             predicted = self.predicted(codes[:, : self.rows_above])  # (B, R, K, d)
             below = codes[:, self.rows_above :]
             # all samples of all processes: the number of candidates must not depend on the number of processes
@@ -179,6 +181,12 @@ class CPC(Method):
         """Return the means and maxima of the bottleneck's channels for (B, A + R, K, C, *): (B, A + R, K, d)."""
         vectors = mean_and_maximum(self.encoder(patches.flatten(0, 2))[-1].float())
         return vectors.unflatten(0, patches.shape[:3])
+
+    def codes(self, pooled: Tensor) -> Tensor:
+        """Return the codes of pooled features (B, A + R, K, d), which are standardised over all patches."""
+        normalised = self.norm(pooled.flatten(0, 2))
+        codes: Tensor = self.code(normalised).unflatten(0, pooled.shape[:3])
+        return codes
 
     def predicted(self, above: Tensor) -> Tensor:
         """Return the predicted codes (B, R, K, d) of the rows below from the codes (B, A, K, d) of the rows above."""

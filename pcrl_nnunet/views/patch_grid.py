@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcrl_nnunet.views.boxes import Box
 from pcrl_nnunet.views.settings import Size
 
 
@@ -77,9 +78,7 @@ class PatchGrid:
             place = [*column[: self.axis], row, *column[self.axis :]]
             jitter = rng.integers(0, free, endpoint=True)
             first = [p * step + int(j) for p, step, j in zip(place, self.steps, jitter, strict=True)]
-            space = (slice(low, low + size) for low, size in zip(first, self.patch_size, strict=True))
-            index = slice(None), *space
-            patches.append(crop[index])
+            patches.append(crop[Box.of_size(first, self.patch_size).index()])
         return np.stack(patches).reshape(len(self.rows), -1, len(crop), *self.patch_size)
 
     def mosaic(self, patches: np.ndarray) -> np.ndarray:
@@ -90,9 +89,8 @@ class PatchGrid:
         flat = patches.reshape(-1, *patches.shape[2:])
         for number, (row, column) in numbered:
             place = [*column[: self.axis], row, *column[self.axis :]]
-            space = (slice(p * (s + 1), p * (s + 1) + s) for p, s in zip(place, self.patch_size, strict=True))
-            index = slice(None), *space
-            whole[index] = flat[number]
+            first = [p * (edge + 1) for p, edge in zip(place, self.patch_size, strict=True)]
+            whole[Box.of_size(first, self.patch_size).index()] = flat[number]
         return whole
 
     def pyramids(self) -> np.ndarray:

@@ -34,9 +34,11 @@ def test_the_loss_is_infonce_over_the_patches_below_of_all_samples(kind):
     output, grid = method(batch, None), setup.settings.geometry
     patches = batch["input"]
     with torch.no_grad():
-        codes = torch.stack(
-            [torch.stack([method.code(method.pooled(row[None, None])[0, 0]) for row in sample]) for sample in patches]
-        )
+        pooled = torch.stack(
+            [torch.stack([method.pooled(row[None, None])[0, 0] for row in sample]) for sample in patches]
+        ).double()
+        standardised = (pooled - pooled.mean((0, 1, 2))) / (pooled.var((0, 1, 2), correction=0) + 1e-5).sqrt()
+        codes = method.code(standardised.float())
     codes, above = codes.double().numpy(), grid.rows_above
     predicted, right = [], []
     for sample in codes:
@@ -55,13 +57,13 @@ def test_the_loss_is_infonce_over_the_patches_below_of_all_samples(kind):
 
 def test_rows_below_do_not_reach_the_predictions():
     setup = Setup("cpc", "3D")
-    method, batch = setup.trained(), setup.batch(2)
+    method, batch = setup.trained().eval(), setup.batch(2)
     patches, above = batch["input"].clone(), setup.settings.geometry.rows_above
-    one = method.predicted(method.code(method.pooled(patches))[:, :above])
+    one = method.predicted(method.codes(method.pooled(patches))[:, :above])
     patches[:, above:] = torch.randn_like(patches[:, above:])
-    assert torch.equal(one, method.predicted(method.code(method.pooled(patches))[:, :above]))
+    assert torch.equal(one, method.predicted(method.codes(method.pooled(patches))[:, :above]))
     patches[:, 0] = torch.randn_like(patches[:, 0])
-    assert not torch.equal(one, method.predicted(method.code(method.pooled(patches))[:, :above]))
+    assert not torch.equal(one, method.predicted(method.codes(method.pooled(patches))[:, :above]))
 
 
 @pytest.mark.parametrize(
