@@ -7,6 +7,8 @@ All arithmetic is float32, even under autocast: in half precision, small differe
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,7 +65,8 @@ def contrastive_loss(
     """
     query, key, negatives = (F.normalize(x.float(), dim=-1) for x in (query, key, negatives))
     positive = (query * key).sum(-1, keepdim=True) / temperature  # (B, 1)
-    others = (query @ negatives.T / temperature).masked_fill(~allowed, -1e9)  # exp gives 0
+    with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
+        others = (query @ negatives.T / temperature).masked_fill(~allowed, -1e9)  # exp gives 0
     below = torch.cat((positive, others), 1) if positive_below else others
     losses = torch.logsumexp(below, 1) - positive[:, 0]
     counted = allowed.any(1)

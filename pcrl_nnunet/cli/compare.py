@@ -159,7 +159,7 @@ def _check(args: argparse.Namespace) -> None:
     _, plans, configuration, _ = find_plan(args.d, args.p, args.c)
     refuse_cascade(plans, configuration)
     check_arm_names(
-        expanded(args.methods or []), read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task
+        expanded(args.methods or [], []), read_blocks(args.own_methods), read_blocks(args.settings), plans, args.task
     )
     arguments.check_file("-patients", args.patients, "a table with the columns case and patient")
     arguments.check_file("-checkpoint", args.checkpoint, "a checkpoint_final.pth")
@@ -201,7 +201,7 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
 def _layout(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, list[Any]]:
     """Return the layout of the comparison's folder, and the runs, with the settings for all methods."""
     from pcrl_nnunet.experiments.arm_names import expanded
-    from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms
+    from pcrl_nnunet.experiments.arms import CONTROL, DEFAULTS, built_in_arms, choose_arms, methods_for
     from pcrl_nnunet.experiments.cases import read_patients
     from pcrl_nnunet.experiments.comparison import Comparison, find_label_table
     from pcrl_nnunet.experiments.layout import Layout
@@ -220,7 +220,7 @@ def _layout(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, list[
     facts = PlanFacts.of(plan.configuration, plan.resolved)
     semi = SemiSettings.from_plan(plans)
     built_in = built_in_arms(facts, settings.method, settings.batch_size, label_table, semi)
-    chosen = expanded(args.methods or [name for name in DEFAULTS if name in built_in])
+    chosen = expanded(args.methods or [name for name in DEFAULTS if name in built_in], methods_for(facts))
     arms = choose_arms(chosen, read_blocks(args.own_methods), built_in)
     checkpoint = args.checkpoint and os.path.abspath(args.checkpoint)
     patients = read_patients(args.patients)

@@ -42,9 +42,9 @@ def arm_names(method: str, task: str | None = None) -> list[str]:
 ALL = "all"  # stands for every method of pretraining
 
 
-def expanded(wanted: Sequence[str]) -> list[str]:
-    """Return the names given with ``-methods``, with every method of pretraining in place of ``all``."""
-    return list(dict.fromkeys(name for given in wanted for name in (names() if given == ALL else [given])))
+def expanded(wanted: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """Return the names given with ``-methods``, with all these methods of pretraining in place of ``all``."""
+    return list(dict.fromkeys(name for given in wanted for name in (methods if given == ALL else [given])))
 
 
 def check_arm_names(

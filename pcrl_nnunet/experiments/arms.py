@@ -94,6 +94,11 @@ def built_in_arms(
     }
 
 
+def methods_for(plan: PlanFacts) -> list[str]:
+    """Return the names of the methods of pretraining that a plan of this many dimensions can have."""
+    return [name for name in names() if len(plan.patch_size) in method_class(name).dimensions]
+
+
 def semi_cost(semi: SemiSettings) -> float:
     """Return the time of a semi-supervised training, as a multiple of nnU-Net's training with as many steps."""
     return 1 + (SECOND_PHASE - 1) * (1 - semi.supervised_share)

@@ -179,7 +179,7 @@ class PCRLv1(Method):
     Settings = PCRLv1Settings
     # The paper's SGD with a rate of 1e-3 learns no more in 300 steps than a frozen encoder (docs/methods/pcrlv1.md).
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
-    min_batch_size = (2, "the margin, which compares two samples")
+    min_batch_size = (4, "the batch normalisation of the projector")
     min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "contrast": "contrast",
@@ -201,7 +201,10 @@ class PCRLv1(Method):
         self.own = settings
         self.encoder = encoder_of(network)
         c = self.encoder.output_channels[-1]
-        self.projector = nn.Sequential(nn.Linear(2 * c, 2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, KEY_CHANNELS))
+        # without the batch norm, pooled features behind instance norm are so alike that the contrast does not learn
+        self.projector = nn.Sequential(
+            nn.BatchNorm1d(2 * c), nn.Linear(2 * c, 2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, KEY_CHANNELS)
+        )
         self.momentum_encoder = MomentumCopy(self.encoder, settings.key_momentum)
         self.momentum_projector = MomentumCopy(self.projector, settings.key_momentum)
         if settings.restoration_weight:
