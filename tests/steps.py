@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,26 @@ def _semi_on_one(rank: int, folder: Path, plan: dict[str, Any]) -> None:
     }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def semi_until_sigterm(plan: dict[str, Any], epoch: int) -> None:
+    """Train semi-supervised with a checkpoint after each epoch. SIGTERM comes in the first step of an epoch."""
+    from pcrl_nnunet.trainers import semi
+
+    torch.set_num_threads(1)
+    vars(semi)["draw_pseudo_labels"] = lambda *args: None
+    plans = {**plan, "continue_training": False}
+    trainer: Any = semi.PCRLSemiSupervisedScratchTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer.save_every = 1
+    trainer.plot_network_architecture = lambda: None
+    trainer.logger.plot_progress_png = lambda folder: None
+    step = trainer.train_step
+
+    def stopped_step(batch: dict[str, Any]) -> Any:
+        if trainer.current_epoch == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("after SIGTERM")  # noqa: T201  (the test looks for it)
+        return step(batch)
+
+    trainer.train_step = stopped_step
+    trainer.run_training()

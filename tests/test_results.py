@@ -53,21 +53,38 @@ def test_a_row_has_the_medians_and_the_mean_difference_of_its_file(place: int) -
     assert low < stated < high
 
 
-def test_the_first_look_at_semi_supervised_training_agrees_with_its_file() -> None:
-    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised.csv")
+def test_the_first_look_at_semi_supervised_training_agrees_with_its_files() -> None:
+    scores, of_first = (
+        pd.read_csv(DOCS / "evidence" / f"acdc_2d_semi_supervised{name}.csv") for name in ("", "_first_version")
+    )
+    assert list(scores) == list(of_first)
     assert scores.groupby("seed")["case"].nunique().tolist() == [28] * 5
-    of_subsets = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+    assert of_first.groupby("seed")["case"].nunique().tolist() == [28] * 3
+    of_subsets, first = (
+        100 * frame.groupby(["seed", "method"])["dice"].mean().unstack("method") for frame in (scores, of_first)
+    )
     page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
-    heading = "| Subset | `scratch` | `scratch_longer` | `semi_scratch` |\n|---|---|---|---|\n"
-    rows = [line.strip("| ").split(" | ") for line in page.split(heading)[1].split("\n\n")[0].splitlines()]
+    columns = ["Subset", "`scratch`", "`scratch_longer`", "`semi_scratch`", "`semi_scratch`, first version"]
+    heading = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    lines = page.split(heading)[1].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "mean"]
-    stated = [[float(cell) for cell in row[1:]] for row in rows]
+    stated = [[float(cell) for cell in row[1:4]] for row in rows]
     assert stated[:5] == [pytest.approx(list(row), abs=0.06) for row in of_subsets.to_numpy()]
+    assert [float(row[4]) for row in rows[:3]] == pytest.approx(list(first["semi_scratch"]), abs=0.06)
+    assert [row[4] for row in rows[3:]] == [""] * 3
+    controls = ["scratch", "scratch_longer"]
+    assert first[controls].equals(of_subsets.loc[:2, controls])  # only `semi_scratch` was trained again
     means = of_subsets.mean()
     assert stated[5] == pytest.approx(list(means), abs=0.06)
     assert means["scratch"] > means["scratch_longer"]
     gain = means["semi_scratch"] - means["scratch"]
     assert f"gains {gain:.1f} points over `scratch`, the better control" in page
+    alone = (of_subsets["semi_scratch"] - of_subsets[controls].max(axis=1)).loc[3:]
+    text = " ".join(page.split())
+    assert f"`semi_scratch` gains {alone[3]:.1f} and {alone[4]:.1f} points over the better control" in text
+    largest = (of_subsets["semi_scratch"] - first["semi_scratch"]).abs().max()
+    assert f"differ by up to {largest:.0f} points" in text
 
 
 def test_the_pages_name_every_file_of_the_results() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -30,7 +31,7 @@ from pcrl_nnunet.semi_supervised.cases import SemiCases
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
 from pcrl_nnunet.semi_supervised.loss import PartsLoss, WatchedLoss, ignoring
-from pcrl_nnunet.semi_supervised.settings import SemiSettings
+from pcrl_nnunet.semi_supervised.settings import WHERE, SemiSettings
 from pcrl_nnunet.semi_supervised.teacher import Teacher, keep_largest_pieces
 from pcrl_nnunet.settings import changes
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
@@ -50,6 +51,13 @@ class _SemiSupervised(PCRLScratchTrainer):
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
 
+    _finished: Mapping[str, Any] | None = None  # content of the checkpoint of a finished training that ``--c`` loads
+
+    @classmethod
+    def supervised(cls) -> str:
+        """Name the trainer of the same training without unlabelled cases."""
+        return PCRLScratchTrainer.__name__
+
     @classmethod
     def check(
         cls, plans: Mapping[str, Any], configuration: str, fold: int | str, dataset_json: Mapping[str, Any]
@@ -59,13 +67,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         if resolve(plans, configuration).get("previous_stage") is not None:
             raise UserError(
                 f"{configuration} is a cascade, whose input has labels that unlabelled scans lack; train another "
-                f"configuration, or {configuration} with -tr PCRLFinetuneTrainer"
+                f"configuration, or {configuration} with -tr {cls.supervised()}"
             )
         semi = SemiSettings.from_plan(plans)
         semi.supervised_epochs(FinetuneSettings.from_plan(plans, cls.defaults).epochs)
         output = output_folder.path_of(cls.__name__, plans["dataset_name"], plans["plans_name"], configuration, fold)
         if not os.path.isfile(os.path.join(output, checkpoint_file.FINAL)):  # validation does not need the scans
-            SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out)
+            SemiCases.find(plans, configuration, dataset_json, fold, semi.leave_out, cls.supervised())
 
     def initialize(self) -> None:
         """Add the loss of the second phase."""
@@ -86,11 +94,16 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._said: dict[tuple[str, str], int] = {}  # last epoch in which an alarm was logged
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return the loaders of labelled cases, and start a loader of unlabelled cases beside them."""
+        """Return the loaders of labelled cases, and start a loader of unlabelled cases beside them.
+
+        A finished training needs no unlabelled cases: ``--c`` only repeats its end, before nnU-Net validates it.
+        """
+        if self._finished is not None:
+            return super().get_dataloaders()
         plans, this = self.plans_manager.plans, self.configuration_manager
         with self._or_nothing_left_behind():  # before nnU-Net's loaders start their processes
             self._cases = SemiCases.find(
-                plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out
+                plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out, self.supervised()
             )
         loaders = super().get_dataloaders()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
@@ -115,7 +128,8 @@ class _SemiSupervised(PCRLScratchTrainer):
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
         """Return nnU-Net's datasets, and read facts from the labels before the loaders start their processes."""
         datasets = super().get_tr_and_val_datasets()
-        self._facts = self._label_facts()
+        if self._finished is None:
+            self._facts = self._label_facts()
         return datasets
 
     def _label_facts(self) -> LabelFacts:
@@ -295,10 +309,13 @@ class _SemiSupervised(PCRLScratchTrainer):
     def on_train_end(self) -> None:
         """End the training, and the processes that load unlabelled cases."""
         super().on_train_end()
-        getattr(self.dataloader_unlabelled, "_finish", lambda: None)()
+        if self._finished is None:
+            getattr(self.dataloader_unlabelled, "_finish", lambda: None)()
 
     def extra_content(self) -> dict[str, Any]:
-        """Return the entries that a resumed training needs, and the cases in use."""
+        """Return the entries that a resumed training needs, and the cases in use or left out."""
+        if self._finished is not None:
+            return {**super().extra_content(), "semi": self._finished}
         return {
             **super().extra_content(),
             "semi": {
@@ -308,21 +325,37 @@ class _SemiSupervised(PCRLScratchTrainer):
                 "learned": self._learned,
                 "labelled_cases": [case.name for case in self._cases.labelled],
                 "unlabelled_cases": list(dict.fromkeys((*self._used_before, *self._cases.unlabelled))),
+                "copies": dict(self._cases.copies),
+                "unreadable": list(self._cases.unreadable),
                 "set_aside": sorted(self._set_aside),
             },
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load a checkpoint with the teacher and the history of pseudo-labels."""
+        """Load a checkpoint with the teacher and the history of pseudo-labels. Changed settings are logged."""
         super().load_checkpoint(filename_or_checkpoint)
         assert isinstance(filename_or_checkpoint, str)  # nnU-Net's own code only passes a path
         content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)["semi"]
         self._history = [watch.Pseudo(**epoch) for epoch in content["history"]]
         self._learned = content["learned"]
         self._used_before = content["unlabelled_cases"]
+        self._set_aside = {*content["set_aside"]}
+        if self.current_epoch >= self.num_epochs:
+            self._finished = content
+        else:
+            self._log_changed_settings(content["settings"])
         if content["teacher"] is not None:
             self._teacher = self._new_teacher()
             self._teacher.load_state_dict(content["teacher"])
+
+    def _log_changed_settings(self, before: Mapping[str, Any]) -> None:
+        """Warn of settings that differ from the settings of the training that continues."""
+        for name, now in vars(self.semi).items():
+            then = before.get(name, now)  # an older version may lack a setting
+            if then != now:
+                self.print_to_log_file(
+                    f"WARNING: {WHERE}.{name} was {json.dumps(then)} so far, and is {json.dumps(now)} from now on"
+                )
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:
@@ -338,3 +371,8 @@ class PCRLSemiSupervisedTrainer(_SemiSupervised, PCRLFinetuneTrainer):
 
     of_any_method = "PCRLSemiSupervisedTrainer"
     control = PCRLSemiSupervisedScratchTrainer
+
+    @classmethod
+    def supervised(cls) -> str:
+        """Name the trainer of the same training without unlabelled cases."""
+        return PCRLFinetuneTrainer.__name__ + (f"_{cls.method}" if cls.method else "")

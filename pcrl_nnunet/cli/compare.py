@@ -132,6 +132,8 @@ def main() -> None:
         lengths = _lengths(args, layout, runs, device)
         print(lengths)
         layout, runs = _layout(args, merged(read_blocks(args.settings), lengths.settings))
+    if never := layout.comparison.cases.never_trained_on:
+        print(f"Nothing is trained on {', '.join(never)}: pcrl.semi.leave_out names them")
     for name, reason in layout.comparison.cases.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:

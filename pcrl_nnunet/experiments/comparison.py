@@ -96,7 +96,7 @@ class Comparison:
         """
         check_protocol(protocol, checkpoint)
         _check_settings(plan, arms, settings, checkpoint)
-        cases = Cases.find(plan, patients, label_table)
+        cases = Cases.find(plan, patients, label_table, _leave_out(plan, arms, settings))
         encoder = None if checkpoint is None else _checked_encoder(checkpoint, plan, cases)
         return cls(plan, arms, cases, protocol, scored, settings, label_table, checkpoint, encoder)
 
@@ -207,6 +207,14 @@ def _check_settings(
                 f"a method with pretraining settings of its own ({short(own)}) cannot take the "
                 f"pretraining of -checkpoint; leave it out of -methods"
             )
+
+
+def _leave_out(
+    plan: PlannedConfiguration, arms: Mapping[str, Arm], settings: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return the cases that any arm leaves out. No arm trains on them, so that all arms see the same cases."""
+    plans = [with_settings(plan.plans, settings, vars(arm)) for arm in arms.values()]
+    return list(dict.fromkeys(name for given in plans for name in SemiSettings.from_plan(given).leave_out))
 
 
 def _checked_encoder(path: str, plan: PlannedConfiguration, cases: Cases) -> str:

@@ -89,10 +89,8 @@ def _plan(layout: Layout, name: str, arm: str, run: Run) -> dict[str, Any]:
         plan["pcrl"]["pretrain"]["seed"] = run.seed
     of_semi = plan["pcrl"].pop("semi", {})
     if comparison.arms[arm].semi is not None:
-        labelled = comparison.labelled_cases(run)
-        also = [name for name in of_semi.get("leave_out", ()) if name not in labelled]
-        held_out = list(dict.fromkeys((*comparison.cases.held_out, *also)))
-        plan["pcrl"]["semi"] = {**of_semi, "leave_out": held_out, "seed": run.seed}
+        # scans that are left out are not linked, and the trainer refuses names that it does not find
+        plan["pcrl"]["semi"] = {**of_semi, "leave_out": comparison.cases.held_out, "seed": run.seed}
     if comparison.label_table is not None:
         plan["pcrl"].setdefault("classify", {})["table"] = comparison.label_table.kind
     configuration = plan["configurations"][comparison.plan.configuration]

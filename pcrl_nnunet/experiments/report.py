@@ -12,7 +12,7 @@ from pcrl_nnunet.experiments.notes import note_on_learning, note_on_stock, remed
 from pcrl_nnunet.experiments.pictures import draw_pictures
 from pcrl_nnunet.experiments.results import collect
 from pcrl_nnunet.experiments.table import networks_that_learned, table
-from pcrl_nnunet.experiments.verdict import verdict
+from pcrl_nnunet.experiments.verdict import note_on_pretraining, verdict
 
 
 def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
@@ -31,6 +31,8 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     yield from filter(None, (shortcut_warning(scores, SHORTCUTS), on_stock, on_learning))
     if not any(learned.values()) and on_learning:
         return
+    if on_pretraining := note_on_pretraining(scores, learned):
+        yield on_pretraining
     controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # two equal controls: the luckier one would win
     others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
     for arm in sorted(others, key=lambda arm: arm == PRETRAINED):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcrl_nnunet.experiments.arms import CONTROL, STOCK
+from pcrl_nnunet.experiments.arm_names import CONTROL, SEMI, SEMI_SCRATCH, STOCK
 from pcrl_nnunet.experiments.scores import Scores, labelled_cases
 
 WORTH = 0.5  # points: a gain that is surely smaller does not pay
@@ -51,6 +51,30 @@ def verdict(
     Args:
         learned: see `networks_that_learned`. If neither arm nor control learned, their difference means nothing.
     """
+    gains, nothing = _gains(scores, arm, learned, controls)
+    if not gains and nothing:
+        return f"Nothing can be said about {arm}: {'; '.join(nothing)}."
+    if not gains:
+        return f"Nothing can be said about {arm} yet: there is no finished pair of {arm} and {CONTROL}."
+    told = [gain.sentence(scores.measure) for gain in gains]
+    return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
+
+
+def note_on_pretraining(scores: Scores, learned: Mapping[int, Sequence[str]]) -> str | None:
+    """Say what the pretraining adds to semi-supervised training; None without a pair of both arms.
+
+    Args:
+        learned: see `networks_that_learned`.
+    """
+    gains, nothing = _gains(scores, SEMI, learned, [SEMI_SCRATCH])
+    told = [gain.sentence(scores.measure) for gain in gains] + nothing
+    return f"What the pretraining adds to {SEMI}: {'; '.join(told)}." if told else None
+
+
+def _gains(
+    scores: Scores, arm: str, learned: Mapping[int, Sequence[str]], controls: Sequence[str]
+) -> tuple[list[Gain], list[str]]:
+    """Return the gains over the better control, and clauses about the numbers with which neither arm learned."""
     gains, nothing = [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
         control = _better_control(scores, arm, labelled, controls)
@@ -62,12 +86,7 @@ def verdict(
             gains.append(Gain(labelled, control, pairs, found["difference"], found["low"], found["high"]))
         else:
             nothing.append(f"with {labelled_cases(labelled)} neither {arm} nor {control} surely learned anything")
-    if not gains and nothing:
-        return f"Nothing can be said about {arm}: {'; '.join(nothing)}."
-    if not gains:
-        return f"Nothing can be said about {arm} yet: there is no finished pair of {arm} and {CONTROL}."
-    told = [gain.sentence(scores.measure) for gain in gains]
-    return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
+    return gains, nothing
 
 
 def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure: str) -> str:

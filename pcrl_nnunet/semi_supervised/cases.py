@@ -45,6 +45,7 @@ class SemiCases:
         dataset_json: Mapping[str, Any],
         fold: int | str,
         leave_out: Sequence[str],
+        supervised: str = "PCRLScratchTrainer",
     ) -> SemiCases:
         """Find the cases of a fold.
 
@@ -54,6 +55,7 @@ class SemiCases:
         Args:
             plans: plan of the dataset.
             leave_out: names of further held-out cases, as listed in the log.
+            supervised: name of the trainer that errors advise: the same training without unlabelled cases.
 
         Raises:
             UserError: the fold does not exist, or has no training case or no unlabelled case; `leave_out` names an
@@ -94,8 +96,7 @@ class SemiCases:
             raise UserError(
                 f"fold {fold} of {plans['dataset_name']} has no unlabelled case: no scan of pcrl_nnunet_preprocess -i, "
                 f"and no case that the fold neither trains nor validates on{_but(copies, unreadable)}; add scans with "
-                f"pcrl_nnunet_preprocess -d {plans['dataset_name']} -i FOLDER, or train without: "
-                f"-tr PCRLFinetuneTrainer"
+                f"pcrl_nnunet_preprocess -d {plans['dataset_name']} -i FOLDER, or train without: -tr {supervised}"
             )
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 

@@ -8,6 +8,7 @@ from typing import Any
 import cc3d
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -80,8 +81,28 @@ def keep_largest_pieces(labels: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def _largest(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Keep the largest pieces of the classes in label maps (B, *patch), with one search for all."""
+    """Keep the largest pieces of the classes in label maps (B, *patch), with one search for all.
+
+    The search looks only into the box that holds the classes in all patches.
+    """
     count = 1 + int(labels.max())
+    has_class = np.zeros(count, bool)
+    has_class[[number for number in classes if number < count]] = True
+    shown = has_class[labels].any(0)  # (*patch)
+    if not shown.any():
+        return labels
+    box = (slice(None), *find_objects(shown.astype(np.uint8))[0])
+    kept = labels.copy()
+    kept[box] = _largest_in(labels[box], classes, count)
+    return kept
+
+
+def _largest_in(labels: np.ndarray, classes: Sequence[int], count: int) -> np.ndarray:
+    """Keep the largest pieces in a box of label maps.
+
+    Args:
+        count: number of the values of labels.
+    """
     patches = np.arange(len(labels), dtype=np.uint32).reshape(-1, *[1] * (labels.ndim - 1))
     # a value for each class of each patch: pieces of different values are never connected
     values = np.where(np.isin(labels, classes), labels + count * patches, 0).astype(np.uint32)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,25 +152,62 @@ def semi(tiny, layout):
     plan = make_full_plan(finetune={"epochs": 10, "iters_per_epoch": 1, "val_iters_per_epoch": 1})
     (tiny.folder / "nnUNetPlans.json").write_text(json.dumps(plan))
     write_scans(tiny.folder, plan, {"scan": 0})
-    return lambda **given: layout(methods=SEMI_METHODS, **given)
+    return lambda **given: layout(**{"methods": SEMI_METHODS, **given})
 
 
 def test_a_semi_supervised_arm_sees_no_held_out_case(semi, tiny, monkeypatch):
+    write_scans(tiny.folder, make_full_plan(), {"other": 1})
     this = semi(settings={"semi": {"pseudo_weight": 0.25, "leave_out": ["unlabelled/scan"]}})
     run = Run("semi_scratch", 2, 1)
     prepare(this, [run])
     cases = this.comparison.cases
     held_out = [*cases.split.val, *cases.split.test]
     plan = json.loads((Path(this.data_folder) / f"{this.plans_name(run)}.json").read_text())
-    assert plan["pcrl"]["semi"] == {"pseudo_weight": 0.25, "leave_out": [*held_out, "unlabelled/scan"], "seed": 1}
+    assert plan["pcrl"]["semi"] == {"pseudo_weight": 0.25, "leave_out": held_out, "seed": 1}
     manifest = Path(this.data_folder) / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json"
     assert manifest.read_bytes() == (tiny.folder / "nnUNetPlans_3d_fullres_unlabelled" / "cases.json").read_bytes()
     monkeypatch.setenv("nnUNet_preprocessed", this.preprocessed)
     found = SemiCases.find(plan, "3d_fullres", DATASET_JSON, this.fold(run), plan["pcrl"]["semi"]["leave_out"])
     labelled = this.comparison.labelled_cases(run)
     assert [case.name for case in found.labelled] == labelled
-    assert list(found.unlabelled) == sorted({*cases.split.train} - {*labelled})
-    assert len(found.unlabelled) == 10 - len(held_out) - 2
+    assert list(found.unlabelled) == [*sorted({*cases.split.train} - {*labelled}), "unlabelled/other"]
+    assert len(found.unlabelled) == 10 - len(held_out) - 2 + 1
+
+
+def test_no_arm_trains_on_the_cases_to_leave_out_or_on_their_copies(semi, tiny, monkeypatch):
+    usual = semi().comparison.cases
+    test, train = usual.split.test[0], usual.split.train[0]
+    scans = write_scans(tiny.folder, make_full_plan(), {"scan": 0, "other": 1})
+    for copy, name in (("of_test", test), ("of_train", train)):
+        shutil.copy(tiny.data / f"{name}.b2nd", scans / f"{copy}.b2nd")
+    shutil.copy(scans / "scan.b2nd", scans / "of_scan.b2nd")
+    leave_out = [train, test, "unlabelled/of_test", "unlabelled/scan"]
+    this = semi(settings={"semi": {"leave_out": leave_out}})
+    with_pseudo_labels = semi(methods=["pseudo_labels"], settings={"semi": {"leave_out": leave_out}}).comparison
+    with pytest.raises(UserError, match=r"pcrl.semi.leave_out names 'case_77', which is not among the 15 preprocessed"):
+        semi(settings={"semi": {"leave_out": ["case_77"]}})
+    cases = this.comparison.cases
+    assert cases.split == replace(usual.split, train=usual.split.train[1:])
+    assert cases.left_out == {
+        "of_scan": "it is scan under another name, which is held out",
+        "of_test": "pcrl.semi.leave_out names it",
+        "of_train": f"it is {train} under another name, which is held out",
+        "scan": "pcrl.semi.leave_out names it",
+    }
+    runs = [Run(arm, 2, 0) for arm in ("scratch", "semi_scratch", "semi", "pcrlv2")]
+    prepare(this, runs)
+    fold = this.folds[this.pretraining_fold_name(runs[-1])]
+    assert train not in fold["train"]
+    assert train in fold["val"]
+    assert train not in this.folds[this.fold_name(runs[0])]["train"]
+    assert {file.stem for file in (Path(this.data_folder) / scans.name).glob("*.b2nd")} == {"other"}
+    monkeypatch.setenv("nnUNet_preprocessed", this.preprocessed)
+    plan = plans_of(this, runs[1])[this.plans_name(runs[1])]
+    found = SemiCases.find(plan, "3d_fullres", DATASET_JSON, this.fold(runs[1]), plan["pcrl"]["semi"]["leave_out"])
+    labelled = this.comparison.labelled_cases(runs[1])
+    assert list(found.unlabelled) == [*sorted({*usual.split.train} - {train, *labelled}), "unlabelled/other"]
+    predicted = with_pseudo_labels.pseudo_labelled(Run("pseudo_labels", 2, 0))
+    assert list(predicted) == [*sorted({*usual.split.train} - {train, *labelled}), "unlabelled_other"]
 
 
 def test_the_trainer_of_a_semi_supervised_arm_takes_its_plan(semi, tmp_path, monkeypatch):

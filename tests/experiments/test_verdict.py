@@ -11,6 +11,7 @@ from pcrl_nnunet.experiments import intervals
 from pcrl_nnunet.experiments.notes import note_on_learning, shortcut_warning
 from pcrl_nnunet.experiments.scores import AurocScores, DiceScores
 from pcrl_nnunet.experiments.table import networks_that_learned, table
+from pcrl_nnunet.experiments.verdict import note_on_pretraining
 from pcrl_nnunet.experiments.verdict import verdict as verdict_on
 
 REMEDY = "Lengthen the trainings."
@@ -45,6 +46,28 @@ def test_the_verdict_names_gains_and_costs():
         "It is undecided whether pcrlv2 pays, more subsets"
     )
     assert "no finished pair" in verdict(DiceScores(dice_table(0.0)), "other")
+
+
+def test_the_gain_of_semi_over_semi_scratch_is_what_the_pretraining_adds():
+    """`scratch`, which is worse or better than both, plays no part."""
+    names = {"pcrlv2": "semi", "scratch": "semi_scratch"}
+    semi = pd.concat([dice_table(0.03, noise=1e-4).replace({"method": names}).assign(labelled=n) for n in (10, 20)])
+    for of_scratch in (0.2, -0.2):
+        scratch = semi[semi["method"] == "semi_scratch"].assign(method="scratch")
+        both = DiceScores(pd.concat([scratch.assign(dice=scratch["dice"] + of_scratch), semi]))
+        learned = networks_that_learned(table(both))
+        of_twenty = "with 20 labelled cases expect +3.0 Dice over semi_scratch (+3.0 to +3.0, 5 subsets)"
+        assert note_on_pretraining(both, learned) == (
+            "What the pretraining adds to semi: with 10 labelled cases expect +3.0 Dice over semi_scratch "
+            f"(+3.0 to +3.0, 5 subsets); {of_twenty}."
+        )
+        told = note_on_pretraining(both, {20: ["semi"]})
+        assert told == (
+            "What the pretraining adds to semi: "
+            f"{of_twenty}; with 10 labelled cases neither semi nor semi_scratch surely learned anything."
+        )
+    for lacking in names.values():
+        assert note_on_pretraining(DiceScores(semi[semi["method"] != lacking]), {}) is None
 
 
 def test_the_verdict_takes_the_better_control():

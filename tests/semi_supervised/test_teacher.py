@@ -146,6 +146,20 @@ def test_each_region_keeps_its_largest_piece_independently(patch: tuple[int, ...
     np.testing.assert_array_equal(given.numpy(), regions)
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (30, 25)])
+def test_a_small_box_of_classes_in_a_large_patch_is_cleaned_in_its_place(corner: tuple[int, int]) -> None:
+    labels = np.zeros((2, 1, 40, 40), np.int16)
+    rows, columns = (slice(start, start + 10) for start in corner)
+    labels[0, 0, rows, columns], labels[1, 0, rows, columns] = blobs((2, 10, 10), 0.3, 5)
+    labels[:, :, 18:21, 18:21] = 2  # another class, outside the box
+    kept = keep_largest_pieces(torch.from_numpy(labels), [1, 3]).numpy()
+    expected = np.where(labels == 1, 0, labels)
+    for patch, own in zip(expected, labels, strict=True):
+        patch[0][largest_piece(own[0] == 1)] = 1
+    assert (expected != labels).any()
+    np.testing.assert_array_equal(kept, expected)
+
+
 def test_labels_of_classes_that_come_in_pieces_are_left_as_they_are() -> None:
     labels = torch.tensor([[[[1, 0, 1, 0, 2]]]], dtype=torch.int16)
     assert torch.equal(keep_largest_pieces(labels, []), labels)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -162,6 +163,18 @@ def test_log_and_checkpoint_list_the_cases_and_no_validation_case(without_pictur
     assert equal(content["teacher"], trainer._teacher.state_dict())
 
 
+def test_the_checkpoint_lists_copies_and_unreadable_cases(own_data: Path, without_picture: None) -> None:
+    scans = own_data / f"{DATA}_unlabelled"
+    shutil.copy(own_data / DATA / "case_3.b2nd", scans / "copy.b2nd")
+    (scans / "empty.b2nd").write_bytes(b"")
+    trainer = run_training(make())
+    content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
+    assert content["unlabelled_cases"] == ["case_2", "unlabelled/scan"]
+    assert content["copies"] == {"unlabelled/copy": "case_3"}
+    (sentence,) = content["unreadable"]
+    assert sentence.startswith("case empty cannot be read from ")
+
+
 def test_all_cases_are_labelled_with_scans_beside_them(without_picture: None) -> None:
     trainer = run_training(make(fold="all"))
     content = torch.load(os.path.join(trainer.output_folder, checkpoint.FINAL), weights_only=False)["semi"]
@@ -215,7 +228,7 @@ def test_without_a_readable_unlabelled_case_the_training_ends_with_a_sentence(
     [
         ({"fold": 1}, r"fold 1 of Dataset999_Tiny has no unlabelled case"),
         ({"fold": "all"}, r"fold all of Dataset999_Tiny has no unlabelled case"),
-        ({"configuration": "3d_cascade_fullres"}, r"3d_cascade_fullres is a cascade, .* -tr PCRLFinetuneTrainer"),
+        ({"configuration": "3d_cascade_fullres"}, r"3d_cascade_fullres is a cascade, .* -tr PCRLScratchTrainer"),
         ({"configuration": "inherits"}, r"inherits is a cascade"),
         ({"epochs": 1}, r"pcrl.finetune.epochs is 1; .* give 2 epochs or more"),
         ({"semi": {"leave_out": ["case_7"]}}, r"pcrl.semi.leave_out names 'case_7'"),
@@ -253,6 +266,49 @@ def test_a_finished_training_is_validated_without_the_scans(own_data: Path, with
     with pytest.raises(SystemExit, match=r"^Error: fold 0 of Dataset999_Tiny has no unlabelled case"):
         run_training(again)
     assert os.path.isfile(os.path.join(trained.output_folder, checkpoint.FINAL))
+
+
+def test_a_finished_training_is_continued_without_the_scans(own_data: Path, without_picture: None) -> None:
+    """nnUNetv2_train --c repeats an aborted validation."""
+    trained = run_training(make())
+    path = os.path.join(trained.output_folder, checkpoint.FINAL)
+    before = torch.load(path, weights_only=False)
+    (own_data / "splits_final.json").write_text(json.dumps(SPLITS[1:]))
+    shutil.rmtree(own_data / f"{DATA}_unlabelled")
+    run_training(make(continue_training=True), c=True)
+    after = torch.load(path, weights_only=False)
+    assert equal(after["network_weights"], before["network_weights"])
+    assert equal(after["semi"].pop("teacher"), before["semi"].pop("teacher"))
+    assert repr(after["semi"]) == repr(before["semi"])  # Dice may be NaN
+    assert after["current_epoch"] == before["current_epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "control"),
+    [
+        ("PCRLSemiSupervisedScratchTrainer", "PCRLScratchTrainer"),
+        ("PCRLSemiSupervisedTrainer", "PCRLFinetuneTrainer"),
+        ("PCRLSemiSupervisedTrainer_mae", "PCRLFinetuneTrainer_mae"),
+    ],
+)
+def test_without_unlabelled_cases_the_error_names_the_same_training_without_them(
+    own_data: Path, name: str, control: str
+) -> None:
+    shutil.rmtree(own_data / f"{DATA}_unlabelled")
+    with pytest.raises(SystemExit, match=rf"^Error: fold 1 .* or train without: -tr {control}$"):
+        make(getattr(trainers, name), fold=1)
+
+
+def test_one_labelled_case_fills_a_batch_of_two(own_data: Path, without_picture: None) -> None:
+    """nnU-Net draws cases with replacement."""
+    (own_data / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_3"]}]))
+    trainer = make()
+    assert trainer.configuration_manager.batch_size == 2
+    steps, seen = trainer.train_step, []
+    trainer.train_step = lambda batch: seen.append(list(batch["keys"])) or steps(batch)
+    run_training(trainer)
+    assert seen == [["case_0", "case_0"]] * 2  # a step of each phase
+    assert len(trainer._history) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
@@ -626,6 +682,61 @@ def test_a_training_goes_on_bit_for_bit_in_either_phase(
     assert found["history"] == expected["history"]
     assert len(found["history"]) == 2
     assert all(torch.equal(*pair) for pair in zip(found["momentum"], expected["momentum"], strict=True))
+
+
+def test_a_continued_training_logs_changed_settings_and_keeps_the_cases_set_aside(
+    own_data: Path, without_picture: None
+) -> None:
+    first = make(**LONG)
+    first.save_every = 1
+    begins, ends = first.on_train_epoch_start, first.on_epoch_end
+
+    def damage_in_the_second_phase() -> None:
+        begins()
+        if first.current_epoch == 2:
+            (own_data / f"{DATA}_unlabelled" / "scan.b2nd").write_bytes(b"")
+            first._mixed = lambda *args: seen.append(mixed(*args)) or seen[-1]
+
+    def stop() -> None:
+        ends()
+        if first.current_epoch == 3:
+            raise StoppedError
+
+    mixed, seen = first._mixed, []
+    first.on_train_epoch_start, first.on_epoch_end, first.num_iterations_per_epoch = damage_in_the_second_phase, stop, 4
+    with pytest.raises(StoppedError):
+        run_training(first)
+    assert first._set_aside == {"unlabelled/scan"}
+    plan = make_full_plan(finetune={**SHORT, **LONG}, semi={"pseudo_weight": 0.25, "leave_out": ["unlabelled/scan"]})
+    resumed = make(plan=plan, continue_training=True)
+    maybe_load_checkpoint(resumed, True, False, None)
+    assert resumed._set_aside == {"unlabelled/scan"}
+    warnings = [line.split("WARNING: ")[1] for line in log_of(resumed).splitlines() if "WARNING: pcrl.semi" in line]
+    assert warnings == [
+        "pcrl.semi.pseudo_weight was 0.5 so far, and is 0.25 from now on",
+        'pcrl.semi.leave_out was [] so far, and is ["unlabelled/scan"] from now on',
+    ]
+    same = make(continue_training=True, **LONG)
+    same.log_file = str(own_data / "log.txt")
+    maybe_load_checkpoint(same, True, False, None)
+    assert "WARNING" not in log_of(same)
+
+
+def test_a_sigterm_ends_the_training_at_once_and_it_continues_from_the_last_checkpoint(
+    fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path, without_picture: None
+) -> None:
+    plan = make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"longest_supervised_share": 0})
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import semi_until_sigterm; "
+        f"semi_until_sigterm({plan}, 3)"
+    )
+    variables = {"nnUNet_preprocessed": str(preprocessed), "nnUNet_results": str(tmp_path / "results")}
+    status, output = fork(code, Path(sysconfig.get_path("purelib")), {**variables, "nnUNet_n_proc_DA": "0"})
+    assert abs(status) == signal.SIGTERM, output
+    assert "after SIGTERM" not in output
+    resumed = run_training(make(plan=plan, continue_training=True), c=True)
+    assert resumed.current_epoch == 4
+    assert len(resumed._history) == 2
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own
