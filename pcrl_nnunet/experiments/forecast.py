@@ -26,6 +26,7 @@ from pcrl_nnunet.progress import doing
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 MEASURED_SECONDS = 10.0  # seconds of training to measure
+WITH_LABELS = "training with labels"
 
 StepOfPretraining = Callable[[PlannedConfiguration, int, torch.device], float]  # plan, fold, device: seconds a step
 
@@ -47,6 +48,7 @@ def forecast(
     at_a_time: int,
     trainers: ModuleType,
     step_of_pretraining: StepOfPretraining,
+    frozen: bool = False,
 ) -> Iterator[str]:
     """Yield lines: number, seconds a step and hours of each kind of training, and hours in all.
 
@@ -57,12 +59,15 @@ def forecast(
         at_a_time: number of processes.
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
+        frozen: leave out the trainings with labels.
     """
     os.environ.update(layout.variables())
     a_step: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = {}  # steps of each training, by kind and name
     for run in runs:
         for training in _to_do(layout, run, device, trainers, step_of_pretraining):
+            if frozen and training.kind == WITH_LABELS:
+                continue
             if training.kind not in a_step:
                 # nnU-Net's trainers print a page for every kind
                 with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
@@ -75,6 +80,9 @@ def forecast(
         f"About {_about(sum(hours.values()) / at_a_time)} of training remain with -np {at_a_time}. Trainings at the "
         f"same time may be slower than one alone."
     )
+    if frozen:
+        yield "The light heads take additional time, minutes on small images."
+        return
     yield "Starts, evaluations and the prediction of pseudo-labels take additional time."
     note = note_on_stock(layout.comparison)
     if note is not None:
@@ -111,7 +119,7 @@ def _to_do(
         an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # validation has no backward pass
         semi = SemiSettings.from_plan(comparison.plan_of(run.arm))
         cost = 1.0 if comparison.arms[run.arm].semi is None else semi_cost(semi)
-        yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, measure)
+        yield Training(str(run), WITH_LABELS, cost * tuned.epochs * an_epoch, measure)
 
 
 def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.device, trainer_class: Any) -> float:
