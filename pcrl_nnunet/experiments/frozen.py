@@ -143,10 +143,9 @@ class FrozenLook:
             self._segment(Stages(network, with_decoder), weights, runs, device)
         path = os.path.join(self.folder, f"information_{look.method}_{look.seed}_{self.comparison.scored}.json")
         if look.informs and not self._is_kept(path, weights):
-            facts, of = PlanFacts.of(self.plan.configuration, self.plan.resolved), self.comparison.cases.by_name
-            training, held_out = (
-                [of[name] for name in part] for part in (self.comparison.cases.split.train, self.comparison.scored_cases)
-            )
+            facts, cases = PlanFacts.of(self.plan.configuration, self.plan.resolved), self.comparison.cases
+            parts = (cases.split.train, self.comparison.scored_cases)
+            training, held_out = ([cases.by_name[name] for name in part] for part in parts)
             answers = information(encoder_of(network), facts, training, held_out, look.seed, device)
             self._keep(path, weights, look.runs[0], OF_INFORMATION, [tuple(asdict(a).values()) for a in answers])
 
@@ -178,7 +177,7 @@ class FrozenLook:
         write_text(path, json.dumps(content))
 
     def kept(self, kind: str) -> pd.DataFrame:
-        """Return all results of a kind, ``run`` or ``information``, of earlier calls too, with the random network last."""
+        """Return all results of a kind, ``run`` or ``information``, and of earlier calls. The random network is last."""
         paths = sorted(glob(os.path.join(escape(self.folder), f"{kind}_*_{self.comparison.scored}.json")))
         tables = []
         for path in paths:

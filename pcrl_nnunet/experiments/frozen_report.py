@@ -58,7 +58,8 @@ def table(scores: Scores, answers: pd.DataFrame) -> Iterator[str]:
     for task, own in answers.groupby("task", sort=False):
         means = 100 * own.groupby("method")["accuracy"].mean()
         chance = 100 * own["chance"].iloc[0]
-        columns[f"{task}, % (chance {chance:.1f})"] = [f"{means[name]:.1f}" if name in means else "" for name in methods]
+        title = f"{task}, % (chance {chance:.1f})"
+        columns[title] = [f"{means[name]:.1f}" if name in means else "" for name in methods]
     yield pd.DataFrame(columns).to_string(index=False)
     if any(best.values()):
         yield "* surely the best: the 95 % interval of its difference to each other method lies above 0"

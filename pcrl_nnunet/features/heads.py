@@ -11,14 +11,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 HIDDEN = (64,)
-EPOCHS = 30
+EPOCHS = 10  # 30 epochs gave the same Dice on validation cases of the hippocampus
 
 
 class VoxelHead:
     """A perceptron with one hidden layer on standardised features.
 
-    It is trained on voxels that are balanced by class. A rare class would then be predicted too often: predicted
-    probabilities are multiplied by the class's true share over its share in training.
+    It is trained on voxels that are balanced by class. Used as they are, the predicted probabilities contain a rare class
+    too often for its best Dice. Corrected to the true shares, they contain it too rarely. The head stands between both:
+    it multiplies by the square root of true share over share in training. On validation cases of the hippocampus, this
+    was the best of the three, and the perceptron was better than a logistic regression (Dice 63 to 50).
 
     Args:
         features: (N, D).
@@ -31,7 +33,7 @@ class VoxelHead:
         self.present = np.unique(labels)
         self.model = make_pipeline(StandardScaler(), MLPClassifier(HIDDEN, max_iter=EPOCHS, random_state=seed))
         trained = np.bincount(labels, minlength=len(shares)) / len(labels)
-        self.weights = (shares / np.maximum(trained, 1e-12))[self.present]
+        self.weights = np.sqrt(shares / np.maximum(trained, 1e-12))[self.present]
         if len(self.present) > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is part of the test

@@ -61,8 +61,9 @@ def at_voxels(stages: Sequence[Tensor], size: Sequence[int], places: np.ndarray)
     for stage in stages:
         there = np.array(stage.shape[1:])
         at = np.minimum(places * (there / np.array(size)), there - 1)
-        grid = (2 * at / np.maximum(there - 1, 1) - 1)[:, ::-1]  # grid_sample counts from -1 to 1, the last axis first
-        shaped = torch.from_numpy(np.ascontiguousarray(grid, np.float32)).reshape(1, len(at), *[1] * (len(there) - 1), len(there))
+        # grid_sample counts from -1 to 1, and the last axis first
+        grid = np.ascontiguousarray((2 * at / np.maximum(there - 1, 1) - 1)[:, ::-1], np.float32)
+        shaped = torch.from_numpy(grid).reshape(1, len(at), *[1] * (len(there) - 1), len(there))
         values = grid_sample(stage[None].float().cpu(), shaped, padding_mode="border", align_corners=True)
         found.append(values.reshape(stage.shape[0], len(at)).T)
     return torch.cat(found, 1).numpy()
@@ -92,5 +93,3 @@ def chunks(stages: Sequence[Tensor], size: Sequence[int], places: np.ndarray) ->
 def batch_of(size: Sequence[int]) -> int:
     """Return the number of images of a size to compute at once."""
     return min(MOST_IN_BATCH, max(1, BATCH_VOXELS // math.prod(size)))
-
-
