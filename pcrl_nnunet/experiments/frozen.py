@@ -177,7 +177,7 @@ class FrozenLook:
         write_text(path, json.dumps(content))
 
     def kept(self, kind: str) -> pd.DataFrame:
-        """Return all results of a kind, ``run`` or ``information``, and of earlier calls. The random network is last."""
+        """Return all results of a kind, ``run`` or ``information``, of earlier calls too. Random comes last."""
         paths = sorted(glob(os.path.join(escape(self.folder), f"{kind}_*_{self.comparison.scored}.json")))
         tables = []
         for path in paths:

@@ -17,10 +17,10 @@ EPOCHS = 10  # 30 epochs gave the same Dice on validation cases of the hippocamp
 class VoxelHead:
     """A perceptron with one hidden layer on standardised features.
 
-    It is trained on voxels that are balanced by class. Used as they are, the predicted probabilities contain a rare class
-    too often for its best Dice. Corrected to the true shares, they contain it too rarely. The head stands between both:
-    it multiplies by the square root of true share over share in training. On validation cases of the hippocampus, this
-    was the best of the three, and the perceptron was better than a logistic regression (Dice 63 to 50).
+    It is trained on voxels that are balanced by class. Used as they are, the predicted probabilities favour rare
+    classes too much for a good Dice. Corrected to the true shares, they favour them too little. The head stands between
+    both: it multiplies by the square root of true share over share in training. On validation cases of the hippocampus,
+    this was the best of the three. A logistic regression was worse there (Dice 50, the perceptron 63).
 
     Args:
         features: (N, D).

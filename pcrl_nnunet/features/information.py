@@ -86,7 +86,8 @@ def questions(plan: PlanFacts) -> list[TurnOfACrop | PlaceOfANeighbour]:
     steps = [step for step in itertools.product((-1, 0, 1), repeat=dim) if any(step)]
     neighbours = [step for step in steps if dim == 2 or sum(map(abs, step)) == 1]
     total = [math.prod(stride[axis] for stride in plan.strides) for axis in range(dim)]
-    half = [max(1, n // 2 // multiple) * multiple for n, multiple in zip(plan.patch_size, total, strict=True)]
+    # two voxels of the last stage along each axis that has them: instance norm leaves nothing of a single voxel
+    half = [max(min(2, n // t), n // 2 // t, 1) * t for n, t in zip(plan.patch_size, total, strict=True)]
     whole = turnable(plan.patch_size, plan.spacing, plan.strides)
     return [TurnOfACrop(whole, turns(plan.spacing)), PlaceOfANeighbour(half, neighbours)]
 
