@@ -116,8 +116,8 @@ class FrozenLook:
         for run in runs:
             groups.setdefault((RANDOM, run.seed, None), {})[Run(RANDOM, run.labelled, run.seed)] = None
         informed: set[tuple[str, int]] = set()
-        for (method, seed, path), own in groups.items():
-            yield Look(method, seed, path, tuple(own), (method, seed) not in informed)
+        for (method, seed, checkpoint), own in groups.items():
+            yield Look(method, seed, checkpoint, tuple(own), (method, seed) not in informed)
             informed.add((method, seed))
 
     def look(self, device: torch.device) -> None:

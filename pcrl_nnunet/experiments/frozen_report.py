@@ -102,8 +102,8 @@ def draw(scores: Scores, answers: pd.DataFrame, title: str, path: str) -> None:
         panels.append((name, own.rename(columns={"points": "value"}), None))
     for task, own in answers.groupby("task", sort=False):
         what = {"turn": "the turn of a crop", "place": "the place of a neighbouring crop"}[str(task)]
-        chance = 100 * float(own["chance"].iloc[0])
-        panels.append((f"right answers on {what}, %", own.assign(value=100 * own["accuracy"]), chance))
+        by_luck = 100 * float(own["chance"].iloc[0])
+        panels.append((f"right answers on {what}, %", own.assign(value=100 * own["accuracy"]), by_luck))
     figure = Figure(figsize=(WIDTH, 0.9 + (0.75 + 0.27 * len(methods)) * len(panels)), layout="constrained")
     heading(figure, f"{title}\nLight heads on frozen features. Point: a subset; line: mean; dotted: chance")
     for axis, (name, values, chance) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):

@@ -72,12 +72,12 @@ class PlaceOfANeighbour:
         """Draw a crop and its neighbour."""
         direction = self.answers[answer]
         both = drawn(volume, [(1 + abs(step)) * n for step, n in zip(direction, self.size, strict=True)], rng)
-        starts = [[(step < 0) * n for step, n in zip(direction, self.size, strict=True)]]
-        starts.append([(step > 0) * n for step, n in zip(direction, self.size, strict=True)])
-        return [
-            both[(slice(None), *(slice(low, low + n) for low, n in zip(start, self.size, strict=True)))]
-            for start in starts
-        ]
+        crops = []
+        for side in (-1, 1):
+            starts = [(step == side) * n for step, n in zip(direction, self.size, strict=True)]
+            index = (slice(None), *(slice(low, low + n) for low, n in zip(starts, self.size, strict=True)))
+            crops.append(both[index])
+        return crops
 
 
 def questions(plan: PlanFacts) -> list[TurnOfACrop | PlaceOfANeighbour]:

@@ -77,7 +77,8 @@ def read(volume: Volume, lower: Sequence[int], size: Sequence[int]) -> np.ndarra
     shape, extra = volume.shape[1:], len(lower) - len(size)
     edges = (*(1 for _ in range(extra)), *size)
     inside = [(max(0, low), min(low + edge, n)) for low, edge, n in zip(lower, edges, shape, strict=True)]
-    box = np.asarray(volume[(slice(None), *(slice(first, last) for first, last in inside))], np.float32)
+    index = (slice(None), *(slice(first, last) for first, last in inside))
+    box = np.asarray(volume[index], np.float32)
     missing = [(first - low, low + edge - last) for low, edge, (first, last) in zip(lower, edges, inside, strict=True)]
     return np.pad(box.reshape(box.shape[0], *box.shape[1 + extra :]), [(0, 0), *missing[extra:]], mode="edge")
 
