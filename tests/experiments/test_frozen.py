@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pcrl_nnunet import checkpoint as checkpoint_file
+from pcrl_nnunet.classification.auroc import auroc
+from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments import frozen as module
 from pcrl_nnunet.experiments import frozen_segmentation
 from pcrl_nnunet.experiments.arms import Arm
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.frozen import FrozenLook, frozen_methods, task_of
+from pcrl_nnunet.experiments.frozen_classification import TableTask
 from pcrl_nnunet.experiments.frozen_report import report, surely_best, table
 from pcrl_nnunet.experiments.frozen_segmentation import VoxelTask
 from pcrl_nnunet.experiments.jobs import pretrainings_of
@@ -27,6 +30,7 @@ from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.preparation import prepare
 from pcrl_nnunet.experiments.scores import COLUMNS, DiceScores
 from pcrl_nnunet.features import heads, information
+from pcrl_nnunet.loading.cases import CaseVolume
 from pcrl_nnunet.networks.of_plan import network_of_plan
 
 CPU = torch.device("cpu")
@@ -233,6 +237,30 @@ def test_ignored_voxels_are_neither_learned_nor_scored(of_labels: tuple[VoxelTas
     heads = {"a": task.head(Truth(), this.comparison.labelled_cases(Run("pcrlv2", 3, 0)), 0, CPU)}
     assert heads["a"].present.tolist() == [0, 1]
     assert task.scores(Truth(), heads, this.comparison.scored_cases[1], CPU)["a"][0][2] == 1.0
+
+
+class Channels(nn.Module):
+    """Stands for an encoder whose only stage is the image."""
+
+    output_channels = (1,)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image]
+
+
+def test_vectors_of_cases_are_classified(tiny: Any, layout: Callable[..., Layout]) -> None:
+    comparison = layout().comparison
+    names = sorted(comparison.cases.by_name)
+    brightest = {name: float(CaseVolume(comparison.cases.by_name[name])[:].max()) for name in names}
+    middle = float(np.median(list(brightest.values())))
+    value = np.array([[float(brightest[name] > middle)] for name in names])
+    labels = LabelTable("classes", ("bright",), False, np.array(names), None, value, {})
+    task = TableTask(comparison.plan, labels, comparison.cases.by_name)
+    found = task.scores(Channels(), {6: names[:6], 8: names[:8]}, names[2:], CPU)
+    assert list(found) == [6, 8]
+    assert [row[:4] for row in found[8]] == [(name, i, "bright", value[i + 2, 0]) for i, name in enumerate(names[2:])]
+    of_all = task.scores(Channels(), {10: names}, names, CPU)[10]
+    assert auroc(np.array([row[3] for row in of_all]), np.array([row[4] for row in of_all])) > 0.9
 
 
 def scores(**points: list[float]) -> DiceScores:
