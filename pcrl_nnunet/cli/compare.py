@@ -31,8 +31,7 @@ EXAMPLES = """
   pcrl_nnunet_compare -d 4                           default methods and numbers of labelled cases
   pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae -labelled 10 20 -seeds 3
   pcrl_nnunet_compare -d 4 -np 4                     four trainings at a time
-  pcrl_nnunet_compare -d 4 -methods pcrlv2 mae -labelled 5 -frozen
-                                                     a cheap look first, without fine-tuning
+  pcrl_nnunet_compare -d 4 -methods mae -frozen      a cheap look first, without fine-tuning
 """
 
 

@@ -75,7 +75,7 @@ def looked(layout: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch) -> Ca
     """Looks at the tiny dataset with few crops; both pretrainings are there."""
     monkeypatch.setattr(information, "TRAINING", 20)
     monkeypatch.setattr(information, "HELD_OUT", 10)
-    monkeypatch.setattr(heads, "EPOCHS", 1)
+    monkeypatch.setattr(heads, "MOST_EPOCHS", 1)
     monkeypatch.setattr(frozen_segmentation, "VOXELS_OF_A_CASE", 60)
 
     def make(runs: list[Run] = RUNS, **given: Any) -> FrozenLook:
