@@ -105,7 +105,7 @@ def draw(scores: Scores, answers: pd.DataFrame, title: str, path: str) -> None:
         by_luck = 100 * float(own["chance"].iloc[0])
         panels.append((f"right answers on {what}, %", own.assign(value=100 * own["accuracy"]), by_luck))
     figure = Figure(figsize=(WIDTH, 0.9 + (0.75 + 0.27 * len(methods)) * len(panels)), layout="constrained")
-    heading(figure, f"{title}\nLight heads on frozen features. Point: a subset; line: mean; dotted: chance")
+    heading(figure, f"{title}\nLight heads on frozen features\npoint: a subset; line: mean; dotted: chance")
     for axis, (name, values, chance) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for row, method in enumerate(methods):
             own, colour = values.loc[values["method"] == method, "value"], "0.4" if method == RANDOM else f"C{row % 10}"
