@@ -26,7 +26,6 @@ from pcrl_nnunet.progress import doing
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 MEASURED_SECONDS = 10.0  # seconds of training to measure
-WITH_LABELS = "training with labels"
 
 StepOfPretraining = Callable[[PlannedConfiguration, int, torch.device], float]  # plan, fold, device: seconds a step
 
@@ -65,9 +64,7 @@ def forecast(
     a_step: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = {}  # steps of each training, by kind and name
     for run in runs:
-        for training in _to_do(layout, run, device, trainers, step_of_pretraining):
-            if frozen and training.kind == WITH_LABELS:
-                continue
+        for training in _to_do(layout, run, device, trainers, step_of_pretraining, frozen):
             if training.kind not in a_step:
                 # nnU-Net's trainers print a page for every kind
                 with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
@@ -94,15 +91,20 @@ def _about(hours: float) -> str:
 
 
 def _to_do(
-    layout: Layout, run: Run, device: torch.device, trainers: ModuleType, step_of_pretraining: StepOfPretraining
+    layout: Layout,
+    run: Run,
+    device: torch.device,
+    trainers: ModuleType,
+    step_of_pretraining: StepOfPretraining,
+    frozen: bool,
 ) -> Iterator[Training]:
-    """Yield the trainings that a run still has to do."""
+    """Yield the trainings that a run still has to do; with `frozen` its pretraining alone."""
     comparison = layout.comparison
 
     def plan_named(name: str) -> PlannedConfiguration:
         return load_plan(comparison.dataset, name, comparison.plan.configuration)
 
-    trained = layout.trained_before(run) is not None
+    trained = not frozen and layout.trained_before(run) is not None
     if comparison.pretrains(run) and not (trained or os.path.isfile(layout.pretrained(run))):
         name = layout.pretraining_plans_name(run)
         plan = plan_named(name)
@@ -110,7 +112,7 @@ def _to_do(
         measure = partial(step_of_pretraining, plan, layout.pretraining_fold(run), device)
         kind = f"pretraining of {comparison.pretraining_arm(run)}"
         yield Training(name, kind, settings.epochs * settings.iters_per_epoch, measure)
-    if not (layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
+    if not (frozen or layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
         control = Run(CONTROL, run.labelled, run.seed)  # the pseudo-labels may not exist yet
         trainer = getattr(trainers, layout.trainer(control))
         plan = plan_named(layout.plans_name(control))
@@ -119,7 +121,7 @@ def _to_do(
         an_epoch = tuned.iters_per_epoch + tuned.val_iters_per_epoch / 3  # validation has no backward pass
         semi = SemiSettings.from_plan(comparison.plan_of(run.arm))
         cost = 1.0 if comparison.arms[run.arm].semi is None else semi_cost(semi)
-        yield Training(str(run), WITH_LABELS, cost * tuned.epochs * an_epoch, measure)
+        yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, measure)
 
 
 def _seconds_an_iteration(plan: PlannedConfiguration, fold: int, device: torch.device, trainer_class: Any) -> float:
