@@ -32,6 +32,7 @@ EXAMPLES = """
   pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae -labelled 10 20 -seeds 3
   pcrl_nnunet_compare -d 4 -np 4                     four trainings at a time
   pcrl_nnunet_compare -d 4 -methods all -hours 48    every method of pretraining, in two days
+  pcrl_nnunet_compare -d 4 -methods mae -frozen      a cheap look first, without fine-tuning
 """
 
 
@@ -111,6 +112,12 @@ def _add_how_to_compare(parser: argparse.ArgumentParser) -> None:
         help="folder for the results (default: nnUNet_results/pcrl_compare/DATASET__PLANS__CONFIGURATION)",
     )
     parser.add_argument(
+        "-frozen",
+        action="store_true",
+        help="do not fine-tune: pretrain, train light heads on the frozen features of each method and of a random "
+        "network, and test what the features tell. A later comparison in the same folder uses the pretrainings",
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="do not train: print the work and measure how long it takes"
     )
 
@@ -137,7 +144,9 @@ def main() -> None:
     for name, reason in layout.comparison.cases.left_out.items():
         print(f"Nothing is trained on the unlabelled case {name}: {reason}")
     if args.dry_run:
-        _dry_run(layout, runs, device, args.np)
+        _dry_run(layout, runs, device, args)
+    elif args.frozen:
+        _look_at_frozen(layout, runs, device, args.np)
     else:
         _compare(layout, runs, device, args.np)
 
@@ -188,7 +197,7 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
         raise UserError(f"the comparison in {folder} was begun without -hours; leave -hours out, or give another -o")
     with tempfile.TemporaryDirectory() as preview:
         _prepare_preview(layout, runs, preview)
-        work = _work(layout, runs, device)
+        work = _work(layout, runs, device, args.frozen)
     plan = comparison.plan
     default = pretrain_settings(comparison.plan_of(CONTROL), plan.configuration, plan.resolved).epochs
     needed = sum(work.hours.values())
@@ -231,11 +240,25 @@ def _layout(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, list[
     )
     numbers = sorted({number_labelled(text, len(comparison.cases.split.train)) for text in args.labelled})
     controls = {CONTROL, *(control for name in chosen for control in arms[name].controls)}
-    runs, lacking = comparison.runs([name for name in arms if name in {*chosen, *controls}], numbers, args.seeds)
+    compared = [name for name in arms if name in {*chosen, *controls}]
+    if args.frozen:
+        compared = _frozen_arms(chosen, comparison)
+    runs, lacking = comparison.runs(compared, numbers, args.seeds)
     for run, reason in lacking.items():
         if run.seed == 0:
             print(f"{run.arm} with {run.labelled} labelled cases is left out: {reason}")
     return Layout(comparison, os.path.abspath(folder)), runs
+
+
+def _frozen_arms(chosen: list[str], comparison: Any) -> list[str]:
+    """Return the arms of -frozen. Raise `UserError` for arms or labels that it cannot take."""
+    from pcrl_nnunet.experiments.frozen import frozen_methods, task_of
+
+    arms, note = frozen_methods(chosen, comparison.arms, comparison.checkpoint)
+    task_of(comparison)
+    if note:
+        print(note)
+    return arms
 
 
 def _default_folder(plan: Any, classifies: bool) -> str:
@@ -245,15 +268,20 @@ def _default_folder(plan: Any, classifies: bool) -> str:
     return os.path.join(folder_of("nnUNet_results"), "pcrl_compare", f"{name}{'__classification' * classifies}")
 
 
-def _dry_run(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
-    from pcrl_nnunet.experiments.jobs import jobs_of, overview
+def _dry_run(layout: Any, runs: list[Any], device: Any, args: argparse.Namespace) -> None:
+    from pcrl_nnunet.experiments.jobs import jobs_of, overview, pretrainings_of
     from pcrl_nnunet.experiments.notes import note_on_stock
 
     with tempfile.TemporaryDirectory() as folder:
         _prepare_preview(layout, runs, folder)
-        print("\n".join(overview(layout, runs, jobs_of(layout, runs, device, at_a_time))))
-        for line in _work(layout, runs, device).lines(device, at_a_time):
+        jobs = pretrainings_of(layout, runs, device) if args.frozen else jobs_of(layout, runs, device, args.np)
+        print("\n".join(overview(layout, runs, jobs)))
+        for line in _work(layout, runs, device, args.frozen).lines(device, args.np):
             print(line)
+    if args.frozen:
+        print("The light heads take additional time, minutes on small images.")
+        return
+    print("Starts, evaluations and the prediction of pseudo-labels take additional time.")
     if note := note_on_stock(layout.comparison):
         print(note)
 
@@ -265,7 +293,7 @@ def _prepare_preview(layout: Any, runs: list[Any], folder: str) -> None:
     prepare(layout, runs)
 
 
-def _work(layout: Any, runs: list[Any], device: Any) -> Any:
+def _work(layout: Any, runs: list[Any], device: Any, frozen: bool = False) -> Any:
     """Measure a step of each kind of training that remains."""
     from pcrl_nnunet import trainers
     from pcrl_nnunet.experiments.forecast import measure
@@ -277,12 +305,11 @@ def _work(layout: Any, runs: list[Any], device: Any) -> Any:
         request = Request.of_plan(plan, fold)
         return measured(lambda: pretrain_trainer(request, device), device).seconds_a_step
 
-    return measure(layout, runs, device, trainers, step_of_pretraining)
+    return measure(layout, runs, device, trainers, step_of_pretraining, frozen)
 
 
 def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
     from pcrl_nnunet import registration
-    from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.experiments.jobs import jobs_of, overview
     from pcrl_nnunet.experiments.preparation import prepare
     from pcrl_nnunet.experiments.processes import run_jobs
@@ -308,9 +335,39 @@ def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
         with doing("Scoring, and drawing figures"):
             lines = list(report(layout, runs))
         print("\n".join(lines))
+    _refuse_failed(failed, layout.folder)
+
+
+def _look_at_frozen(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:
+    from pcrl_nnunet.experiments.frozen import FrozenLook
+    from pcrl_nnunet.experiments.frozen_report import report
+    from pcrl_nnunet.experiments.jobs import overview, pretrainings_of
+    from pcrl_nnunet.experiments.preparation import prepare
+    from pcrl_nnunet.experiments.processes import run_jobs
+    from pcrl_nnunet.experiments.shares import environments
+    from pcrl_nnunet.files import writing
+    from pcrl_nnunet.lock import locked
+
+    with writing(layout.folder, "give another folder with -o"):
+        os.makedirs(layout.folder, exist_ok=True)
+    with locked(layout.folder, "pcrl_nnunet_compare"):
+        prepare(layout, runs)
+        jobs = pretrainings_of(layout, runs, device)
+        print("\n".join(overview(layout, runs, jobs)))
+        failed = run_jobs(jobs, layout.folder, environments(layout.variables(), at_a_time), lambda: None)
+        frozen = FrozenLook(layout, runs)
+        frozen.look(device)
+        print("\n".join(report(frozen)))
+    _refuse_failed(failed, layout.folder)
+
+
+def _refuse_failed(failed: list[str], folder: str) -> None:
+    """Raise `UserError` if steps failed."""
+    from pcrl_nnunet.errors import UserError
+
     if failed:
         raise UserError(
-            f"{len(failed)} steps failed ({', '.join(failed)}); look into their logs in {layout.folder}/logs, and "
+            f"{len(failed)} steps failed ({', '.join(failed)}); look into their logs in {folder}/logs, and "
             f"run the same command again"
         )
 

@@ -70,7 +70,6 @@ class Work:
             f"About {_about(sum(hours.values()) / at_a_time)} of training remain with -np {at_a_time}. Trainings at "
             f"the same time may be slower than one alone."
         )
-        yield "Starts, evaluations and the prediction of pseudo-labels take additional time."
 
 
 def measure(
@@ -79,6 +78,7 @@ def measure(
     device: torch.device,
     trainers: ModuleType,
     step_of_pretraining: StepOfPretraining,
+    frozen: bool = False,
 ) -> Work:
     """Measure a step of each kind of training.
 
@@ -88,12 +88,13 @@ def measure(
         layout: a prepared folder.
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
+        frozen: leave out the trainings with labels.
     """
     os.environ.update(layout.variables())
     a_step: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = {}  # steps of each training, by kind and name
     for run in runs:
-        for training in _to_do(layout, run, device, trainers, step_of_pretraining):
+        for training in _to_do(layout, run, device, trainers, step_of_pretraining, frozen):
             if training.kind not in a_step:
                 # nnU-Net's trainers print a page for every kind
                 with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
@@ -107,15 +108,20 @@ def _about(hours: float) -> str:
 
 
 def _to_do(
-    layout: Layout, run: Run, device: torch.device, trainers: ModuleType, step_of_pretraining: StepOfPretraining
+    layout: Layout,
+    run: Run,
+    device: torch.device,
+    trainers: ModuleType,
+    step_of_pretraining: StepOfPretraining,
+    frozen: bool,
 ) -> Iterator[Training]:
-    """Yield the trainings that a run still has to do."""
+    """Yield the trainings that a run still has to do; with `frozen` its pretraining alone."""
     comparison = layout.comparison
 
     def plan_named(name: str) -> PlannedConfiguration:
         return load_plan(comparison.dataset, name, comparison.plan.configuration)
 
-    trained = layout.trained_before(run) is not None
+    trained = not frozen and layout.trained_before(run) is not None
     if comparison.pretrains(run) and not (trained or os.path.isfile(layout.pretrained(run))):
         name = layout.pretraining_plans_name(run)
         plan = plan_named(name)
@@ -123,7 +129,7 @@ def _to_do(
         measure = partial(step_of_pretraining, plan, layout.pretraining_fold(run), device)
         kind = f"pretraining of {comparison.pretraining_arm(run)}"
         yield Training(name, kind, settings.epochs * settings.iters_per_epoch, measure)
-    if not (layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
+    if not (frozen or layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
         control = Run(CONTROL, run.labelled, run.seed)  # the pseudo-labels may not exist yet
         trainer = getattr(trainers, layout.trainer(control))
         plan = plan_named(layout.plans_name(control))

@@ -35,6 +35,12 @@ def jobs_of(layout: Layout, runs: Sequence[Run], device: torch.device, at_a_time
     return list(jobs.values())
 
 
+def pretrainings_of(layout: Layout, runs: Sequence[Run], device: torch.device) -> list[Job]:
+    """Return the jobs of the runs' pretrainings alone."""
+    own = [_pretraining(layout, run, ("-device", device.type)) for run in runs if layout.comparison.pretrains(run)]
+    return list({job.name: job for job in own}.values())
+
+
 def overview(layout: Layout, runs: Sequence[Run], jobs: Sequence[Job]) -> list[str]:
     """Return lines that say how many runs and steps a comparison has, and how many steps are done."""
     methods = list(dict.fromkeys(run.arm for run in runs))

@@ -6,14 +6,14 @@ C: image channels, D: length of a vector, *: space.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pcrl_nnunet.features.windows import windows_of
 from pcrl_nnunet.views.sub_crop import Volume
 
 WINDOWS_AT_ONCE = 4
@@ -35,7 +35,7 @@ def embedding(encoder: nn.Module, volume: Volume, patch_size: Sequence[int], dev
     maxima: list[Tensor] = []
     windows, number = windows_of(volume, patch_size), 0
     while batch := list(itertools.islice(windows, WINDOWS_AT_ONCE)):
-        with torch.no_grad(), _precision(device):
+        with torch.no_grad(), precision(device):
             features = encoder(torch.from_numpy(np.stack(batch)).to(device))
         flat = [feature.float().flatten(2) for feature in features]
         sums = [feature.mean(2).sum(0) for feature in flat]
@@ -58,30 +58,6 @@ def columns(widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(stages), np.array(poolings)
 
 
-def windows_of(volume: Volume, patch_size: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield windows (C, *patch_size) float32 that cover a case, as few and as evenly as possible.
-
-    Where the case is smaller than the patch, its border is repeated.
-    """
-    extra = len(volume.shape) - 1 - len(patch_size)
-    planes = itertools.product(*(range(length) for length in volume.shape[1 : 1 + extra]))
-    space = volume.shape[1 + extra :]
-    starts = [starts_along(length, size) for length, size in zip(space, patch_size, strict=True)]
-    for plane, corner in itertools.product(planes, list(itertools.product(*starts))):
-        index = (slice(None), *(slice(k, k + 1) for k in plane))
-        index += tuple(slice(low, low + size) for low, size in zip(corner, patch_size, strict=True))
-        window = np.asarray(volume[index], np.float32)
-        window = window.reshape(window.shape[0], *window.shape[1 + extra :])
-        missing = [size - there for size, there in zip(patch_size, window.shape[1:], strict=True)]
-        yield np.pad(window, [(0, 0), *((m // 2, m - m // 2) for m in missing)], mode="edge")
-
-
-def starts_along(length: int, size: int) -> list[int]:
-    """Return the first voxels of the fewest windows that cover an axis, evenly spaced."""
-    number = max(1, math.ceil(length / size))
-    last = max(0, length - size)
-    return [round(last * k / max(1, number - 1)) for k in range(number)]
-
-
-def _precision(device: torch.device) -> AbstractContextManager[None]:
+def precision(device: torch.device) -> AbstractContextManager[None]:
+    """Return nnU-Net's precision on a device: mixed on a GPU, full on a CPU."""
     return torch.autocast("cuda") if device.type == "cuda" else nullcontext()

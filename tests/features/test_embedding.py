@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.features.embedding import columns, embedding, starts_along, windows_of
+from pcrl_nnunet.features.embedding import columns, embedding
 from pcrl_nnunet.features.table import Embeddings
+from pcrl_nnunet.features.windows import starts_along, windows_of
 
 CPU = torch.device("cpu")
 
