@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -116,7 +117,9 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
         unseen = set(validation) - set(train)  # empty for fold `all`
         held_out = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in unseen]
         seen = cases_seen(loaded.checkpoint, self.plans_manager.dataset_name, held_out)
-        self._report({**loaded.content, "validation_cases_seen": seen, **loaded.report.as_dict()}, loaded.text)
+        others = self._seen_of_others(loaded.checkpoint)
+        content = {**loaded.content, "validation_cases_seen": seen, **others, **loaded.report.as_dict()}
+        self._report(content, loaded.text)
         for kind in ("loaded", "random"):
             names = "\n  ".join(getattr(loaded.report, kind))
             self.print_to_log_file(f"{kind}:\n  {names}", also_print_to_console=False, add_timestamp=False)
@@ -126,6 +129,10 @@ class PCRLFinetuneTrainer(PCRLScratchTrainer):
             f"Pretraining saw the images of {len(seen)} of this fold's {len(held_out)} validation cases"
             + (f": {', '.join(seen)}. Pretrain with -f {self.fold} to leave them out." if seen else ".")
         )
+
+    def _seen_of_others(self, checkpoint: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return further held-out cases of a subclass that the pretraining saw, by their entry in transfer.json."""
+        return {}
 
     def _pretraining(self) -> pretrained.Pretraining:
         return pretrained.Pretraining(

@@ -24,10 +24,12 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.ingest.unlabelled import unlabelled_cases
+from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
 from pcrl_nnunet.semi_supervised import mixing, watch
-from pcrl_nnunet.semi_supervised.cases import SemiCases
+from pcrl_nnunet.semi_supervised.cases import PREFIX, SemiCases
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
 from pcrl_nnunet.semi_supervised.loss import PartsLoss, WatchedLoss, ignoring
@@ -36,6 +38,7 @@ from pcrl_nnunet.semi_supervised.teacher import Teacher, keep_largest_pieces
 from pcrl_nnunet.settings import changes
 from pcrl_nnunet.trainers.finetune import PCRLFinetuneTrainer
 from pcrl_nnunet.trainers.scratch import PCRLScratchTrainer
+from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.weights import unwrap
 
 NOT_COUNTED = -1  # value of ignored voxels if the dataset has no ignore label
@@ -376,3 +379,19 @@ class PCRLSemiSupervisedTrainer(_SemiSupervised, PCRLFinetuneTrainer):
     def supervised(cls) -> str:
         """Name the trainer of the same training without unlabelled cases."""
         return PCRLFinetuneTrainer.__name__ + (f"_{cls.method}" if cls.method else "")
+
+    def _seen_of_others(self, checkpoint: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Log the cases of ``leave_out`` that the pretraining saw: it does not know this setting."""
+        dataset, wanted = self.plans_manager.dataset_name, self.semi.leave_out
+        if not wanted:
+            return {}
+        own = [case for case in find_cases(self.preprocessed_dataset_folder) if case.name in wanted]
+        folder, identifier = self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier
+        scans = [case for case in unlabelled_cases(folder, identifier) if f"{PREFIX}{case.name}" in wanted]
+        seen = cases_seen(checkpoint, dataset, own)
+        seen += [f"{PREFIX}{name}" for name in cases_seen(checkpoint, dataset, scans)]
+        self.print_to_log_file(
+            f"Pretraining saw the images of {len(seen)} of the {len(wanted)} cases of {WHERE}.leave_out"
+            + (f": {', '.join(seen)}. It does not know this setting: see docs/semi_supervised.md." if seen else ".")
+        )
+        return {"left_out_cases_seen": seen}

@@ -41,6 +41,7 @@ from pcrl_nnunet.lock import locked
 from pcrl_nnunet.progress import telling
 
 MANIFEST = "cases.json"
+UNLABELLED = "_unlabelled"  # ending of the folder's name
 BAD_LIST = "bad_cases.txt"
 MAX_BAD = 0.1  # with a larger share of bad scans, the folder is wrong and not a scan
 MIN_TRIED = 10  # one bad scan among the first few says nothing about the folder
@@ -50,7 +51,7 @@ _FLUSH_SECONDS = 5.0
 
 def unlabelled_folder(preprocessed_dataset_folder: str, data_identifier: str) -> str:
     """Return the folder of a configuration's unlabelled cases: beside nnU-Net's own data folder, never in it."""
-    return os.path.join(preprocessed_dataset_folder, f"{data_identifier}_unlabelled")
+    return os.path.join(preprocessed_dataset_folder, f"{data_identifier}{UNLABELLED}")
 
 
 def unlabelled_cases(preprocessed_dataset_folder: str, data_identifier: str) -> list[Case]:

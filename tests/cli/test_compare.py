@@ -230,6 +230,34 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     assert all(torch.equal(trained[name], scored_again[name]) for name in trained)
 
 
+@pytest.mark.long
+@pytest.mark.slow
+def test_semi_supervised_methods_are_compared_after_a_pretraining_of_the_decoder(
+    environment, run, registered, tmp_path
+):
+    settings, out = tmp_path / "settings.json", tmp_path / "out"
+    short = {"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1}  # an epoch of each phase
+    settings.write_text(json.dumps({"finetune": short}))
+    flags = f"-methods mae semi_scratch semi -labelled 2 -seeds 1 -settings {settings} -o {out}"
+    (done,) = run(environment, f"pcrl_nnunet_compare -d 8 -device cpu {flags}")
+    arms = {"scratch", "scratch_longer", "mae", "semi_scratch", "semi"}
+    table = pd.read_csv(out / "table.csv")
+    assert set(table["method"]) == arms
+    assert table["mean"].notna().all()
+    assert set(pd.read_csv(out / "results.csv")["method"]) == arms
+    for name in ("label_efficiency", "iterations", "segmentations"):
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"{name}.png"))).std() > 10  # not all white
+    assert len(list(out.rglob("PCRLSemiSupervised*Trainer__*/fold_*/pseudo_labels.png"))) == 2
+    assert ("What the pretraining adds to semi: " in done) == table["learned"].any()
+    (of_mae,) = out.rglob("PCRLFinetuneTrainer__*_mae_2_0__*/fold_*/transfer.json")
+    transfer = json.loads(of_mae.read_text())
+    assert transfer["trained_by_method"] == ["encoder", "decoder"]
+    assert [name for name in transfer["loaded"] if name.startswith("decoder.stages.")]
+    assert {name.split(".")[1] for name in transfer["random"]} == {"seg_layers"}
+    (of_semi,) = out.rglob("PCRLSemiSupervisedTrainer__*/fold_*/transfer.json")
+    assert json.loads(of_semi.read_text())["left_out_cases_seen"] == []
+
+
 def test_an_impossible_comparison_is_refused_in_a_sentence(tiny, monkeypatch, capsys):
 
     def refused(*arguments):

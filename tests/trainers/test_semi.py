@@ -816,6 +816,26 @@ def test_a_training_starts_from_the_pretrained_encoder(folders: Path, without_pi
     assert "The second phase begins" in log_of(trainer)
 
 
+def test_left_out_cases_that_the_pretraining_saw_are_named(
+    own_data: Path, folders: Path, without_picture: None
+) -> None:
+    """The scan case_2 is another image than the dataset's case_2."""
+    scans = write_scans(own_data, make_full_plan(), {"scan": 0, "case_2": 1, "unseen": 2})
+    (own_data / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_3"]}]))
+    seen = [(DATA, "case_2", "a"), (scans.name, "scan", "b"), (DATA, "case_0", "c")]
+    cases = [{"name": name, "path": f"{DATASET}/{folder}/{name}.b2nd", "sha256": sha} for folder, name, sha in seen]
+    pretrain(folders, plan=make_full_plan(), cases=cases)
+    leave_out = ["case_2", "unlabelled/scan", "unlabelled/case_2"]
+    trainer = run_training(
+        make(PCRLSemiSupervisedTrainer, make_full_plan(finetune=SHORT, semi={"leave_out": leave_out}))
+    )
+    report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    assert report["left_out_cases_seen"] == ["case_2", "unlabelled/scan"]
+    assert report["validation_cases_seen"] == []
+    said = "Pretraining saw the images of 2 of the 3 cases of pcrl.semi.leave_out: case_2, unlabelled/scan. "
+    assert said in log_of(trainer)
+
+
 def test_a_methods_pretraining_is_taken_by_the_trainers_name(folders: Path, without_picture: None) -> None:
     pretrain(folders, plan=make_full_plan())
     path, pretrained = pretrain(folders, plan=make_full_plan(), method="mae")
