@@ -55,7 +55,10 @@ PAGES = (
     "CONTRIBUTING.md",
 )
 # Pages that test_public_datasets.py runs, and pages on methods, whose commands differ from PAGES only in the method.
-NOT_IN_PAGES = {"docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"}
+NOT_IN_PAGES = {
+    *("docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"),
+    "docs/features.md",  # tests/cli/test_embed.py
+}
 
 # Commands that install or run for long, with the place that runs them instead.
 RUN_ELSEWHERE = {

@@ -22,7 +22,7 @@ from pcrl_nnunet.experiments import frozen as module
 from pcrl_nnunet.experiments import frozen_segmentation
 from pcrl_nnunet.experiments.arms import Arm
 from pcrl_nnunet.experiments.comparison import Run
-from pcrl_nnunet.experiments.forecast import forecast
+from pcrl_nnunet.experiments.forecast import measure
 from pcrl_nnunet.experiments.frozen import FrozenLook, frozen_methods, task_of
 from pcrl_nnunet.experiments.frozen_classification import TableTask
 from pcrl_nnunet.experiments.frozen_report import report, surely_best, table
@@ -332,6 +332,7 @@ def test_a_forecast_counts_pretrainings_alone(layout: Callable[..., Layout], mon
     prepare(this, RUNS)
     for name, value in this.variables().items():
         monkeypatch.setenv(name, value)  # restored after the test; a forecast sets them for good
-    lines = list(forecast(this, RUNS, CPU, 1, ModuleType("none"), lambda *given: 3.6, frozen=True))
+    work = measure(this, RUNS, CPU, ModuleType("none"), lambda *given: 3.6, frozen=True)
+    lines = list(work.lines(CPU, 1))
     assert lines[0].startswith("  pretraining of pcrlv2: 2 to do, 3.60 s a step on cpu")
     assert not any("with labels" in line for line in lines)
