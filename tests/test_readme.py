@@ -74,7 +74,9 @@ RUN_ELSEWHERE = {
 # nnU-Net's commands need a GPU by default; docs/getting_started.md says to add this flag without a GPU.
 NEEDS_DEVICE = ("nnUNetv2_train", "nnUNetv2_predict")
 # These commands would take half an hour even with trainings of one step; tests/cli/test_compare.py tests more.
-SHORTER = {"pcrl_nnunet_compare -d 4": " -labelled 2 -seeds 1 -methods pcrlv2"}
+FROZEN = "pcrl_nnunet_compare -d 4 -c 2d -methods pcrlv2 mae simsiam -labelled 5 10 -seeds 5 -frozen"
+# the last of equal flags counts
+SHORTER = dict.fromkeys(("pcrl_nnunet_compare -d 4", FROZEN), " -labelled 2 -seeds 1 -methods pcrlv2")
 SHORT = {
     "pretrain": {"epochs": 1, "iters_per_epoch": 1},
     "finetune": {"epochs": 1, "iters_per_epoch": 1, "val_iters_per_epoch": 1},
