@@ -87,6 +87,20 @@ def test_the_first_look_at_semi_supervised_training_agrees_with_its_files() -> N
     assert f"differ by up to {largest:.0f} points" in text
 
 
+def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
+    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised_two_patients.csv")
+    assert scores.groupby(["seed", "method"])["case"].nunique().tolist() == [28] * 9
+    found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+    page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
+    lines = page.split("| Subset, two patients |")[1].split("\n\n")[0].splitlines()[2:]
+    stated = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
+    assert stated == [pytest.approx(list(row), abs=0.06) for row in [*found.to_numpy(), found.mean().to_numpy()]]
+    gains = found["semi_scratch"] - found["scratch_longer"]
+    assert f"gains {gains.mean():.1f} points over `scratch_longer`, the better control" in page
+    assert f"the gains were {gains[0]:.1f}, {gains[1]:.1f} and {gains[2]:.1f}" in page
+    assert found["scratch_longer"].mean() > found["scratch"].mean()
+
+
 def test_the_pages_name_every_file_of_the_results() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     files = [file.name for file in (DOCS / "evidence").iterdir() if file.suffix in {".csv", ".png", ".txt"}]
