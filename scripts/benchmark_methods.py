@@ -14,15 +14,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from benchmark_data import Volume, trainer_of, volume_of  # sets one thread before torch is imported
 
 import numpy as np  # isort: skip
+import torch
 from measures import forget_peak, resident, seconds
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
-from pcrl_nnunet.methods import DEFAULT, PlanFacts, method_class, names
+from pcrl_nnunet.loading.samples import Views
+from pcrl_nnunet.methods import DEFAULT, PlanFacts, Preparation, method_class, names
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares
 from pcrl_nnunet.views.corruption import INNER_BLOCK, MAX_BLOCKS, OUTER_BLOCK, Corruption, corrupt
 
 CASE = Case("in memory", "")
@@ -37,9 +42,10 @@ def views_of_methods(rounds: int, rng: np.random.Generator) -> dict[str, tuple[f
     """Return for each method the median time of a sample (ms) and of a voxel of the network's input (ns)."""
     volume, made = volume_of(MEDIAN, rng), {}
     for name in names():
-        method = method_class(name)
-        settings, _ = method.configure(PLAN, {})
-        made[name] = method.views(settings, PLAN, 1, {})
+        try:
+            made[name] = views_of_method(name, volume)
+        except UserError as error:
+            print(f"  {name} is left out: {error}")
     seconds: dict[str, list[float]] = defaultdict(list)
     for number in range(-1, rounds):
         for name in rng.permutation(sorted(made)):
@@ -52,6 +58,23 @@ def views_of_methods(rounds: int, rng: np.random.Generator) -> dict[str, tuple[f
         voxels = sum(math.prod(spec.shape) for array, spec in views.arrays.items() if array in SEEN)
         found[name] = 1e3 * median(seconds[name]), 1e9 * median(seconds[name]) / voxels
     return found
+
+
+def views_of_method(name: str, volume: Volume) -> Views:
+    """Return the views of a method on `PLAN`, prepared for the volume if the method prepares.
+
+    Raises:
+        UserError: the plan or the volume does not fit the method.
+    """
+    method = method_class(name)
+    settings, _ = method.configure(PLAN, {})
+    if not prepares(method):
+        return method.views(settings, PLAN, 1, {})
+    with TemporaryDirectory() as folder:
+        case = Case(CASE.name, str(Path(folder, "case.npy")))
+        np.save(case.path, volume)
+        given = Preparation([case], torch.nn.Identity(), 1, settings, 0, torch.device("cpu"))
+        return method.views(settings, PLAN, 1, make_anew(method, given))
 
 
 def by_monai(size: tuple[int, ...], inner: bool) -> Callable[[Volume], object]:
@@ -94,8 +117,14 @@ def corruption_against_monai(size: tuple[int, ...], rounds: int, rng: np.random.
 
 
 def cost_of_method(home: Path, stages: int, name: str) -> dict[str, float]:
-    """Return the mean seconds of a step over its variants, and the peak memory that it adds (bytes)."""
-    trainer, batch = trainer_of(Path(home), stages, name)
+    """Return the mean seconds of a step over its variants, and the peak memory that it adds (bytes).
+
+    The result is empty if the plan does not fit the method.
+    """
+    try:
+        trainer, batch = trainer_of(Path(home), stages, name)
+    except UserError:
+        return {}
     variants, before = trainer.network.variants(), resident("VmRSS")
     for drawn in variants:  # fills the optimiser's momentum
         trainer.train_step(batch, 0, drawn)
