@@ -82,7 +82,7 @@ def measure(
 ) -> Work:
     """Measure a step of each kind of training.
 
-    The function gives the process the comparison's environment, for good.
+    Meanwhile the process has the comparison's environment.
 
     Args:
         layout: a prepared folder.
@@ -90,7 +90,23 @@ def measure(
         step_of_pretraining: measures a pretraining.
         frozen: leave out the trainings with labels.
     """
+    before = dict(os.environ)
     os.environ.update(layout.variables())
+    try:
+        return _measured(layout, runs, device, trainers, step_of_pretraining, frozen)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _measured(
+    layout: Layout,
+    runs: Sequence[Run],
+    device: torch.device,
+    trainers: ModuleType,
+    step_of_pretraining: StepOfPretraining,
+    frozen: bool,
+) -> Work:
     a_step: dict[str, float] = {}
     steps: dict[str, dict[str, float]] = {}  # steps of each training, by kind and name
     for run in runs:

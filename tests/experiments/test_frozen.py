@@ -327,11 +327,9 @@ def test_a_kept_file_of_another_format_is_computed_again(
     assert path.read_text() != before
 
 
-def test_a_forecast_counts_pretrainings_alone(layout: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecast_counts_pretrainings_alone(layout: Callable[..., Layout]) -> None:
     this = layout(methods=["pcrlv2"])
     prepare(this, RUNS)
-    for name, value in this.variables().items():
-        monkeypatch.setenv(name, value)  # restored after the test; a forecast sets them for good
     work = measure(this, RUNS, CPU, ModuleType("none"), lambda *given: 3.6, frozen=True)
     lines = list(work.lines(CPU, 1))
     assert lines[0].startswith("  pretraining of pcrlv2: 2 to do, 3.60 s a step on cpu")
