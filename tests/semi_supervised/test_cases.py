@@ -125,7 +125,7 @@ REMEDY = r"; add scans with pcrl_nnunet_preprocess -d Dataset999_Tiny -i FOLDER,
 
 
 def test_a_missing_unlabelled_case_ends_with_one_sentence(tiny: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match=rf"^fold all of Dataset999_Tiny {WITHOUT}{REMEDY}FinetuneTrainer$"):
+    with pytest.raises(UserError, match=rf"^fold all of Dataset999_Tiny {WITHOUT}{REMEDY}ScratchTrainer$"):
         find("all")
     write_split(tiny, tiny.splits)
     with pytest.raises(UserError, match=rf"^fold 1 of Dataset999_Tiny {WITHOUT}{REMEDY}"):

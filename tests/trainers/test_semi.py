@@ -707,19 +707,21 @@ def test_a_continued_training_logs_changed_settings_and_keeps_the_cases_set_asid
     with pytest.raises(StoppedError):
         run_training(first)
     assert first._set_aside == {"unlabelled/scan"}
-    plan = make_full_plan(finetune={**SHORT, **LONG}, semi={"pseudo_weight": 0.25, "leave_out": ["unlabelled/scan"]})
+    plan = make_full_plan(finetune={**SHORT, **LONG}, semi={"pseudo_weight": 0.25, "box_share": 0.5})
     resumed = make(plan=plan, continue_training=True)
     maybe_load_checkpoint(resumed, True, False, None)
     assert resumed._set_aside == {"unlabelled/scan"}
-    warnings = [line.split("WARNING: ")[1] for line in log_of(resumed).splitlines() if "WARNING: pcrl.semi" in line]
+    warnings = [
+        line.split("WARNING: ")[1].strip() for line in log_of(resumed).splitlines() if "WARNING: pcrl.semi" in line
+    ]
     assert warnings == [
         "pcrl.semi.pseudo_weight was 0.5 so far, and is 0.25 from now on",
-        'pcrl.semi.leave_out was [] so far, and is ["unlabelled/scan"] from now on',
+        f"pcrl.semi.box_share was {2 / 3} so far, and is 0.5 from now on",
     ]
     same = make(continue_training=True, **LONG)
     same.log_file = str(own_data / "log.txt")
     maybe_load_checkpoint(same, True, False, None)
-    assert "WARNING" not in log_of(same)
+    assert not os.path.exists(same.log_file)  # no line was logged
 
 
 def test_a_sigterm_ends_the_training_at_once_and_it_continues_from_the_last_checkpoint(
