@@ -19,6 +19,7 @@ from numpy.typing import NDArray  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 
 from pcrl_nnunet.plans import load_plan  # noqa: E402
+from pcrl_nnunet.pretraining.preparation import make_anew, prepares  # noqa: E402
 from pcrl_nnunet.pretraining.request import Request  # noqa: E402
 from pcrl_nnunet.trainers.pretrain import pretrain_trainer  # noqa: E402
 
@@ -149,4 +150,6 @@ def trainer_of(home: Path, stages: int, method: str | None = None) -> tuple[Any,
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # the trainer prints a page
         trainer = pretrain_trainer(Request.of_plan(plan, "all", method=method), device())
         trainer.initialize()
+        if prepares(trainer.method):
+            trainer.prepared = make_anew(trainer.method, trainer.preparation())
     return trainer, next(trainer.get_dataloaders())
