@@ -30,7 +30,7 @@ from pcrl_nnunet.errors import exit_on_user_error
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.loader import Batches, make_loader
 from pcrl_nnunet.loading.samples import Views
-from pcrl_nnunet.methods import Method, PlanFacts, Preparation, method_class
+from pcrl_nnunet.methods import Method, PlanFacts, Preparation, method_class, names
 from pcrl_nnunet.methods.quantities import RESTORATION, RIGHT, variance_within
 from pcrl_nnunet.methods.restoration import RestorationMethod
 from pcrl_nnunet.methods.simsiam import SimSiam
@@ -164,7 +164,8 @@ def main() -> None:
     device, found = torch.device(args.device), {}
     with exit_on_user_error():
         plan = load_plan(args.d, args.p, args.c)
-        for name in args.methods:
+        dim = len(plan.resolved["patch_size"])
+        for name in args.methods or [name for name in names() if dim in method_class(name).dimensions]:
             print(name, flush=True)
             given = {"batch_size": args.batch_size, "optimizer": args.optimizer, "initial_lr": args.initial_lr}
             learning = Learning(name, plan, args.f, args.steps, **given)

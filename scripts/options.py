@@ -11,8 +11,6 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from pcrl_nnunet.method_names import names
-
 LITS_LABELS = ("liver", "liver_tumour")
 PARTS_OF_BENCHMARK = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
@@ -62,7 +60,7 @@ def learning() -> ArgumentParser:
     parser.add_argument(
         "-f", type=int, default=0, metavar="FOLD", help="fold whose validation cases are left out (default: 0)"
     )
-    parser.add_argument("-methods", nargs="+", default=names(), metavar="NAME", help="methods (default: all)")
+    parser.add_argument("-methods", nargs="+", metavar="NAME", help="methods (default: all that fit the plan)")
     parser.add_argument("-steps", type=int, default=300, metavar="N", help="steps of each method (default: 300)")
     parser.add_argument("-batch_size", type=int, metavar="N", help="samples in a step (default: the method's own)")
     parser.add_argument("-optimizer", choices=("sgd", "adamw"), help="default: the method's own")
