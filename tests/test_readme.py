@@ -229,7 +229,8 @@ def folders_and_files() -> dict[str, list[str]]:
 def check_where_files_land(home: Path) -> None:
     """Every folder and file of docs/files.md exists."""
     while_it_runs_or_if_any = {"checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_damaged.pth"}
-    if_any = {"bad_cases.txt", "old_1", "old_2", "roc.png", "predictions.csv"}  # a classification writes the last two
+    # -hours writes hours.json, and a classification the last two
+    if_any = {"bad_cases.txt", "old_1", "old_2", "hours.json", "roc.png", "predictions.csv"}
     for folder, names in folders_and_files().items():
         (place,) = home.glob(folder.replace("Dataset004_...", "Dataset004_*"))
         for name in names:
