@@ -15,11 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.samples import ArraySpec
 from pcrl_nnunet.losses import contrastive_loss
 from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews, fitted_views
+from pcrl_nnunet.methods.keys import LARGEST_QUEUE, queue_size_for
+from pcrl_nnunet.methods.pairs import (
+    PairViews,
+    editable_pairs,
+    facts_of_pairs,
+    fitted_views,
+    number_of_pairs,
+    pair_settings,
+)
 from pcrl_nnunet.methods.quantities import MATCHING, RANK, matched_minus_shuffled
 from pcrl_nnunet.networks import (
     KeyQueue,
@@ -31,15 +38,11 @@ from pcrl_nnunet.networks import (
 )
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
-from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
 from pcrl_nnunet.views.holes import GreyAndHoles, GreyAndHolesTransform
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 WHERE = "pcrl.pretrain.c2l"
 KEY_CHANNELS = 128  # the paper's
-LARGEST_QUEUE = 16384  # the paper's
-KEYS_PER_CASE = 16  # a queue with many more keys would hold the same views of the same cases again and again
-RANDOM_KEY = -2  # the case of the keys in a new queue; no hash of a name is negative
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class KeyEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return vectors (B, 128), float32, of images (B, C, *)."""
         pooled = self.pooled(image)
-        with _float32(pooled):  # samples differ little
+        # float32 even under autocast: samples differ little
+        with nullcontext() if pooled.is_meta else torch.autocast(pooled.device.type, enabled=False):
             vectors: Tensor = self.head(pooled)
         return vectors
 
@@ -137,21 +141,13 @@ class C2L(Method):
         self.temperature = settings.temperature
         self.query = KeyEncoder(encoder)
         self.momentum = MomentumCopy(self.query, settings.key_momentum)
-        length = settings.queue_size or LARGEST_QUEUE
-        self.queue = KeyQueue(length, KEY_CHANNELS)
-        # random keys as in the authors' code: without negatives the first steps would teach nothing
-        self.queue.push(torch.randn(length, KEY_CHANNELS), torch.full((length,), RANDOM_KEY))
+        self.queue = KeyQueue(settings.queue_size or LARGEST_QUEUE, KEY_CHANNELS)
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[C2LSettings, int]:
         """Derive size and number of the views from the plan, see `configure_views`. There are no local views."""
-        rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
-        views, _ = configure_views(*rule, num_local=0)
-        settings = replaced(C2LSettings(views), WHERE, given)
-        if settings.views.num_local:
-            raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; C2L has no local views: set 0")
-        check_views(settings.views, plan.strides)
-        return settings, max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, settings.views))
+        settings = replaced(C2LSettings(pair_settings(plan)), WHERE, given)
+        return settings, number_of_pairs(settings.views, plan, WHERE, cls.title)
 
     @classmethod
     def for_cases(cls, settings: C2LSettings, number: int) -> C2LSettings:
@@ -160,21 +156,12 @@ class C2L(Method):
         Raises:
             UserError: there is only one case, so that no key is a negative, or the given queue is too long.
         """
-        if number < 2:
-            raise UserError(f"C2L compares cases and found {number}; give it 2 cases or more, or take another -method")
-        largest = min(LARGEST_QUEUE, KEYS_PER_CASE * number)
-        if settings.queue_size > largest:
-            raise UserError(
-                f"{WHERE}.queue_size is {settings.queue_size}, and {number} cases allow {largest} keys, "
-                f"{KEYS_PER_CASE} for each case and {LARGEST_QUEUE} at most: set {largest} or less, or 0 for {largest}"
-            )
-        return replace(settings, queue_size=settings.queue_size or largest)
+        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE, cls.title))
 
     @classmethod
     def editable(cls, settings: C2LSettings) -> dict[str, Any]:
         """Return the settings that a planner writes into a plan for users to edit."""
-        views = settings.views
-        return {"views": {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}}
+        return editable_pairs(settings.views)
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
@@ -184,12 +171,7 @@ class C2L(Method):
     @classmethod
     def facts(cls, settings: C2LSettings) -> dict[str, str]:
         """Return the views' sizes and the length of the queue."""
-        sizes = ["x".join(map(str, size)) for size in settings.views.global_crop_sizes]
-        return {
-            "crops": f"{', '.join(sizes)} voxels",
-            "input": f"{'x'.join(map(str, settings.views.global_input_size))} voxels",
-            "queue": f"{settings.queue_size or LARGEST_QUEUE} keys",
-        }
+        return {**facts_of_pairs(settings.views), "queue": f"{settings.queue_size or LARGEST_QUEUE} keys"}
 
     @classmethod
     def views(cls, settings: C2LSettings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> C2LViews:
@@ -218,12 +200,11 @@ class C2L(Method):
         key, mixed_key = self.momentum(torch.cat((two, mixed_two))).chunk(2)
         others = self.queue.others(case)
         others_of_both = others & self.queue.others(of_next_sample(case))
-        with _float32(query):
-            terms = {
-                "views": self._contrast(query, key, others),
-                "mixed_views": self._contrast(mixed_query, mixed_key, others_of_both),
-                "mixed_keys": self._contrast(mixed_query, mixed(key, drawn), others_of_both),
-            }
+        terms = {
+            "views": self._contrast(query, key, others),
+            "mixed_views": self._contrast(mixed_query, mixed_key, others_of_both),
+            "mixed_keys": self._contrast(mixed_query, mixed(key, drawn), others_of_both),
+        }
         loss = torch.stack([*terms.values()]).mean()
         return StepOutput(
             loss,
@@ -258,8 +239,3 @@ def mixed(part: Tensor, share: float) -> Tensor:
         share: share of the sample itself, 0.5 to 1.
     """
     return share * part + (1 - share) * of_next_sample(part)
-
-
-def _float32(like: Tensor) -> Any:
-    """Return a context of float32 arithmetic, even under autocast."""
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from batchgenerators.transforms.abstract_transforms import Compose
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownView, Views
+from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
+from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
 from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
@@ -29,6 +32,42 @@ def fitted_views(given: Mapping[str, Any], median: Sequence[float]) -> tuple[dic
     left_out = [f"views.{name}" for name in names_of_large_crops(given.get("views"), median)]
     kept = {name: size for name, size in dict(given.get("views") or {}).items() if f"views.{name}" not in left_out}
     return ({**given, "views": kept} if left_out else dict(given)), left_out
+
+
+def pair_settings(plan: PlanFacts) -> ViewSettings:
+    """Return the sizes of pairs of global views without local ones, see `configure_views`."""
+    rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
+    return configure_views(*rule, num_local=0)[0]
+
+
+def number_of_pairs(views: ViewSettings, plan: PlanFacts, where: str, title: str) -> int:
+    """Return the number of pairs that fit the plan's budget of voxels.
+
+    Args:
+        where: name of the method's block of settings.
+        title: name of the method for display.
+
+    Raises:
+        UserError: there are local views, or views are too small for the encoder.
+    """
+    if views.num_local:
+        raise UserError(f"{where}.views.num_local is {views.num_local}; {title} has no local views: set 0")
+    check_views(views, plan.strides)
+    return max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, views))
+
+
+def editable_pairs(views: ViewSettings) -> dict[str, Any]:
+    """Return the sizes that a planner writes into a plan for users to edit."""
+    return {"views": {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}}
+
+
+def facts_of_pairs(views: ViewSettings) -> dict[str, str]:
+    """Return the views' sizes for the dry run."""
+    sizes = ["x".join(map(str, size)) for size in views.global_crop_sizes]
+    return {
+        "crops": f"{', '.join(sizes)} voxels",
+        "input": f"{'x'.join(map(str, views.global_input_size))} voxels",
+    }
 
 
 def case_number(case: Case) -> np.ndarray:

@@ -27,7 +27,15 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.samples import ArraySpec
 from pcrl_nnunet.losses import contrastive_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews, fitted_views
+from pcrl_nnunet.methods.keys import LARGEST_QUEUE, queue_size_for
+from pcrl_nnunet.methods.pairs import (
+    PairViews,
+    editable_pairs,
+    facts_of_pairs,
+    fitted_views,
+    number_of_pairs,
+    pair_settings,
+)
 from pcrl_nnunet.methods.quantities import MATCHING, RANK, RESTORATION, matched_minus_shuffled, variance_within
 from pcrl_nnunet.networks import (
     ChannelAttention,
@@ -41,13 +49,7 @@ from pcrl_nnunet.networks import (
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
 from pcrl_nnunet.views import PixelTransform
-from pcrl_nnunet.views.configure import (
-    MIN_BOTTLENECK_VOXELS,
-    MIN_SAMPLES,
-    check_views,
-    configure_views,
-    fitting_samples,
-)
+from pcrl_nnunet.views.configure import MIN_BOTTLENECK_VOXELS
 from pcrl_nnunet.views.corruption import Corruption, corrupt
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 from pcrl_nnunet.views.transformations import QUARTERS, Transformations, plane_of_quarters, turned
@@ -56,9 +58,6 @@ from pcrl_nnunet.views.turns import turnable
 WHERE = "pcrl.pretrain.pcrlv1"
 MIN_IOU = 0.2  # of the pair; the paper
 KEY_CHANNELS = 128  # the authors' code
-LARGEST_QUEUE = 16384  # the paper
-KEYS_PER_CASE = 16  # the paper has 16 pairs of each volume
-RANDOM_KEY = -2  # the case of the keys in a new queue; no hash of a name is negative
 ENCODERS = ("ordinary encoder", "momentum encoder", "hybrid encoder")
 WIDEST = 320  # channels of nnU-Net's bottleneck in 3D, for the dry run
 
@@ -216,21 +215,15 @@ class PCRLv1(Method):
             self.attention = OuterProductAttention(self.encoder.conv_op, self.told.bits, c)
         if settings.rotation_task:
             self.rotation_head = nn.Linear(2 * c, QUARTERS)
-        length = settings.queue_size or LARGEST_QUEUE
-        self.queue = KeyQueue(length, KEY_CHANNELS)
-        # random keys as in the authors' code: without negatives the first steps would teach nothing
-        self.queue.push(torch.randn(length, KEY_CHANNELS), torch.full((length,), RANDOM_KEY))
+        self.queue = KeyQueue(settings.queue_size or LARGEST_QUEUE, KEY_CHANNELS)
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[PCRLv1Settings, int]:
         """Derive size and number of the views from the plan, see `configure_views`. Quarter turns need equal edges."""
-        rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
-        views, _ = configure_views(*rule, num_local=0)
+        views = pair_settings(plan)
         views = with_equal_edges(replace(views, min_iou=MIN_IOU), plan.strides)
         settings = replaced(PCRLv1Settings(views), WHERE, given)
-        if settings.views.num_local:
-            raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; PCRLv1 has no local views: set 0")
-        check_views(settings.views, plan.strides)
+        samples = number_of_pairs(settings.views, plan, WHERE, cls.title)
         size, total = settings.views.global_input_size, np.prod(plan.strides, axis=0).tolist()
         if any(length % stride for length, stride in zip(size, total, strict=True)):
             raise UserError(
@@ -242,7 +235,7 @@ class PCRLv1(Method):
                 f"{WHERE}.rotation_task needs a plane for quarter turns, and the spacing {settings.views.spacing} with "
                 f"the input {size} has none; set rotation_task to false"
             )
-        return settings, max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, settings.views))
+        return settings, samples
 
     @classmethod
     def for_cases(cls, settings: PCRLv1Settings, number: int) -> PCRLv1Settings:
@@ -251,22 +244,12 @@ class PCRLv1(Method):
         Raises:
             UserError: there is only one case, so that no key is a negative, or the given queue is too long.
         """
-        if number < 2:
-            raise UserError(f"PCRLv1 compares cases and found {number}; give it 2 cases or more, or another -method")
-        largest = min(LARGEST_QUEUE, KEYS_PER_CASE * number)
-        if settings.queue_size > largest:
-            raise UserError(
-                f"{WHERE}.queue_size is {settings.queue_size}, and {number} cases allow {largest} keys, "
-                f"{KEYS_PER_CASE} for each case and {LARGEST_QUEUE} at most: set {largest} or less, or 0 for {largest}"
-            )
-        return replace(settings, queue_size=settings.queue_size or largest)
+        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE, cls.title))
 
     @classmethod
     def editable(cls, settings: PCRLv1Settings) -> dict[str, Any]:
         """Return the settings that a planner writes into a plan for users to edit."""
-        views = settings.views
-        sizes = {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}
-        return {"attention": settings.attention, "views": sizes}
+        return {"attention": settings.attention, **editable_pairs(settings.views)}
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
@@ -284,8 +267,7 @@ class PCRLv1(Method):
         if settings.attention == "outer_product":
             attention += f", a layer of {WIDEST**3 / 1e6:.1f} million weights for {WIDEST} channels"
         return {
-            "crops": f"{', '.join(map(_x, settings.views.global_crop_sizes))} voxels",
-            "input": f"{_x(settings.views.global_input_size)} voxels",
+            **facts_of_pairs(settings.views),
             "transformations": transformed,
             "attention": attention if told is not None else "",
             "queue": f"{settings.queue_size or LARGEST_QUEUE} keys",
@@ -466,7 +448,3 @@ def with_equal_edges(views: ViewSettings, strides: Sequence[Sequence[int]]) -> V
         for crop in views.global_crop_sizes
     ]
     return replace(views, global_input_size=tuple(size), global_crop_sizes=tuple(dict.fromkeys(crops)))
-
-
-def _x(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))

@@ -14,15 +14,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss
 from pcrl_nnunet.methods.base import Method, ParameterGroup, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews, fitted_views
+from pcrl_nnunet.methods.pairs import (
+    PairViews,
+    editable_pairs,
+    facts_of_pairs,
+    fitted_views,
+    number_of_pairs,
+    pair_settings,
+)
 from pcrl_nnunet.methods.quantities import MATCHING, RANK, matched_minus_shuffled
 from pcrl_nnunet.networks import accept_any_size, encoder_of, mean_and_maximum
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import replaced
-from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 WHERE = "pcrl.pretrain.simsiam"
@@ -82,19 +87,13 @@ class SimSiam(Method):
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[SimSiamSettings, int]:
         """Derive size and number of the views from the plan, see `configure_views`. There are no local views."""
-        rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
-        views, _ = configure_views(*rule, num_local=0)
-        settings = replaced(SimSiamSettings(views), WHERE, given)
-        if settings.views.num_local:
-            raise UserError(f"{WHERE}.views.num_local is {settings.views.num_local}; SimSiam has no local views: set 0")
-        check_views(settings.views, plan.strides)
-        return settings, max(MIN_SAMPLES, fitting_samples(plan.patch_size, plan.batch_size, settings.views))
+        settings = replaced(SimSiamSettings(pair_settings(plan)), WHERE, given)
+        return settings, number_of_pairs(settings.views, plan, WHERE, cls.title)
 
     @classmethod
     def editable(cls, settings: SimSiamSettings) -> dict[str, Any]:
         """Return the settings that a planner writes into a plan for users to edit."""
-        views = settings.views
-        return {"views": {"global_crop_sizes": views.global_crop_sizes, "global_input_size": views.global_input_size}}
+        return editable_pairs(settings.views)
 
     @classmethod
     def fitted(cls, given: Mapping[str, Any], median: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
@@ -104,11 +103,7 @@ class SimSiam(Method):
     @classmethod
     def facts(cls, settings: SimSiamSettings) -> dict[str, str]:
         """Return the views' sizes."""
-        sizes = ["x".join(map(str, size)) for size in settings.views.global_crop_sizes]
-        return {
-            "crops": f"{', '.join(sizes)} voxels",
-            "input": f"{'x'.join(map(str, settings.views.global_input_size))} voxels",
-        }
+        return facts_of_pairs(settings.views)
 
     @classmethod
     def views(

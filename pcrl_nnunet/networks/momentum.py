@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NO_CASE = -1
+NO_CASE = -1  # the case of random keys; cases have numbers from 0
 
 
 class MomentumCopy(nn.Module):
@@ -45,7 +45,8 @@ class KeyQueue(nn.Module):
     """The newest keys of earlier steps, and their cases: the negatives of a contrastive loss.
 
     Keys of a sample's own case are no negatives of this sample. Small datasets would otherwise push views of one scan
-    apart. MoCo and its followers have so many images that this hardly happens.
+    apart. MoCo and its followers have so many images that this hardly happens. A new queue holds random keys, as in the
+    code of MoCo: without negatives the first steps would teach nothing.
 
     Args:
         length: K, number of keys.
@@ -57,12 +58,12 @@ class KeyQueue(nn.Module):
 
     def __init__(self, length: int, channels: int) -> None:
         super().__init__()
-        self.register_buffer("keys", torch.zeros(length, channels))  # (K, c), newest first
+        self.register_buffer("keys", F.normalize(torch.randn(length, channels), dim=1))  # (K, c), newest first
         self.register_buffer("cases", torch.full((length,), NO_CASE, dtype=torch.int64))
 
     def others(self, cases: Tensor) -> Tensor:
-        """Return which keys are negatives of samples of these cases (B,): (B, K) of bool. Empty places are none."""
-        return (self.cases != cases[:, None]) & (self.cases != NO_CASE)
+        """Return which keys are negatives of samples of these cases (B,): (B, K) of bool."""
+        return self.cases != cases[:, None]
 
     @torch.no_grad()
     def push(self, keys: Tensor, cases: Tensor) -> None:

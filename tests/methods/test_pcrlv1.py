@@ -14,16 +14,16 @@ from method_setups import CASE, SETUPS, Setup, gradients
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arm_names import ABLATIONS
 from pcrl_nnunet.methods.base import StepOutput
+from pcrl_nnunet.methods.keys import LARGEST_QUEUE
 from pcrl_nnunet.methods.pcrlv1 import (
     ENCODERS,
     KEY_CHANNELS,
-    LARGEST_QUEUE,
-    RANDOM_KEY,
     PCRLv1,
     PCRLv1Settings,
     mixed,
     with_equal_edges,
 )
+from pcrl_nnunet.networks.momentum import NO_CASE
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.pretraining import result
 from pcrl_nnunet.views.corruption import robust_ranges
@@ -140,7 +140,7 @@ def test_momentum_copies_follow_and_the_keys_of_all_encoders_enter_the_queue() -
         for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
             parameter.add_(1)
     method.after_step(output, False)
-    assert (method.queue.cases == RANDOM_KEY).all()
+    assert (method.queue.cases == NO_CASE).all()
     method.after_step(output, True)
     new = [*method.momentum_encoder.parameters(), *method.momentum_projector.parameters()]
     for before, now in zip(old, new, strict=True):
@@ -149,7 +149,7 @@ def test_momentum_copies_follow_and_the_keys_of_all_encoders_enter_the_queue() -
     assert keys.shape == (NUMBER, 3, KEY_CHANNELS)
     torch.testing.assert_close(method.queue.keys[: 3 * NUMBER], keys.flatten(0, 1))
     assert (method.queue.cases[: 3 * NUMBER] == batch["case"][0]).all()
-    assert (method.queue.cases[3 * NUMBER :] == RANDOM_KEY).all()
+    assert (method.queue.cases[3 * NUMBER :] == NO_CASE).all()
     method.after_loading()
     assert all(torch.equal(a, b) for a, b in zip(method.encoder.parameters(), new, strict=False))
 
@@ -327,7 +327,7 @@ def test_after_step_accepts_the_keys_of_two_encoders() -> None:
     output: StepOutput = method(setup.batch(NUMBER), None)
     assert output.kept["keys"].shape[1] == 2
     method.after_step(output, True)
-    assert (method.queue.cases != RANDOM_KEY).sum() == 2 * NUMBER
+    assert (method.queue.cases != NO_CASE).sum() == 2 * NUMBER
 
 
 def test_settings_are_a_dataclass_with_the_papers_numbers() -> None:
