@@ -69,22 +69,13 @@ class SemiCases:
             target = Target(dict(plans), dict(dataset_json), configuration)
             refuse_other_settings(unlabelled_folder(folder, identifier), target)
         known = {**own, **scans}
-        if unknown := [name for name in leave_out if name not in known]:
-            raise UserError(
-                f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(known)} preprocessed cases; "
-                f"correct the name in {plans['plans_name']}.json"
-            )
         train, validation = [*own], []
         if fold != "all":
             this = fold_of(folder, int(fold), own)
             train, validation = this.train, this.val
         if not train:
             raise UserError(f"fold {fold} has no training case; put one or more into splits_final.json")
-        if trained := [name for name in leave_out if name in train]:
-            raise UserError(
-                f"{WHERE}.leave_out names '{trained[0]}', which is a training case of fold {fold}; remove it from "
-                f"leave_out, or give a fold that does not train on it"
-            )
+        _check_leave_out(leave_out, known, train, fold, plans["plans_name"])
         used = {*train, *validation, *leave_out}
         candidates = {name: case for name, case in known.items() if name not in used}
         held_out = [known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
@@ -108,6 +99,22 @@ class SemiCases:
             *(f"  WARNING: set aside: {sentence}" for sentence in self.unreadable),
         ]
         return "\n".join(lines)
+
+
+def _check_leave_out(
+    leave_out: Sequence[str], known: Mapping[str, Case], train: Sequence[str], fold: int | str, plans_name: str
+) -> None:
+    """Raise `UserError` if the setting names an unknown case or a training case."""
+    if unknown := [name for name in leave_out if name not in known]:
+        raise UserError(
+            f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(known)} preprocessed cases; "
+            f"correct the name in {plans_name}.json"
+        )
+    if trained := [name for name in leave_out if name in train]:
+        raise UserError(
+            f"{WHERE}.leave_out names '{trained[0]}', which is a training case of fold {fold}; remove it from "
+            f"leave_out, or give a fold that does not train on it"
+        )
 
 
 def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
