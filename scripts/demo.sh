@@ -7,7 +7,7 @@
 # PYTHON       the Python it is made with (default: the first from 3.10 on PATH)
 # PCRL_DEMO_QUICK=1  a few steps of each training: only for tests of this script; the result then means nothing
 #
-# About ten minutes on two cores. Ends with status 1 if the pretraining restores nothing or the lesion is not found.
+# Six to ten minutes on two cores. Ends with status 1 if the pretraining restores nothing or the lesion is not found.
 # Run it again to do everything again; only the virtual environment is kept. To clean up, delete FOLDER.
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

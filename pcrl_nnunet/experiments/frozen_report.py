@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pcrl_nnunet.experiments import intervals
 from pcrl_nnunet.experiments.frozen import RANDOM, FrozenLook
 from pcrl_nnunet.experiments.scores import AurocScores, DiceScores, Scores, labelled_cases
+from pcrl_nnunet.experiments.side_by_side import notes, side_by_side
 from pcrl_nnunet.figure_style import DPI, WIDTH, heading, own_style
 from pcrl_nnunet.files import whole
 
@@ -48,48 +47,15 @@ def table(scores: Scores, answers: pd.DataFrame) -> Iterator[str]:
 
     Rows are methods. Columns are numbers of labelled cases, then the shares of right answers, in %.
     """
-    methods, numbers = list(dict.fromkeys(scores.runs["method"])), sorted(scores.runs["labelled"].unique())
-    best = {number: surely_best(scores, number) for number in numbers}
-    columns: dict[str, list[str]] = {"method": methods}
-    for number in numbers:
-        cells = [_cell(scores, name, number) for name in methods]
-        star = [" *" if name == best[number] else "" for name in methods]
-        columns[labelled_cases(number)] = [cell + mark for cell, mark in zip(cells, star, strict=True)]
+    rows = side_by_side(scores)
     for task, own in answers.groupby("task", sort=False):
         means = 100 * own.groupby("method")["accuracy"].mean()
         chance = 100 * own["chance"].iloc[0]
-        title = f"{task}, % (chance {chance:.1f})"
-        columns[title] = [f"{means[name]:.1f}" if name in means else "" for name in methods]
-    yield pd.DataFrame(columns).to_string(index=False)
-    if any(best.values()):
-        yield "* surely the best: the 95 % interval of its difference to each other method lies above 0"
-    if undecided := [labelled_cases(number) for number in numbers if best[number] is None]:
-        yield f"No method is surely the best with {', '.join(undecided)}."
-
-
-def surely_best(scores: Scores, labelled: int) -> str | None:
-    """Return the method whose difference to each other method has an interval above 0; None if there is none."""
-    of_number = scores.runs[scores.runs["labelled"] == labelled]
-    means = of_number.groupby("method")["points"].mean()
-    if len(means) < 2 or means.isna().all():
-        return None
-    best = str(means.idxmax())
-    gains = [scores.gain(best, str(other), labelled) for other in means.index if other != best]
-    return best if all(gain.get("low", np.nan) > 0 for gain in gains) else None
-
-
-def _cell(scores: Scores, method: str, labelled: int) -> str:
-    """Return the mean and its interval over subsets and patients; a single subset has no interval."""
-    chosen = (scores.runs["method"] == method) & (scores.runs["labelled"] == labelled)
-    points = scores.runs.loc[chosen, "points"]
-    if points.empty:
-        return ""
-    found = scores.replicates(method, None, labelled, np.random.default_rng(0))
-    if found is None or len(found.observed) < 2:
-        return f"{points.mean():.1f}"
-    shift = points.mean() - found.observed.mean()
-    low, high = (shift + end for end in intervals.interval(found))
-    return f"{points.mean():.1f} ({low:.1f} to {high:.1f})"
+        rows[f"{task}, % (chance {chance:.1f})"] = [
+            f"{means[name]:.1f}" if name in means else "" for name in rows.index
+        ]
+    yield rows.reset_index().to_string(index=False)
+    yield from notes(scores)
 
 
 @own_style()

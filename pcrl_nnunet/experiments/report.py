@@ -11,8 +11,9 @@ from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.notes import note_on_learning, note_on_stock, remedy_for_learning, shortcut_warning
 from pcrl_nnunet.experiments.pictures import draw_pictures
 from pcrl_nnunet.experiments.results import collect
+from pcrl_nnunet.experiments.side_by_side import notes, side_by_side
 from pcrl_nnunet.experiments.table import networks_that_learned, table
-from pcrl_nnunet.experiments.verdict import note_on_pretraining, verdict
+from pcrl_nnunet.experiments.verdict import note_on_pretraining, verdict, what_to_use
 
 
 def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
@@ -23,7 +24,10 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     scores = collect(layout, runs)
     rows = table(scores)
     rows.to_csv(layout.file("table.csv"), index=False)
-    yield rows.to_string(index=False, float_format=lambda x: f"{x:.2f}", na_rep="")
+    yield f"{scores.measure}, points: mean (95 % interval over subsets and patients)"
+    yield side_by_side(scores).reset_index().to_string(index=False)
+    yield from notes(scores)
+    yield f"Differences to {CONTROL}, with their intervals: {layout.file('table.csv')}"
     learned = networks_that_learned(rows, SHORTCUTS)
     yield from draw_pictures(layout, scores, learned)
     on_stock = note_on_stock(layout.comparison)
@@ -34,6 +38,9 @@ def report(layout: Layout, runs: Sequence[Run]) -> Iterator[str]:
     if on_pretraining := note_on_pretraining(scores, learned):
         yield on_pretraining
     controls = (CONTROL, STOCK) if on_stock is None else (CONTROL,)  # two equal controls: the luckier one would win
-    others = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
-    for arm in sorted(others, key=lambda arm: arm == PRETRAINED):
-        yield verdict(scores, arm, learned, (*controls, *layout.comparison.arms[arm].controls))
+    networks = [arm for arm in dict.fromkeys(scores.runs["method"]) if arm not in (CONTROL, *SHORTCUTS)]
+    controls_of = {arm: (*controls, *layout.comparison.arms[arm].controls) for arm in networks}
+    if to_use := what_to_use(scores, learned, controls_of):
+        yield to_use
+    for arm in sorted(networks, key=lambda arm: arm == PRETRAINED):
+        yield verdict(scores, arm, learned, controls_of[arm])

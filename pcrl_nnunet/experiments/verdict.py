@@ -60,6 +60,36 @@ def verdict(
     return f"{_start(arm, gains, bool(nothing), scores.measure)}: {'; '.join(told + nothing)}."
 
 
+def what_to_use(
+    scores: Scores, learned: Mapping[int, Sequence[str]], controls: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Name the method to use with each number of labelled cases; None if no network learned anything.
+
+    A method that pays (see `Gain.pays`) is named; of several such methods, the one with the highest mean. If no method
+    pays, the answer is the control, which costs least.
+
+    Args:
+        learned: see `networks_that_learned`.
+        controls: the controls of each arm with a network, by its name.
+    """
+    told = []
+    for labelled in sorted(number for number, arms in learned.items() if arms):
+        means = scores.runs[scores.runs["labelled"] == labelled].groupby("method")["points"].mean()
+        gains = {arm: _gain(scores, arm, labelled, own) for arm, own in controls.items()}
+        known = {arm: gain for arm, gain in gains.items() if gain is not None and np.isfinite(gain.low)}
+        paying = [arm for arm, gain in known.items() if gain.pays]
+        start = f"with {labelled_cases(labelled)}"
+        if paying:
+            best = max(paying, key=lambda arm: means[arm])
+            equal = [arm for arm in paying if arm != best and not scores.gain(best, arm, labelled).get("low", 0.0) > 0]
+            told.append(f"{start} {best}" + f" (perhaps no better than {', '.join(equal)})" * bool(equal))
+        elif known:
+            told.append(f"{start} {CONTROL}, as no method surely pays")
+        elif any(gain is not None for gain in gains.values()):
+            told.append(f"{start} nothing can be said, as a single subset has no interval (add subsets: -seeds)")
+    return f"What to use: {'; '.join(told)}." if told else None
+
+
 def note_on_pretraining(scores: Scores, learned: Mapping[int, Sequence[str]]) -> str | None:
     """Say what the pretraining adds to semi-supervised training; None without a pair of both arms.
 
@@ -77,16 +107,23 @@ def _gains(
     """Return the gains over the better control, and clauses about the numbers with which neither arm learned."""
     gains, nothing = [], []
     for labelled in sorted(scores.runs["labelled"].unique()):
-        control = _better_control(scores, arm, labelled, controls)
-        found = {} if control is None else scores.gain(arm, control, labelled)
-        if control is None or not found:
+        gain = _gain(scores, arm, labelled, controls)
+        if gain is None:
             continue
-        if {arm, control} & {*learned.get(labelled, ())}:
-            pairs = int(found["pairs"])
-            gains.append(Gain(labelled, control, pairs, found["difference"], found["low"], found["high"]))
+        if {arm, gain.control} & {*learned.get(labelled, ())}:
+            gains.append(gain)
         else:
-            nothing.append(f"with {labelled_cases(labelled)} neither {arm} nor {control} surely learned anything")
+            nothing.append(f"with {labelled_cases(labelled)} neither {arm} nor {gain.control} surely learned anything")
     return gains, nothing
+
+
+def _gain(scores: Scores, arm: str, labelled: int, controls: Sequence[str]) -> Gain | None:
+    """Return the gain over the better control; None without a pair."""
+    control = _better_control(scores, arm, labelled, controls)
+    found = {} if control is None else scores.gain(arm, control, labelled)
+    if control is None or not found:
+        return None
+    return Gain(labelled, control, int(found["pairs"]), found["difference"], found["low"], found["high"])
 
 
 def _start(arm: str, gains: Sequence[Gain], some_learned_nothing: bool, measure: str) -> str:

@@ -25,12 +25,13 @@ from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.forecast import measure
 from pcrl_nnunet.experiments.frozen import FrozenLook, frozen_methods, task_of
 from pcrl_nnunet.experiments.frozen_classification import TableTask
-from pcrl_nnunet.experiments.frozen_report import report, surely_best, table
+from pcrl_nnunet.experiments.frozen_report import report, table
 from pcrl_nnunet.experiments.frozen_segmentation import VoxelTask
 from pcrl_nnunet.experiments.jobs import pretrainings_of
 from pcrl_nnunet.experiments.layout import Layout
 from pcrl_nnunet.experiments.preparation import prepare
 from pcrl_nnunet.experiments.scores import COLUMNS, DiceScores
+from pcrl_nnunet.experiments.side_by_side import surely_best
 from pcrl_nnunet.features import heads, information
 from pcrl_nnunet.loading.cases import CaseVolume
 from pcrl_nnunet.networks.of_plan import network_of_plan

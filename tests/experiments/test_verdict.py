@@ -10,8 +10,9 @@ from example_scores import OF_THREE, dice_table, nothing_found, predictions, tog
 from pcrl_nnunet.experiments import intervals
 from pcrl_nnunet.experiments.notes import note_on_learning, shortcut_warning
 from pcrl_nnunet.experiments.scores import AurocScores, DiceScores
+from pcrl_nnunet.experiments.side_by_side import notes, side_by_side
 from pcrl_nnunet.experiments.table import networks_that_learned, table
-from pcrl_nnunet.experiments.verdict import note_on_pretraining
+from pcrl_nnunet.experiments.verdict import note_on_pretraining, what_to_use
 from pcrl_nnunet.experiments.verdict import verdict as verdict_on
 
 REMEDY = "Lengthen the trainings."
@@ -68,6 +69,54 @@ def test_the_gain_of_semi_over_semi_scratch_is_what_the_pretraining_adds():
         )
     for lacking in names.values():
         assert note_on_pretraining(DiceScores(semi[semi["method"] != lacking]), {}) is None
+
+
+def several(**gains):
+    """Scores of scratch and of other methods with these gains, 10 labelled cases, five subsets."""
+    of_scratch = dice_table(0.0).query("method == 'scratch'")
+    others = [
+        dice_table(gain, noise=1e-4).query("method == 'pcrlv2'").assign(method=name) for name, gain in gains.items()
+    ]
+    return DiceScores(pd.concat([of_scratch, *others]))
+
+
+def advice(scores):
+    controls = {arm: ["scratch"] for arm in scores.runs["method"].unique() if arm != "scratch"}
+    return what_to_use(scores, networks_that_learned(table(scores)), controls)
+
+
+def test_the_report_names_the_method_to_use():
+    assert advice(several(a=0.03, b=0.05, c=-0.02)) == "What to use: with 10 labelled cases b."
+    equal = several(a=0.03, b=0.03, c=0.002)
+    assert advice(equal) == "What to use: with 10 labelled cases a (perhaps no better than b)."
+    none = "What to use: with 10 labelled cases scratch, as no method surely pays."
+    assert advice(several(a=-0.03, b=0.002)) == none  # +0.2 is sure, but surely not worth it
+    assert advice(together((10, 0.03, 0.5))) == none
+    single = advice(DiceScores(dice_table(0.03, seeds=1)))
+    assert single == (
+        "What to use: with 10 labelled cases nothing can be said, as a single subset has no interval "
+        "(add subsets: -seeds)."
+    )
+    assert advice(DiceScores(nothing_found(2))) is None
+    two = advice(together((10, 0.03, 1e-4), (20, -0.03, 1e-4)))
+    assert two == (
+        "What to use: with 10 labelled cases pcrlv2; with 20 labelled cases scratch, as no method surely pays."
+    )
+
+
+def test_the_table_has_a_row_a_method_and_a_column_a_number_and_marks_the_surely_best():
+    found = side_by_side(together((10, 0.03, 1e-4), (20, 0.0, 0.2)))
+    assert list(found.index) == ["scratch", "pcrlv2"]
+    assert list(found.columns) == ["10 labelled cases", "20 labelled cases"]
+    assert found.loc["pcrlv2", "10 labelled cases"].endswith(") *")
+    assert not any(cell.endswith("*") for cell in found["20 labelled cases"])
+    mean, low, high = map(float, re.findall(r"[\d.]+", found.loc["scratch", "10 labelled cases"]))
+    points = 100 * dice_table(0.0).query("method == 'scratch'").groupby("seed")["dice"].mean()
+    assert mean == pytest.approx(points.mean(), abs=0.06)
+    assert low < mean < high
+    told = "\n".join(notes(together((10, 0.03, 1e-4), (20, 0.0, 0.2))))
+    assert "* surely the best" in told
+    assert "No method is surely the best with 20 labelled cases." in told
 
 
 def test_the_verdict_takes_the_better_control():
