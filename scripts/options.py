@@ -94,6 +94,15 @@ def benchmark_views() -> ArgumentParser:
     return parser
 
 
+def benchmark_images() -> ArgumentParser:
+    """Return the parser of benchmark_images.py."""
+    parser = _described("benchmark_images")
+    parser.add_argument("--images", type=int, default=100_000, metavar="N", help="number of images (default: 100000)")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="where the images go for a while (default: temporary)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    return parser
+
+
 def copy_paste_picture() -> ArgumentParser:
     """Return the parser of copy_paste_picture.py."""
     parser = _described("copy_paste_picture")
@@ -104,7 +113,15 @@ def copy_paste_picture() -> ArgumentParser:
 
 PARSERS = {
     parser.__name__: parser
-    for parser in (convert_lits, convert_luna16, learning, benchmark_step, benchmark_views, copy_paste_picture)
+    for parser in (
+        convert_lits,
+        convert_luna16,
+        learning,
+        benchmark_images,
+        benchmark_step,
+        benchmark_views,
+        copy_paste_picture,
+    )
 }
 
 if {"-h", "--help"} & {*sys.argv[1:]} and Path(sys.argv[0]).stem in PARSERS:

@@ -69,6 +69,7 @@ RUN_ELSEWHERE = {
     'pip install ".[benchmark]"': "scripts/test.sh installs the same packages with [test]",
     "python scripts/readme_picture.py": "tests/scripts/test_readme_picture.py draws it, shortened",
     "python scripts/benchmark_views.py": "tests/scripts/test_benchmark_views.py runs it, shortened",
+    "python scripts/benchmark_images.py": "tests/scripts/test_benchmark_images.py runs it, shortened",
     "python scripts/benchmark_step.py": "tests/scripts/test_benchmark_step.py runs it, shortened",
 }
 # nnU-Net's commands need a GPU by default; docs/getting_started.md says to add this flag without a GPU.
