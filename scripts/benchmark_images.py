@@ -138,7 +138,7 @@ def patches_by_us(cases: list[Case], augment: bool) -> Batch:
     value = np.random.default_rng(0).integers(0, 2, (len(names), LABELS)).astype(float)
     labels = LabelTable("classes", tuple(map(str, range(LABELS))), False, names, None, value, {})
     transform: Any = dict
-    read = PATCH
+    read: tuple[int, ...] = PATCH
     if augment:
         transform = nnUNetTrainer.get_training_transforms(PATCH, ROTATION, None, (0, 1), False)
         read = tuple(int(np.ceil(np.hypot(*PATCH))) for _ in PATCH)
@@ -186,13 +186,13 @@ def main() -> None:
         }
         seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for number in range(-1, ROUNDS):  # the first round warms up
-            for name, (ours, theirs) in ways.items():
-                taken = seconds_of(ours)[0], seconds_of(theirs)[0]
+            for name, (by_us, by_torchvision) in ways.items():
+                taken = seconds_of(by_us)[0], seconds_of(by_torchvision)[0]
                 if number >= 0:
                     seconds[name].append(taken)
-    for name, taken in seconds.items():
-        found[f"{name}_images_per_second"] = median(BATCH / ours for ours, _ in taken)
-        found[f"{name}_speed_over_torchvision"] = median(theirs / ours for ours, theirs in taken)
+    for name, of_rounds in seconds.items():
+        found[f"{name}_images_per_second"] = median(BATCH / ours for ours, _ in of_rounds)
+        found[f"{name}_speed_over_torchvision"] = median(theirs / ours for ours, theirs in of_rounds)
     found = {name: round(value, 3) for name, value in found.items()}
     print(json.dumps(found, indent=2))
     if args.json:
