@@ -53,6 +53,11 @@ SHORTCUTS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+def shortcuts_of(labels: LabelTable) -> list[str]:
+    """Return the names of the shortcuts of a table: cases have no position."""
+    return [name for name, of in SHORTCUTS.items() if of is not position or labels.point is not None]
+
+
 def features(
     name: str,
     labels: LabelTable,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pcrl_nnunet.classification.label_table import LabelTable
-from pcrl_nnunet.classification.shortcuts import SHORTCUTS
+from pcrl_nnunet.classification.shortcuts import SHORTCUTS, shortcuts_of
 from pcrl_nnunet.config import RECIPES, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arm_names import CONTROL, LONGER, PSEUDO_LABELS, SEMI, SEMI_SCRATCH, STOCK
@@ -82,8 +82,7 @@ def built_in_arms(
         **_with_recipes(),
     }
     if label_table is not None:
-        shortcuts = [name for name in SHORTCUTS if name != "position" or label_table.point is not None]
-        for_task = {name: Arm(None, shortcut=name) for name in shortcuts}
+        for_task = {name: Arm(None, shortcut=name) for name in shortcuts_of(label_table)}
     ablations = method_class(method).ablations(plan, batch_size)
     return {
         CONTROL: Arm(None),

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from pcrl_nnunet.checkpoint import encoder_hash
+from pcrl_nnunet.classification.shortcuts import SHORTCUTS
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arms import Arm
 from pcrl_nnunet.experiments.comparison import Comparison, Run
@@ -61,7 +62,7 @@ def frozen_methods(wanted: Sequence[str], arms: Mapping[str, Arm], checkpoint: s
         of = dict.fromkeys(pretrained, pretrained[0])
     chosen = list(dict.fromkeys(of.values()))
     others = [f"{name} (the pretraining of {of[name]})" for name in pretrained if of[name] != name]
-    others += [f"{name} (no pretraining)" for name in dict.fromkeys(wanted) if name not in pretrained]
+    others += [f"{name} (no pretraining)" for name in dict.fromkeys(wanted) if name not in (*pretrained, *SHORTCUTS)]
     return chosen, f"-frozen leaves out {', '.join(others)}" if others else ""
 
 
@@ -75,10 +76,10 @@ def task_of(comparison: Comparison) -> VoxelTask | TableTask:
 
 @dataclass(frozen=True)
 class Look:
-    """A network that is looked at, and the runs that use it.
+    """A network or a shortcut that is looked at, and the runs that use it.
 
     Attributes:
-        method: an arm, or `RANDOM`.
+        method: an arm, `RANDOM`, or a shortcut.
         checkpoint: path of the pretraining; None: random weights.
         informs: whether the information test belongs to this look. If pretrainings differ by the number of labelled
             cases, only the first does.
@@ -105,10 +106,11 @@ class FrozenLook:
     def __init__(self, layout: Layout, runs: Sequence[Run]) -> None:
         self.layout, self.comparison = layout, layout.comparison
         self.plan, self.folder = layout.comparison.plan, os.path.join(layout.folder, FOLDER)
-        self.task, self.looks = task_of(layout.comparison), list(self._looks(runs))
+        self.task = task_of(layout.comparison)
+        self.looks = list(self._looks(runs))
 
     def _looks(self, runs: Sequence[Run]) -> Iterator[Look]:
-        """Yield a look for each pretraining, then one for each subset's random network."""
+        """Yield a look for each pretraining, then one for each subset's random network and shortcuts."""
         groups: dict[tuple[str, int, str | None], dict[Run, None]] = {}
         for run in runs:
             path = self.comparison.checkpoint or self.layout.pretrained(run)
@@ -119,6 +121,11 @@ class FrozenLook:
         for (method, seed, checkpoint), own in groups.items():
             yield Look(method, seed, checkpoint, tuple(own), (method, seed) not in informed)
             informed.add((method, seed))
+        if isinstance(self.task, TableTask):
+            for name in self.task.shortcuts:
+                for seed in dict.fromkeys(run.seed for run in runs):
+                    own = dict.fromkeys(Run(name, run.labelled, seed) for run in runs if run.seed == seed)
+                    yield Look(name, seed, None, tuple(own), False)
 
     def look(self, device: torch.device) -> None:
         """Look at each network whose pretraining is there, and keep what is new."""
@@ -129,14 +136,17 @@ class FrozenLook:
                 self._look_at(look, device)
 
     def _look_at(self, look: Look, device: torch.device) -> None:
+        if look.method in SHORTCUTS:
+            self._look_at_shortcut(look)
+            return
         network, _, report = network_of(self.plan, look.checkpoint, look.seed)
         weights = encoder_hash(network)
         with_decoder = report is not None and any(name.startswith("decoder.stages.") for name in report.loaded)
         runs = [run for run in look.runs if not self._is_kept(self._file(run), weights)]
         network = network.to(device)
         if runs and isinstance(self.task, TableTask):
-            labelled = {run.labelled: self.comparison.labelled_cases(run) for run in runs}
-            by_number = self.task.scores(encoder_of(network), labelled, self.comparison.scored_cases, device)
+            labelled, scored = self._labelled(runs), self.comparison.scored_cases
+            by_number = self.task.scores(encoder_of(network), labelled, scored, device)
             for run in runs:
                 self._keep(self._file(run), weights, run, OF_AUROC, by_number[run.labelled])
         elif runs:
@@ -148,6 +158,19 @@ class FrozenLook:
             training, held_out = ([cases.by_name[name] for name in part] for part in parts)
             answers = information(encoder_of(network), facts, training, held_out, look.seed, device)
             self._keep(path, weights, look.runs[0], OF_INFORMATION, [tuple(asdict(a).values()) for a in answers])
+
+    def _look_at_shortcut(self, look: Look) -> None:
+        assert isinstance(self.task, TableTask)
+        runs = [run for run in look.runs if not self._is_kept(self._file(run), None)]
+        if runs:
+            scored = self.comparison.scored_cases
+            by_number = self.task.scores_of_shortcut(look.method, self._labelled(runs), scored)
+            for run in runs:
+                self._keep(self._file(run), None, run, OF_AUROC, by_number[run.labelled])
+
+    def _labelled(self, runs: Sequence[Run]) -> dict[int, Sequence[str]]:
+        """Return the labelled cases of a subset's runs, by their number."""
+        return {run.labelled: self.comparison.labelled_cases(run) for run in runs}
 
     def _segment(self, stages: Stages, weights: str, runs: Sequence[Run], device: torch.device) -> None:
         """Train the runs' heads, and score all of them in one pass over the cases."""
@@ -164,20 +187,22 @@ class FrozenLook:
     def _file(self, run: Run) -> str:
         return os.path.join(self.folder, f"run_{run}_{self.comparison.scored}.json")
 
-    def _is_kept(self, path: str, weights: str) -> bool:
-        """Tell if a result of this network is there."""
+    def _is_kept(self, path: str, weights: str | None) -> bool:
+        """Tell if a result of this network is there; `weights` is the hash of its encoder, None for a shortcut."""
         if not os.path.isfile(path):
             return False
         content = read_json(path, "remove it")
         return bool(content.get("weights") == weights and content.get("format") == FORMAT)
 
-    def _keep(self, path: str, weights: str, run: Run, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def _keep(
+        self, path: str, weights: str | None, run: Run, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
         of_run = {"method": run.arm, "labelled": run.labelled, "seed": run.seed}
         content = {"format": FORMAT, "weights": weights, **of_run, "columns": columns, "rows": rows}
         write_text(path, json.dumps(content))
 
     def kept(self, kind: str) -> pd.DataFrame:
-        """Return all results of a kind, ``run`` or ``information``, of earlier calls too. Random comes last."""
+        """Return all results of a kind, ``run`` or ``information``, of earlier calls too, in the order of the looks."""
         paths = sorted(glob(os.path.join(escape(self.folder), f"{kind}_*_{self.comparison.scored}.json")))
         tables = []
         for path in paths:

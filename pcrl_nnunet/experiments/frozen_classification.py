@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from pcrl_nnunet.classification.drawing import Drawing
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.patches import cut, input_size
-from pcrl_nnunet.classification.shortcuts import MAX_TRAINING, predict
+from pcrl_nnunet.classification.shortcuts import MAX_TRAINING, features, predict, shortcuts_of
 from pcrl_nnunet.classification.world import opened
 from pcrl_nnunet.config import ClassifySettings
 from pcrl_nnunet.features.embedding import embedding
@@ -37,6 +37,11 @@ class TableTask:
         self.size = input_size(table, self.settings.patch_mm, configuration)
         self.table, self.cases, self.axes = table, cases, plan.plans["transpose_forward"]
 
+    @property
+    def shortcuts(self) -> list[str]:
+        """Names of the shortcuts that these labels can have."""
+        return shortcuts_of(self.table)
+
     def scores(
         self,
         encoder: nn.Module,
@@ -50,10 +55,27 @@ class TableTask:
             labelled: labelled cases by their number.
             scored: scored cases.
         """
+        return self._scores(lambda samples: self._vectors(encoder, samples, device), labelled, scored)
+
+    def scores_of_shortcut(
+        self, name: str, labelled: Mapping[int, Sequence[str]], scored: Sequence[str]
+    ) -> dict[int, Rows]:
+        """Return what `scores` returns, with a shortcut's features in place of an encoder's."""
+        return self._scores(
+            lambda samples: features(name, self.table, samples, self.cases, self.size, self.axes), labelled, scored
+        )
+
+    def _scores(
+        self,
+        features_of: Callable[[np.ndarray], np.ndarray],
+        labelled: Mapping[int, Sequence[str]],
+        scored: Sequence[str],
+    ) -> dict[int, Rows]:
+        """See `scores`; `features_of` returns (N, D) of N samples."""
         training = {number: self._training(names) for number, names in labelled.items()}
         test = self.table.of_cases(scored)
         needed = np.unique(np.concatenate([test, *training.values()]))
-        vectors = self._vectors(encoder, needed, device)
+        vectors = features_of(needed)
         of_test = vectors[np.searchsorted(needed, test)]
         rows: dict[int, Rows] = {}
         for number, samples in training.items():

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet.classification.auroc import auroc
-from pcrl_nnunet.classification.label_table import LabelTable
+from pcrl_nnunet.classification.label_table import LabelTable, read_labels
+from pcrl_nnunet.classification.shortcuts import predict, thumbnail
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments import frozen as module
 from pcrl_nnunet.experiments import frozen_segmentation
@@ -33,7 +34,7 @@ from pcrl_nnunet.experiments.preparation import prepare
 from pcrl_nnunet.experiments.scores import COLUMNS, DiceScores
 from pcrl_nnunet.experiments.side_by_side import surely_best
 from pcrl_nnunet.features import heads, information
-from pcrl_nnunet.loading.cases import CaseVolume
+from pcrl_nnunet.loading.cases import Case, CaseVolume
 from pcrl_nnunet.networks.of_plan import network_of_plan
 
 CPU = torch.device("cpu")
@@ -264,6 +265,39 @@ def test_vectors_of_cases_are_classified(tiny: Any, layout: Callable[..., Layout
     assert [row[:4] for row in found[8]] == [(name, i, "bright", value[i + 2, 0]) for i, name in enumerate(names[2:])]
     of_all = task.scores(Channels(), {10: names}, names, CPU)[10]
     assert auroc(np.array([row[3] for row in of_all]), np.array([row[4] for row in of_all])) > 0.9
+
+
+def test_shortcuts_stand_beside_the_methods_of_a_classification(looked: Callable[..., FrozenLook], tiny: Any) -> None:
+    names = np.array(sorted(path.name.removesuffix("_seg.b2nd") for path in tiny.data.glob("*_seg.b2nd")))
+    value = np.arange(len(names))[:, None] % 2.0
+    lines = [f"{name},{number % 2}" for number, name in enumerate(names)]
+    (tiny.folder / "classes.csv").write_text("\n".join(["case,bright", *lines]) + "\n")
+    labels = read_labels(str(tiny.folder))
+    frozen = looked(label_table=labels)
+    told = "\n".join(report(frozen))
+    found = pd.read_csv(Path(frozen.layout.folder) / "frozen.csv")
+    assert list(dict.fromkeys(found["method"])) == ["pcrlv2", "random", "thumbnail", "mean_intensity"]
+    assert found.groupby("method").size().eq(2 * 2).all()  # subsets, numbers of labelled cases
+    assert all(name in told for name in ("thumbnail", "mean_intensity"))
+    run = json.loads((Path(frozen.folder) / "run_thumbnail_3_0_test.json").read_text())
+    labelled = frozen.comparison.labelled_cases(Run("thumbnail", 3, 0))
+    of_cases = {case.name: np.asarray(CaseVolume(case)[(slice(None),) * 4]) for case in tiny_cases(frozen)}
+    small = {name: thumbnail(image, np.zeros(3)) for name, image in of_cases.items()}
+    of_name = dict(zip(names, value, strict=True))
+    scored = [row[0] for row in run["rows"]]
+    expected = predict(
+        np.stack([small[name] for name in sorted(labelled)]),
+        np.stack([of_name[name] for name in sorted(labelled)]),
+        np.stack([small[name] for name in scored]),
+    )
+    assert [row[4] for row in run["rows"]] == pytest.approx(expected[:, 0].tolist())
+    files = {path: path.stat().st_mtime_ns for path in Path(frozen.folder).iterdir()}
+    looked(label_table=labels)
+    assert {path: path.stat().st_mtime_ns for path in Path(frozen.folder).iterdir()} == files
+
+
+def tiny_cases(frozen: FrozenLook) -> list[Case]:
+    return list(frozen.comparison.cases.by_name.values())
 
 
 def scores(**points: list[float]) -> DiceScores:
