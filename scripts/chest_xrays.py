@@ -397,9 +397,9 @@ def refuse_missing(missing: Sequence[Row], source: Source, partial: bool) -> Non
         )
     if not partial:
         raise UserError(
-            f"{len(missing)} of the {len(source.rows)} images that {source.table} lists are not in {source.folder}, such "
-            f"as {missing[0].name}{source.hint}; download them, or give -partial to convert the {there} images that are "
-            "there"
+            f"{len(missing)} of the {len(source.rows)} images that {source.table} lists are not in {source.folder}, "
+            f"such as {missing[0].name}{source.hint}; download them, or give -partial to convert the {there} images "
+            "that are there"
         )
 
 
@@ -427,8 +427,8 @@ def run(args: argparse.Namespace, folder: Path, source: Source, settings: Mappin
     refuse_missing(missing, source, args.partial)
     listed = Counter(row.group for row in source.rows)
     print(
-        f"{listed['Tr']} images for training and validation and {listed['Ts']} test images in {source.table.name}; into "
-        f"{folder}",
+        f"{listed['Tr']} images for training and validation and {listed['Ts']} test images in {source.table.name}; "
+        f"into {folder}",
         flush=True,
     )
     with convert.opened(folder, {"size": args.size, **settings}) as dataset:

@@ -19,8 +19,8 @@ with its images. The script writes into $nnUNet_raw/Dataset062_CheXpert:
 Labels. Uncertain labels (-1) become unknown: the loss and the AUROC leave them out. -uncertain 0 and -uncertain 1 make
 them 0 or 1. An empty cell of CheXpert means that the report does not mention the finding. It becomes 0.
 
-Views. Only frontal images are converted. NIH ChestX-ray14 has no others, and a lateral image shows other findings than
-the report's labels say. -lateral takes both.
+Views. Only frontal images are converted. NIH ChestX-ray14 has no others, and CheXpert's labels belong to a study: some
+findings show in one of its views only. -lateral takes both.
 
 Only a part of the images? -partial converts it. A patient stays in the same fold whatever is missing.
 Stopped, or more images arrived? Run the same command to continue. Exit status 1: something was bad, and is named.
@@ -97,7 +97,8 @@ def one(folder: Path, name: str, paths: list[Path]) -> Path:
         )
     if len(paths) > 1:
         raise UserError(
-            f"{folder} has {name} more than once, {paths[0]} and {paths[1]}; give the folder of one of the two downloads"
+            f"{folder} has {name} more than once, {paths[0]} and {paths[1]}; give the folder of one of the two "
+            "downloads"
         )
     return paths[0]
 

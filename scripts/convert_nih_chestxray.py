@@ -73,8 +73,8 @@ def choose(folder: Path, tables: list[Path]) -> Path:
         return official[0]
     if tables:
         raise UserError(
-            f"{folder} has {len(tables)} tables of findings, {' and '.join(path.name for path in tables[:3])}, and none "
-            "is called Data_Entry_2017; keep one"
+            f"{folder} has {len(tables)} tables of findings, {' and '.join(path.name for path in tables[:3])}, and "
+            "none is called Data_Entry_2017; keep one"
         )
     raise UserError(
         f"{folder} has no table with the columns {', '.join(COLUMNS)}, which is Data_Entry_2017_v2020.csv; "

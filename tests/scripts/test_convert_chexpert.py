@@ -150,7 +150,7 @@ def change(path: Path, old: str, new: str) -> None:
     [
         (
             lambda top: (top / "valid.csv").unlink(),
-            r"CheXpert has no valid\.csv, nor has a folder below it; it holds CheXpert-v1.0-small: give the folder of th",
+            r"CheXpert has no valid\.csv, nor has a folder below it; it holds CheXpert-v1.0-small: give the folder",
         ),
         (
             lambda top: ((top / "valid.csv").unlink(), (top.parent / "archive.zip").write_bytes(b"")),
