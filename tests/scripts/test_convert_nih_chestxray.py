@@ -67,7 +67,9 @@ class Tree:
         return json.loads((self.dataset / name).read_text())
 
     def image(self, name: str, group: str = "Tr") -> Image.Image:
-        return Image.open(self.dataset / f"images{group}" / f"{name}_0000.png")
+        with Image.open(self.dataset / f"images{group}" / f"{name}_0000.png") as image:
+            image.load()
+        return image
 
 
 @pytest.fixture
@@ -159,7 +161,9 @@ def test_the_short_side_is_resized_as_pil_does_and_small_images_stay(nih: Module
         eight = Image.fromarray((np.asarray(before) // 257).astype(np.uint8)).resize(
             (100, 150), Image.Resampling.BICUBIC
         )
-    np.testing.assert_allclose(np.asarray(tree.image("00000001_001")) / 257, np.asarray(eight), atol=0.51)
+    np.testing.assert_allclose(
+        np.asarray(tree.image("00000001_001")) / 257, np.asarray(eight), atol=1
+    )  # PIL rounds 8 bits twice
     assert tree.image("00000002_000").size == (64, 48)
 
 
