@@ -69,7 +69,8 @@ def test_every_command_of_the_page_runs(home: Path, forked_commands: Path) -> No
     for method in ("pcrlv2", "mae"):
         pretrained = trained / f"PCRLPretrainTrainer_{method}__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth"
         seen = {case["name"] for case in torch.load(pretrained, weights_only=True)["cases"]}
-        assert seen == {*folds[0]["train"]}  # neither validation nor test images
+        assert seen
+        assert seen <= {*folds[0]["train"]}  # neither validation nor test images
     for name in ("PCRLClassificationTrainer__nnUNetPlans_chexpert", "PCRLClassificationTrainer_mae__nnUNetPlans"):
         assert (trained / f"{name}__2d" / "fold_0" / "validation" / "auroc.json").is_file()
     for name in ("nih", "nih_scratch"):

@@ -172,7 +172,9 @@ def plan_and_preprocess(
     for key in ("regions_class_order", "dataset"):
         described.pop(key, None)
     write_text(os.path.join(raw, "dataset.json"), json.dumps(described, indent=4))
-    _bring_folds(raw_folder, os.path.join(preprocessed, name), raw, {scan.name for scan in good})
+    _bring_folds(
+        raw_folder, os.path.join(preprocessed, name), raw, {scan.name for scan in scans} - {scan.name for scan in good}
+    )
     _run_nnunet(name, os.path.dirname(raw), plans_name, configurations, num_processes)
     shutil.rmtree(raw)
     if not os.listdir(os.path.dirname(raw)):
@@ -211,7 +213,7 @@ def _link_images(scans: Sequence[Scan], images: ImageFormat | None, raw: str, en
             os.symlink(os.path.abspath(path), os.path.join(folder, f"{scan.name}.json"))
 
 
-def _bring_folds(raw_folder: str, preprocessed_folder: str, raw: str, names: Collection[str]) -> None:
+def _bring_folds(raw_folder: str, preprocessed_folder: str, raw: str, set_aside: Collection[str]) -> None:
     """Give nnU-Net's planning the dataset's own folds, which it copies, without the cases that were set aside.
 
     A file that is there in the preprocessed folder stays as it is.
@@ -222,7 +224,7 @@ def _bring_folds(raw_folder: str, preprocessed_folder: str, raw: str, names: Col
     if not os.path.isfile(own) or os.path.isfile(os.path.join(preprocessed_folder, SPLITS)):
         return
     folds = [
-        {part: [name for name in of_part if name in names] for part, of_part in asdict(fold).items()}
+        {part: [name for name in of_part if name not in set_aside] for part, of_part in asdict(fold).items()}
         for fold in read_folds(own)
     ]
     write_text(copy, json.dumps(folds))
