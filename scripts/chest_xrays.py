@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -206,11 +206,8 @@ def resized(source: Path, short_side: int) -> Image.Image:
         # JPEGs are decoded at a half or a quarter of their size where twice the wanted pixels remain
         image.draft("L", (2 * size[0], 2 * size[1]))
         found = grey(image, size)
-    if found.mode == "L":
-        low, high = found.getextrema()
-    else:
-        low, high = int(np.min(found)), int(np.max(found))
-    if low == high:
+    values = np.asarray(found)
+    if values.min() == values.max():
         raise Unusable("all of its pixels are the same")
     return found
 
@@ -284,7 +281,7 @@ def convert_images(
 
 def _converted(
     chunks: Sequence[Sequence[Job]], scratch: Path, short_side: int, processes: int
-) -> Iterator[tuple[int, list[SetAside]]]:
+) -> Generator[tuple[int, list[SetAside]], None, None]:
     """Convert chunks, and yield the size and the unusable images of each."""
     if processes == 1:
         yield from ((len(chunk), convert_chunk(chunk, scratch, short_side)) for chunk in chunks)

@@ -47,7 +47,9 @@ FOLDERS = [f"images_{number:03d}" for number in range(1, 13)]
 
 def find(folder: Path) -> Source:
     """Find the tables and images below a folder, and read the tables."""
-    tables, lists, images = [], {}, []
+    tables: list[Path] = []
+    images: list[Path] = []
+    lists: dict[str, Path] = {}
     for path in convert.files_below(folder):
         if path.suffix.lower() == ".png":
             images.append(path)

@@ -129,8 +129,8 @@ def write_scores(table: pd.DataFrame, labels: LabelTable, samples: np.ndarray, p
         f"AUROC of {name}: {value['auroc']:.3f}, {_said(value)} ({value['positive']} of {value['known']} positive)"
         for name, value in found.items()
     ]
-    mean = mean_auroc_interval(truth, score, groups) if len(labels.names) > 1 else {"labels": 0}
-    if mean["labels"]:
+    mean = mean_auroc_interval(truth, score, groups) if len(labels.names) > 1 else None
+    if mean is not None and mean["labels"]:
         lines.append(
             f"Mean AUROC over {mean['labels']} of {len(labels.names)} labels: {mean['auroc']:.3f}, {_said(mean)}"
         )
