@@ -61,8 +61,8 @@ def write_download(folder: Path, images: list[Image.Image], number: int) -> None
         large = np.asarray(images[i % len(images)].resize((EDGE, EDGE), Image.Resampling.BICUBIC), np.float32)
         noisy = (large + rng.normal(0, 2, large.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / "images_001" / "images" / name)
-    tested = number // (5 * AN_IMAGES_PATIENT) * AN_IMAGES_PATIENT
-    (folder / "test_list.txt").write_text("\n".join(names[:tested] or names[:1]))
+    tested = max(1, number // (5 * AN_IMAGES_PATIENT)) * AN_IMAGES_PATIENT
+    (folder / "test_list.txt").write_text("\n".join(names[:tested]))
     (folder / "train_val_list.txt").write_text("\n".join(names[tested:]))
     with open(folder / "Data_Entry_2017.csv", "w", newline="") as file:
         rows = [(name, nih.LABELS[i % 14], str(i // AN_IMAGES_PATIENT)) for i, name in enumerate(names)]
@@ -97,6 +97,8 @@ def seconds_of(way: Callable[[Path, Path], None], home: Path) -> tuple[float, fl
 def main() -> None:
     """Make the images, convert them in both ways, print."""
     args = options.benchmark_chest_xrays().parse_args()
+    if args.images <= AN_IMAGES_PATIENT:
+        raise UserError(f"-images is {args.images}; expected more than the {AN_IMAGES_PATIENT} of the test patient")
     with tempfile.TemporaryDirectory() as made:
         home = Path(made)
         write_download(home / "nih", originals(args.i, args.images), args.images)
