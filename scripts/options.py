@@ -12,6 +12,7 @@ from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 LITS_LABELS = ("liver", "liver_tumour")
+UNCERTAIN = ("ignore", "0", "1")
 PARTS_OF_BENCHMARK = ("steps", "memory", "methods", "growth", "reading", "gpu")
 
 
@@ -25,16 +26,16 @@ def _described(script: str) -> ArgumentParser:
     )
 
 
-def _convert(script: str, folder: str, number: int) -> ArgumentParser:
+def _convert(
+    script: str, folder: str, number: int, memory: str = ", each with one scan in memory, up to 5 GB"
+) -> ArgumentParser:
     parser = _described(script)
     parser.add_argument("-i", required=True, type=Path, metavar=folder, help="the folder that was downloaded")
     parser.add_argument("-d", required=True, type=int, metavar="ID", help=f"dataset ID for nnU-Net, such as {number}")
     parser.add_argument(
         "-o", type=Path, metavar="FOLDER", help="where the dataset's folder goes (default: $nnUNet_raw)"
     )
-    parser.add_argument(
-        "-np", type=int, metavar="N", help="processes, each with one scan in memory, up to 5 GB (default: at most 8)"
-    )
+    parser.add_argument("-np", type=int, metavar="N", help=f"processes{memory} (default: at most 8)")
     return parser
 
 
@@ -49,6 +50,39 @@ def convert_lits() -> ArgumentParser:
 def convert_luna16() -> ArgumentParser:
     """Return the parser of convert_luna16.py."""
     return _convert("convert_luna16", "LUNA_FOLDER", 16)
+
+
+def _convert_xrays(script: str, folder: str, number: int) -> ArgumentParser:
+    parser = _convert(script, folder, number, memory="")
+    parser.add_argument(
+        "-size", type=int, default=256, metavar="PIXELS", help="short side; smaller images keep theirs (default: 256)"
+    )
+    parser.add_argument("-partial", action="store_true", help="convert the images that are there, though some are not")
+    return parser
+
+
+def convert_nih_chestxray() -> ArgumentParser:
+    """Return the parser of convert_nih_chestxray.py."""
+    return _convert_xrays("convert_nih_chestxray", "NIH_FOLDER", 61)
+
+
+def convert_chexpert() -> ArgumentParser:
+    """Return the parser of convert_chexpert.py."""
+    parser = _convert_xrays("convert_chexpert", "CHEXPERT_FOLDER", 62)
+    parser.add_argument(
+        "-uncertain", choices=UNCERTAIN, default="ignore", help="what the uncertain labels become (default: ignore)"
+    )
+    parser.add_argument("-lateral", action="store_true", help="take the lateral images, too")
+    return parser
+
+
+def benchmark_chest_xrays() -> ArgumentParser:
+    """Return the parser of benchmark_chest_xrays.py."""
+    parser = _described("benchmark_chest_xrays")
+    parser.add_argument("-i", type=Path, metavar="FOLDER", help="folder with PNG images to enlarge (default: noise)")
+    parser.add_argument("-images", type=int, default=200, metavar="N", help="images (default: 200)")
+    parser.add_argument("-rounds", type=int, default=3, metavar="N", help="rounds of both ways (default: 3)")
+    return parser
 
 
 def learning() -> ArgumentParser:
@@ -114,13 +148,8 @@ def copy_paste_picture() -> ArgumentParser:
 PARSERS = {
     parser.__name__: parser
     for parser in (
-        convert_lits,
-        convert_luna16,
-        learning,
-        benchmark_images,
-        benchmark_step,
-        benchmark_views,
-        copy_paste_picture,
+        *(convert_lits, convert_luna16, convert_nih_chestxray, convert_chexpert, learning, copy_paste_picture),
+        *(benchmark_images, benchmark_chest_xrays, benchmark_step, benchmark_views),
     )
 }
 

@@ -17,6 +17,7 @@ docs/settings.md             `test_every_command_of_the_pages_runs`
 README.md                    the same lines as on the pages above, in the same order
 CONTRIBUTING.md              elsewhere: `RUN_ELSEWHERE`
 docs/public_datasets.md      tests/test_public_datasets.py
+docs/chest_xrays.md          tests/test_chest_xrays.py
 docs/several_gpus.md         tests/pretraining/test_distributed.py, with processes on a CPU
 docs/adding_a_method.md      tests/methods/test_example.py
 ===========================  ======================================================================================
@@ -57,6 +58,7 @@ PAGES = (
 # Pages that test_public_datasets.py runs, and pages on methods, whose commands differ from PAGES only in the method.
 NOT_IN_PAGES = {
     *("docs/public_datasets.md", "docs/methods.md", "docs/semi_supervised.md", "docs/adding_a_method.md"),
+    "docs/chest_xrays.md",  # tests/test_chest_xrays.py
     "docs/features.md",  # tests/cli/test_embed.py
 }
 

@@ -16,8 +16,8 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -118,6 +118,36 @@ def read_labels(folder: str, kind: Kind | None = None) -> LabelTable:
             f"{CASE['classes']} and one a label, or {', '.join((CASE['candidates'], *COORDINATES, 'class'))}"
         )
     return _parse(os.path.join(folder, FILES[wanted[0]]), wanted[0])
+
+
+def read_truth(path: str, names: Sequence[str], exclusive: bool, cases: Collection[str]) -> LabelTable:
+    """Read a table such as classes.csv of images that trained folds classify. It gets the folds' labels in their order.
+
+    Args:
+        names: the folds' labels or classes.
+        exclusive: the folds' classes exclude each other.
+        cases: names of the images.
+
+    Raises:
+        UserError: the table is wrong, lacks a label, has other classes, or has none of the images.
+    """
+    table = _parse(path, "classes")
+    other = sorted(set(table.names) - set(names)) if exclusive else sorted(set(names) - set(table.names))
+    if other or table.exclusive != exclusive:
+        raise UserError(
+            f"{path} has the {'classes' if table.exclusive else 'labels'} {', '.join(table.names)}, but the folds were "
+            f"trained on the {'classes' if exclusive else 'labels'} {', '.join(names)}; give the labels of the images "
+            "in the form of the training's table"
+        )
+    if not set(table.case) & set(cases):
+        raise UserError(
+            f"{path} has no label of any image: it has {', '.join(map(str, table.case[:3]))} ..., the images are "
+            f"{', '.join(list(cases)[:3])} ...; correct its column {CASE['classes']}"
+        )
+    columns = {name: table.value[:, i] for i, name in enumerate(table.names)}
+    absent = np.where(np.isnan(table.value).all(1), np.nan, 0.0)  # a class that no image has
+    value = np.stack([columns.get(name, absent) for name in names], 1)
+    return replace(table, names=tuple(names), value=value)
 
 
 def read_points(path: str, cases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from tqdm import tqdm
 
 from pcrl_nnunet import checkpoint
-from pcrl_nnunet.classification.label_table import CASE, COORDINATES, Kind
-from pcrl_nnunet.classification.prediction import Predictor
+from pcrl_nnunet.classification.label_table import CASE, COORDINATES, Kind, LabelTable
+from pcrl_nnunet.classification.prediction import Predictor, write_scores
 from pcrl_nnunet.classification.world import outside, to_voxels
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.checks import short_reason
@@ -117,3 +117,27 @@ def classify(
         table[list(predictor.columns)] = found
         tables.append(table)
     return tables, num_outside
+
+
+def scored(found: pd.DataFrame, truth: LabelTable, prefix: str) -> tuple[pd.DataFrame, list[str]]:
+    """Write AUROCs and ROC curves of classified images beside their table.
+
+    Args:
+        found: the table of `classify` for whole images.
+        prefix: beginning of the paths, before ``_auroc.json`` and ``_roc.png``.
+
+    Returns:
+        The table with the truth in a column for each label, and sentences about the scores.
+    """
+    row_of = {str(name): i for i, name in enumerate(truth.case)}
+    cases = found[CASE["classes"]]
+    rows = [row_of.get(str(name), -1) for name in cases]
+    value = np.concatenate([truth.value, np.full((1, len(truth.names)), np.nan)])[rows]  # -1: no label
+    table = found.assign(**{name: value[:, i] for i, name in enumerate(truth.names)})
+    known = np.flatnonzero(~np.isnan(value).all(1))
+    lines = write_scores(table.iloc[known], truth, np.array(rows)[known], f"{prefix}_")
+    if len(known) < len(table):
+        lines.append(f"{len(table) - len(known)} images have no label and are not scored")
+    if absent := len(row_of.keys() - set(map(str, cases))):
+        lines.append(f"WARNING: {absent} images that -labels names were not classified, so they are not scored")
+    return table, lines

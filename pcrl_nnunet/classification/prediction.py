@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from pcrl_nnunet.classification import figures
-from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc_interval
+from pcrl_nnunet.classification.auroc import MIN_GROUPS, auroc_interval, mean_auroc_interval
 from pcrl_nnunet.classification.label_table import CASE, COORDINATES, LabelTable
 from pcrl_nnunet.classification.patches import patches_of, tiles
 from pcrl_nnunet.classification.world import opened
@@ -22,6 +22,7 @@ from pcrl_nnunet.views.sub_crop import Volume
 
 BATCH = 8
 PREDICTIONS, EVALUATION = "predictions.csv", "auroc.json"
+MEAN = "mean over the labels"  # in auroc.json, beside the labels
 
 
 class Predictor:
@@ -40,6 +41,7 @@ class Predictor:
         self, networks: Sequence[Any], names: Sequence[str], exclusive: bool, size: Sequence[int], device: torch.device
     ) -> None:
         self.networks, self.exclusive, self.size, self.device = networks, exclusive, size, device
+        self.names = tuple(names)
         self.columns = tuple(f"p_{name}" for name in names)
 
     @torch.inference_mode()
@@ -109,17 +111,34 @@ def write_evaluation(table: pd.DataFrame, labels: LabelTable, samples: np.ndarra
         table: the result of `table_of`.
     """
     table.to_csv(os.path.join(folder, PREDICTIONS), index=False)
+    return write_scores(table, labels, samples, os.path.join(folder, ""))
+
+
+def write_scores(table: pd.DataFrame, labels: LabelTable, samples: np.ndarray, prefix: str) -> list[str]:
+    """Write the ROC curves and last the AUROCs, and return a line for each label and for their mean.
+
+    Args:
+        table: the result of `table_of`.
+        prefix: beginning of the two paths.
+    """
     truth, score = labels.value[samples], table[[f"p_{name}" for name in labels.names]].to_numpy()
     groups = np.array([labels.patient.get(name, name) for name in labels.case[samples]])
     found = {name: auroc_interval(truth[:, i], score[:, i], groups) for i, name in enumerate(labels.names)}
-    figures.roc(truth, score, labels.names, found, os.path.join(folder, "roc.png"))
-    # JSON has no NaN, the AUROC of a label with one value
-    written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
-    write_text(os.path.join(folder, EVALUATION), json.dumps(written, indent=4))
-    return [
+    figures.roc(truth, score, labels.names, found, f"{prefix}roc.png")
+    lines = [
         f"AUROC of {name}: {value['auroc']:.3f}, {_said(value)} ({value['positive']} of {value['known']} positive)"
         for name, value in found.items()
     ]
+    mean = mean_auroc_interval(truth, score, groups) if len(labels.names) > 1 else None
+    if mean is not None and mean["labels"]:
+        lines.append(
+            f"Mean AUROC over {mean['labels']} of {len(labels.names)} labels: {mean['auroc']:.3f}, {_said(mean)}"
+        )
+        found[MEAN] = mean
+    # JSON has no NaN, the AUROC of a label with one value
+    written = {name: {key: None if v != v else v for key, v in of.items()} for name, of in found.items()}
+    write_text(f"{prefix}{EVALUATION}", json.dumps(written, indent=4))
+    return lines
 
 
 def _said(found: Mapping[str, float]) -> str:

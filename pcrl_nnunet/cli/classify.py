@@ -15,10 +15,12 @@ Classify images, or points in images, by trained folds.
 PCRLClassificationTrainer trains the folds. The probability is the mean over
 the folds. Images have nnU-Net's names, such as CASE_0000.nii.gz. The command
 writes a table with a line for each image or point, and a column p_NAME for
-each label or class.
+each label or class. With -labels, it also writes the AUROCs with their
+intervals, and the ROC curves.
 """
 EXAMPLES = """
   pcrl_nnunet_classify -d 60 -c 2d -i images -o predictions.csv
+  pcrl_nnunet_classify -d 61 -c 2d -f 0 -i imagesTs -labels classesTs.csv -o test.csv
   pcrl_nnunet_classify -d 50 -c 3d_fullres -f 0 -i images -points points.csv -o predictions.csv
 """
 LISTED = 20  # images that were set aside, in one message
@@ -46,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         help="points to classify, if the folds were trained on points. The columns are those of candidates.csv without "
         "class; seriesuid is the name of the image",
     )
+    parser.add_argument(
+        "-labels",
+        metavar="FILE.csv",
+        help="table with the true labels of whole images, in the format of classes.csv. The AUROCs go into "
+        "NAME_auroc.json beside -o NAME.csv, with intervals over patients if the table has the column patient",
+    )
     parser.add_argument("-device", help=arguments.DEVICE)
     return parser
 
@@ -57,7 +65,7 @@ def main() -> None:
     arguments.load("pcrl_nnunet.classification.new_images")
     import pandas as pd
 
-    from pcrl_nnunet.classification.new_images import classify, find_images, load_folds
+    from pcrl_nnunet.classification.new_images import classify, find_images, load_folds, scored
     from pcrl_nnunet.device import device_named
     from pcrl_nnunet.errors import UserError
     from pcrl_nnunet.files import whole, writing
@@ -68,20 +76,27 @@ def main() -> None:
     scans, bad = find_images(args.i, plan.images)
     predictor, kind = load_folds(folder, args.f, plan, dataset_json, device)
     points = _points(args, kind, scans)
+    truth = _truth(args, kind, predictor, scans)
     start = time()
     tables, num_outside = classify(scans, points, plan, predictor, kind, bad)
     seconds = time() - start
     if not tables:
         raise UserError(f"none of the {len(bad)} images could be classified; {_listed(bad)}")
     found = pd.concat(tables, ignore_index=True)
-    with writing(args.o, "give another -o"), whole(args.o) as draft:
-        found.to_csv(draft, index=False)
+    lines: list[str] = []
+    with writing(args.o, "give another -o"):
+        if truth is not None:
+            found, lines = scored(found, truth, os.path.splitext(args.o)[0])
+        with whole(args.o) as draft:
+            found.to_csv(draft, index=False)
     if num_outside:
         print(f"WARNING: {num_outside} points lie outside their image: give points in world coordinates, mm, LPS")
     speed = f"{len(tables) / seconds:.2f} images a second"
     if points is not None:
         speed += f", {len(found) / seconds:.1f} points a second"
     print(f"{args.o}: {len(found)} {'points' if points is not None else 'images'} in {seconds:.0f} s, {speed}")
+    for line in lines:
+        print(line)
     if bad:
         raise UserError(f"{len(bad)} images could not be classified and are not in {args.o}: {_listed(bad)}")
 
@@ -101,6 +116,7 @@ def _check(args: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any
     check_configuration(plans, args.c)
     arguments.check_folder("-i", args.i, "images")
     arguments.check_file("-points", args.points, "a table of points")
+    arguments.check_file("-labels", args.labels, "a table of labels such as classes.csv")
     _check_output(args.o)
     return folder, plans, dataset_json
 
@@ -122,6 +138,18 @@ def _points(args: argparse.Namespace, kind: str, scans: dict[str, Any]) -> Any:
     if elsewhere:
         print(f"Left out: the points of {len(elsewhere)} images that are not in {args.i}, such as {elsewhere[0]}")
     return points
+
+
+def _truth(args: argparse.Namespace, kind: str, predictor: Any, scans: dict[str, Any]) -> Any:
+    """Read the table of -labels. Trainings on points refuse it."""
+    from pcrl_nnunet.classification.label_table import read_truth
+    from pcrl_nnunet.errors import UserError
+
+    if args.labels is None:
+        return None
+    if kind == "candidates":
+        raise UserError("these folds were trained on points, and -labels has labels of whole images; leave -labels out")
+    return read_truth(args.labels, predictor.names, predictor.exclusive, scans)
 
 
 def _check_output(path: str) -> None:

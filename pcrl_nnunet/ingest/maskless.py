@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from pcrl_nnunet.ingest.read import read_scan, spacing_file
 from pcrl_nnunet.ingest.scans import ImageFormat, Scan, SetAside, Unusable
 from pcrl_nnunet.ingest.sizes import check_spacing
 from pcrl_nnunet.ingest.unlabelled import MAX_BAD
+from pcrl_nnunet.loading.splits import SPLITS, read_folds
 from pcrl_nnunet.plans import lacks_masks, read_json
 from pcrl_nnunet.progress import counted
 
@@ -170,6 +172,9 @@ def plan_and_preprocess(
     for key in ("regions_class_order", "dataset"):
         described.pop(key, None)
     write_text(os.path.join(raw, "dataset.json"), json.dumps(described, indent=4))
+    _bring_folds(
+        raw_folder, os.path.join(preprocessed, name), raw, {scan.name for scan in scans} - {scan.name for scan in good}
+    )
     _run_nnunet(name, os.path.dirname(raw), plans_name, configurations, num_processes)
     shutil.rmtree(raw)
     if not os.listdir(os.path.dirname(raw)):
@@ -206,6 +211,23 @@ def _link_images(scans: Sequence[Scan], images: ImageFormat | None, raw: str, en
             os.symlink(os.path.abspath(file), os.path.join(folder, f"{scan.name}_{channel:04d}{ending}"))
         if images is not None and (path := spacing_file(scan.files, images)):
             os.symlink(os.path.abspath(path), os.path.join(folder, f"{scan.name}.json"))
+
+
+def _bring_folds(raw_folder: str, preprocessed_folder: str, raw: str, set_aside: Collection[str]) -> None:
+    """Give nnU-Net's planning the dataset's own folds, which it copies, without the cases that were set aside.
+
+    A file that is there in the preprocessed folder stays as it is.
+    """
+    own, copy = os.path.join(raw_folder, SPLITS), os.path.join(raw, SPLITS)
+    with suppress(FileNotFoundError):  # left by an interrupted run
+        os.remove(copy)
+    if not os.path.isfile(own) or os.path.isfile(os.path.join(preprocessed_folder, SPLITS)):
+        return
+    folds = [
+        {part: [name for name in of_part if name not in set_aside] for part, of_part in asdict(fold).items()}
+        for fold in read_folds(own)
+    ]
+    write_text(copy, json.dumps(folds))
 
 
 def _is_newer(path: str, files: Sequence[str]) -> bool:

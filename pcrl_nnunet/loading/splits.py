@@ -47,7 +47,7 @@ def check_fold(folder: str, fold: int) -> None:
         folder: nnUNet_preprocessed/DatasetXXX_NAME.
     """
     file = os.path.join(folder, SPLITS)
-    number = len(_read(file)) if os.path.isfile(file) else NUM_FOLDS
+    number = len(read_folds(file)) if os.path.isfile(file) else NUM_FOLDS
     if fold not in range(number):
         raise UserError(
             f"fold {fold} is not among the {number} folds of {file}; give a fold from 0 to {number - 1}, or all"
@@ -67,7 +67,7 @@ def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part
     """
     file = os.path.join(folder, SPLITS)
     check_fold(folder, fold)
-    folds = _read(file) if os.path.isfile(file) else _default_folds(folder, cases)
+    folds = read_folds(file) if os.path.isfile(file) else _default_folds(folder, cases)
     found = folds[fold]
     missing = [name for part in parts for name in getattr(found, part) if name not in set(cases)]
     if missing:
@@ -95,7 +95,8 @@ def writing_split(file: str) -> AbstractContextManager[None]:
     )
 
 
-def _read(file: str) -> list[Fold]:
+def read_folds(file: str) -> list[Fold]:
+    """Return the folds of a split file. Raise `UserError` for a damaged file."""
     try:
         with open(file, encoding="utf-8") as content:
             folds = [Fold(_names(split["train"]), _names(split["val"])) for split in json.load(content)]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pcrl_nnunet.classification.auroc import auroc_interval
+from pcrl_nnunet.classification.auroc import auroc_interval, mean_auroc_interval
 
 
 def of_80():
@@ -51,3 +51,35 @@ def test_samples_of_a_patient_are_drawn_together_and_unknown_ones_count_for_noth
     assert two_patients["auroc"] == 0.25
     assert np.isnan([two_patients["low"], two_patients["high"]]).all()
     assert np.isnan(auroc_interval(np.ones(4), np.arange(4.0), np.arange(4))["auroc"])
+
+
+def test_the_mean_auroc_draws_patients_for_all_labels_together():
+    rng = np.random.default_rng(5)
+    groups = np.arange(60) // 2
+    truth = (rng.random((60, 2)) < 0.4).astype(float)
+    truth[:4, 1] = np.nan
+    score = rng.normal(truth.round(), 1.2)
+    score[np.isnan(score)] = 0.3
+    found = mean_auroc_interval(truth, score, groups, 200)
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(200):
+        samples = np.concatenate([[2 * i, 2 * i + 1] for i in rng.integers(30, size=30)])
+        known = [samples[~np.isnan(truth[samples, i])] for i in range(2)]
+        drawn.append(np.mean([roc_auc_score(truth[known[i], i], score[known[i], i]) for i in range(2)]))
+    each = [auroc_interval(truth[:, i], score[:, i], groups)["auroc"] for i in range(2)]
+    assert found["auroc"] == pytest.approx(np.mean(each))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert found["labels"] == 2
+
+
+def test_labels_without_an_interval_do_not_count_in_the_mean():
+    truth, score = of_80()
+    rare = np.zeros(80)
+    rare[:2] = 1  # two patients
+    both = mean_auroc_interval(np.stack([truth, rare], 1), np.stack([score, score], 1), np.arange(80), 50)
+    alone = mean_auroc_interval(truth[:, None], score[:, None], np.arange(80), 50)
+    assert both == alone
+    assert both["labels"] == 1
+    none = mean_auroc_interval(rare[:, None], score[:, None], np.arange(80), 50)
+    assert none["labels"] == 0
+    assert np.isnan([none["auroc"], none["low"], none["high"]]).all()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pcrl_nnunet.classification.label_table import read_labels
+from pcrl_nnunet.classification.label_table import read_labels, read_truth
 from pcrl_nnunet.errors import UserError
 
 
@@ -97,3 +97,40 @@ def test_a_missing_table_and_two_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"has both .* pcrl.classify.table"):
         read_labels(str(tmp_path))
     assert read_labels(str(tmp_path), "candidates").kind == "candidates"
+
+
+def truth_of(tmp_path, text, names, exclusive):
+    (tmp_path / "truth.csv").write_text(text)
+    return read_truth(str(tmp_path / "truth.csv"), names, exclusive, ["a", "b", "c"])
+
+
+def test_true_labels_come_in_the_order_of_the_folds(tmp_path):
+    text = "case,mass,other,effusion,patient\na,1,0,,p\nb,0,0,1,p\n"
+    table = truth_of(tmp_path, text, ["effusion", "mass"], exclusive=False)
+    assert table.names == ("effusion", "mass")
+    np.testing.assert_array_equal(table.value, [[np.nan, 1], [1, 0]])
+    assert table.patient == {"a": "p", "b": "p"}
+
+
+def test_true_classes_may_lack_a_class_of_the_folds(tmp_path):
+    table = truth_of(tmp_path, "case,kind\na,benign\nb,cyst\nc,\n", ["benign", "cyst", "malignant"], exclusive=True)
+    np.testing.assert_array_equal(table.value, [[1, 0, 0], [0, 1, 0], [np.nan] * 3])
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "exclusive", "message"),
+    [
+        ("case,mass\na,1\n", ["effusion", "mass"], False, r"has the labels mass, but .* on the labels effusion, mass;"),
+        ("case,kind\na,x\nb,y\n", ["x", "z"], True, r"has the classes x, y, but the folds .* the classes x, z; give"),
+        (
+            "case,kind\na,x\nb,y\n",
+            ["kind"],
+            False,
+            r"has the classes x, y, but the folds were trained on the labels kin",
+        ),
+        ("case,mass\nz,1\n", ["mass"], False, r"has no label of any image: it has z \.\.\., the images are a, b, c"),
+    ],
+)
+def test_true_labels_that_do_not_fit_are_refused(tmp_path, text, names, exclusive, message):
+    with pytest.raises(UserError, match=message):
+        truth_of(tmp_path, text, names, exclusive)

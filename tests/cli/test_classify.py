@@ -21,6 +21,7 @@ import skimage.io
 import torch
 from in_this_process import InThisProcess
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from sklearn.metrics import roc_auc_score
 
 from pcrl_nnunet.cli import classify, compare, preprocess, pretrain
 from pcrl_nnunet.ingest import maskless, workers
@@ -173,6 +174,12 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
     both = classified("-f", "0", "1")
     np.testing.assert_allclose(both[column], (found[column] + classified("-f", "1")[column]) / 2, atol=1e-5)
 
+    labels = ["-labels", str(folder / "classes.csv")]
+    if kind == "candidates":
+        assert "trained on points" in run(monkeypatch, classify, *arguments, "-i", images, *given, "-f", "0", *labels)
+    else:
+        check_scores(classified("-f", "0", *labels), tmp_path, capsys.readouterr().out)
+
     folds = run(monkeypatch, classify, *arguments, "-i", images, *given)
     assert "fold 2 is not trained" in folds
     message = "leave -points out" if kind == "classes" else "give the points with -points"
@@ -216,6 +223,18 @@ def test_new_images_are_classified_as_validation_would(folder, monkeypatch, tmp_
     message = run(monkeypatch, classify, *arguments, "-i", images, "-f", "0")
     assert "case_3_0000.nii.gz: voxels became NaN or infinite in preprocessing" in message
     assert len(pd.read_csv(out)) == len(CASES) - 1
+
+
+def check_scores(found, folder, said):
+    """Check the truth and the scores that -labels adds to a table of predictions."""
+    assert list(found.columns) == ["case", "p_odd", "odd"]
+    assert list(found["odd"]) == [int(case[-1]) % 2 for case in found["case"]]
+    scores = json.loads((folder / "out_auroc.json").read_text())
+    assert list(scores) == ["odd"]
+    assert scores["odd"]["auroc"] == pytest.approx(roc_auc_score(found["odd"], found["p_odd"]))
+    assert (scores["odd"]["known"], scores["odd"]["positive"]) == (8, 4)
+    assert (folder / "out_roc.png").is_file()
+    assert f"AUROC of odd: {scores['odd']['auroc']:.3f}, 95 % interval" in said
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The split by patient, and draws of labelled cases."""
 
+import numpy as np
 import pytest
 
 from pcrl_nnunet.errors import UserError
@@ -33,3 +34,16 @@ def test_numbers_and_shares_of_labelled_cases():
     for wrong in ("0", "141", "ten", "1.5", "200%"):
         with pytest.raises(UserError, match=f"-labelled has '{wrong}'"):
             number_labelled(wrong, 140)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
+def test_a_share_of_the_images_is_drawn_from_the_same_share_of_the_patients(share):
+    counts = np.random.default_rng(0).geometric(0.27, 1000)  # 3.7 images each, as in NIH ChestX-ray14
+    patients = {f"{i:04d}_{k:03d}": str(i) for i, count in enumerate(counts) for k in range(count)}
+    for seed in range(5):
+        drawn = draw_by_patient(patients, patients, seed)
+        number = number_labelled(f"{100 * share:g}%", len(drawn))
+        labelled, rest = drawn[:number], drawn[number:]
+        of_labelled, of_rest = ({patients[name] for name in names} for names in (labelled, rest))
+        assert len(of_labelled & of_rest) <= 1  # the last patient may be cut
+        assert len(of_labelled) / 1000 == pytest.approx(share, abs=0.04)

@@ -123,7 +123,9 @@ def planned(tmp_path, monkeypatch):
         def run_nnunet(name, root, *_):
             folder = Path(root) / name
             names = {part: sorted(p.name for p in (folder / part).iterdir()) for part in ("imagesTr", "labelsTr")}
-            given.append({**names, **json.loads((folder / "dataset.json").read_text())})
+            splits = folder / "splits_final.json"
+            folds = json.loads(splits.read_text()) if splits.is_file() else None
+            given.append({**names, **json.loads((folder / "dataset.json").read_text()), "folds": folds})
             if fails:
                 raise UserError("nnUNetv2_plan_and_preprocess ended with status 1")
 
@@ -144,6 +146,19 @@ def test_bad_images_are_not_passed_to_nnunet(planned):
     assert (given["numTraining"], given["labels"]) == (10, {"background": 0, "foreground": 1})
     assert is_without_masks("Dataset005_Bodies", given)  # nnU-Net copies it to the preprocessed dataset
     assert not planned.masks.exists()
+
+
+def test_the_datasets_own_folds_are_passed_on_without_bad_images(planned, tmp_path):
+    folds = [{"train": ["case_00", "case_01"], "val": ["case_02", "not_there"]}]
+    planned.images.mkdir(parents=True)
+    (planned.images.parent / "splits_final.json").write_text(json.dumps(folds))
+    _, (given,) = planned(11, bad=1)
+    assert given["folds"] == [{"train": ["case_01"], "val": ["case_02", "not_there"]}]
+    used = tmp_path / "preprocessed" / "Dataset005_Bodies"
+    used.mkdir()
+    (used / "splits_final.json").write_text("[]")  # the user's folds stay
+    _, (_, given) = planned(11)
+    assert given["folds"] is None
 
 
 def test_images_that_nnunet_would_not_see_or_with_an_absurd_spacing_are_named(planned):
