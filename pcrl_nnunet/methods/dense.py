@@ -94,21 +94,21 @@ class Dense(Method):
     citations = (
         "Pinheiro, P. O., Almahairi, A., Benmalek, R. Y., Golemo, F., & Courville, A. (2020). Unsupervised learning of "
         "dense visual representations. NeurIPS, 33, 4489-4500.",
-        "Yan, K., Cai, J., Jin, D., Miao, S., Guo, D., Harrison, A. P., et al. (2022). SAM: Self-supervised learning of "
-        "pixel-wise anatomical embeddings in radiological images. IEEE TMI, 41(10), 2658-2669.",
+        "Yan, K., Cai, J., Jin, D., Miao, S., Guo, D., Harrison, A. P., et al. (2022). SAM: Self-supervised learning "
+        "of pixel-wise anatomical embeddings in radiological images. IEEE TMI, 41(10), 2658-2669.",
     )
     Settings = DenseSettings
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
     min_batch_size = (2, "the comparison with points of other scans")
     terms: ClassVar[Mapping[str, str]] = {"comparison": "comparison", "restoration": "restoration"}
     terms_caption = (
-        "The comparison is the cross-entropy of the right point among all points of the batch. It should fall below the "
-        "log of their number. The restoration's error should fall, if there is a restoration."
+        "The comparison is the cross-entropy of the right point among all points of the batch. It should fall below "
+        "the log of their number. The restoration's error should fall, if there is a restoration."
     )
     quantities = (RIGHT, RESTORATION, RANK)
     pictures_caption = (
-        "A view with changed intensities, the view itself, and the network's restoration. There are no pictures without "
-        "a restoration."
+        "A view with changed intensities, the view itself, and the network's restoration. Without a restoration there "
+        "are no pictures."
     )
 
     def __init__(self, network: Any, channels: int, settings: DenseSettings) -> None:
