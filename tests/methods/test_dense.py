@@ -21,12 +21,11 @@ def coordinates(shape):
 
 def interpolated(image, index):
     """Return the values (channels,) at an index by a loop over the corners around it."""
-    low = np.clip(np.floor(index).astype(int), 0, np.array(image.shape[1:]) - 1)
+    low = np.clip(np.floor(index).astype(int), 0, np.array(image.shape[1:]) - 2)
     value = np.zeros(len(image))
     for corner in np.ndindex(*[2] * len(index)):
         weight = np.prod([f if c else 1 - f for c, f in zip(corner, index - low, strict=True)])
-        if abs(weight) > 1e-4:
-            value += weight * image[(slice(None), *(low + corner))]
+        value += weight * image[(slice(None), *(low + corner))]
     return value
 
 
@@ -49,7 +48,7 @@ def test_both_views_show_the_same_place_of_the_volume_at_a_point(kind):
         assert len(np.unique(one.round(3), axis=0)) == settings.points
         # near the image's border views repeat it, and coordinates stop there
         far = ((one >= 4) & (one <= np.array(shape)[-len(size) :] - 5)).all(1)
-        np.testing.assert_allclose(one[far], two[far], atol=2e-3)
+        np.testing.assert_allclose(one[far], two[far], atol=1e-3)
         np.testing.assert_allclose(one, two, atol=3)
         checked += far.sum()
     assert checked > settings.points
@@ -63,7 +62,7 @@ def test_points_lie_inside_both_views_and_differ_in_their_places(kind):
         assert points.shape == (2, setup.settings.points, len(setup.plan.patch_size))
         assert (points >= 0).all()
         assert (points <= np.subtract(setup.settings.views.global_input_size, 1)).all()
-        assert (points.std(1) > 1).all()
+        assert (points.std(1) > 0.5).all()
 
 
 @pytest.mark.parametrize("kind", SETUPS)
@@ -141,7 +140,7 @@ def test_a_batch_has_at_most_32_pairs():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"points": 0}, r"points is 0; expected 1 or more, up to 4096"),
+        ({"points": 0}, r"points is 0; expected a number from 1 to 4096"),
         ({"temperature": 0.0}, r"temperature is 0.0; expected a number above 0"),
         ({"views": {"num_local": 6}}, r"num_local is 6; Dense comparison has no local views: set 0"),
         (
