@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.samples import ArraySpec
-from pcrl_nnunet.losses import contrastive_loss, restoration_loss
+from pcrl_nnunet.losses import paired_contrastive_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
 from pcrl_nnunet.methods.pairs import (
     PairViews,
@@ -167,11 +167,7 @@ class Dense(Method):
         vectors = self.vectors(levels, batch["points"])  # (B, 2, P, c)
         # all samples of all processes: the number of candidates must not depend on the number of processes
         one, two = (gathered(of_view.contiguous()).flatten(0, 1) for of_view in vectors.unbind(1))  # (BP, c) each
-        others = ~torch.eye(len(one), dtype=torch.bool, device=one.device)
-        comparison = 0.5 * (
-            contrastive_loss(one, two, two, others, self.temperature)
-            + contrastive_loss(two, one, one, others, self.temperature)
-        )
+        comparison = paired_contrastive_loss(one, two, self.temperature)
         loss, terms = comparison, {"comparison": comparison.detach()}
         values = {RIGHT.name: {"": partners_over_chance(one.detach(), two.detach())}}
         if self.restoration_weight:
