@@ -81,9 +81,9 @@ class DenseViews(PairViews):
         super().__init__(settings.views, spatial, channels)
         self._draw = PointsTransform(SubCropTransform(settings.views, spatial), settings.points)
         self._augment = IntensitiesTransform(own)
-        if not settings.restoration_weight:
-            del self.arrays["target"]
-        self.arrays["points"] = ArraySpec((2, settings.points, len(self.spacing)))
+        points = ArraySpec((2, settings.points, len(self.spacing)))
+        restored = {"target": self.arrays["target"]} if settings.restoration_weight else {}
+        self.arrays = {**restored, "input": self.arrays["input"], "points": points}
 
 
 class Dense(Method):

@@ -34,17 +34,17 @@ class PointsTransform(AbstractTransform):
         rng = data_dict["rng"]
         for _ in range(MAX_TRIES):
             drawn = self.pairs(**data_dict)
-            maps, shape = drawn["maps"]["target"], drawn["data"].shape[1:]
-            positions = common_points(*maps, shape, self.number, rng)
+            (one, other), shape = drawn["maps"]["target"], drawn["data"].shape[1:]
+            positions = common_points(one, other, shape, self.number, rng)
             if len(positions) == self.number:
                 break
         else:
-            maps = [maps[0]] * 2
+            other = one
             boxes = replace(drawn["boxes"], pair=drawn["boxes"].pair[:1] * 2)
-            drawn = {**drawn, "maps": {**drawn["maps"], "target": maps}, "boxes": boxes}
-            found = [*common_points(*maps, shape, self.number, rng), maps[0].centre]  # the centre is always inside
+            drawn = {**drawn, "maps": {**drawn["maps"], "target": [one, other]}, "boxes": boxes}
+            found = [*common_points(one, other, shape, self.number, rng), one.centre]  # the centre is always inside
             positions = np.resize(found, (self.number, len(shape)))
-        points = np.stack([affine.indices(positions) for affine in maps])
+        points = np.stack([affine.indices(positions) for affine in (one, other)])
         return {**drawn, "points": points.astype(np.float32)}
 
 
@@ -75,5 +75,4 @@ def _ends(size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def _inside(indices: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Tell which indices (K, d) lie among the voxels of an array: (K,) of bool."""
     low, high = _ends(size)
-    within: np.ndarray = ((indices >= low) & (indices <= high)).all(1)
-    return within
+    return np.all((indices >= low) & (indices <= high), axis=1)
