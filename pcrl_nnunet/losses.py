@@ -73,6 +73,22 @@ def contrastive_loss(
     return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
+def paired_contrastive_loss(one: Tensor, two: Tensor, temperature: float) -> Tensor:
+    """Return InfoNCE in both directions, mean over all pairs: each vector finds its partner among all others' partners.
+
+    Only one matrix of similarities is kept for the backward pass, for both directions.
+
+    Args:
+        one, two: (K, c), the same row for partners.
+        temperature: divides the cosines.
+    """
+    one, two = F.normalize(one.float(), dim=1) / temperature, F.normalize(two.float(), dim=1)
+    with nullcontext() if one.is_meta else torch.autocast(one.device.type, enabled=False):
+        similarities = one @ two.T  # (K, K)
+    of_one, of_two = torch.logsumexp(similarities, 1), torch.logsumexp(similarities, 0)
+    return (0.5 * (of_one + of_two) - similarities.diagonal()).mean()
+
+
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
     """Return the binary cross-entropy of a discriminator's logits with one answer for all (Goodfellow et al., 2014).
 

@@ -30,6 +30,7 @@ BUILT_IN = {
     "c2l": "pcrl_nnunet.methods.c2l:C2L",
     "rubiks_cube": "pcrl_nnunet.methods.rubiks_cube:RubiksCube",
     "transvw": "pcrl_nnunet.methods.transvw:TransVW",
+    "dense": "pcrl_nnunet.methods.dense:Dense",
 }
 
 

@@ -114,13 +114,15 @@ class Learning:
             for _ in range(REPEATS):
                 batch = _on(next(batches), device)
                 values = method(batch, method.variants()[-1]).values
-                for name, of_batches in found.items():
-                    of_batches.append(next(iter(values[name].values())))
+                for name in found.keys() & values.keys():  # a restoration may be switched off
+                    found[name].append(next(iter(values[name].values())))
                 if isinstance(method, RestorationMethod):
                     constant.append(_error_of_best_constant(batch["target"], batch.get("masked")))
         batches.close()
         result: dict[str, float] = {}
         for name, of_batches in found.items():
+            if not of_batches:
+                continue
             errors = torch.stack(of_batches)
             result |= {name: float(errors.mean()), f"{name}_standard_error": float(errors.std() / REPEATS**0.5)}
         return {**result, "constant": float(torch.stack(constant).mean())} if constant else result

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from batchgenerators.transforms.abstract_transforms import Compose
+from batchgenerators.transforms.abstract_transforms import AbstractTransform, Compose
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
@@ -89,7 +89,7 @@ class PairViews(Views):
         self.arrays = {"target": pair, "input": pair}
         if settings.num_local:
             self.arrays["local"] = ArraySpec((settings.num_local, channels, *settings.local_input_size))
-        self._draw = SubCropTransform(settings, augmentation)
+        self._draw: AbstractTransform = SubCropTransform(settings, augmentation)
         self._resample = SpatialViewTransform()
         self._augment = Compose(
             [

@@ -8,7 +8,8 @@ from pcrl_nnunet.networks.discriminator import Discriminator
 from pcrl_nnunet.networks.gather import gathered, of_next_sample
 from pcrl_nnunet.networks.heads import ComparisonHead, RestorationHead
 from pcrl_nnunet.networks.momentum import KeyQueue, MomentumCopy
-from pcrl_nnunet.networks.unet import RestoringUNet
+from pcrl_nnunet.networks.points import at_points
+from pcrl_nnunet.networks.unet import RestoringUNet, UNet
 
 __all__ = [
     "Autoencoder",
@@ -22,7 +23,9 @@ __all__ = [
     "OuterProductAttention",
     "RestorationHead",
     "RestoringUNet",
+    "UNet",
     "accept_any_size",
+    "at_points",
     "encoder_of",
     "gathered",
     "mean_and_maximum",

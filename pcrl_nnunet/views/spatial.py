@@ -54,6 +54,16 @@ class AffineMap:
         upper = np.floor(self.centre + half).astype(int) + 2 + reach
         return Box(tuple(lower.tolist()), tuple(upper.tolist()))
 
+    def positions(self, indices: np.ndarray) -> np.ndarray:
+        """Return the positions (K, d) in the image of indices (K, d) in the view."""
+        found: np.ndarray = self.centre + (indices - (np.array(self.size) - 1) / 2) @ self.matrix.T
+        return found
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Return the indices (K, d) in the view of positions (K, d) in the image: the inverse of `positions`."""
+        found: np.ndarray = (np.array(self.size) - 1) / 2 + np.linalg.solve(self.matrix, (positions - self.centre).T).T
+        return found
+
     def shifted(self, origin: Sequence[int]) -> AffineMap:
         """Return the same map with image indices counted from `origin`."""
         return replace(self, centre=self.centre - np.array(origin))

@@ -154,7 +154,7 @@ def test_the_estimated_memory_of_a_step_is_plausible_or_none(name, kind):
     if small is not None:
         weights = sum(p.numel() for p in method.parameters()) * 4
         # a comparison of all samples with each other grows faster than the batch
-        assert weights < small < large < 2.1 * small
+        assert weights < small < large < 2.5 * small
 
 
 @METHODS
