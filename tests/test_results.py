@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 DOCS = Path(__file__).parents[1] / "docs"
 HIPPOCAMPUS = "hippocampus_2d_curve.csv"
@@ -100,6 +102,35 @@ def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
     assert f"{', '.join(f'{gain:.1f}' for gain in gains[:4])} and {gains[4]:.1f} points over `scratch_longer`" in page
     assert f"it gains {(found['semi_scratch'] - found['scratch']).mean():.1f} points" in page
     assert found["scratch_longer"].mean() > found["scratch"].mean()
+
+
+def test_the_frozen_look_and_its_fine_tuning_agree_with_their_files() -> None:
+    frozen, tuned = (
+        100
+        * pd.read_csv(DOCS / "evidence" / f"acdc_2d_{name}.csv")
+        .fillna({"dice": 1.0})
+        .groupby(["method", "seed", "case"])["dice"]
+        .mean()
+        .groupby(["method", "seed"])
+        .mean()
+        .unstack("seed")
+        for name in ("frozen", "methods")
+    )
+    page = (DOCS / "compare.md").read_text(encoding="utf-8")
+    lines = page.split("| Method | Frozen, subset 0 |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    stated = pd.DataFrame(cells).replace("", "nan").set_index(0)
+    stated = stated.set_axis(stated.index.str.strip("`")).astype(float)
+    expected = pd.concat([frozen, tuned], axis=1).reindex(stated.index)
+    assert set(stated.index) == {*frozen.index, *tuned.index}
+    np.testing.assert_allclose(stated.to_numpy(), expected.to_numpy(), atol=0.051)
+    both = frozen.index.intersection(tuned.index)
+    ranks = [spearmanr(frozen.loc[both, seed], tuned.loc[both, seed]).statistic for seed in (0, 1)]
+    assert f"is {ranks[0]:.2f} in subset 0 and\n  {ranks[1]:.2f} in subset 1" in page
+    assert f"is {spearmanr(frozen[0], frozen[1]).statistic:.2f}, over eleven rows" in page
+    assert (
+        f"the rank correlation of the two subsets is {spearmanr(*tuned.loc[both].T.to_numpy()).statistic:.2f}." in page
+    )
 
 
 def test_the_pages_name_every_file_of_the_results() -> None:

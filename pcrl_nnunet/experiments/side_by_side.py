@@ -45,7 +45,10 @@ def surely_best(scores: Scores, labelled: int) -> str | None:
 
 
 def _cell(scores: Scores, method: str, labelled: int) -> str:
-    """Return the mean and its interval over subsets and patients; a single subset has no interval."""
+    """Return the mean and its interval over subsets and patients; a single subset has no interval.
+
+    The interval of two or three subsets is so wide that it may leave the range of scores. It is cut there.
+    """
     chosen = (scores.runs["method"] == method) & (scores.runs["labelled"] == labelled)
     points = scores.runs.loc[chosen, "points"]
     if points.empty:
@@ -54,5 +57,5 @@ def _cell(scores: Scores, method: str, labelled: int) -> str:
     if found is None or len(found.observed) < 2:
         return f"{points.mean():.1f}"
     shift = points.mean() - found.observed.mean()
-    low, high = (shift + end for end in intervals.interval(found))
+    low, high = (min(max(shift + end, 0.0), 100.0) for end in intervals.interval(found))
     return f"{points.mean():.1f} ({low:.1f} to {high:.1f})"
