@@ -60,6 +60,11 @@ def load_initial(
         f"Starting from {path}\n  {origin(content, [key for key in KNOWN if key != 'cases'])}\n{report.summary()}\n"
         f"{len(fitting)} of {len(given)} tensors of the method's own weights are taken over"
     ]
+    if given and content["method"] != method.name:
+        lines.append(
+            f"This is a pretraining by {content['method']}, so only its encoder is taken over; a pretraining by "
+            f"{method.name} fits as a whole."
+        )
     if not init["all_cases_known"]:
         lines.append(UNKNOWN_CASES)
     return init, lines

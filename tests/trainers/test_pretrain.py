@@ -576,6 +576,21 @@ def test_a_fitted_checkpoints_decoder_of_other_stages_is_not_loaded(tiny):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.decoder.state_dict().items())
 
 
+def test_init_says_that_another_methods_pretraining_gives_its_encoder_alone(tiny):
+    trainer = make(tiny)
+    trainer.initialize()
+    said = []
+    for method in ("pcrlv2", "mae"):
+        path = str(tiny.folder.parent / f"{method}.pth")
+        checkpoint.write(path, {**trainer.final_content(), "method": method})
+        said.append(load_initial(path, trainer.plan_network, trainer.network, trainer.request.plan)[1])
+    own, other = said
+    assert len(own) == 1
+    assert other[1] == (
+        "This is a pretraining by mae, so only its encoder is taken over; a pretraining by pcrlv2 fits as a whole."
+    )
+
+
 def test_a_checkpoint_that_cannot_load_stops_before_anything_is_trained(tiny):
     other = tiny.folder.parent / "other.pth"
     checkpoint.write(str(other), {"format": checkpoint.FORMAT, "network_weights": {}})
