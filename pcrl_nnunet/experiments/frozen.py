@@ -132,7 +132,7 @@ class FrozenLook:
         os.makedirs(self.folder, exist_ok=True)
         there = [look for look in self.looks if look.checkpoint is None or os.path.isfile(look.checkpoint)]
         for number, look in enumerate(there, start=1):
-            with doing(f"Looking at {look} ({number} of {len(there)} networks)"):
+            with doing(f"Looking at {look} ({number} of {len(there)})"):
                 self._look_at(look, device)
 
     def _look_at(self, look: Look, device: torch.device) -> None:
