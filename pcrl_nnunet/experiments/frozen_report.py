@@ -62,6 +62,7 @@ def table(scores: Scores, answers: pd.DataFrame) -> Iterator[str]:
 def draw(scores: Scores, answers: pd.DataFrame, title: str, path: str) -> None:
     """Draw every subset's point and each method's mean: a panel for each number of labelled cases and each question."""
     methods = list(dict.fromkeys(scores.runs["method"]))
+    colours = {name: "0.4" if name == RANDOM else f"C{number % 10}" for number, name in enumerate(methods)}
     panels: list[tuple[str, pd.DataFrame, float | None]] = []
     for number, own in scores.runs.groupby("labelled"):
         name = f"{scores.measure} with {labelled_cases(int(str(number)))}, points"
@@ -73,14 +74,15 @@ def draw(scores: Scores, answers: pd.DataFrame, title: str, path: str) -> None:
     figure = Figure(figsize=(WIDTH, 0.9 + (0.75 + 0.27 * len(methods)) * len(panels)), layout="constrained")
     heading(figure, f"{title}\nLight heads on frozen features\npoint: a subset; line: mean; dotted: chance")
     for axis, (name, values, chance) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        for row, method in enumerate(methods):
-            own, colour = values.loc[values["method"] == method, "value"], "0.4" if method == RANDOM else f"C{row % 10}"
-            axis.plot(own, [row] * len(own), "o", ms=5, alpha=0.6, color=colour)
-            axis.plot([own.mean()], [row], "|", ms=16, mew=2, color=colour)
+        shown = [method for method in methods if (values["method"] == method).any()]  # shortcuts answer no question
+        for row, method in enumerate(shown):
+            own = values.loc[values["method"] == method, "value"]
+            axis.plot(own, [row] * len(own), "o", ms=5, alpha=0.6, color=colours[method])
+            axis.plot([own.mean()], [row], "|", ms=16, mew=2, color=colours[method])
         if chance is not None:
             axis.axvline(chance, color="grey", linestyle=":")
-        axis.set_yticks(range(len(methods)), methods)
-        axis.set_ylim(len(methods) - 0.5, -0.5)
+        axis.set_yticks(range(len(shown)), shown)
+        axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.set_xlabel(name)
         axis.grid(axis="x")
     figure.savefig(path, dpi=DPI)
