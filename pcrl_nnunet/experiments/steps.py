@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing
 import os
 import shutil
 import signal
@@ -31,6 +32,9 @@ def end_with_parent() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     if os.name == "posix":
+        if number == signal.SIGALRM:  # a loading process that was just forked loses its SIGTERM: Python forgets signals then
+            for child in multiprocessing.active_children():
+                child.kill()
         signal.alarm(SECONDS_TO_END)  # Python drops exceptions raised while it forks the loading processes
     sys.exit(128 + signal.SIGTERM)
 

@@ -90,6 +90,34 @@ time.sleep(600)
     assert child.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process ends at once")
+def test_a_loading_process_that_lost_its_sigterm_ends_with_its_step():
+    code = """
+import multiprocessing, signal, time
+from pcrl_nnunet.experiments.steps import end_with_parent
+end_with_parent()
+def work(pipe):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send("ready")
+    time.sleep(600)
+ours, theirs = multiprocessing.get_context("fork").Pipe()
+worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
+worker.start()
+ours.recv()
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, text=True) as child:
+        worker = int(child.stdout.readline())
+        child.terminate()
+        try:
+            wait_until(lambda: not is_running(worker) and child.poll() is not None)
+        finally:
+            child.kill()
+            if is_running(worker):
+                os.kill(worker, signal.SIGKILL)
+
+
 def test_running_steps_are_named_with_their_epochs_and_their_time(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(processes, "monotonic", lambda: now[0])
