@@ -32,7 +32,7 @@ def end_with_parent() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     if os.name == "posix":
-        if number == signal.SIGALRM:  # a loading process that was just forked loses its SIGTERM: Python forgets signals then
+        if number == signal.SIGALRM:  # Python forgets signals while it forks: loading processes may have lost SIGTERM
             for child in multiprocessing.active_children():
                 child.kill()
         signal.alarm(SECONDS_TO_END)  # Python drops exceptions raised while it forks the loading processes
