@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
     """An error with one sentence: what came, what was expected, what to do."""
+
+
+def with_nearest(sentence: str, name: str, known: Iterable[str]) -> str:
+    """Return the begin of an error with the known name that is most like the given one, if one is alike."""
+    near = get_close_matches(name, list(known), 1)
+    return f"{sentence}, the nearest is {near[0]}" if near else sentence
 
 
 @contextmanager

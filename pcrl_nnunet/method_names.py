@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
-from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.errors import UserError, with_nearest
 
 GROUP = "pcrl_nnunet.methods"
 DEFAULT = "pcrlv2"
@@ -47,4 +47,5 @@ def offered(name: str) -> list[EntryPoint]:
 def check_name(name: str) -> None:
     """Raise `UserError` if no method has this name."""
     if name not in BUILT_IN and not offered(name):
-        raise UserError(f"there is no method '{name}'; expected one of {', '.join(names())}: give it with -method NAME")
+        begin = with_nearest(f"there is no method '{name}'", name, names())
+        raise UserError(f"{begin}; expected one of {', '.join(names())}: give it with -method NAME")

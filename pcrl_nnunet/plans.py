@@ -20,6 +20,7 @@ from pcrl_nnunet.errors import UserError
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 PLAN = "nnUNetv2_plan_and_preprocess"
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DATASET_NAME = re.compile(r"Dataset\d{3,}_.+")
 ALIKE = 0.6  # difflib's own threshold for a close match
 LISTED = 5  # number of names to show if none is near
@@ -100,7 +101,9 @@ def find_plan(
         UserError: nnUNet_preprocessed is not set, or one of the three does not exist.
     """
     folder = dataset_folder(dataset)
-    prepare = f"run {planning_command(os.path.basename(folder))}"
+    preset = re.fullmatch(r"(nnUNet|PCRL)ResEncUNet(M|L|XL)Plans", plans_name)
+    planner = f" -pl {preset[1]}PlannerResEnc{preset[2]}" if preset else ""
+    prepare = f"run {planning_command(os.path.basename(folder), options=planner)}"
     others = _plans_in(folder)
     other = f", or choose an existing plan with -p: {', '.join(others)}" if others else ""
     plans = read_json(os.path.join(folder, f"{plans_name}.json"), f"{prepare} first{other}")
@@ -191,7 +194,10 @@ def unit_of(plans: Mapping[str, Any]) -> str:
 def folder_of(variable: str) -> str:
     """Return the folder in one of nnU-Net's variables. Raise `UserError` if the variable is not set."""
     if not os.environ.get(variable):
-        raise UserError(f"the variable {variable} is not set; set it as for nnU-Net: export {variable}=FOLDER")
+        others = [name for name in VARIABLES if name != variable and not os.environ.get(name)]
+        nor = f", nor is {' or '.join(others)}; set them" if others else "; set it"
+        exports = " ".join(f"{name}=FOLDER" for name in (variable, *others))
+        raise UserError(f"the variable {variable} is not set{nor} as for nnU-Net: export {exports}")
     return os.environ[variable]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 # Bounds that the demo's networks miss after a few steps: 0.77 and 0.55 after four and two steps.
@@ -79,7 +80,9 @@ def findings(error: float, dice: dict[str, dict[str, float]], label: str, name: 
     return lines, works
 
 
-def draw(images: Path, segmentations: dict[str, Path], path: Path, cases: int = 4) -> None:
+def draw(
+    images: Path, segmentations: dict[str, Path], names_of_labels: dict[str, str], path: Path, cases: int = 4
+) -> None:
     """Draw each case as a row of a PNG: the slice with most of the last label, alone and with each segmentation."""
     names = sorted(p.name for p in next(iter(segmentations.values())).glob("*.nii.gz"))[:cases]
     figure = Figure(figsize=(2.6 * (1 + len(segmentations)), 2.6 * len(names)), layout="constrained")
@@ -91,13 +94,18 @@ def draw(images: Path, segmentations: dict[str, Path], path: Path, cases: int = 
         labels = {title: _read(folder / name) for title, folder in segmentations.items()}
         truth = next(iter(labels.values()))
         z = int((truth == truth.max()).sum((1, 2)).argmax())
-        row[0].set_ylabel(name.removesuffix(".nii.gz"))
+        row[0].set_ylabel(f"{name.removesuffix('.nii.gz')}, slice {z}")
         for axis, title in zip(row, ["image", *labels], strict=True):
             axis.imshow(image[z], cmap="gray")
             axis.set(xticks=[], yticks=[])
             if title in labels:
                 shown = np.ma.masked_equal(labels[title][z], 0)
                 axis.imshow(shown, cmap=COLOURS, vmin=1, vmax=COLOURS.N, alpha=0.55, interpolation="nearest")
+    handles = [
+        Patch(color=COLOURS(int(value) - 1), alpha=0.55, label=label) for value, label in names_of_labels.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(f"Test cases, the slice with most of {list(names_of_labels.values())[-1]}")
     figure.savefig(path, dpi=110)
 
 
@@ -126,7 +134,8 @@ def main() -> None:
     last = list(names)[-1]  # the lesion
     lines, works = findings(restoration_error(args.pretraining), dice, last, names[last])
     print("\n".join(lines))
-    draw(args.raw / "imagesTs", {"truth": args.raw / "labelsTs", **folders}, args.o)
+    foreground = {value: name for value, name in names.items() if value != "0"}
+    draw(args.raw / "imagesTs", {"truth": args.raw / "labelsTs", **folders}, foreground, args.o)
     sys.exit(0 if works else 1)
 
 

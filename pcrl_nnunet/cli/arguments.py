@@ -7,8 +7,9 @@ from __future__ import annotations
 import argparse
 import os
 from importlib import import_module
+from typing import NoReturn
 
-from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.errors import UserError, with_nearest
 from pcrl_nnunet.progress import doing
 
 CONFIGURATION = "configuration of the plan (default: 3d_fullres, or the plan's only one)"
@@ -17,13 +18,24 @@ PLANS = "name of the plan (default: nnUNetPlans)"
 DATASET = "name or ID of the dataset"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest option where an option does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with the usage, the message, and the option that was probably meant."""
+        if message.startswith("unrecognized arguments: -"):
+            unknown = message.split(": ", 1)[1].split()[0]
+            message = with_nearest(message, unknown, self._option_string_actions)
+        super().error(message)
+
+
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser whose help ends with examples.
 
     Args:
         description, examples: texts in lines as they are printed.
     """
-    return argparse.ArgumentParser(
+    return Parser(
         prog=command,
         description=description.strip(),
         epilog="examples:\n" + examples.strip("\n"),

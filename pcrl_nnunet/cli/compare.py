@@ -24,7 +24,7 @@ The command does all of this:
 The word semi has two meanings: -protocol semi leaves the labelled cases out of
 the pretraining; -methods semi trains semi-supervised after a pretraining.
 
-If the command stops, the same command goes on.
+If the command was stopped, run it again: it continues.
 """
 EXAMPLES = """
   pcrl_nnunet_compare -d 4 --dry_run                 show the work and its hours only

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pcrl_nnunet.config import RECIPES
-from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.errors import UserError, with_nearest
 from pcrl_nnunet.method_names import BUILT_IN, DEFAULT, check_name, names
 from pcrl_nnunet.settings import part, pcrl_block
 
@@ -37,6 +37,12 @@ def arm_names(method: str, task: str | None = None) -> list[str]:
     of_segmentations = (*OF_SEGMENTATIONS, *with_recipes) if task != "classification" else ()
     of_classifications = OF_CLASSIFICATIONS if task != "segmentation" else ()
     return [CONTROL, STOCK, *of_segmentations, *of_classifications, *names(), *ABLATIONS.get(method, ())]
+
+
+def unknown_arm(name: str, known: Collection[str]) -> UserError:
+    """Return the error for a name that is no arm."""
+    begin = with_nearest(f"there is no method '{name}'", name, known)
+    return UserError(f"{begin}; expected some of {', '.join(known)}")
 
 
 ALL = "all"  # stands for every method of pretraining
@@ -71,4 +77,4 @@ def check_arm_names(
     known = [*arm_names(method, task), *own]
     for name in wanted:
         if name not in known:
-            raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
+            raise unknown_arm(name, known)

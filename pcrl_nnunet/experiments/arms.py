@@ -11,7 +11,15 @@ from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS, shortcuts_of
 from pcrl_nnunet.config import RECIPES, FinetuneSettings
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.experiments.arm_names import CONTROL, LONGER, PSEUDO_LABELS, SEMI, SEMI_SCRATCH, STOCK
+from pcrl_nnunet.experiments.arm_names import (
+    CONTROL,
+    LONGER,
+    PSEUDO_LABELS,
+    SEMI,
+    SEMI_SCRATCH,
+    STOCK,
+    unknown_arm,
+)
 from pcrl_nnunet.experiments.settings import short
 from pcrl_nnunet.method_names import DEFAULT, names
 from pcrl_nnunet.methods.registry import method_class
@@ -129,7 +137,7 @@ def choose_arms(wanted: Sequence[str], own: Mapping[str, Any], built_in: Mapping
     known = {**built_in, **{name: _defined(name, given, built_in) for name, given in own.items()}}
     for name in wanted:
         if name not in known:
-            raise UserError(f"there is no method '{name}'; expected some of {', '.join(known)}")
+            raise unknown_arm(name, known)
     chosen = {name: known[name] for name in dict.fromkeys((CONTROL, *wanted))}
     for name, arm in chosen.items():
         if unknown := [control for control in arm.controls if control not in known]:

@@ -104,7 +104,7 @@ def _curves(layout: Layout, runs: Sequence[Run], titles: Mapping[int, str]) -> C
 def examples(layout: Layout, runs: Sequence[Run], scores: DiceScores, learned: Mapping[int, Sequence[str]]) -> Panels:
     """Return image and labels (X, Y, Z) of the truth, the control and a pretrained arm, by case.
 
-    The cases are those with the largest loss, the median and the largest gain in Dice.
+    There are three cases: the largest loss, the median, and the largest gain in Dice.
 
     Args:
         runs: finished runs.

@@ -124,7 +124,7 @@ def _features(
     rng: np.random.Generator,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pooled features (N, D) of crops, those of several crops beside each other, and the answers (N,)."""
+    """Return pooled features (N, D) and answers (N,). The features of a question's crops are concatenated."""
     answers = rng.permutation(np.arange(number) % len(question.answers))
     rows: list[np.ndarray] = []
     parts = np.array_split(np.arange(number), min(len(cases), number))

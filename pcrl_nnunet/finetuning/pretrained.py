@@ -141,7 +141,7 @@ def load(network: nn.Module, path: str, wanted: Pretraining, settings: FinetuneS
         check_architecture(checkpoint, wanted.plan, wanted.configuration, wanted.folder, partial)
         report = load_encoder(network, checkpoint, label_channels, partial, settings.input_channels)
     except UserError as error:
-        raise UserError(f"{path}: {error}; or pretrain for this one: {wanted.command()}") from error
+        raise UserError(f"{path}: {error}; or pretrain with this plan: {wanted.command()}") from error
     if settings.encoder_lr_factor == 0 and (label_channels or report.encoder_share < 1):
         left = "weights of the cascade's labels at zero" if label_channels else "random weights"
         raise UserError(

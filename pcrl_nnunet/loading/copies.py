@@ -1,7 +1,7 @@
 """The search for copies of an image under other names, by preprocessed voxels.
 
 Name, format, compression and number type of the files do not matter. A rotated or rounded image has other voxels and is
-not found. Neither is an image that another plan normalises differently.
+not found. An image that another plan normalises differently is not found either.
 """
 
 from __future__ import annotations

@@ -113,10 +113,12 @@ class ViewLoader(SlimDataLoaderBase):
         known = {kind: np.array(shares) for kind, shares in found.items() if np.size(shares)}
         if not known:
             return ""
-        means = ", ".join(f"{kind} views {shares.mean():.0%}" for kind, shares in known.items())
-        empty = " and ".join(f"{(shares > MAX_BACKGROUND).mean():.0%}" for shares in known.values())
-        line = f"{means} (means of {BACKGROUND_SAMPLES} samples; over {MAX_BACKGROUND:.0%} in {empty} of the views)"
-        return line.replace("%", " %")
+        parts = ", ".join(
+            f"{shares.mean():.0%} of {kind} views (more than {MAX_BACKGROUND:.0%} in "
+            f"{(shares > MAX_BACKGROUND).mean():.0%})"
+            for kind, shares in known.items()
+        )
+        return f"{parts}; {BACKGROUND_SAMPLES} samples".replace("%", " %")
 
     def examples(self, number: int) -> Iterator[tuple[Case, np.random.Generator]]:
         """Yield a few cases, evenly from first to last, each with a sample's generator. They are always the same."""

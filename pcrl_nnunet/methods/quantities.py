@@ -185,8 +185,8 @@ MATCHING = Quantity(
     "margin",
     "Margin",
     "rises above 0",
-    "The cosine of features of two views of a scan, minus that of views of two scans. 0 (dotted): the network does not "
-    "tell scans apart. It should rise. If all scans show the same small organ, this takes thousands of steps.",
+    "The cosine of features of two views of a scan, minus the cosine for two different scans. 0 (dotted): the network "
+    "does not tell scans apart. It should rise. If all scans show the same small organ, this takes thousands of steps.",
     line=0,
     alarm=_not_told_apart,
 )

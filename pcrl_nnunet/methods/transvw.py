@@ -55,8 +55,8 @@ class TransVWSettings:
     Attributes:
         crop_size: size of a crop, voxels. By default the plan's patch, but at most half of the median image, rounded
             down to a multiple of the encoder's total stride, and at least two such strides. Source: ours.
-        nearest_cases: number of cases with places, those most like the reference case; 1000 in 2D. If there are fewer
-            cases, all have places. Source: TransVW.
+        nearest_cases: number of cases with places: the cases most like the reference case; 1000 in 2D. If there are
+            fewer cases, all have places. Source: TransVW.
         places: K, number of places. Source: TransVW's code.
         jitter: largest shift of a crop from its place, as a share of the crop's edge. Source: ours.
         classification_weight: factor of the cross-entropy of the place. Source: TransVW.

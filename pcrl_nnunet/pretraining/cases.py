@@ -89,12 +89,8 @@ class PretrainingCases:
             copies = f", and {number} {'copy' if number == 1 else 'copies'} of them" if number else ""
             return f"The validation cases of fold {self.fold}{whose} are left out{copies}."
         if self.target:
-            return f"Copies of validation cases{whose} are seen too, if there are any; -f N leaves out those of fold N."
-        return (
-            "Pretraining also sees the images of validation cases; -f N leaves out those of fold N."
-            if self.labelled
-            else ""
-        )
+            return f"Copies of validation cases{whose} are seen too, if there are any; -f N leaves them out."
+        return "Pretraining also sees the images of validation cases; -f N leaves them out." if self.labelled else ""
 
     @classmethod
     def find(

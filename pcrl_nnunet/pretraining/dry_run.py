@@ -21,6 +21,7 @@ from pcrl_nnunet.plans import PlannedConfiguration, channel_labels, unit_of
 from pcrl_nnunet.pretraining.distributed import largest_part
 from pcrl_nnunet.pretraining.memory import estimated_peak
 from pcrl_nnunet.pretraining.preparation import make_anew, prepares
+from pcrl_nnunet.progress import duration
 from pcrl_nnunet.views import kernels
 
 NUM_PICTURES = 3
@@ -124,7 +125,7 @@ def described(found: Measurement, device: torch.device, processes: int) -> Itera
     yield _line("time", f"{found.seconds_a_step:.2f} s a step on {device} (mean of one step of each variant;")
     workers = get_allowed_n_proc_DA()
     yield _line("", f"one batch of samples takes {found.loading:.2f} s, with {workers} loading processes)")
-    yield _line("", f"{found.seconds_a_step * settings.steps / 3600:.1f} hours in all")
+    yield _line("", f"{duration(found.seconds_a_step * settings.steps)} in all")
 
 
 def _line(name: str, text: str) -> str:

@@ -153,8 +153,8 @@ class Report:
             else ""
         )
         return (
-            f"<p>{text(facts.network.pictures_caption)} {what}{scale}.{errors} The network is evaluated here, so the "
-            f"numbers differ from those while it trains, most in the first epochs.</p>{''.join(figures)}"
+            f"<p>{text(facts.network.pictures_caption)} {what}{scale}.{errors} A single image may be far from "
+            f"the mean that the curves show.</p>{''.join(figures)}"
         )
 
     def _views(self, facts: Facts) -> str:
@@ -168,7 +168,7 @@ class Report:
         return (
             f"<p>The views of a few cases: their places, and their content before and after augmentation. Check that "
             f"the boxes hold the parts of the body that matter, and that you can still recognise these parts in the "
-            f"views. Each channel has its own rows: a structure lies at the same place in all channels. "
+            f"larger views. Each channel has its own rows: a structure lies at the same place in all channels. "
             f"Views are flipped at random: 'flip' names the axes. Training draws new views in every step.</p>"
             f"{background}{figures}"
         )

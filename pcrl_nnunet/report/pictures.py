@@ -182,7 +182,7 @@ def _boxes_on_a_slice(
     axis.set(xlabel=f"axis {column}, {unit}", ylabel=f"axis {row}, {unit}")
     kinds = list(dict.fromkeys(view.kind for view in shown.views))
     if shown.bounds is not None and len(shown.views) > 1:
-        _draw(axis, shown.bounds, plane, spacing, "white", "box around the global crops", 1)
+        _draw(axis, shown.bounds, plane, spacing, "white", "box around the global crops", 1, "--")
     for view in shown.views:
         if view.box is not None:
             several = sum(other.kind == view.kind for other in shown.views) > 1
@@ -211,11 +211,18 @@ def _slices(volume: Volume, first: tuple[int, ...], bounds: Box, plane: tuple[in
 
 
 def _draw(
-    axis: Axes, box: Box, plane: tuple[int, int], spacing: Sequence[float], colour: str, label: str, width: float
+    axis: Axes,
+    box: Box,
+    plane: tuple[int, int],
+    spacing: Sequence[float],
+    colour: str,
+    label: str,
+    width: float,
+    style: str = "-",
 ) -> None:
     row, column = (box.lower[i] * spacing[i] for i in plane)
     rows, columns = (box.shape[i] * spacing[i] for i in plane)
-    axis.add_patch(Rectangle((column, row), columns, rows, fill=False, ec=colour, lw=width, label=label))
+    axis.add_patch(Rectangle((column, row), columns, rows, fill=False, ec=colour, lw=width, ls=style, label=label))
 
 
 def _x(numbers: Sequence[float]) -> str:

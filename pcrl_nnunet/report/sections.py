@@ -29,7 +29,7 @@ def heading(facts: Facts, finished: bool) -> str:
     short = {
         "Epochs": f"{facts.epochs_done} of {s.epochs}",
         "Steps": f"{facts.steps:,} of {s.steps:,}",
-        "A step": f"{s.batch_size} samples" + (f", {np.median(a_step):.2g} s" if a_step else ""),
+        "A step": f"{s.batch_size} samples" + (f", median {np.median(a_step):.2g} s" if a_step else ""),
         "Cases": f"{len(facts.cases):,}",
         "Device": facts.device,
         "Written": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -115,7 +115,7 @@ def following(lines: Sequence[str]) -> str:
         if not any("-device" in line for line in trains):
             notes.append("Without a GPU add <code>-device cpu</code>.")
         scratch = "PCRLClassificationScratchTrainer" if "Classification" in trains[0] else "PCRLScratchTrainer"
-        notes.append(f"Only the same training with <code>-tr {scratch}</code> tells whether it helped.")
+        notes.append(f"Only the same training with <code>-tr {scratch}</code> tells whether pretraining helped.")
     return "".join(parts) + (f"<p>{' '.join(notes)}</p>" if notes else "")
 
 

@@ -181,7 +181,7 @@ def _refuse_uncovered(report: TransferReport, allow_partial: bool) -> None:
         return
     way_out = "set pcrl.finetune.allow_partial_encoder to true in the plan to train the rest from random weights"
     raise UserError(
-        f"the checkpoint covers {share:.1%} of the encoder, the first difference being {missing[0]} "
+        f"the checkpoint covers {share:.1%} of the encoder. The first difference is {missing[0]} "
         f"({report.notes[missing[0]]}); {way_out if share else 'take another checkpoint'}"
     )
 

@@ -84,7 +84,7 @@ def shuffle_windows(image: np.ndarray, corners: np.ndarray, sizes: np.ndarray, u
         image: (C, *spatial) float32, 2D or 3D; unchanged.
         corners, sizes: (windows, d), first voxels and sizes of the windows, which lie in the image.
         uniform: a random number in [0, 1) for each voxel of each window, for Fisher and Yates' shuffle: from the last
-            voxel on, each changes places with one of those up to and including itself.
+            voxel on, each changes places with a random earlier voxel or stays.
 
     Returns:
         (C, *spatial) float32, a new array.

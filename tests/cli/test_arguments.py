@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pcrl_nnunet import planners
-from pcrl_nnunet.cli import preprocess
+from pcrl_nnunet.cli import arguments, preprocess
 
 COMMANDS = ("register", "preprocess", "pretrain", "transfer", "classify", "compare")
 # Runs a command; its last line says which of the slow packages were imported.
@@ -55,7 +55,7 @@ def test_help_ends_with_examples_and_imports_no_torch(command: str, tmp_path: Pa
         ("pretrain", "-d 999 -c 3d_cascade_fullres", "takes the labels of 3d_lowres as input"),
         ("pretrain", "-d 999 -c of_cascade", "takes the labels of 3d_lowres as input"),
         ("pretrain", "-d 999 -p Plan", "Plan.json does not exist"),
-        ("pretrain", "-d 999 -method pcrl", "there is no method 'pcrl'; expected one of pcrlv2, "),
+        ("pretrain", "-d 999 -method pcrl", "there is no method 'pcrl', the nearest is pcrlv2; expected one of"),
         ("pretrain", "-d 999 -f 9", "fold 9 is not among the 2 folds"),
         ("pretrain", "-d 999 -epochs -3", "-epochs is -3; expected 1 or more"),
         ("pretrain", "-d 999 -epochs three", "2"),
@@ -77,7 +77,7 @@ def test_help_ends_with_examples_and_imports_no_torch(command: str, tmp_path: Pa
         ("compare", "-d 999 -labelled ten", "-labelled has 'ten'; expected numbers of cases"),
         ("compare", "-d 999 -seeds 0", "-seeds is 0; expected 1 or more"),
         ("compare", "-d 999 -settings nowhere.json", "nowhere.json does not exist"),
-        ("compare", "-d 999 -methods stock pcrl", "there is no method 'pcrl'; expected some of scratch, stock"),
+        ("compare", "-d 999 -methods stock pcrl", "no method 'pcrl', the nearest is pcrlv2; expected some of"),
         ("compare", "-d 999 -methods thumbnail -task segmentation", "there is no method 'thumbnail'; expected"),
         ("compare", "-d 999 -protocol transfer", "-protocol is transfer and -checkpoint None"),
     ],
@@ -92,6 +92,14 @@ def test_a_wrong_argument_is_refused_without_torch(
     assert last.startswith("[] ")
     assert message in last
     assert not tiny.results.exists()
+
+
+def test_an_unknown_option_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = arguments.parser("command", "Does nothing.", "  command")
+    parser.add_argument("--dry_run", action="store_true")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--dryrun"])
+    assert "unrecognized arguments: --dryrun, the nearest is --dry_run" in capsys.readouterr().err
 
 
 def test_the_names_of_planners_are_known_without_importing_them() -> None:

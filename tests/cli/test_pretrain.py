@@ -44,7 +44,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     assert command("-d", "999", "--dry_run", *SHORT, "-device", "cpu") == 0
     out = capsys.readouterr().out
     sizes = ("global input          4x8x8 voxels", "batch                 4 samples")
-    for part in (*sizes, "GB estimated", "GB measured", "hours"):
+    for part in (*sizes, "GB estimated", "GB measured", "in all"):
         assert part in out
     assert re.search(r"\n  background            global views \d+ %, local views \d+ % \(.*\)\n", out)
     assert not tiny.results.exists()
@@ -449,7 +449,9 @@ def test_a_missing_gpu_given_by_flag_is_an_error(command, tiny, monkeypatch):
 @pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
 def test_a_variable_that_is_not_set_is_named(command, monkeypatch, variable):
     monkeypatch.delenv(variable)
-    assert f"the variable {variable} is not set" in command("-d", "999")
+    assert f"the variable {variable} is not set; set it as for nnU-Net: export {variable}=" in command("-d", "999")
+    monkeypatch.delenv("nnUNet_raw")
+    assert f"not set, nor is nnUNet_raw; set them as for nnU-Net: export {variable}=FOLDER" in command("-d", "999")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_wrong_names_are_refused_before_the_arms_are_imported():
     of_mae = {"pcrl": {"pretrain": {"method": "mae"}}}
     with pytest.raises(UserError, match=r"^there is no method 'one_level'; expected some of scratch, .* mine$"):
         check_arm_names(["one_level"], ["mine"], {}, of_mae, None)
-    with pytest.raises(UserError, match=r"^there is no method 'pcrl'; expected one of pcrlv2"):
+    with pytest.raises(UserError, match=r"^there is no method 'pcrl', the nearest is pcrlv2; expected one of pcrlv2"):
         check_arm_names([], [], {"pretrain": {"method": "pcrl"}}, of_mae, None)
 
 

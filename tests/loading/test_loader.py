@@ -164,8 +164,9 @@ def test_the_background_line_describes_the_views_drawn_in_training(half_empty: P
     means = [round(100 * of_kind.mean()) for of_kind in shares.values()]
     empty = [round(100 * (of_kind > MAX_BACKGROUND).mean()) for of_kind in shares.values()]
     assert line == (
-        "global views {} %, local views {} % (means of 48 samples; over 85 % in {} % and {} % of the views)"
-    ).format(*means, *empty)
+        f"{means[0]} % of global views (more than 85 % in {empty[0]} %), "
+        f"{means[1]} % of local views (more than 85 % in {empty[1]} %); 48 samples"
+    )
     without_local = WatchedViews(replace(SETTINGS, num_local=0))
     assert "local" not in ViewLoader(find_cases(str(half_empty)), without_local, 2, 5).background_line()
 

@@ -4,7 +4,7 @@ import pytest
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.loading.splits import fold_of, refuse_unwritable
+from pcrl_nnunet.loading.splits import check_fold, fold_of, refuse_unwritable
 
 CASES = ["case_1", "case_2", "Case_3", "scan_004"]
 
@@ -59,6 +59,12 @@ def test_only_the_first_few_of_many_wrong_names_are_listed(tmp_path):
 def test_wrong_names_in_other_folds_and_unused_parts_are_ignored(tmp_path):
     write(tmp_path, (["gone"], ["case_1"]), (["gone"], ["gone"]))
     assert fold_of(str(tmp_path), 0, CASES, ("val",)).val == ["case_1"]
+
+
+def test_a_split_file_of_one_fold_has_no_other(tmp_path):
+    write(tmp_path, (["case_1"], ["case_2"]))
+    with pytest.raises(UserError, match=r"fold 2 is not in .*, which has one fold; give -f 0 or -f all"):
+        check_fold(str(tmp_path), 2)
 
 
 def test_a_fold_without_a_split_file_matches_nnunets_later_split(tmp_path):

@@ -94,7 +94,7 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_method_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:Mine", "my_package"))
     with pytest.raises(
-        UserError, match=rf"there is no method 'pcrl'; expected one of {', '.join([*BUILT_IN, 'mine'])}:"
+        UserError, match=rf"'pcrl', the nearest is pcrlv2; expected one of {', '.join([*BUILT_IN, 'mine'])}:"
     ):
         method_class("pcrl")
 

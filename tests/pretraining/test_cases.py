@@ -63,7 +63,7 @@ def test_without_a_fold_nothing_is_left_out_and_no_case_is_opened(unlabelled):
     assert len(found.used) == 6
     assert str(found).splitlines() == [
         "Cases: 4 of the dataset, 2 unlabelled",
-        "Pretraining also sees the images of validation cases; -f N leaves out those of fold N.",
+        "Pretraining also sees the images of validation cases; -f N leaves them out.",
     ]
 
 
@@ -106,7 +106,7 @@ def test_the_targets_fold_leaves_out_copies_of_its_validation_cases(for_target):
     ]
     assert str(find(plan=for_target.plan)).splitlines() == [
         f"Cases: 3 of {SOURCE}, prepared for {DATASET}",
-        f"Copies of validation cases of {DATASET} are seen too, if there are any; -f N leaves out those of fold N.",
+        f"Copies of validation cases of {DATASET} are seen too, if there are any; -f N leaves them out.",
     ]
 
 

@@ -81,7 +81,7 @@ def test_changed_views_change_the_batch_that_fits():
         ),
         ({"3d_fullres": {"2d": {}}}, r"pcrl.pretrain.2d names neither a method"),
         ({"method": 3}, r"pcrl.pretrain.method is 3; expected one of pcrlv2"),
-        ({"method": "pcrl"}, r"there is no method 'pcrl'; expected one of pcrlv2.*: give it with -method NAME"),
+        ({"method": "pcrl"}, r"no method 'pcrl', the nearest is pcrlv2; expected .*: give it with -method NAME"),
     ],
 )
 def test_a_wrong_shared_setting_is_named(pretrain, message):

@@ -196,7 +196,7 @@ def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> 
         assert first.shape == second.shape
         assert (first != second).any()
     assert page.text.count("<T2> (0001)") == 3
-    assert re.search(r"Background: global views \d+ %, local views \d+ % \(means of 48 samples;", page.text)
+    assert re.search(r"Background: \d+ % of global views \(more than 85 % in \d+ %\), \d+ % of local views ", page.text)
 
 
 @pytest.mark.parametrize(
