@@ -46,7 +46,7 @@ def test_a_dry_run_prints_sizes_memory_and_hours_and_writes_pictures_alone(comma
     sizes = ("global input          4x8x8 voxels", "batch                 4 samples")
     for part in (*sizes, "GB estimated", "GB measured", "in all"):
         assert part in out
-    assert re.search(r"\n  background            global views \d+ %, local views \d+ % \(.*\)\n", out)
+    assert re.search(r"\n  background            \d+ % of global views \(.*\), \d+ % of local .*; \d+ samples\n", out)
     assert not tiny.results.exists()
     pictures = tiny.cwd / "pcrl_views_Dataset999_Tiny_nnUNetPlans_3d_fullres"
     assert {p.name for p in pictures.glob("*.png")} == {f"views_of_case_{i}.png" for i in (0, 2, 3)}
