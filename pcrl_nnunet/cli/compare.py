@@ -192,6 +192,18 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
                 f"-hours is {args.hours:g}, but the comparison in {folder} was begun with {chosen.hours:g}; give "
                 f"-hours {chosen.hours:g}, or another folder with -o"
             )
+        if chosen.frozen and not args.frozen:
+            raise UserError(
+                f"the comparison in {folder} was begun with -hours {chosen.hours:g} for -frozen, which trains with no "
+                f"labels; give another folder with -o"
+            )
+        trained = [] if args.frozen else [run for run in runs if comparison.arms[run.arm].shortcut is None]
+        number = len(trained) + len({layout.pretraining_plans_name(run) for run in runs if comparison.pretrains(run)})
+        if number > chosen.number:
+            print(
+                f"WARNING: the lengths were chosen for {chosen.number} trainings; this command has up to {number} and "
+                f"takes longer than {chosen.hours:g} hours"
+            )
         return chosen
     if layout.has_begun():
         raise UserError(f"the comparison in {folder} was begun without -hours; leave -hours out, or give another -o")
@@ -200,8 +212,8 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
         work = _work(layout, runs, device, args.frozen)
     plan = comparison.plan
     default = pretrain_settings(comparison.plan_of(CONTROL), plan.configuration, plan.resolved).epochs
-    needed = sum(work.hours.values())
-    found = hours.lengths_for(args.hours, needed, args.np, default, comparison.finetune_settings(CONTROL).epochs)
+    tuned = comparison.finetune_settings(CONTROL).epochs
+    found = hours.lengths_for(args.hours, work, args.np, default, tuned, args.frozen)
     if not args.dry_run:
         with writing(folder, "give another folder with -o"):
             os.makedirs(folder, exist_ok=True)
@@ -281,7 +293,7 @@ def _dry_run(layout: Any, runs: list[Any], device: Any, args: argparse.Namespace
     if args.frozen:
         print("The light heads take additional time, minutes on small images.")
         return
-    print("Starts, evaluations and the prediction of pseudo-labels take additional time.")
+    print("The evaluations take additional time.")
     if note := note_on_stock(layout.comparison):
         print(note)
 

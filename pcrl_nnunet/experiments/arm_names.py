@@ -41,6 +41,12 @@ def arm_names(method: str, task: str | None = None) -> list[str]:
 
 def unknown_arm(name: str, known: Collection[str]) -> UserError:
     """Return the error for a name that is no arm."""
+    for method, ablations in ABLATIONS.items():
+        if name in ablations:
+            return UserError(
+                f"'{name}' is an ablation of {method}, which is not the method of this comparison; set method to "
+                f'"{method}" in pcrl.pretrain of the plan or of -settings'
+            )
     begin = with_nearest(f"there is no method '{name}'", name, known)
     return UserError(f"{begin}; expected some of {', '.join(known)}")
 

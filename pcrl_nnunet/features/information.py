@@ -23,8 +23,9 @@ from pcrl_nnunet.features.windows import read
 from pcrl_nnunet.loading.cases import Case, CaseVolume
 from pcrl_nnunet.networks import mean_and_maximum
 from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.views.configure import turnable_crop
 from pcrl_nnunet.views.sub_crop import Volume
-from pcrl_nnunet.views.turns import Turn, turnable, turns
+from pcrl_nnunet.views.turns import Turn, turns
 
 TRAINING, HELD_OUT = 1000, 500  # crops of a question
 
@@ -81,15 +82,17 @@ class PlaceOfANeighbour:
 
 
 def questions(plan: PlanFacts) -> list[TurnOfACrop | PlaceOfANeighbour]:
-    """Return the questions for a plan. The crops of the second one have half the edges of the patch."""
+    """Return the questions for a plan. The crops of the second one have half the edges of the patch.
+
+    The crops of the first one lie within the median image: repeated borders would tell the turn.
+    """
     dim = len(plan.patch_size)
     steps = [step for step in itertools.product((-1, 0, 1), repeat=dim) if any(step)]
     neighbours = [step for step in steps if dim == 2 or sum(map(abs, step)) == 1]
     total = [math.prod(stride[axis] for stride in plan.strides) for axis in range(dim)]
     # two voxels of the last stage along each axis that has them: instance norm leaves nothing of a single voxel
     half = [max(min(2, n // t), n // 2 // t, 1) * t for n, t in zip(plan.patch_size, total, strict=True)]
-    whole = turnable(plan.patch_size, plan.spacing, plan.strides)
-    return [TurnOfACrop(whole, turns(plan.spacing)), PlaceOfANeighbour(half, neighbours)]
+    return [TurnOfACrop(turnable_crop(plan), turns(plan.spacing)), PlaceOfANeighbour(half, neighbours)]
 
 
 def information(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pcrl_nnunet.loading.samples import ArraySpec
 from pcrl_nnunet.losses import contrastive_loss
@@ -203,7 +204,7 @@ class C2L(Method):
         terms = {
             "views": self._contrast(query, key, others),
             "mixed_views": self._contrast(mixed_query, mixed_key, others_of_both),
-            "mixed_keys": self._contrast(mixed_query, mixed(key, drawn), others_of_both),
+            "mixed_keys": self._contrast(mixed_query, mixed(F.normalize(key, dim=1), drawn), others_of_both),
         }
         loss = torch.stack([*terms.values()]).mean()
         return StepOutput(

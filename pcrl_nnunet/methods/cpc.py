@@ -147,6 +147,16 @@ class CPC(Method):
         return settings, min(max(LEAST_SAMPLES, fitting), MAX_SAMPLES[len(plan.patch_size)])
 
     @classmethod
+    def for_cases(cls, settings: CPCSettings, number: int) -> CPCSettings:
+        """Refuse a single case, whose patches could only be told from each other."""
+        if number < 2:
+            raise UserError(
+                f"there is {number} case; {cls.title.lower()} compares with patches of other cases, and needs at least "
+                f"2: add cases, or choose another -method"
+            )
+        return settings
+
+    @classmethod
     def facts(cls, settings: CPCSettings) -> dict[str, str]:
         """Return the grid and the size of its patches."""
         grid, patch, crop = (

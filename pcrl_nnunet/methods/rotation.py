@@ -23,17 +23,11 @@ from pcrl_nnunet.methods.quantities import RANK, RIGHT, right_over_chance
 from pcrl_nnunet.networks import accept_any_size, encoder_of, mean_and_maximum
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import NOT_IN_BLOCK, replaced
-from pcrl_nnunet.views.configure import (
-    MAX_SAMPLES,
-    MIN_BOTTLENECK_VOXELS,
-    bottleneck_voxels,
-    check_size,
-    total_stride,
-)
+from pcrl_nnunet.views.configure import MAX_SAMPLES, check_size, turnable_crop
 from pcrl_nnunet.views.crop import Crop, draw_crop
 from pcrl_nnunet.views.settings import Size, SpatialAugmentation, is_size
 from pcrl_nnunet.views.sub_crop import Volume
-from pcrl_nnunet.views.turns import planes_of_quarters, turnable, turns
+from pcrl_nnunet.views.turns import planes_of_quarters, turns
 
 WHERE = "pcrl.pretrain.rotation"
 UNCLEAR_ANGLE = 45.0  # degrees: a larger rotation is nearer to the next quarter turn
@@ -116,7 +110,7 @@ class Rotation(Method):
         Raises:
             UserError: a setting is unknown or out of range, or the augmentation would make turns ambiguous.
         """
-        crop_size = _default_size(plan)
+        crop_size = turnable_crop(plan)
         settings = replaced(RotationSettings(crop_size, plan.spacing), WHERE, given)
         _check(settings, plan, crop_size)
         fitting = math.prod(plan.patch_size) * plan.batch_size // math.prod(settings.crop_size)
@@ -149,19 +143,6 @@ class Rotation(Method):
         loss = F.cross_entropy(logits, turn)
         right = right_over_chance(logits.detach(), turn)
         return StepOutput(loss, {"turn": loss.detach()}, {RIGHT.name: {"": right}}, {"": pooled.detach()})
-
-
-def _default_size(plan: PlanFacts) -> Size:
-    """Return the largest turnable crop within the patch and the median image.
-
-    A crop that exceeds the image has repeated borders on some axes, and these would tell quarter turns. The crop grows
-    if its bottleneck would have fewer than 3 voxels.
-    """
-    total = total_stride(plan.strides)
-    limit = [min(patch, int(median)) for patch, median in zip(plan.patch_size, plan.median_size, strict=True)]
-    while bottleneck_voxels(size := turnable(limit, plan.spacing, plan.strides), total) < MIN_BOTTLENECK_VOXELS:
-        limit = [length + stride for length, stride in zip(limit, total, strict=True)]
-    return size
 
 
 def _check(settings: RotationSettings, plan: PlanFacts, default: Size) -> None:

@@ -134,7 +134,7 @@ def _check_dimensions(method: type[Method], facts: PlanFacts) -> None:
         possible = " or ".join(f"{n}D" for n in method.dimensions)
         raise UserError(
             f"{method.title} needs a {possible} configuration, and {facts.configuration} is {dim}D: give another -c, "
-            f"or one of -method {', '.join(fitting)}"
+            f"or another method: {', '.join(fitting)}"
         )
 
 

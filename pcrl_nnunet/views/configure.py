@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.views.settings import ViewSettings
+from pcrl_nnunet.plans import PlanFacts
+from pcrl_nnunet.views.settings import Size, ViewSettings
+from pcrl_nnunet.views.turns import turnable
 
 MAX_CROP_TO_INPUT = 1.75  # paper, 3D: crops of up to 112 voxels are resized to 64
 MAX_CROP_TO_INPUT_THROUGH_PLANE = 3.0  # and of up to 96 slices to 32
@@ -154,3 +156,16 @@ def bottleneck_voxels(size: Sequence[int], total: Sequence[int]) -> int:
 def fitting_samples(patch_size: Sequence[int], batch_size: int, views: ViewSettings) -> int:
     budget = math.prod(patch_size) * batch_size
     return min(budget // views.voxels_per_sample, MAX_SAMPLES[len(patch_size)])
+
+
+def turnable_crop(plan: PlanFacts) -> Size:
+    """Return the largest turnable crop within the patch and the median image.
+
+    A crop that exceeds the image has repeated borders on some axes, and these would tell quarter turns. The crop grows
+    if its bottleneck would have fewer than 3 voxels.
+    """
+    total = total_stride(plan.strides)
+    limit = [min(patch, int(median)) for patch, median in zip(plan.patch_size, plan.median_size, strict=True)]
+    while bottleneck_voxels(size := turnable(limit, plan.spacing, plan.strides), total) < MIN_BOTTLENECK_VOXELS:
+        limit = [length + stride for length, stride in zip(limit, total, strict=True)]
+    return size

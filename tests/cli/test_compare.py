@@ -177,7 +177,7 @@ def test_a_comparison_from_the_split_to_the_verdict(environment, run, registered
     assert "Scoring, and drawing figures\n" in done
     assert exists_then == "False\n"
     assert re.search(r"pretraining of pcrlv2: 1 to do, \d\.\d\d s a step on cpu, 1 min in all", dry)
-    assert re.search(r"About \d+ min of training", dry)
+    assert re.search(r"About \d+ min remain", dry)
     assert "stock equals scratch here" in dry
     assert "Please cite" not in dry  # nnU-Net's trainers print a page for every kind of training
     assert "stock equals scratch here" in done

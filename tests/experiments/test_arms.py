@@ -73,8 +73,12 @@ def test_wrong_names_are_refused_before_the_arms_are_imported():
     check_arm_names(["mine", "mae", "one_level"], ["mine"], {}, {}, None)
     check_arm_names(["mine"], [], {"pretrain": {"method": 3}}, {}, None)  # `pretrain_settings` refuses this method
     of_mae = {"pcrl": {"pretrain": {"method": "mae"}}}
-    with pytest.raises(UserError, match=r"^there is no method 'one_level'; expected some of scratch, .* mine$"):
-        check_arm_names(["one_level"], ["mine"], {}, of_mae, None)
+    with pytest.raises(UserError, match=r"^there is no method 'own'; expected some of scratch, .* mine$"):
+        check_arm_names(["own"], ["mine"], {}, of_mae, None)
+    with pytest.raises(
+        UserError, match=r"^'one_level' is an ablation of pcrlv2, .*; set method to \"pcrlv2\" in pcrl.pr"
+    ):
+        check_arm_names(["one_level"], [], {}, of_mae, None)
     with pytest.raises(UserError, match=r"^there is no method 'pcrl', the nearest is pcrlv2; expected one of pcrlv2"):
         check_arm_names([], [], {"pretrain": {"method": "pcrl"}}, of_mae, None)
 

@@ -55,10 +55,13 @@ def test_the_loss_is_the_mean_of_three_contrasts(kind):
     other = of != case[:, None]
     of_neither = other & (of != case[following][:, None])
     assert of_neither.sum(1).tolist() == [8] * 3  # of 12: 4 random keys, and 4 of the two other cases
+    lengths = np.linalg.norm(key, axis=1, keepdims=True)
+    assert lengths.max() / lengths.min() > 1.01  # otherwise it does not matter that unit vectors are mixed
+    unit = key / lengths
     expected = [
         contrast(query, key, negatives, other, 1.0),
         contrast(mixed_query, mixed_key, negatives, of_neither, 1.0),
-        contrast(mixed_query, SHARE * key + (1 - SHARE) * key[following], negatives, of_neither, 1.0),
+        contrast(mixed_query, SHARE * unit + (1 - SHARE) * unit[following], negatives, of_neither, 1.0),
     ]
     assert [float(term) for term in output.terms.values()] == pytest.approx(expected, rel=1e-3)
     assert output.loss.item() == pytest.approx(np.mean(expected), rel=1e-3)

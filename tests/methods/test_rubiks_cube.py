@@ -116,5 +116,5 @@ def test_a_2d_configuration_is_refused_with_the_methods_that_fit():
     with pytest.raises(UserError) as error:
         pretrain_settings(plan, "2d", configuration, method="rubiks_cube")
     assert str(error.value) == (
-        f"Rubik's Cube++ needs a 3D configuration, and 2d is 2D: give another -c, or one of -method {others}"
+        f"Rubik's Cube++ needs a 3D configuration, and 2d is 2D: give another -c, or another method: {others}"
     )
