@@ -20,6 +20,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
+from filecmp import cmp
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,11 @@ from pcrl_nnunet.ingest.workers import worker_pool
 ENDING = ".png"  # lossless, read by nnU-Net's NaturalImage2DIO
 TABLES = {"Tr": "classes.csv", "Ts": "classesTs.csv"}
 MISSING = "missing_images.txt"
+STRAYS = "unlisted_images"
 FOLDS = 8  # an eighth of the training and validation part of NIH ChestX-ray14 is a tenth of its images
 CHUNK = 16  # images that a process converts before it reports
 FEWEST_PIXELS = 32  # short side; an encoder leaves nothing of a smaller image
+START_OF_SCAN, HOLE = b"\xff\xda", bytes(512)  # a JPEG's pixels have no such run of zeros: its codes have ones
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
@@ -155,15 +158,24 @@ def check_patients(rows: Iterable[Row]) -> None:
 
 
 def indexed(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[str]]:
-    """Return files by name, and sentences about files that are there twice."""
+    """Return files by name, and sentences about files that are there twice.
+
+    Raises:
+        UserError: two files of one name differ, such as an image and its mask.
+    """
     images: dict[str, Path] = {}
-    twice = []
+    twice = 0
     for name, path in files:
-        if images.setdefault(name, path) != path:
-            twice.append(path)
-    if not twice:
-        return images, []
-    return images, [f"{len(twice)} images are there twice, such as {twice[0]}; the first file was taken"]
+        first = images.setdefault(name, path)
+        if first == path:
+            continue
+        if not cmp(first, path, shallow=False):
+            raise UserError(
+                f"{first} and {path} have the same name and other content; give the folder that has the original "
+                "images alone, or move the others away"
+            )
+        twice += 1
+    return images, [f"{twice} images are there twice, with the same content"] if twice else []
 
 
 def packed_in(folder: Path) -> str:
@@ -184,7 +196,8 @@ def content_of(folder: Path) -> str:
 def grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return an image of any mode in grey and in another size. 16 bits stay 16 bits, everything else becomes 8 bits.
 
-    Transparency is ignored: in the few NIH images that have it, every pixel is opaque.
+    Transparency is ignored: in the few NIH images that have it, every pixel is opaque. PIL itself reads 16-bit colours
+    as 8 bits.
     """
     if image.mode.startswith("I"):  # 16 bits
         exact = Image.fromarray(np.asarray(image).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
@@ -196,9 +209,14 @@ def resized(source: Path, short_side: int) -> Image.Image:
     """Read an image in grey, with a short side of `short_side` pixels. Smaller images keep their size.
 
     Raises:
-        Unusable: the image is tiny, or all of its pixels are the same; any error of PIL.
+        Unusable: the file has a hole, the image is tiny, or all of its pixels are the same; any error of PIL.
     """
-    with Image.open(source) as image:
+    content = source.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        if image.format == "JPEG" and HOLE in content[content.rfind(START_OF_SCAN) :]:
+            raise Unusable(f"has {len(HOLE)} bytes of zeros or more among its pixels, as after a broken download")
+        image.verify()  # of a PNG, the checksums, which PIL does not check while it reads
+    with Image.open(io.BytesIO(content)) as image:
         if min(image.size) < FEWEST_PIXELS:
             raise Unusable(f"has {image.width} x {image.height} pixels; expected at least {FEWEST_PIXELS} a side")
         scale = min(1.0, short_side / min(image.size))
@@ -301,9 +319,9 @@ def _converted(
 # ------------------------------------------------------------------------------------------------------------- dataset
 
 
-def image_path(folder: Path, row: Row) -> Path:
+def image_path(folder: Path, group: str, name: str) -> Path:
     """Return the path of a converted image."""
-    return folder / f"images{row.group}" / f"{row.name}_0000{ENDING}"
+    return folder / f"images{group}" / f"{name}_0000{ENDING}"
 
 
 def finished(folder: Path) -> set[tuple[str, str]]:
@@ -400,12 +418,22 @@ def refuse_missing(missing: Sequence[Row], source: Source, partial: bool) -> Non
         )
 
 
-def strays(folder: Path, rows: Iterable[Row]) -> list[SetAside]:
-    """Return converted images that no row has: a test image among the training images would spoil the scores."""
-    unknown = finished(folder) - {(row.group, row.name) for row in rows}
+def move_strays(folder: Path, rows: Iterable[Row]) -> list[str]:
+    """Move converted images that no row has into another folder, and return a sentence about them.
+
+    If the lists have changed, such an image may be a test image among the training images.
+    """
+    unknown = sorted(finished(folder) - {(row.group, row.name) for row in rows})
+    for group, name in unknown:
+        path = image_path(folder, group, name)
+        target = folder / STRAYS / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    if not unknown:
+        return []
     return [
-        SetAside(str(folder / f"images{group}" / f"{name}_0000{ENDING}"), "no table lists it here: delete it")
-        for group, name in sorted(unknown)
+        f"{len(unknown)} images that the tables do not list there, such as images{unknown[0][0]}/{unknown[0][1]}, went "
+        f"to {folder / STRAYS}; if they were preprocessed before, preprocess into an empty folder again"
     ]
 
 
@@ -418,20 +446,25 @@ def run(args: argparse.Namespace, folder: Path, source: Source, settings: Mappin
     if args.size < FEWEST_PIXELS:
         raise UserError(f"-size is {args.size}; expected at least {FEWEST_PIXELS} pixels")
     check_patients(source.rows)
-    done = finished(folder)
+    done = finished(folder) & {(row.group, row.name) for row in source.rows}
     todo = [row for row in source.rows if (row.group, row.name) not in done]
     missing = [row for row in todo if row.name not in source.images]
     refuse_missing(missing, source, args.partial)
     listed = Counter(row.group for row in source.rows)
     print(
-        f"{listed['Tr']} images for training and validation and {listed['Ts']} test images in {source.table.name}; "
-        f"into {folder}",
+        f"{listed['Tr']} images for training and validation and {listed['Ts']} test images in the tables of "
+        f"{source.folder}; into {folder}",
         flush=True,
     )
     with convert.opened(folder, {"size": args.size, **settings}) as dataset:
         dataset.save()
+        moved = move_strays(folder, source.rows)
         write_text(folder / MISSING, "".join(f"{row.name}\n" for row in missing))
-        jobs = [Job(source.images[row.name], image_path(folder, row)) for row in todo if row.name in source.images]
+        jobs = [
+            Job(source.images[row.name], image_path(folder, row.group, row.name))
+            for row in todo
+            if row.name in source.images
+        ]
         bad = convert_images(jobs, folder, args.size, args.np, len(source.rows) - len(todo))
         done = finished(folder)
         rows = sorted((row for row in source.rows if (row.group, row.name) in done), key=lambda row: row.name)
@@ -440,10 +473,10 @@ def run(args: argparse.Namespace, folder: Path, source: Source, settings: Mappin
         for group in TABLES:
             write_table(folder, source.labels, [row for row in rows if row.group == group], group)
         describe(folder, len(training), reference)
-        said = [*source.said, *unlisted(source), *write_splits(folder, training)]
+        said = [*source.said, *moved, *unlisted(source), *write_splits(folder, training)]
         if missing:
             said.append(f"{len(missing)} of {len(source.rows)} images are missing: {folder / MISSING} names them")
-        convert.finish(dataset, [*bad, *strays(folder, source.rows)], said)
+        convert.finish(dataset, bad, said)
 
 
 def unlisted(source: Source) -> list[str]:

@@ -5,7 +5,7 @@
 
 CHEXPERT_FOLDER holds the unpacked files of https://stanfordmlgroup.github.io/competitions/chexpert, in it or in any
 folder below: train.csv, valid.csv and images such as train/patient00001/study1/view1_frontal.jpg, and perhaps test.csv
-with its images. The script writes into $nnUNet_raw/Dataset062_CheXpert:
+(or test_labels.csv) with its images. The script writes into $nnUNet_raw/Dataset062_CheXpert:
 
 - imagesTr: the images of train.csv, in grey, with a short side of 256 pixels (-size). patient00001_study1_view1_frontal
   is the name of a case
@@ -45,6 +45,7 @@ LABELS = (
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
 TABLES = ("train.csv", "valid.csv", "test.csv")
+LATER_NAMES = {"val_labels.csv": "valid.csv", "test_labels.csv": "test.csv"}  # of the release with the test set
 COLUMNS = ("Path", *LABELS)
 REFERENCE = "https://stanfordmlgroup.github.io/competitions/chexpert"
 IMAGE = re.compile(r"(patient\d+)/(study\d+)/(view\d+_(frontal|lateral))\.(?:jpg|jpeg|png)", re.I)  # the end of a path
@@ -58,8 +59,10 @@ def find(folder: Path, uncertain: str, lateral: bool) -> Source:
         if match := image_of(path.as_posix()):
             if lateral or is_frontal(match):
                 files.append((name_of(match), path))
-        elif path.name in TABLES:
+        elif path.name in TABLES or path.name in LATER_NAMES:
             tables[path.name].append(path)
+    for later, name in LATER_NAMES.items():
+        tables[name] = tables[name] or tables[later]
     train, valid = (one(folder, name, tables[name]) for name in TABLES[:2])
     test = one(folder, "test.csv", tables["test.csv"]) if tables["test.csv"] else None
     images, said = chest_xrays.indexed(files)
@@ -68,7 +71,7 @@ def find(folder: Path, uncertain: str, lateral: bool) -> Source:
     said += read(valid, "Tr" if test else "Ts", uncertain, lateral, rows, validation=test is not None)
     if test:
         said += read(test, "Ts", uncertain, lateral, rows)
-    what = "test.csv" if test else "valid.csv, because there is no test.csv"
+    what = test.name if test else f"{valid.name}, because there is no test.csv or test_labels.csv"
     said.append(f"the test images are the images of {what}")
     return Source(folder, train, list(rows.values()), images, LABELS, said)
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import options  # isort: skip  # first: it answers --help without torch
 
 import re
+from filecmp import cmp
 from pathlib import Path
 
 import chest_xrays
@@ -55,24 +56,23 @@ def find(folder: Path) -> Source:
             images.append(path)
         elif path.suffix.lower() == ".csv" and {*COLUMNS} <= {*chest_xrays.header_of(path)}:
             tables.append(path)
-        elif path.name in LISTS.values():
-            lists.setdefault(path.name, path)
-    table = choose(folder, tables)
+        elif path.name in LISTS.values() and not cmp(lists.setdefault(path.name, path), path, shallow=False):
+            raise UserError(f"{lists[path.name]} and {path} differ; keep the list of the official split alone")
+    table, ignored = choose(folder, tables)
     for name in LISTS.values():
         if name not in lists:
             raise UserError(f"{folder} has no {name}, nor has a folder below it; download it from {REFERENCE}")
     by_name, said = chest_xrays.indexed((path.stem, path) for path in images)
     rows, of_rows = read(table, {group: read_list(lists[name]) for group, name in LISTS.items()})
-    return Source(folder, table, rows, by_name, LABELS, [*said, *of_rows], missing_folders(images))
+    return Source(folder, table, rows, by_name, LABELS, [*ignored, *said, *of_rows], missing_folders(images))
 
 
-def choose(folder: Path, tables: list[Path]) -> Path:
-    """Return the table of findings. The version of 2020 corrects ages and sexes of the first one; labels are equal."""
-    official = sorted(path for path in tables if path.name.lower().startswith("data_entry_2017"))
-    if len(official) > 1 or len(tables) == 1:
-        return [*tables, *official][-1]
-    if official:
-        return official[0]
+def choose(folder: Path, tables: list[Path]) -> tuple[Path, list[str]]:
+    """Return the table of findings, and a sentence about others. The version of 2020 goes before the first version."""
+    official = [path for path in tables if path.name.lower().startswith("data_entry_2017")]
+    if candidates := sorted(official or tables[: len(tables) == 1], key=lambda path: (path.name.lower(), path)):
+        others = [str(path) for path in tables if path != candidates[-1]]
+        return candidates[-1], [f"labels from {candidates[-1]}, not from {', '.join(others)}"] if others else []
     if tables:
         raise UserError(
             f"{folder} has {len(tables)} tables of findings, {' and '.join(path.name for path in tables[:3])}, and "

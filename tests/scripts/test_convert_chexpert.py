@@ -127,6 +127,19 @@ def test_with_test_csv_the_valid_images_are_the_validation_part(
     assert "the test images are the images of test.csv" in capsys.readouterr().out
 
 
+def test_the_names_of_the_later_release_are_known(
+    chexpert: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_chexpert(tree.chexpert, LABELS | TEST)
+    for name, later in (("valid.csv", "val_labels.csv"), ("test.csv", "test_labels.csv")):
+        (path,) = tree.chexpert.rglob(name)
+        path.rename(path.with_name(later))
+    tree.run(chexpert)
+    assert tree.names("Ts") == ["patient64741_study1_view1_frontal_0000.png"]
+    assert tree.json("splits_final.json")[0]["val"] == ["patient64541_study1_view1_frontal"]
+    assert "the test images are the images of test_labels.csv" in capsys.readouterr().out
+
+
 def test_folders_of_the_download_in_parts_are_read(chexpert: ModuleType, tree: Tree) -> None:
     write_chexpert(tree.chexpert, LABELS, "CheXpert-v1.0")
     whole = tree.chexpert / "CheXpert-v1.0"

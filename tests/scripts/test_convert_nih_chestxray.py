@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -240,22 +241,74 @@ def test_images_without_a_row_and_images_twice_are_said(
 ) -> None:
     write_nih(tree.nih, FINDINGS)
     write_xray(tree.nih / "images" / "00009999_000.png")
-    write_xray(tree.nih / "images" / "00000001_000.png")
+    (first,) = tree.nih.rglob("00000001_000.png")
+    copy = tree.nih / "images" / "00000001_000.png"
+    shutil.copy(first, copy)
     tree.run(nih)
     said = capsys.readouterr().out
     assert f"1 images are in no table and were left out, such as {tree.nih / 'images' / '00009999_000.png'}" in said
-    assert "1 images are there twice" in said
+    assert "1 images are there twice, with the same content" in said
     assert "00009999_000_0000.png" not in tree.names("Tr")
+    Image.new("L", (256, 256)).save(copy)  # a mask
+    with pytest.raises(UserError, match=r"00000001_000.png have the same name and other content; give the folder"):
+        tree.run(nih)
 
 
-def test_an_image_that_no_list_has_in_the_dataset_is_bad(nih: ModuleType, tree: Tree) -> None:
+def test_images_that_the_lists_no_longer_have_leave_their_folder(
+    nih: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_nih(tree.nih, FINDINGS)
     tree.run(nih)
-    write_nih(tree.nih, FINDINGS, test=["00000003"])  # the lists have changed
-    with pytest.raises(UserError, match=r"^2 files are bad"):
+    before = set(tree.names("Tr")) | set(tree.names("Ts"))
+    write_nih(tree.nih, FINDINGS, test=["00000003"])
+    tree.run(nih)
+    assert "00000003_000_0000.png" in tree.names("Ts")
+    assert "00000003_000_0000.png" not in tree.names("Tr")
+    assert set(tree.names("Tr")) | set(tree.names("Ts")) == before
+    moved = tree.dataset / "unlisted_images"
+    assert (moved / "imagesTr" / "00000003_000_0000.png").is_file()
+    assert f"images that the tables do not list there, such as imagesTr/00000003_000, went to {moved}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_two_lists_that_differ_are_refused(nih: ModuleType, tree: Tree) -> None:
+    write_nih(tree.nih, FINDINGS)
+    old = tree.nih / "old"
+    old.mkdir()
+    shutil.copy(tree.nih / "test_list.txt", old)
+    tree.run(nih)
+    (old / "test_list.txt").write_text("00000001_000.png\n")
+    with pytest.raises(
+        UserError, match=r"test_list.txt and .*test_list.txt differ; keep the list of the official"
+    ):
         tree.run(nih)
-    listed = (tree.dataset / "bad_cases.txt").read_text()
-    assert "00000003_000_0000.png\tno table lists it here: delete it" in listed
+
+
+def test_the_later_table_is_taken_wherever_it_lies_and_the_other_is_named(
+    nih: ModuleType, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nih(tree.nih, FINDINGS)
+    (tree.nih / "z").mkdir()
+    first = (tree.nih / "Data_Entry_2017.csv").rename(tree.nih / "z" / "Data_Entry_2017.csv")
+    later = tree.nih / "Data_Entry_2017_v2020.csv"
+    later.write_text(first.read_text())
+    tree.run(nih)
+    assert f"labels from {later}, not from {first}" in capsys.readouterr().out
+
+
+def test_a_wrong_checksum_and_a_hole_are_damages(nih: ModuleType, tmp_path: Path) -> None:
+    module = importlib.import_module("chest_xrays")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
+    for ending, start in (("png", 40_000), ("jpg", 10_000)):
+        path = tmp_path / f"x.{ending}"
+        noise.save(path)
+        assert module.resized(path, 256).size == (256, 256)
+        content = bytearray(path.read_bytes())
+        content[start : start + 4096] = bytes(4096)
+        path.write_bytes(content)
+        with pytest.raises(Exception, match=r"broken PNG|bad header checksum|zeros or more among its pixels"):
+            module.resized(path, 256)
 
 
 def change(path: Path, old: str, new: str) -> None:
