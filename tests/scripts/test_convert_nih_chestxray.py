@@ -279,9 +279,7 @@ def test_two_lists_that_differ_are_refused(nih: ModuleType, tree: Tree) -> None:
     shutil.copy(tree.nih / "test_list.txt", old)
     tree.run(nih)
     (old / "test_list.txt").write_text("00000001_000.png\n")
-    with pytest.raises(
-        UserError, match=r"test_list.txt and .*test_list.txt differ; keep the list of the official"
-    ):
+    with pytest.raises(UserError, match=r"test_list.txt and .*test_list.txt differ; keep the list of the official"):
         tree.run(nih)
 
 
