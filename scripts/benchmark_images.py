@@ -12,6 +12,9 @@ over a run.
   blur.
 - patches: a random patch of 224 x 224 as it is, for a classification.
 - classification: nnU-Net's own augmentation of such patches. torchvision has a rotation, brightness, contrast and blur.
+
+A start is the listing of the files, the making of the loader, and the first batch. Its memory is the growth of this
+process.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import pickle
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -160,6 +164,20 @@ def megabytes(made: object) -> float:
     return len(pickle.dumps(made)) / 1e6
 
 
+def started(make: Callable[[], Batch], name: str, ending: str) -> tuple[Batch, dict[str, float]]:
+    """Make a loader and its first batch. Return the loader, and the seconds and megabytes of this by name."""
+    before = resident_megabytes()
+    seconds, batch = seconds_of(make)
+    first, _ = seconds_of(batch)
+    grown = resident_megabytes() - before
+    return batch, {f"{name}seconds{ending}": seconds + first, f"{name}megabytes{ending}": grown}
+
+
+def resident_megabytes() -> float:
+    """Return the memory of this process that is in use. Linux alone tells it."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def main() -> None:
     """Measure, print, and write JSON if requested."""
     args = options.benchmark_images().parse_args()
@@ -177,13 +195,19 @@ def main() -> None:
         start_theirs, listed = seconds_of(lambda: ImageFolder(str(home / "png")))
         found |= {"list_seconds": start_ours, "list_seconds_torchvision": start_theirs}
         found |= {"list_megabytes": megabytes(cases), "list_megabytes_torchvision": megabytes(listed.samples)}
-        png = home / "png"
-        ways: dict[str, tuple[Batch, Batch]] = {
-            "crops": (views_by_us(cases, SPATIAL_ALONE), views_by_torchvision(png, False)),
-            "whole": (views_by_us(cases, Augmentation()), views_by_torchvision(png, True)),
-            "patches": (patches_by_us(cases, False), patches_by_torchvision(png, False)),
-            "classification": (patches_by_us(cases, True), patches_by_torchvision(png, True)),
+        png, listed_cases = home / "png", partial(find_cases, str(home / "cases"))
+        makers: dict[str, tuple[Callable[[], Batch], Callable[[], Batch]]] = {
+            "crops": (lambda: views_by_us(listed_cases(), SPATIAL_ALONE), lambda: views_by_torchvision(png, False)),
+            "whole": (lambda: views_by_us(listed_cases(), Augmentation()), lambda: views_by_torchvision(png, True)),
+            "patches": (lambda: patches_by_us(listed_cases(), False), lambda: patches_by_torchvision(png, False)),
+            "classification": (lambda: patches_by_us(listed_cases(), True), lambda: patches_by_torchvision(png, True)),
         }
+        ways: dict[str, tuple[Batch, Batch]] = {}
+        for name, (make_ours, make_theirs) in makers.items():
+            ours, of_ours = started(make_ours, f"{name}_start_", "")
+            theirs, of_theirs = started(make_theirs, f"{name}_start_", "_torchvision")
+            ways[name] = ours, theirs
+            found |= {**of_ours, **of_theirs}
         seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for number in range(-1, ROUNDS):  # the first round warms up
             for name, (by_us, by_torchvision) in ways.items():
@@ -192,7 +216,9 @@ def main() -> None:
                     seconds[name].append(taken)
     for name, of_rounds in seconds.items():
         found[f"{name}_images_per_second"] = median(BATCH / ours for ours, _ in of_rounds)
-        found[f"{name}_speed_over_torchvision"] = median(theirs / ours for ours, theirs in of_rounds)
+        ratios = [theirs / ours for ours, theirs in of_rounds]
+        found[f"{name}_speed_over_torchvision"] = median(ratios)
+        found |= {f"{name}_lowest_ratio": min(ratios), f"{name}_highest_ratio": max(ratios)}
     found = {name: round(value, 3) for name, value in found.items()}
     print(json.dumps(found, indent=2))
     if args.json:

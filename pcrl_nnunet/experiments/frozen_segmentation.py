@@ -1,6 +1,7 @@
 """The cheap look at a segmentation: a voxel classifier on frozen features, scored by Dice.
 
-Images and labels are the preprocessed ones. K: voxels, D: features of a voxel, L: classes with the background.
+Images and labels are the preprocessed ones. K: voxels, D: features of a voxel, L: classes with the background. A class
+is a value of the label files. Regions are sets of classes: the head tells classes apart, and regions are scored.
 """
 
 from __future__ import annotations
@@ -34,21 +35,16 @@ class VoxelTask:
         plan: the dataset's plan.
         folder: folder of the preprocessed cases.
         cases: cases by name.
-
-    Raises:
-        UserError: the dataset has regions instead of labels.
     """
 
     def __init__(self, plan: PlannedConfiguration, folder: str, cases: Mapping[str, Case]) -> None:
         labels = PlansManager(plan.plans).get_label_manager(plan.dataset_json)
-        if labels.has_regions:
-            raise UserError(
-                f"-frozen classifies voxels, and {plan.plans['dataset_name']} has regions, which share voxels; compare "
-                f"without -frozen"
-            )
-        self.values, self.ignored = [0, *labels.foreground_labels], labels.ignore_label
-        of_value = {value: name for name, value in plan.dataset_json["labels"].items()}
-        self.names = [of_value[value] for value in self.values[1:]]
+        self.values, self.ignored = [0, *(value for value in labels.all_labels if value)], labels.ignore_label
+        self.members = {
+            name: [self.values.index(value) for value in np.atleast_1d(values)]
+            for name, values in plan.dataset_json["labels"].items()
+            if name not in ("background", "ignore")
+        }
         self.folder, self.cases, self.size = folder, cases, tuple(plan.resolved["patch_size"])
 
     def head(self, stages: nn.Module, names: Sequence[str], seed: int, device: torch.device) -> VoxelHead:
@@ -83,9 +79,9 @@ class VoxelTask:
 
     def _rows(self, counts: np.ndarray) -> Iterator[tuple[str, float]]:
         """Yield label and Dice."""
-        for label, name in enumerate(self.names, start=1):
-            both = counts[label].sum() + counts[:, label].sum()
-            dice = 2 * counts[label, label] / both if both else float("nan")
+        for name, members in self.members.items():
+            both = counts[members].sum() + counts[:, members].sum()
+            dice = 2 * counts[np.ix_(members, members)].sum() / both if both else float("nan")
             yield name, float(dice)
 
     def _labels(self, name: str) -> Any:

@@ -237,7 +237,7 @@ def test_voxels_are_balanced_and_no_more_than_allowed(
 
 def test_ignored_voxels_are_neither_learned_nor_scored(of_labels: tuple[VoxelTask, Layout]) -> None:
     task, this = of_labels
-    task.ignored, task.values, task.names = 2, [0, 1], ["a"]
+    task.ignored, task.values, task.members = 2, [0, 1], {"a": [1]}
     heads = {"a": task.head(Truth(), this.comparison.labelled_cases(Run("pcrlv2", 3, 0)), 0, CPU)}
     assert heads["a"].present.tolist() == [0, 1]
     assert task.scores(Truth(), heads, this.comparison.scored_cases[1], CPU)["a"][0][2] == 1.0
@@ -341,14 +341,21 @@ def test_methods_without_a_pretraining_are_left_out_or_refused() -> None:
         frozen_methods(["mae"], {**ARMS, "random": Arm()}, None)
 
 
-def test_regions_are_refused(tiny: Any, layout: Callable[..., Layout]) -> None:
+def test_regions_are_scored_as_unions_of_classes(tiny: Any, layout: Callable[..., Layout]) -> None:
     path = tiny.folder / "dataset.json"
     content = json.loads(path.read_text())
     content["labels"] = {"background": 0, "whole": [1, 2], "b": 2}
     content["regions_class_order"] = [1, 2]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"-frozen classifies voxels, and Dataset999_Tiny has regions"):
-        task_of(layout().comparison)
+    task = task_of(layout().comparison)
+    assert isinstance(task, VoxelTask)
+    truth, predicted = np.random.default_rng(0).integers(0, 3, (2, 500))
+    counts = np.histogram2d(truth, predicted, bins=np.arange(4))[0]
+    expected = {}
+    for name, values in {"whole": [1, 2], "b": [2]}.items():
+        one, other = np.isin(truth, values), np.isin(predicted, values)
+        expected[name] = 2 * (one & other).sum() / (one.sum() + other.sum())
+    assert dict(task._rows(counts)) == pytest.approx(expected)
 
 
 def test_a_kept_file_of_another_format_is_computed_again(
