@@ -104,6 +104,19 @@ def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
     assert found["scratch_longer"].mean() > found["scratch"].mean()
 
 
+def test_the_loss_on_the_hippocampus_agrees_with_its_file() -> None:
+    scores = pd.read_csv(DOCS / "evidence" / "hippocampus_2d_semi_supervised.csv")
+    assert scores.groupby(["seed", "method"])["case"].nunique().tolist() == [40] * 15
+    found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+    page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
+    lines = page.split("| Subset, hippocampus |")[1].split("\n\n")[0].splitlines()[2:]
+    stated = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
+    assert stated == [pytest.approx(list(row), abs=0.06) for row in [*found.to_numpy(), found.mean().to_numpy()]]
+    for control in ("scratch_longer", "scratch"):
+        lost = (found[control] - found["semi_scratch"]).mean()
+        assert f"{lost:.1f} points against `{control}`" in " ".join(page.split())
+
+
 def test_the_frozen_look_and_its_fine_tuning_agree_with_their_files() -> None:
     frozen, tuned = (
         100
