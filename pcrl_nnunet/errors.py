@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def with_nearest(sentence: str, name: str, known: Iterable[str]) -> str:
-    """Return the begin of an error with the known name that is most like the given one, if one is alike."""
+    """Return the beginning of an error, with the known name that is most like the given one if any is alike."""
     near = get_close_matches(name, list(known), 1)
     return f"{sentence}, the nearest is {near[0]}" if near else sentence
 

@@ -59,10 +59,8 @@ def find(folder: Path, uncertain: str, lateral: bool) -> Source:
         if match := image_of(path.as_posix()):
             if lateral or is_frontal(match):
                 files.append((name_of(match), path))
-        elif path.name in TABLES or path.name in LATER_NAMES:
-            tables[path.name].append(path)
-    for later, name in LATER_NAMES.items():
-        tables[name] = tables[name] or tables[later]
+        elif (name := LATER_NAMES.get(path.name, path.name)) in TABLES:
+            tables[name].append(path)
     train, valid = (one(folder, name, tables[name]) for name in TABLES[:2])
     test = one(folder, "test.csv", tables["test.csv"]) if tables["test.csv"] else None
     images, said = chest_xrays.indexed(files)

@@ -185,18 +185,8 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
     from pcrl_nnunet.pretraining.settings import pretrain_settings
 
     folder, comparison = layout.folder, layout.comparison
-    chosen = hours.read(folder)
+    chosen = hours.read(folder, args.hours, args.frozen)
     if chosen is not None:
-        if chosen.hours != args.hours:
-            raise UserError(
-                f"-hours is {args.hours:g}, but the comparison in {folder} was begun with {chosen.hours:g}; give "
-                f"-hours {chosen.hours:g}, or another folder with -o"
-            )
-        if chosen.frozen and not args.frozen:
-            raise UserError(
-                f"the comparison in {folder} was begun with -hours {chosen.hours:g} for -frozen, which trains with no "
-                f"labels; give another folder with -o"
-            )
         trained = [] if args.frozen else [run for run in runs if comparison.arms[run.arm].shortcut is None]
         number = len(trained) + len({layout.pretraining_plans_name(run) for run in runs if comparison.pretrains(run)})
         if number > chosen.number:

@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 from time import time
@@ -76,9 +76,9 @@ class Work:
         trainings: the trainings, by kind and name.
     """
 
-    a_start: float = 0.0
-    costs: dict[str, Cost] = field(default_factory=dict)
-    trainings: dict[str, dict[str, Training]] = field(default_factory=dict)
+    a_start: float
+    costs: Mapping[str, Cost]
+    trainings: Mapping[str, Mapping[str, Training]]
 
     @property
     def number(self) -> int:
@@ -156,22 +156,23 @@ def _measured(
     step_of_pretraining: StepOfPretraining,
     frozen: bool,
 ) -> Work:
-    with doing("Measuring a start"):
-        work = Work(_seconds_of_imports())
+    costs: dict[str, Cost] = {}
+    trainings: dict[str, dict[str, Training]] = {}  # by kind and name
     for run in runs:
         for training in _to_do(layout, run, device, trainers, step_of_pretraining, frozen):
-            if training.kind not in work.costs:
+            if training.kind not in costs:
                 # nnU-Net's trainers print a page for every kind
                 with doing(f"Measuring a step of {training.kind}"), redirect_stdout(io.StringIO()):
-                    work.costs[training.kind] = training.measure()
-            work.trainings.setdefault(training.kind, {})[training.name] = training
-    return work
+                    costs[training.kind] = training.measure()
+            trainings.setdefault(training.kind, {})[training.name] = training
+    return Work(_seconds_of_imports() if trainings else 0.0, costs, trainings)
 
 
 def _seconds_of_imports() -> float:
-    begin = time()
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
-    return time() - begin
+    with doing("Measuring a start"):
+        begin = time()
+        subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
+        return time() - begin
 
 
 def _about(hours: float) -> str:
@@ -200,7 +201,8 @@ def _to_do(
         fold = layout.pretraining_fold(run)
         kind = f"pretraining of {comparison.pretraining_arm(run)}"
         steps = settings.epochs * settings.iters_per_epoch
-        yield Training(name, kind, steps, 0, lambda: Cost(step_of_pretraining(plan, fold, device)))
+        measure = partial(_measured_pretraining, step_of_pretraining, plan, fold, device)
+        yield Training(name, kind, steps, 0, measure)
     if not (frozen or layout.is_done(run) or trained) and comparison.arms[run.arm].shortcut is None:
         control = Run(CONTROL, run.labelled, run.seed)  # the pseudo-labels may not exist yet
         trainer = getattr(trainers, layout.trainer(control))
@@ -215,6 +217,12 @@ def _to_do(
         if comparison.arms[run.arm].pseudo_labels:
             predictions += len(comparison.pseudo_labelled(run))
         yield Training(str(run), "training with labels", cost * tuned.epochs * an_epoch, predictions, measure)
+
+
+def _measured_pretraining(
+    step_of_pretraining: StepOfPretraining, plan: PlannedConfiguration, fold: int, device: torch.device
+) -> Cost:
+    return Cost(step_of_pretraining(plan, fold, device))
 
 
 def _measured_training(

@@ -82,10 +82,30 @@ def lengths_for(
     return Lengths(hours, pretraining, fine_tuning, share, work.number, frozen)
 
 
-def read(folder: str) -> Lengths | None:
-    """Return the lengths that a comparison in this folder has; None: it was not begun with hours."""
+def read(folder: str, hours: float, frozen: bool) -> Lengths | None:
+    """Return the lengths that a comparison in this folder has; None: it was not begun with hours.
+
+    Args:
+        hours, frozen: what the command wants.
+
+    Raises:
+        UserError: the lengths were chosen for other hours, or for pretrainings alone.
+    """
     path = os.path.join(folder, FILE)
-    return Lengths(**read_json(path, "remove it to choose the lengths anew")) if os.path.isfile(path) else None
+    if not os.path.isfile(path):
+        return None
+    chosen = Lengths(**read_json(path, "remove it to choose the lengths anew"))
+    if chosen.hours != hours:
+        raise UserError(
+            f"-hours is {hours:g}, but the comparison in {folder} was begun with {chosen.hours:g}; give -hours "
+            f"{chosen.hours:g}, or another folder with -o"
+        )
+    if chosen.frozen and not frozen:
+        raise UserError(
+            f"the comparison in {folder} was begun with -hours {hours:g} for -frozen, which trains with no labels; "
+            f"give another folder with -o"
+        )
+    return chosen
 
 
 def write(folder: str, lengths: Lengths) -> None:

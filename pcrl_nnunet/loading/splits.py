@@ -48,11 +48,9 @@ def check_fold(folder: str, fold: int) -> None:
     """
     file = os.path.join(folder, SPLITS)
     number = len(read_folds(file)) if os.path.isfile(file) else NUM_FOLDS
-    if number == 1 and fold != 0:
-        raise UserError(f"fold {fold} is not in {file}, which has one fold; give -f 0 or -f all")
     if fold not in range(number):
         raise UserError(
-            f"fold {fold} is not among the {number} folds of {file}; give a fold from 0 to {number - 1}, or all"
+            f"fold {fold} is not among the folds of {file}; give one of {', '.join(map(str, range(number)))}, or all"
         )
 
 

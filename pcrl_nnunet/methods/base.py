@@ -114,6 +114,7 @@ class Method(nn.Module, ABC):
         dimensions: numbers of spatial axes of the plans that the method can train on.
         defaults: defaults of shared settings that differ from `SharedSettings`.
         min_batch_size: number of samples that a step needs, and why.
+        min_cases: number of cases that a training needs, and why.
         min_samples_of_rank: number of samples that each of several processes needs.
         terms: labels of the loss's terms in log and pictures, by the name in `StepOutput.terms`.
         terms_caption: description of the terms' chart in a good training.
@@ -128,6 +129,7 @@ class Method(nn.Module, ABC):
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     defaults: ClassVar[Mapping[str, Any]] = {}
     min_batch_size: ClassVar[tuple[int, str]] = (1, "")
+    min_cases: ClassVar[tuple[int, str]] = (1, "")
     min_samples_of_rank: ClassVar[int] = 1
     terms: ClassVar[Mapping[str, str]] = {}
     terms_caption: ClassVar[str] = "The loss should fall."
@@ -174,10 +176,10 @@ class Method(nn.Module, ABC):
 
         Args:
             settings: an instance of `Settings`.
-            number: number of cases.
+            number: number of cases, at least `min_cases`.
 
         Raises:
-            UserError: the method needs more cases.
+            UserError: a setting does not fit this number.
         """
         return settings
 

@@ -123,6 +123,7 @@ class C2L(Method):
     Settings = C2LSettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     min_batch_size = (4, "the batch normalisation of the head")
+    min_cases = (2, "the queue of keys of other scans")
     min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "views": "views",
@@ -155,9 +156,9 @@ class C2L(Method):
         """Fit the queue to the number of cases.
 
         Raises:
-            UserError: there is only one case, so that no key is a negative, or the given queue is too long.
+            UserError: the given queue is too long.
         """
-        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE, cls.title))
+        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE))
 
     @classmethod
     def editable(cls, settings: C2LSettings) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class CPC(Method):
     Settings = CPCSettings
     defaults: ClassVar[Mapping[str, Any]] = {"initial_lr": 0.03}
     min_batch_size = (LEAST_SAMPLES, "the comparison with patches of other scans")
+    min_cases = (2, "the comparison with patches of other scans")
     terms: ClassVar[Mapping[str, str]] = {"prediction": "prediction"}
     terms_caption = "The cross-entropy of the right patch should fall."
     quantities = (RIGHT, RANK)
@@ -145,16 +146,6 @@ class CPC(Method):
         budget = math.prod(plan.patch_size) * plan.batch_size
         fitting = budget // (patches * math.prod(settings.patch_size))
         return settings, min(max(LEAST_SAMPLES, fitting), MAX_SAMPLES[len(plan.patch_size)])
-
-    @classmethod
-    def for_cases(cls, settings: CPCSettings, number: int) -> CPCSettings:
-        """Refuse a single case, whose patches could only be told from each other."""
-        if number < 2:
-            raise UserError(
-                f"there is {number} case; {cls.title.lower()} compares with patches of other cases, and needs at least "
-                f"2: add cases, or choose another -method"
-            )
-        return settings
 
     @classmethod
     def facts(cls, settings: CPCSettings) -> dict[str, str]:

@@ -8,20 +8,17 @@ LARGEST_QUEUE = 16384  # the papers of C2L and PCRLv1
 KEYS_PER_CASE = 16  # PCRLv1 has 16 pairs of each volume; more keys would be the same views of the same cases again
 
 
-def queue_size_for(cases: int, given: int, where: str, title: str) -> int:
+def queue_size_for(cases: int, given: int, where: str) -> int:
     """Return the number of keys: the given one, or 16 for each case and 16384 at most.
 
     Args:
         cases: number of cases of the training.
         given: the setting ``queue_size``; 0: not given.
         where: name of the method's block of settings.
-        title: name of the method for display.
 
     Raises:
-        UserError: there is only one case, so that no key is a negative, or the given queue is too long.
+        UserError: the given queue is too long.
     """
-    if cases < 2:
-        raise UserError(f"{title} compares cases and found {cases}; give it 2 cases or more, or another -method")
     largest = min(LARGEST_QUEUE, KEYS_PER_CASE * cases)
     if given > largest:
         raise UserError(

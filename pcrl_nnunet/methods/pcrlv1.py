@@ -179,6 +179,7 @@ class PCRLv1(Method):
     # The paper's SGD with a rate of 1e-3 learns no more in 300 steps than a frozen encoder (docs/methods/pcrlv1.md).
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "adamw"}
     min_batch_size = (4, "the batch normalisation of the projector")
+    min_cases = (2, "the queue of keys of other scans")
     min_samples_of_rank = 2  # the quantities compare the samples of the first rank
     terms: ClassVar[Mapping[str, str]] = {
         "contrast": "contrast",
@@ -242,9 +243,9 @@ class PCRLv1(Method):
         """Fit the queue to the number of cases.
 
         Raises:
-            UserError: there is only one case, so that no key is a negative, or the given queue is too long.
+            UserError: the given queue is too long.
         """
-        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE, cls.title))
+        return replace(settings, queue_size=queue_size_for(number, settings.queue_size, WHERE))
 
     @classmethod
     def editable(cls, settings: PCRLv1Settings) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class TransVW(RestorationMethod):
         "Medical Imaging, 40(10), 2857-2868.",
     )
     Settings = TransVWSettings
+    min_cases = (2, "the recognition of a place in other scans")
     terms: ClassVar[Mapping[str, str]] = {"restoration": "restoration", "classification": "recognition of the place"}
     terms_caption = (
         "Both should fall. The cross-entropy of the place begins near the logarithm of the number of places. It counts "
@@ -158,16 +159,6 @@ class TransVW(RestorationMethod):
             )
         fitting = math.prod(plan.patch_size) * plan.batch_size // math.prod(crop)
         return settings, max(1, min(fitting, MAX_SAMPLES[dim]))
-
-    @classmethod
-    def for_cases(cls, settings: TransVWSettings, number: int) -> TransVWSettings:
-        """Refuse a single case, on which a place means nothing."""
-        if number < 2:
-            raise UserError(
-                f"there is {number} case; TransVW recognises a place in other cases, too, and needs at least 2: add "
-                f"cases, or choose another -method"
-            )
-        return settings
 
     @classmethod
     def facts(cls, settings: TransVWSettings) -> dict[str, str]:

@@ -46,7 +46,14 @@ class Request:
         """
         settings = pretrain_settings(plan.plans, plan.configuration, plan.resolved, **overrides)
         cases = PretrainingCases.find(plan.plans, plan.configuration, fold, others)
-        own = method_class(settings.method).for_cases(settings.own, len(cases.used))
+        method, number = method_class(settings.method), len(cases.used)
+        needed, why = method.min_cases
+        if number < needed:
+            raise UserError(
+                f"the pretraining has {number} case{'s' * (number != 1)}; {why} needs at least {needed}: add cases, or "
+                f"choose another method"
+            )
+        own = method.for_cases(settings.own, number)
         return cls(plan, fold, replace(settings, own=own), cases)
 
     @property

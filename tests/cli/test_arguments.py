@@ -56,7 +56,7 @@ def test_help_ends_with_examples_and_imports_no_torch(command: str, tmp_path: Pa
         ("pretrain", "-d 999 -c of_cascade", "takes the labels of 3d_lowres as input"),
         ("pretrain", "-d 999 -p Plan", "Plan.json does not exist"),
         ("pretrain", "-d 999 -method pcrl", "there is no method 'pcrl', the nearest is pcrlv2; expected one of"),
-        ("pretrain", "-d 999 -f 9", "fold 9 is not among the 2 folds"),
+        ("pretrain", "-d 999 -f 9", "fold 9 is not among the folds"),
         ("pretrain", "-d 999 -epochs -3", "-epochs is -3; expected 1 or more"),
         ("pretrain", "-d 999 -epochs three", "2"),
         ("pretrain", "-d 999 -num_gpus 0", "-num_gpus is 0; expected 1 or more"),

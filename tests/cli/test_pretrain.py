@@ -427,7 +427,7 @@ def test_only_the_first_process_of_a_machine_registers(command, monkeypatch, loc
         (["-d", "999", "-device", "tpu"], "-device is 'tpu'; expected cuda, cpu or mps"),
         (["-d", "999", "-batch_size", "2"], "batch_size is 2; .* at least 4 samples"),
         (["-d", "999", "-epochs", "0"], "epochs is 0; expected 1 or more"),
-        (["-d", "999", "-f", "9"], "fold 9 is not among the 2 folds"),
+        (["-d", "999", "-f", "9"], "fold 9 is not among the folds"),
         (["-d", "999", "-f", "²"], "-f is '²'; expected the number of a fold, or all"),
     ],
 )
@@ -443,6 +443,13 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(command, tiny, argu
 def test_a_missing_gpu_given_by_flag_is_an_error(command, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "-device is cuda, but torch finds no such device" in command("-d", "999", "-device", "cuda")
+    assert not tiny.results.exists()
+
+
+def test_too_few_cases_for_the_method_are_refused(command, tiny, monkeypatch):
+    monkeypatch.setattr(method_class("cpc"), "min_cases", (99, "the comparison"))
+    expected = "cases; the comparison needs at least 99: add cases, or choose another method"
+    assert expected in str(command("-d", "999", "-method", "cpc", *SHORT))
     assert not tiny.results.exists()
 
 

@@ -54,7 +54,13 @@ def test_the_frozen_look_has_no_trainings_with_labels() -> None:
 
 
 def test_the_lengths_are_kept_for_the_next_call(tmp_path: Path) -> None:
-    assert hours.read(str(tmp_path)) is None
+    folder = str(tmp_path)
+    assert hours.read(folder, 10, False) is None
     found = lengths_for(10, work(), 1, 240, 1000)
-    hours.write(str(tmp_path), found)
-    assert hours.read(str(tmp_path)) == found
+    hours.write(folder, found)
+    assert hours.read(folder, 10, False) == hours.read(folder, 10, True) == found
+    with pytest.raises(UserError, match=r"-hours is 11, but the comparison in .* was begun with 10; give -hours 10"):
+        hours.read(folder, 11, False)
+    hours.write(folder, lengths_for(10, work(), 1, 240, 1000, frozen=True))
+    with pytest.raises(UserError, match=r"was begun with -hours 10 for -frozen, which trains with no labels; give"):
+        hours.read(folder, 10, False)

@@ -63,7 +63,7 @@ def test_wrong_names_in_other_folds_and_unused_parts_are_ignored(tmp_path):
 
 def test_a_split_file_of_one_fold_has_no_other(tmp_path):
     write(tmp_path, (["case_1"], ["case_2"]))
-    with pytest.raises(UserError, match=r"fold 2 is not in .*, which has one fold; give -f 0 or -f all"):
+    with pytest.raises(UserError, match=r"fold 2 is not among the folds of .*; give one of 0, or all"):
         check_fold(str(tmp_path), 2)
 
 
@@ -74,7 +74,7 @@ def test_a_fold_without_a_split_file_matches_nnunets_later_split(tmp_path):
         ours = fold_of(str(tmp_path), fold, names[::-1])
         assert (ours.train, ours.val) == (list(theirs[fold]["train"]), list(theirs[fold]["val"]))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"fold 5 is not among the 5 folds"):
+    with pytest.raises(UserError, match=r"fold 5 is not among the folds"):
         fold_of(str(tmp_path), 5, names)
     with pytest.raises(UserError, match=r"4 cases are too few for nnU-Net's 5 folds"):
         fold_of(str(tmp_path), 0, CASES)

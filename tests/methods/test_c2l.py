@@ -166,7 +166,6 @@ def test_the_queue_follows_the_number_of_cases():
     [
         ({"queue_size": 161}, 10, "queue_size is 161, and 10 cases allow 160 keys, .*: set 160 or less, or 0 for 160"),
         ({"queue_size": 16385}, 9999, "queue_size is 16385, and 9999 cases allow 16384 keys"),
-        ({}, 1, "Comparing to Learn compares cases and found 1; give it 2 cases or more"),
         ({"queue_size": -1}, 10, "queue_size is -1; expected 0 or more"),
         ({"temperature": 0.0}, 10, "temperature is 0.0; expected a number above 0"),
         ({"key_momentum": 1.0}, 10, "key_momentum is 1.0; expected .*below 1"),

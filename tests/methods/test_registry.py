@@ -91,6 +91,11 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert method_class("mine") is Mine
 
 
+@pytest.mark.parametrize("name", ["c2l", "cpc", "pcrlv1", "transvw"])
+def test_methods_that_compare_cases_need_two(name: str) -> None:
+    assert method_class(name).min_cases[0] == 2
+
+
 def test_an_unknown_method_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     offered(monkeypatch, ("mine", f"{HERE}:Mine", "my_package"))
     with pytest.raises(

@@ -278,13 +278,6 @@ def test_impossible_settings_are_named(given, message):
         TransVW.configure(PLAN, given)
 
 
-def test_one_case_is_refused():
-    settings, _ = TransVW.configure(PLAN, {})
-    assert TransVW.for_cases(settings, 2) == settings
-    with pytest.raises(UserError, match=r"there is 1 case; TransVW .* needs at least 2: add cases, or choose another"):
-        TransVW.for_cases(settings, 1)
-
-
 def test_another_datasets_small_images_drop_the_crop_size():
     block = {"crop_size": [16, 24, 16], "places": 20}
     assert TransVW.fitted(block, (36, 50, 35)) == (block, [])

@@ -34,7 +34,7 @@ TEST = {"test/patient64741/study1/view1_frontal.jpg": {"Edema": "1"}}
 def chexpert(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with threads instead of its worker processes, which take seconds to start."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr(importlib.import_module("chest_xrays"), "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(importlib.import_module("chest_xray_images"), "worker_pool", ThreadPoolExecutor)
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(sys, "argv", sys.argv)  # restored after tests that set it

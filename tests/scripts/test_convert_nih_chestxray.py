@@ -38,7 +38,7 @@ FINDINGS = {
 def nih(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with threads instead of its worker processes, which take seconds to start."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr(importlib.import_module("chest_xrays"), "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(importlib.import_module("chest_xray_images"), "worker_pool", ThreadPoolExecutor)
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(sys, "argv", sys.argv)  # restored after tests that set it
@@ -296,7 +296,7 @@ def test_the_later_table_is_taken_wherever_it_lies_and_the_other_is_named(
 
 
 def test_a_wrong_checksum_and_a_hole_are_damages(nih: ModuleType, tmp_path: Path) -> None:
-    module = importlib.import_module("chest_xrays")
+    module = importlib.import_module("chest_xray_images")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
     for ending, start in (("png", 40_000), ("jpg", 10_000)):
         path = tmp_path / f"x.{ending}"
