@@ -199,7 +199,7 @@ def _lengths(args: argparse.Namespace, layout: Any, runs: list[Any], device: Any
         raise UserError(f"the comparison in {folder} was begun without -hours; leave -hours out, or give another -o")
     with tempfile.TemporaryDirectory() as preview:
         _prepare_preview(layout, runs, preview)
-        work = _work(layout, runs, device, args.frozen)
+        work = _work(layout, runs, device, args.frozen, args.np)
     plan = comparison.plan
     default = pretrain_settings(comparison.plan_of(CONTROL), plan.configuration, plan.resolved).epochs
     tuned = comparison.finetune_settings(CONTROL).epochs
@@ -278,7 +278,7 @@ def _dry_run(layout: Any, runs: list[Any], device: Any, args: argparse.Namespace
         _prepare_preview(layout, runs, folder)
         jobs = pretrainings_of(layout, runs, device) if args.frozen else jobs_of(layout, runs, device, args.np)
         print("\n".join(overview(layout, runs, jobs)))
-        for line in _work(layout, runs, device, args.frozen).lines(device, args.np):
+        for line in _work(layout, runs, device, args.frozen, args.np).lines(device, args.np):
             print(line)
     if args.frozen:
         print("The light heads take additional time, minutes on small images.")
@@ -295,7 +295,7 @@ def _prepare_preview(layout: Any, runs: list[Any], folder: str) -> None:
     prepare(layout, runs)
 
 
-def _work(layout: Any, runs: list[Any], device: Any, frozen: bool = False) -> Any:
+def _work(layout: Any, runs: list[Any], device: Any, frozen: bool, at_a_time: int) -> Any:
     """Measure a step of each kind of training that remains."""
     from pcrl_nnunet import trainers
     from pcrl_nnunet.experiments.forecast import measure
@@ -307,7 +307,7 @@ def _work(layout: Any, runs: list[Any], device: Any, frozen: bool = False) -> An
         request = Request.of_plan(plan, fold)
         return measured(lambda: pretrain_trainer(request, device), device).seconds_a_step
 
-    return measure(layout, runs, device, trainers, step_of_pretraining, frozen)
+    return measure(layout, runs, device, trainers, step_of_pretraining, frozen, at_a_time)
 
 
 def _compare(layout: Any, runs: list[Any], device: Any, at_a_time: int) -> None:

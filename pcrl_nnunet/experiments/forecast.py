@@ -22,6 +22,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from pcrl_nnunet.experiments.arms import CONTROL, semi_cost
 from pcrl_nnunet.experiments.comparison import Run
 from pcrl_nnunet.experiments.layout import Layout
+from pcrl_nnunet.experiments.shares import threads
 from pcrl_nnunet.plans import PlanFacts, PlannedConfiguration, load_plan
 from pcrl_nnunet.pretraining.settings import pretrain_settings
 from pcrl_nnunet.progress import doing
@@ -40,7 +41,7 @@ class Cost:
     """Measured seconds of a training.
 
     Attributes:
-        step: one step.
+        step: one step, with its share of what an epoch ends with.
         start: before the first step, without the imports.
         case: the prediction of a case of the median size.
     """
@@ -128,22 +129,26 @@ def measure(
     trainers: ModuleType,
     step_of_pretraining: StepOfPretraining,
     frozen: bool = False,
+    at_a_time: int = 1,
 ) -> Work:
     """Measure a step of each kind of training.
 
-    Meanwhile the process has the comparison's environment.
+    Meanwhile the process has the comparison's environment, and the threads of one of its trainings.
 
     Args:
         layout: a prepared folder.
         trainers: module with the classes that train with labels, by name.
         step_of_pretraining: measures a pretraining.
         frozen: leave out the trainings with labels.
+        at_a_time: trainings that run side by side.
     """
-    before = dict(os.environ)
+    before, number = dict(os.environ), torch.get_num_threads()
     os.environ.update(layout.variables())
+    torch.set_num_threads(threads(at_a_time))
     try:
         return _measured(layout, runs, device, trainers, step_of_pretraining, frozen)
     finally:
+        torch.set_num_threads(number)
         os.environ.clear()
         os.environ.update(before)
 
@@ -234,18 +239,33 @@ def _measured_training(
         os.environ.update(nnUNet_results=folder, nnUNet_wandb_enabled="0")
         trainer = trainer_class(plan.plans, plan.configuration, fold, plan.dataset_json, device)
         trainer.on_train_start()
+        trainer.on_epoch_start()
         trainer.on_train_epoch_start()
         trainer.train_step(next(trainer.dataloader_train))  # the first step waits for the first batch
-        ends = [time()]
+        ends, outputs = [time()], []
         while len(ends) < 4 or ends[-1] - ends[0] < MEASURED_SECONDS:
-            trainer.train_step(next(trainer.dataloader_train))
+            outputs.append(trainer.train_step(next(trainer.dataloader_train)))
             ends.append(time())
+        end_of_epoch = _seconds_to_end_an_epoch(trainer, outputs) / trainer.num_iterations_per_epoch
         for loader in (trainer.dataloader_train, trainer.dataloader_val):
             if hasattr(loader, "_finish"):  # nnU-Net ends batchgenerators' multi-process loaders like this
                 loader._finish()
         case = _seconds_a_patch(trainer, plan) * (_patches_of_a_case(trainer, plan) if segments else 1)
     first = len(ends) // 2  # the first half warms up and uses batches that were waiting
-    return Cost((ends[-1] - ends[first]) / (len(ends) - 1 - first), ends[0] - begin, case)
+    step = (ends[-1] - ends[first]) / (len(ends) - 1 - first)
+    return Cost(step + end_of_epoch, ends[0] - begin, case)
+
+
+def _seconds_to_end_an_epoch(trainer: Any, outputs: list[Any]) -> float:
+    """Return the seconds of nnU-Net's log, curves and checkpoint, without the validation's steps."""
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        validated = [trainer.validation_step(next(trainer.dataloader_val))]
+    begin = time()
+    trainer.on_train_epoch_end(outputs)
+    trainer.on_validation_epoch_end(validated)
+    trainer.on_epoch_end()
+    return time() - begin
 
 
 def _seconds_a_patch(trainer: Any, plan: PlannedConfiguration) -> float:

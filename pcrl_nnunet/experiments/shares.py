@@ -12,8 +12,9 @@ from pcrl_nnunet.pretraining.distributed import cores
 
 
 def threads(at_a_time: int) -> int:
-    """Return each process's share of the cores."""
-    return max(1, cores() // at_a_time)
+    """Return each process's share of the cores, and no more than the user's OMP_NUM_THREADS."""
+    share, given = max(1, cores() // at_a_time), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(given)) if given.isdecimal() and int(given) else share
 
 
 def environments(variables: Mapping[str, str], at_a_time: int) -> list[dict[str, str]]:

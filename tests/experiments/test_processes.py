@@ -18,7 +18,9 @@ from pcrl_nnunet.experiments import processes, shares
 def test_processes_share_the_cores_that_were_allotted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert [child["OMP_NUM_THREADS"] for child in shares.environments({}, 2)] == ["3", "3"]
+    for given, expected in (("", "3"), ("1", "1"), ("48", "3")):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert [child["OMP_NUM_THREADS"] for child in shares.environments({}, 2)] == [expected] * 2
 
 
 PARENT = '''
