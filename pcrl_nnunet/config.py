@@ -42,6 +42,8 @@ class FinetuneSettings:
             1000.
         weight_decay: weight decay of the optimizer. Source: nnU-Net.
         deep_supervision: also learn from the decoder's coarser outputs, in a segmentation. Source: nnU-Net.
+        pasted_share: share of the steps in which a box of each labelled patch is pasted into another one, with its
+            labels, in a segmentation. Source: nnU-Net, which pastes nothing.
         seg_layers_only_epochs: number of first epochs in which the segmentation layers alone are trained. Fewer than
             `epochs`. Source: nnU-Net, which has none.
         encoder_lr_factor: learning rate of the encoder, as a factor of the rate. 0 freezes the encoder. Source:
@@ -66,6 +68,7 @@ class FinetuneSettings:
     warmup_share: float = number(0.05, at_least=0, below=1)
     weight_decay: float = number(3e-5, at_least=0)
     deep_supervision: bool = True
+    pasted_share: float = number(0.0, at_least=0, at_most=1)
     seg_layers_only_epochs: int = 0
     encoder_lr_factor: float = number(1.0, " (a factor of 0 freezes the encoder)", at_least=0)
     frozen_epochs: int = 0

@@ -22,7 +22,7 @@ from phantom import make_case
 from phantom_kinds import KINDS
 
 from pcrl_nnunet.figure_style import DPI, WIDTH, grey_scale, own_style
-from pcrl_nnunet.semi_supervised import mixing
+from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 SIZE, SPACING = (96, 96, 12), (1.4, 1.4, 3.0)

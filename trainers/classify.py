@@ -79,6 +79,8 @@ class _Classification(PCRLScratchTrainer):
             for name in ("load_decoder", "seg_layers_only_epochs"):
                 if getattr(finetune, name):
                     raise UserError(f"a classification has no decoder; remove pcrl.finetune.{name} from the plan")
+            if finetune.pasted_share:
+                raise UserError("a classification pastes no masks; remove pcrl.finetune.pasted_share from the plan")
             planned = PlansManager(plans).get_configuration(configuration)
             self.size = input_size(self.labels, self.classify.patch_mm, planned)
         super().__init__(plans, configuration, fold, dataset_json, device)

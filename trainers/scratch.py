@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -22,6 +23,7 @@ from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder, weights_and_biases
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
+from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse_without_masks
 from pcrl_nnunet.finetuning.schedule import WarmupPolyLR, keep_own_groups
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
@@ -38,14 +40,16 @@ class PCRLScratchTrainer(nnUNetTrainer):
 
     This is nnU-Net's training with the settings of the plan's ``pcrl.finetune`` part (`FinetuneSettings`). Its
     checkpoints name the stock trainer, so that predicting, ensembling and exporting need none of our code.
-    Overrides: __init__, configure_optimizers, on_train_start, get_dataloaders, get_tr_and_val_datasets, train_step,
-    on_train_epoch_end, save_checkpoint, load_checkpoint.
+    Overrides: __init__, configure_optimizers, on_train_start, get_dataloaders, get_tr_and_val_datasets,
+    on_train_epoch_start, train_step, on_train_epoch_end, save_checkpoint, load_checkpoint.
     """
 
     needs_masks = True
     defaults: Mapping[str, Any] = MappingProxyType({})  # defaults that differ from `FinetuneSettings`
     saved_as = nnUNetTrainer.__name__  # the trainer that checkpoints name
     for_classification = "PCRLClassificationScratchTrainer"  # the trainer for a dataset without masks
+    seed = 0  # of the pasted patches
+    _step = 0  # of the epoch
     _has_begun = False
 
     def __init__(
@@ -148,12 +152,38 @@ class PCRLScratchTrainer(nnUNetTrainer):
                     output_folder.remove_unused(self.output_folder, self.log_file)
                 raise
 
+    def on_train_epoch_start(self) -> None:
+        """Start like nnU-Net, and count the epoch's steps."""
+        super().on_train_epoch_start()
+        self._step = 0
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train a step like nnU-Net, and remember the cases of a loss that is not finite."""
+        """Train a step like nnU-Net, with pasted patches, and remember the cases of a loss that is not finite."""
+        rng = np.random.default_rng((self.seed, self.current_epoch, self._step, self.local_rank))
+        self._step += 1
+        batch = self.mix(batch, rng)
         result: dict[str, Any] = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             self._not_finite |= set(map(str, batch["keys"]))
         return result
+
+    def mix(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Return nnU-Net's batch. In a share of the steps, a box of each patch is pasted into the next patch."""
+        if rng.random() >= self.settings.pasted_share:
+            return batch
+        data, labels = self.on_device(batch)
+        # each of several processes may have only one patch
+        other = self.on_device(next(self.dataloader_train)) if len(data) == 1 else (data.roll(1, 0), labels.roll(1, 0))
+        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], mixing.BOX_SHARE).to(self.device)
+        target = mixing.at_scales(mixing.paste(other[1], labels, boxes), batch["target"])
+        return {**batch, "data": mixing.paste(other[0], data, boxes), "target": target}
+
+    def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return patches and their labels at full resolution."""
+        target = batch["target"]
+        labels = (target[0] if isinstance(target, list) else target).to(self.device, non_blocking=True)
+        labels = labels.bool() if self.label_manager.has_regions else labels
+        return batch["data"].to(self.device, non_blocking=True), labels
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Stop before weights that are not finite are saved or validated.

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,18 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
-from torch import Tensor, autocast
+from torch import autocast
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.ingest.unlabelled import unlabelled_cases
 from pcrl_nnunet.loading.cases import find_cases
 from pcrl_nnunet.plans import resolve
 from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
-from pcrl_nnunet.semi_supervised import mixing, watch
+from pcrl_nnunet.semi_supervised import watch
 from pcrl_nnunet.semi_supervised.cases import PREFIX, SemiCases
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
@@ -54,6 +56,7 @@ class _SemiSupervised(PCRLScratchTrainer):
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
 
+    defaults = MappingProxyType({"pasted_share": 0.5})
     _finished: Mapping[str, Any] | None = None  # content of the checkpoint of a finished training that ``--c`` loads
 
     @classmethod
@@ -83,6 +86,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         super().initialize()
         manager = self.label_manager
         self.semi = SemiSettings.from_plan(self.plans_manager.plans)
+        self.seed = self.semi.seed
         self._regions = bool(manager.has_regions)
         self._ignored: int = manager.ignore_label if manager.has_ignore_label else NOT_COUNTED
         classes = manager.foreground_regions if self._regions else manager.foreground_labels
@@ -176,7 +180,6 @@ class _SemiSupervised(PCRLScratchTrainer):
         random.seed(int(seed))
         np.random.seed(seed)
         torch.manual_seed(int(seed))
-        self._step = 0
         if self._teacher is None and self._is_first_phase_over():
             self.print_to_log_file("The second phase begins: a teacher labels the unlabelled patches.")
             self._teacher = self._new_teacher()
@@ -204,19 +207,18 @@ class _SemiSupervised(PCRLScratchTrainer):
         return teacher
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train nnU-Net's step, with pasted patches in a share of the first phase's steps and in the second phase."""
-        rng = np.random.default_rng((self.semi.seed, self.current_epoch, self._step, self.local_rank))
-        self._step += 1
+        """Train nnU-Net's step. In the second phase, the parts of a patch have a loss of their own."""
         if self._teacher is None:
-            if rng.random() < self.semi.pasted_share:
-                batch = self._pasted(batch, rng)
             with self._with_loss(WatchedLoss(self.loss, self._watch.of_student)):
                 return super().train_step(batch)
-        mixed = self._mixed(batch, self._teacher, rng)
         with self._with_loss(self._loss_of_parts):
-            result = super().train_step(mixed)
+            result = super().train_step(batch)
         self._teacher.update(unwrap(self.network))
         return result
+
+    def mix(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Paste labelled patches into each other in the first phase, and unlabelled ones into them in the second."""
+        return super().mix(batch, rng) if self._teacher is None else self._mixed(batch, self._teacher, rng)
 
     @contextmanager
     def _with_loss(self, loss: torch.nn.Module) -> Iterator[None]:
@@ -227,18 +229,9 @@ class _SemiSupervised(PCRLScratchTrainer):
         finally:
             self.loss = usual
 
-    def _pasted(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Paste a box of each labelled patch into the next patch."""
-        data, labels = self._on_device(batch)
-        # each of several processes may have only one patch
-        other = self._on_device(next(self.dataloader_train)) if len(data) == 1 else (data.roll(1, 0), labels.roll(1, 0))
-        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
-        target = self._at_scales(mixing.paste(other[1], labels, boxes), batch["target"])
-        return {**batch, "data": mixing.paste(other[0], data, boxes), "target": target}
-
     def _mixed(self, batch: dict[str, Any], teacher: Teacher, rng: np.random.Generator) -> dict[str, Any]:
         """Paste labelled and unlabelled patches into each other, with the teacher's labels of unlabelled patches."""
-        data, labels = self._on_device(batch)
+        data, labels = self.on_device(batch)
         unlabelled = next(self.dataloader_unlabelled)
         with self._or_nothing_left_behind():
             if "error" in unlabelled:
@@ -261,7 +254,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         boxes = mixing.random_boxes(rng, len(data), data.shape[2:], self.semi.box_share).to(self.device)
         part = mixing.labelled_parts(boxes, self._labelled_around(len(data), rng))
         halves = [mixing.with_ignored(labels, part, self._ignored), mixing.with_ignored(pseudo, ~part, self._ignored)]
-        target = self._at_scales(torch.cat(halves, 1), batch["target"])
+        target = mixing.at_scales(torch.cat(halves, 1), batch["target"])
         keys = [*batch["keys"], *unlabelled["keys"]]
         return {"data": mixing.paste(data, images, part), "target": target, "keys": keys}
 
@@ -274,15 +267,6 @@ class _SemiSupervised(PCRLScratchTrainer):
             return number // 2
         looks_for_classes = self.oversample_foreground_percent  # 0 or 1 if each process has one patch
         return int(rng.random() >= looks_for_classes)
-
-    def _on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return patches and their labels at full resolution."""
-        target = batch["target"]
-        labels = (target[0] if isinstance(target, list) else target).to(self.device, non_blocking=True)
-        return batch["data"].to(self.device, non_blocking=True), labels.bool() if self._regions else labels
-
-    def _at_scales(self, labels: Tensor, like: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        return mixing.at_scales(labels, like) if isinstance(like, list) else labels
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the teacher's labels, warn if they cannot be trusted, and draw them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.finetuning.mixing import BOX_SHARE
 from pcrl_nnunet.settings import number, part, pcrl_block, replaced
 
 WHERE = "pcrl.semi"
@@ -22,13 +23,12 @@ class SemiSettings:
         supervised_share: share of the epochs in the first phase. Source: ours.
         longest_supervised_share: the first phase goes on, up to this share of the epochs, until the network finds each
             class in the labelled patches. With `supervised_share` or less, it has a fixed length. Source: ours.
-        pasted_share: share of the first phase's steps in which labelled patches are pasted into each other. Source:
-            ours; Bai et al. have 1.
         teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights. Source:
             Bai et al.
         pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1. Source:
             Bai et al.
-        box_share: edge of the pasted box, as a share of the patch. Source: Bai et al.
+        box_share: edge of the box that mixes labelled and unlabelled patches, as a share of the patch. Source:
+            Bai et al.
         leave_out: names of cases that are never used as unlabelled ones, such as test cases. Source: ours.
         seed: seed of boxes and steps. Source: ours.
     """
@@ -37,10 +37,9 @@ class SemiSettings:
         0.4, ": the teacher starts from what the first phase has learned", above=0, below=1
     )
     longest_supervised_share: float = number(0.7, at_least=0, below=1)
-    pasted_share: float = number(0.5, at_least=0, at_most=1)
     teacher_momentum: float = number(0.99, at_least=0, below=1)
     pseudo_weight: float = number(0.5, above=0)
-    box_share: float = number(2 / 3, above=0, below=1)
+    box_share: float = number(BOX_SHARE, above=0, below=1)
     leave_out: tuple[str, ...] = ()
     seed: int = number(0, at_least=0)
 

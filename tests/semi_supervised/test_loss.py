@@ -9,7 +9,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from pcrl_nnunet.semi_supervised import mixing
+from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.semi_supervised.loss import PartsLoss, ignoring
 
 SMOOTH, WEIGHT = 1e-5, 0.5

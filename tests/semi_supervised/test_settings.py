@@ -14,7 +14,7 @@ from pcrl_nnunet.semi_supervised.settings import SemiSettings
     [
         ({"supervised_share": 0.0}, r"pcrl.semi.supervised_share is 0.0; expected .*: the teacher starts from"),
         ({"supervised_share": 1}, r"pcrl.semi.supervised_share is 1; expected "),
-        ({"pasted_share": 1.1}, r"pcrl.semi.pasted_share is 1.1; expected "),
+        ({"teacher_momentum": 1.1}, r"pcrl.semi.teacher_momentum is 1.1; expected "),
         ({"teacher_momentum": -0.1}, r"pcrl.semi.teacher_momentum is -0.1; expected "),
         ({"box_share": 1.0}, r"pcrl.semi.box_share is 1.0; expected "),
         ({"pseudo_weight": 0}, r"pcrl.semi.pseudo_weight is 0; expected "),

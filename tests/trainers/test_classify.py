@@ -270,9 +270,16 @@ def test_mistakes_end_with_a_sentence_and_leave_nothing_behind(classes, table, c
     assert not classes.results.exists()
 
 
-def test_a_decoder_to_load_is_refused(classes):
-    with pytest.raises(SystemExit, match=r"a classification has no decoder; remove pcrl.finetune.load_decoder"):
-        make(classes, PCRLClassificationTrainer, finetune={"load_decoder": True})
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ({"load_decoder": True}, r"a classification has no decoder; remove pcrl.finetune.load_decoder"),
+        ({"pasted_share": 0.5}, r"a classification pastes no masks; remove pcrl.finetune.pasted_share"),
+    ],
+)
+def test_settings_of_a_segmentation_are_refused(classes, finetune, message):
+    with pytest.raises(SystemExit, match=message):
+        make(classes, PCRLClassificationTrainer, finetune=finetune)
     assert not classes.results.exists()
 
 

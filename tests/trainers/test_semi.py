@@ -321,11 +321,12 @@ def with_labels_as_image(trainer: Any, seed: int) -> dict[str, Any]:
     return {**batch, "data": batch["target"][0].float()}
 
 
-def test_pasted_patches_have_the_labels_of_their_images() -> None:
-    trainer = make()
+@pytest.mark.parametrize("trainer_class", [PCRLScratchTrainer, PCRLSemiSupervisedScratchTrainer])
+def test_pasted_patches_have_the_labels_of_their_images(trainer_class: type[PCRLScratchTrainer]) -> None:
+    trainer = make(trainer_class, pasted_share=1.0)
     trainer.initialize()
     batch = with_labels_as_image(trainer, 0)
-    pasted = trainer._pasted(batch, np.random.default_rng(0))
+    pasted = trainer.mix(batch, np.random.default_rng(0))
     assert torch.equal(pasted["data"], pasted["target"][0].float())
     own, other = batch["data"], batch["data"].roll(1, 0)
     shows = [(pasted["data"] == image).float().mean().item() for image in (own, other)]
@@ -442,13 +443,13 @@ def test_the_patches_that_nnunet_centres_on_a_class_show_their_middle() -> None:
 
 
 def test_a_single_patch_is_pasted_into_the_next_batchs() -> None:
-    trainer = make()
+    trainer = make(pasted_share=1.0)
     trainer.initialize()
     one, other = (with_labels_as_image(trainer, seed) for seed in (0, 1))
     for batch in (one, other):
         batch |= {"data": batch["data"][:1], "target": [target[:1] for target in batch["target"]]}
     trainer.dataloader_train = iter([other])
-    pasted = trainer._pasted(one, np.random.default_rng(0))["data"]
+    pasted = trainer.mix(one, np.random.default_rng(0))["data"]
     own = (pasted == one["data"]).float().mean().item()
     assert own == pytest.approx(1 - 2 / 3 * (8 / 12) ** 3, abs=0.05)  # a third of the box by chance
     assert torch.equal(pasted, torch.where(pasted == one["data"], one["data"], other["data"]))
@@ -469,7 +470,7 @@ def test_a_case_that_several_processes_set_aside_is_named_once() -> None:
 def test_the_first_phase_without_pasting_is_nnunets_training() -> None:
     ends = []
     for trainer_class in (PCRLScratchTrainer, PCRLSemiSupervisedScratchTrainer):
-        trainer = make(trainer_class, make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": 0.0}))
+        trainer = make(trainer_class, make_full_plan(finetune={**SHORT, "epochs": 4, "pasted_share": 0.0}))
         torch.manual_seed(0)
         trainer.initialize()
         trainer.on_train_epoch_start()
@@ -479,18 +480,28 @@ def test_the_first_phase_without_pasting_is_nnunets_training() -> None:
     assert equal(*ends)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_share_of_the_first_phases_steps_is_pasted(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PCRLScratchTrainer, "train_step", lambda self, batch: batch)
-    trainer = make(plan=make_full_plan(finetune={**SHORT, "epochs": 4}, semi={"pasted_share": share}))
+@pytest.mark.parametrize(
+    ("trainer_class", "given", "share"),
+    [
+        (PCRLScratchTrainer, {}, 0.0),
+        (PCRLScratchTrainer, {"pasted_share": 0.5}, 0.5),
+        (PCRLSemiSupervisedScratchTrainer, {}, 0.5),
+        (PCRLSemiSupervisedScratchTrainer, {"pasted_share": 1.0}, 1.0),
+    ],
+)
+def test_a_share_of_the_steps_is_pasted(
+    trainer_class: type[PCRLScratchTrainer], given: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, batch: {**batch, "loss": 0.0})
+    trainer = make(trainer_class, epochs=4, **given)
     trainer.initialize()
-    trainer._pasted = lambda batch, rng: {"is_pasted": True}
+    batch = with_labels_as_image(trainer, 0)
     pasted = 0
     for epoch in (0, 1):
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
-        pasted += sum("is_pasted" in trainer.train_step({}) for _ in range(200))
-    assert pasted == pytest.approx(400 * share, abs=0 if share == 1 else 40)
+        pasted += sum(trainer.train_step(batch)["data"] is not batch["data"] for _ in range(200))
+    assert pasted == pytest.approx(400 * share, abs=40 * (0 < share < 1))
 
 
 @pytest.mark.parametrize(("needed", "second_phase"), [(0.0, 2), (2.0, 1)])

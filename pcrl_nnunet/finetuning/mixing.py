@@ -16,6 +16,8 @@ from torch.nn.functional import interpolate
 
 from pcrl_nnunet.views.boxes import Box, sample_inside
 
+BOX_SHARE = 2 / 3  # edge of a pasted box as a share of the patch's edge. Source: Bai et al., CVPR 2023
+
 
 def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], share: float) -> Tensor:
     """Draw masks (B, 1, *patch), each true in one random box.
@@ -57,12 +59,14 @@ def with_ignored(labels: Tensor, part: Tensor, ignored: int) -> Tensor:
     return torch.where(part, labels, ignored)
 
 
-def at_scales(labels: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def at_scales(labels: Tensor, like: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """Downsample labels to the sizes of nnU-Net's deep supervision, like its `DownsampleSegForDSTransform`.
 
     Args:
-        like: targets of the wanted sizes.
+        like: targets of the wanted sizes. A single target stands for no deep supervision.
     """
+    if isinstance(like, Tensor):
+        return labels
     sizes = [target.shape[2:] for target in like]
     return [
         labels if size == labels.shape[2:] else interpolate(labels.float(), size, mode="nearest-exact").to(labels.dtype)

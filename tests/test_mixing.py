@@ -5,7 +5,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 
-from pcrl_nnunet.semi_supervised import mixing
+from pcrl_nnunet.finetuning import mixing
 
 
 def edges_and_starts(boxes: torch.Tensor) -> tuple[set[tuple[int, ...]], np.ndarray]:
