@@ -295,6 +295,12 @@ class _SemiSupervised(PCRLScratchTrainer):
 
     def on_train_end(self) -> None:
         """End the training, and the processes that load unlabelled cases."""
+        if self._teacher is None and self._finished is None:
+            self.print_to_log_file(
+                f"WARNING: the second phase never began, because the network did not find "
+                f"{', '.join(watch.not_learned(self._learned, self._facts))}. No unlabelled patch was used: this is a "
+                f"training on the labelled cases alone. Train longer (pcrl.finetune.epochs)"
+            )
         super().on_train_end()
         if self._finished is None:
             getattr(self.dataloader_unlabelled, "_finish", lambda: None)()

@@ -22,7 +22,8 @@ class SemiSettings:
     Attributes:
         supervised_share: share of the epochs in the first phase. Source: ours.
         longest_supervised_share: the first phase goes on, up to this share of the epochs, until the network finds each
-            class in the labelled patches. With `supervised_share` or less, it has a fixed length. Source: ours.
+            class in the labelled patches. With 1, the second phase never begins if a class is never found. With
+            `supervised_share` or less, the first phase has a fixed length. Source: ours.
         teacher_momentum: momentum of the teacher's weights, a moving average of the network's weights. Source:
             Bai et al.
         pseudo_weight: weight of the pseudo-labelled part in the loss. The labelled part has weight 1. Source:
@@ -36,7 +37,7 @@ class SemiSettings:
     supervised_share: float = number(
         0.4, ": the teacher starts from what the first phase has learned", above=0, below=1
     )
-    longest_supervised_share: float = number(0.7, at_least=0, below=1)
+    longest_supervised_share: float = number(1.0, at_least=0, at_most=1)
     teacher_momentum: float = number(0.99, at_least=0, below=1)
     pseudo_weight: float = number(0.5, above=0)
     box_share: float = number(BOX_SHARE, above=0, below=1)
@@ -49,7 +50,9 @@ class SemiSettings:
         return replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
 
     def supervised_epochs(self, epochs: int) -> tuple[int, int]:
-        """Return the least and the largest number of epochs of the first phase. Each phase has at least one epoch.
+        """Return the least and the largest number of epochs of the first phase.
+
+        Each phase has at least one epoch, but with a `longest_supervised_share` of 1 there may be no second phase.
 
         Raises:
             UserError: there are too few epochs for two phases.
@@ -59,4 +62,6 @@ class SemiSettings:
                 f"pcrl.finetune.epochs is {epochs}; a semi-supervised training has two phases: give 2 epochs or more"
             )
         least = min(epochs - 1, max(1, round(self.supervised_share * epochs)))
+        if self.longest_supervised_share == 1:
+            return least, epochs
         return least, max(least, min(epochs - 1, round(self.longest_supervised_share * epochs)))

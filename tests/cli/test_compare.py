@@ -237,7 +237,7 @@ def test_semi_supervised_methods_are_compared_after_a_pretraining_of_the_decoder
 ):
     settings, out = tmp_path / "settings.json", tmp_path / "out"
     short = {"epochs": 2, "iters_per_epoch": 1, "val_iters_per_epoch": 1}  # an epoch of each phase
-    settings.write_text(json.dumps({"finetune": short}))
+    settings.write_text(json.dumps({"finetune": short, "semi": {"longest_supervised_share": 0}}))
     flags = f"-methods mae semi_scratch semi -labelled 2 -seeds 1 -settings {settings} -o {out}"
     (done,) = run(environment, f"pcrl_nnunet_compare -d 8 -device cpu {flags}")
     arms = {"scratch", "scratch_longer", "mae", "semi_scratch", "semi"}

@@ -188,6 +188,8 @@ def test_unreadable_cases_alone_end_with_one_sentence(make: Make, tmp_path: Path
         assert re.match("no unlabelled case can be read any more; the last one: case [ab] cannot", error)
 
 
+# batchgenerators ends its processes while its thread may still read from them
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("also_bad", [False, True])
 def test_a_loading_process_reports_cases_that_cannot_be_read(
     make: Make, monkeypatch: pytest.MonkeyPatch, also_bad: bool

@@ -42,13 +42,14 @@ def test_the_plan_changes_the_defaults() -> None:
     [
         (0.4, 0.7, 1000, (400, 700)),
         (0.4, 0.7, 5, (2, 4)),
+        (0.4, 1.0, 5, (2, 5)),
         (0.4, 0.0, 5, (2, 2)),
         (0.8, 0.7, 10, (8, 8)),
         (0.01, 0.99, 2, (1, 1)),
         (0.99, 0.99, 2, (1, 1)),
     ],
 )
-def test_each_phase_has_its_share_of_the_epochs_and_one_at_least(
+def test_each_phase_has_its_share_of_the_epochs(
     share: float, longest: float, epochs: int, least_and_largest: tuple[int, int]
 ) -> None:
     settings = SemiSettings(supervised_share=share, longest_supervised_share=longest)

@@ -528,6 +528,19 @@ def test_the_first_phase_goes_on_until_the_network_finds_each_class(
     said = "WARNING: after {} epochs the network does not find a, b in the labelled patches. {}"
     assert (said.format(1, "The first phase goes on.") in log) == (second_phase == 1)
     assert (said.format(2, "The second phase begins all the same; train longer") in log) == (second_phase == 1)
+    assert "never began" not in log
+
+
+def test_the_second_phase_never_begins_without_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pseudo-labels without the class would teach the network that it is nowhere."""
+    monkeypatch.setattr(semi_module.watch, "LEARNED", 2.0)
+    plan = make_full_plan(finetune={**SHORT, "epochs": 3}, semi={"longest_supervised_share": 1})
+    trainer = run_training(make(plan=plan))
+    assert trainer._teacher is None
+    assert not trainer._history
+    (line,) = (line for line in log_of(trainer).splitlines() if "never began" in line)
+    assert "WARNING: the second phase never began, because the network did not find a, b. No unlabelled" in line
+    assert torch.load(Path(trainer.output_folder) / checkpoint.FINAL, weights_only=False)["semi"]["teacher"] is None
 
 
 # --------------------------------------------------------------------------------------------------- kinds of datasets
