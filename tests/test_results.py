@@ -104,6 +104,19 @@ def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
     assert found["scratch_longer"].mean() > found["scratch"].mean()
 
 
+def test_the_table_of_five_labelled_patients_agrees_with_its_file() -> None:
+    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised_five_patients.csv")
+    found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+    page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
+    lines = page.split("| Subset, five patients |")[1].split("\n\n")[0].splitlines()[2:]
+    stated = [[float(cell.strip() or "nan") for cell in line.strip("|").split("|")[1:]] for line in lines]
+    assert stated == [pytest.approx(list(row), abs=0.06, nan_ok=True) for row in found.to_numpy()]
+    first, second, third = found["semi_scratch"] - found["scratch"]
+    assert f"{first:.1f}, {second:.1f} and {third:.1f} points over `scratch`" in page
+    lost = scores.query("seed == 1 and label == 'RV' and method == 'semi_scratch'")["dice"]
+    assert f"{100 * lost.mean():.1f} Dice" in page
+
+
 def test_the_loss_on_the_hippocampus_agrees_with_its_file() -> None:
     scores = pd.read_csv(DOCS / "evidence" / "hippocampus_2d_semi_supervised.csv")
     assert scores.groupby(["seed", "method"])["case"].nunique().tolist() == [40] * 15
