@@ -19,6 +19,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "nnunet": {},
     "pretrained": {"initial_lr": 1e-3, "deep_supervision": False},
 }
+PASTED_SHARE = 0.5  # `pasted_share` of semi-supervised training. Source: ours; Bai et al. have 1
+BOX_SHARE = 2 / 3  # edge of a pasted box, as a share of the patch's edge. Source: Bai et al., CVPR 2023
 ADAMW_RATE = 0.1  # factor of SGD's rate
 ADAMW_WEIGHT_DECAY = 1e-2  # torch's default: AdamW's decay scales with the rate and is not part of the gradient
 

@@ -16,8 +16,8 @@ METHOD_OF_0_1_0 = "pcrlv2"  # the only method in checkpoints of that version
 RESERVED = (
     *("method", "own", "batch_size", "epochs", "iters_per_epoch", "seed", "optimizer", "initial_lr", "momentum"),
     *("weight_decay", "2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "all", "scratch", "stock"),
-    *("scratch_longer", "scratch_pretrained", "pseudo_labels", "semi", "semi_scratch", "thumbnail", "mean_intensity"),
-    "position",
+    *("scratch_longer", "scratch_pasted", "scratch_pretrained", "pseudo_labels", "semi", "semi_scratch"),
+    *("thumbnail", "mean_intensity", "position"),
 )
 BUILT_IN = {
     "pcrlv2": "pcrl_nnunet.methods.pcrlv2:PCRLv2",

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder, weights_and_biases
-from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.config import BOX_SHARE, FinetuneSettings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse_without_masks
@@ -174,7 +174,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
         data, labels = self.on_device(batch)
         # each of several processes may have only one patch
         other = self.on_device(next(self.dataloader_train)) if len(data) == 1 else (data.roll(1, 0), labels.roll(1, 0))
-        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], mixing.BOX_SHARE).to(self.device)
+        boxes = mixing.random_boxes(rng, len(data), data.shape[2:], BOX_SHARE).to(self.device)
         target = mixing.at_scales(mixing.paste(other[1], labels, boxes), batch["target"])
         return {**batch, "data": mixing.paste(other[0], data, boxes), "target": target}
 

@@ -23,7 +23,7 @@ from torch import autocast
 
 from pcrl_nnunet import checkpoint as checkpoint_file
 from pcrl_nnunet import output_folder
-from pcrl_nnunet.config import FinetuneSettings
+from pcrl_nnunet.config import PASTED_SHARE, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.ingest.unlabelled import unlabelled_cases
@@ -56,7 +56,7 @@ class _SemiSupervised(PCRLScratchTrainer):
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
 
-    defaults = MappingProxyType({"pasted_share": 0.5})
+    defaults = MappingProxyType({"pasted_share": PASTED_SHARE})
     _finished: Mapping[str, Any] | None = None  # content of the checkpoint of a finished training that ``--c`` loads
 
     @classmethod

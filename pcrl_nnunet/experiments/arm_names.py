@@ -12,8 +12,9 @@ from pcrl_nnunet.settings import part, pcrl_block
 
 CONTROL, STOCK = "scratch", "stock"
 PSEUDO_LABELS = "pseudo_labels"
-SEMI, SEMI_SCRATCH, LONGER = "semi", "semi_scratch", "scratch_longer"
-OF_SEGMENTATIONS = (PSEUDO_LABELS, LONGER, SEMI_SCRATCH, SEMI)
+SEMI, SEMI_SCRATCH = "semi", "semi_scratch"
+LONGER, PASTED = "scratch_longer", "scratch_pasted"
+OF_SEGMENTATIONS = (PSEUDO_LABELS, LONGER, PASTED, SEMI_SCRATCH, SEMI)
 OF_CLASSIFICATIONS = ("thumbnail", "mean_intensity", "position")
 # The ablations of each built-in method that has some.
 ABLATIONS: Mapping[str, Sequence[str]] = {

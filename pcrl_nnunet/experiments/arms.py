@@ -9,11 +9,12 @@ from typing import Any
 
 from pcrl_nnunet.classification.label_table import LabelTable
 from pcrl_nnunet.classification.shortcuts import SHORTCUTS, shortcuts_of
-from pcrl_nnunet.config import RECIPES, FinetuneSettings
+from pcrl_nnunet.config import PASTED_SHARE, RECIPES, FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arm_names import (
     CONTROL,
     LONGER,
+    PASTED,
     PSEUDO_LABELS,
     SEMI,
     SEMI_SCRATCH,
@@ -80,13 +81,15 @@ def built_in_arms(
         method: name of the method whose ablations become arms.
         batch_size: samples a step of that method. All ablations use it, even if more would fit.
         label_table: labels of a classification, which has shortcuts instead of pseudo-labels; None: a segmentation.
-        semi: settings of semi-supervised training, whose compute `LONGER` has. None: the defaults.
+        semi: settings of semi-supervised training, whose compute `LONGER` and `PASTED` have. None: the defaults.
     """
+    cost = semi_cost(semi or SemiSettings())  # the controls get the compute of the semi-supervised arms
     for_task = {
         PSEUDO_LABELS: Arm(None, pseudo_labels=True),
-        LONGER: Arm(None, epochs_factor=semi_cost(semi or SemiSettings())),  # the compute of the semi-supervised arms
-        SEMI_SCRATCH: Arm(None, semi={}, controls=[LONGER]),
-        SEMI: Arm(pretraining=PRETRAINED, semi={}, controls=[LONGER]),
+        LONGER: Arm(None, epochs_factor=cost),
+        PASTED: Arm(None, {"pasted_share": PASTED_SHARE}, epochs_factor=cost),
+        SEMI_SCRATCH: Arm(None, semi={}, controls=[LONGER, PASTED]),
+        SEMI: Arm(pretraining=PRETRAINED, semi={}, controls=[LONGER, PASTED]),
         **_with_recipes(),
     }
     if label_table is not None:

@@ -16,8 +16,6 @@ from torch.nn.functional import interpolate
 
 from pcrl_nnunet.views.boxes import Box, sample_inside
 
-BOX_SHARE = 2 / 3  # edge of a pasted box as a share of the patch's edge. Source: Bai et al., CVPR 2023
-
 
 def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], share: float) -> Tensor:
     """Draw masks (B, 1, *patch), each true in one random box.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pcrl_nnunet.config import BOX_SHARE
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.finetuning.mixing import BOX_SHARE
 from pcrl_nnunet.settings import number, part, pcrl_block, replaced
 
 WHERE = "pcrl.semi"

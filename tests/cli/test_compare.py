@@ -240,7 +240,7 @@ def test_semi_supervised_methods_are_compared_after_a_pretraining_of_the_decoder
     settings.write_text(json.dumps({"finetune": short, "semi": {"longest_supervised_share": 0}}))
     flags = f"-methods mae semi_scratch semi -labelled 2 -seeds 1 -settings {settings} -o {out}"
     (done,) = run(environment, f"pcrl_nnunet_compare -d 8 -device cpu {flags}")
-    arms = {"scratch", "scratch_longer", "mae", "semi_scratch", "semi"}
+    arms = {"scratch", "scratch_longer", "scratch_pasted", "mae", "semi_scratch", "semi"}
     table = pd.read_csv(out / "table.csv")
     assert set(table["method"]) == arms
     assert table["mean"].notna().all()

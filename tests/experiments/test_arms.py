@@ -1,5 +1,6 @@
 """Arms, their settings and ablations."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_dataset import make_plan
 
+from pcrl_nnunet import trainers
 from pcrl_nnunet.config import FinetuneSettings
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.experiments.arm_names import arm_names, check_arm_names
@@ -83,7 +85,7 @@ def test_wrong_names_are_refused_before_the_arms_are_imported():
         check_arm_names([], [], {"pretrain": {"method": "pcrl"}}, of_mae, None)
 
 
-SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer"}
+SEMI_ARMS = {"semi", "semi_scratch", "scratch_longer", "scratch_pasted"}
 
 
 def test_only_segmentations_have_semi_supervised_arms():
@@ -94,7 +96,10 @@ def test_only_segmentations_have_semi_supervised_arms():
     assert (semi.semi, semi.pretraining, semi.pretrain) == ({}, "pcrlv2", {})
     assert (from_scratch.semi, from_scratch.pretrain) == ({}, None)
     assert longer == Arm(None, epochs_factor=1 + 0.6 * 0.9)  # 60 % of the steps take 90 % longer
-    assert list(choose_arms(["semi"], {}, known)) == ["scratch", "semi", "scratch_longer", "pcrlv2"]
+    pasted = FinetuneSettings.from_plan({}, trainers.PCRLSemiSupervisedScratchTrainer.defaults).pasted_share
+    assert known["scratch_pasted"] == replace(longer, finetune={"pasted_share": pasted})
+    chosen = ["scratch", "semi", "scratch_longer", "scratch_pasted", "pcrlv2"]
+    assert list(choose_arms(["semi"], {}, known)) == chosen
     long_second_phase = built_in_arms(plan, "pcrlv2", 8, semi=SemiSettings(supervised_share=0.1))
     assert long_second_phase["scratch_longer"].epochs_factor == 1 + 0.9 * 0.9
     classifying = built_in_arms(plan, "pcrlv2", 8, SimpleNamespace(point=None))

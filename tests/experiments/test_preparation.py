@@ -143,7 +143,7 @@ def test_a_network_trained_with_the_other_part_scored_is_found(layout, first, th
         prepare(layout(methods=["mine"], own=own, scored=then), runs)
 
 
-SEMI_METHODS = ["semi", "semi_scratch", "scratch_longer", "pcrlv2"]
+SEMI_METHODS = ["semi", "semi_scratch", "scratch_longer", "scratch_pasted", "pcrlv2"]
 
 
 @pytest.fixture
@@ -229,15 +229,18 @@ def test_the_trainer_of_a_semi_supervised_arm_takes_its_plan(semi, tmp_path, mon
 
 def test_other_arms_have_no_semi_supervised_settings_and_one_has_more_epochs(semi):
     this = semi(settings={"semi": {"pseudo_weight": 0.25}})
-    epochs = {}
-    for arm in ("scratch", "scratch_longer", "pcrlv2", "semi_scratch", "semi"):
+    epochs, pasted = {}, {}
+    for arm in ("scratch", "scratch_longer", "scratch_pasted", "pcrlv2", "semi_scratch", "semi"):
         plans = plans_of_all(this, Run(arm, 2, 0))
         for name, plan in plans.items():
             of_semi = arm.startswith("semi") and "pretrain_" not in name
             assert ("semi" in plan["pcrl"]) == of_semi, (arm, name)
         (plan,) = [plan for name, plan in plans.items() if "pretrain_" not in name]
         epochs[arm] = plan["pcrl"]["finetune"]["epochs"]
-    assert epochs == {"scratch": 10, "scratch_longer": 16, "pcrlv2": 10, "semi_scratch": 10, "semi": 10}
+        pasted[arm] = plan["pcrl"]["finetune"].get("pasted_share")
+    longer = {"scratch_longer": 16, "scratch_pasted": 16}
+    assert epochs == {"scratch": 10, **longer, "pcrlv2": 10, "semi_scratch": 10, "semi": 10}
+    assert pasted == {**dict.fromkeys(epochs), "scratch_pasted": 0.5}
     assert this.pretrained(Run("semi", 2, 0)) == this.pretrained(Run("pcrlv2", 2, 0))
     assert this.trainer(Run("scratch_longer", 2, 0)) == "PCRLScratchTrainer"
 
@@ -259,4 +262,4 @@ def test_a_comparison_begun_by_an_older_version_accepts_semi_supervised_arms(lay
     path.write_text(json.dumps(description))
     again = layout(methods=["pcrlv2", "semi_scratch"], settings=settings)
     prepare(again, [*RUNS[:1], Run("semi_scratch", 2, 0)])
-    assert json.loads(path.read_text())["methods"].keys() == {"scratch", "pcrlv2", "semi_scratch", "scratch_longer"}
+    assert json.loads(path.read_text())["methods"].keys() == {"scratch", "pcrlv2", *SEMI_METHODS[1:4]}
