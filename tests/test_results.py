@@ -104,6 +104,29 @@ def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
     assert found["scratch_longer"].mean() > found["scratch"].mean()
 
 
+def test_the_comparison_with_pasting_agrees_with_its_files() -> None:
+    pasted, plain = (
+        100 * pd.read_csv(DOCS / "evidence" / f"acdc_2d_{name}.csv").groupby(["seed", "method"])["dice"].mean().unstack()
+        for name in ("pasted", "semi_supervised_two_patients")
+    )
+    found = pasted.assign(plain=plain["scratch"])[["mae", "scratch", "scratch_more", "plain"]]
+    page = (DOCS / "evidence" / "acdc_pretraining.md").read_text(encoding="utf-8")
+    lines = page.split("| Subset | `mae` |")[1].split("\n\n")[0].splitlines()[2:]
+    stated = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
+    assert stated == [pytest.approx(list(row), abs=0.06) for row in [*found.to_numpy(), found.mean().to_numpy()]]
+    mean, semi = found.mean(), plain["semi_scratch"].loc[:2].mean()
+    for sentence in (
+        f"loses {mean['scratch'] - mean['mae']:.1f} points against `scratch`",
+        f"and {mean['scratch_more'] - mean['mae']:.1f} against `scratch_more`",
+        f"gains {mean['scratch'] - mean['plain']:.1f} points over `scratch` without it",
+        f"`semi_scratch` has a mean of {semi:.1f}",
+        f"{semi - mean['scratch_more']:.1f} points above `scratch_more`",
+        f"and {semi - plain['scratch_longer'].loc[:2].mean():.1f} above `scratch_longer`",
+    ):
+        assert sentence in " ".join(page.split())
+    assert (found["mae"] < found[["scratch", "scratch_more"]].min(axis=1)).all()
+
+
 def test_the_table_of_five_labelled_patients_agrees_with_its_file() -> None:
     scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised_five_patients.csv")
     found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
