@@ -106,7 +106,8 @@ def test_the_table_of_two_labelled_patients_agrees_with_its_file() -> None:
 
 def test_the_comparison_with_pasting_agrees_with_its_files() -> None:
     pasted, plain = (
-        100 * pd.read_csv(DOCS / "evidence" / f"acdc_2d_{name}.csv").groupby(["seed", "method"])["dice"].mean().unstack()
+        100
+        * pd.read_csv(DOCS / "evidence" / f"acdc_2d_{name}.csv").groupby(["seed", "method"])["dice"].mean().unstack()
         for name in ("pasted", "semi_supervised_two_patients")
     )
     found = pasted.assign(plain=plain["scratch"])[["mae", "scratch", "scratch_more", "plain"]]
