@@ -296,10 +296,10 @@ class _SemiSupervised(PCRLScratchTrainer):
     def on_train_end(self) -> None:
         """End the training, and the processes that load unlabelled cases."""
         if self._teacher is None and self._finished is None:
+            missing = ", ".join(watch.not_learned(self._learned, self._facts)) or "each class in time"
             self.print_to_log_file(
-                f"WARNING: the second phase never began, because the network did not find "
-                f"{', '.join(watch.not_learned(self._learned, self._facts))}. No unlabelled patch was used: this is a "
-                f"training on the labelled cases alone. Train longer (pcrl.finetune.epochs)"
+                f"WARNING: the second phase never began, because the network did not find {missing}. No unlabelled "
+                f"patch was used: this is a training on the labelled cases alone. Train longer (pcrl.finetune.epochs)"
             )
         super().on_train_end()
         if self._finished is None:

@@ -531,15 +531,27 @@ def test_the_first_phase_goes_on_until_the_network_finds_each_class(
     assert "never began" not in log
 
 
-def test_the_second_phase_never_begins_without_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("needed_at_the_end", "missing"), [(2.0, "a, b"), (0.0, "each class in time")])
+def test_the_second_phase_never_begins_without_a_class(
+    needed_at_the_end: float, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pseudo-labels without the class would teach the network that it is nowhere."""
     monkeypatch.setattr(semi_module.watch, "LEARNED", 2.0)
     plan = make_full_plan(finetune={**SHORT, "epochs": 3}, semi={"longest_supervised_share": 1})
-    trainer = run_training(make(plan=plan))
+    trainer = make(plan=plan)
+    end = trainer.on_train_end
+
+    def found_in_the_last_epoch() -> None:
+        monkeypatch.setattr(semi_module.watch, "LEARNED", needed_at_the_end)
+        end()
+
+    trainer.on_train_end = found_in_the_last_epoch
+    run_training(trainer)
     assert trainer._teacher is None
     assert not trainer._history
     (line,) = (line for line in log_of(trainer).splitlines() if "never began" in line)
-    assert "WARNING: the second phase never began, because the network did not find a, b. No unlabelled" in line
+    assert "WARNING: the second phase never began, because the network did not find " in line
+    assert f"did not find {missing}. No unlabelled patch was used" in line
     assert torch.load(Path(trainer.output_folder) / checkpoint.FINAL, weights_only=False)["semi"]["teacher"] is None
 
 
