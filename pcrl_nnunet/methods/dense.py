@@ -9,38 +9,37 @@ d: axes, G: input size, *: space.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.loading.samples import ArraySpec
-from pcrl_nnunet.losses import paired_contrastive_loss, restoration_loss
+from pcrl_nnunet.losses import restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
 from pcrl_nnunet.methods.pairs import (
     PairViews,
     editable_pairs,
     facts_of_pairs,
     fitted_views,
-    number_of_pairs,
     pair_settings,
 )
-from pcrl_nnunet.methods.quantities import RANK, RESTORATION, RIGHT, restoration_error, right_over_chance
-from pcrl_nnunet.networks import UNet, at_points, gathered
+from pcrl_nnunet.methods.points import (
+    HIDDEN_CHANNELS,
+    POINTS,
+    TEMPERATURE,
+    VECTOR_CHANNELS,
+    PointHead,
+    number_of_pairs_with_points,
+    point_comparison,
+)
+from pcrl_nnunet.methods.quantities import RANK, RESTORATION, RIGHT, restoration_error
+from pcrl_nnunet.networks import UNet
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.settings import number, replaced
-from pcrl_nnunet.views import SubCropTransform
-from pcrl_nnunet.views.configure import total_stride
 from pcrl_nnunet.views.intensities import Intensities, IntensitiesTransform
-from pcrl_nnunet.views.points import PointsTransform
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 WHERE = "pcrl.pretrain.dense"
-MOST_PAIRS = 32  # similarities of all points with all grow with the square of the batch
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class DenseSettings:
 
     views: ViewSettings
     augmentation: Intensities = field(default_factory=Intensities)
-    points: int = number(64, at_least=1, at_most=4096)
-    temperature: float = number(0.1, above=0)
-    hidden_channels: int = number(128, at_least=1)
-    vector_channels: int = number(64, at_least=2)
+    points: int = number(POINTS, at_least=1, at_most=4096)
+    temperature: float = number(TEMPERATURE, above=0)
+    hidden_channels: int = number(HIDDEN_CHANNELS, at_least=1)
+    vector_channels: int = number(VECTOR_CHANNELS, at_least=2)
     restoration_weight: float = number(0.0, at_least=0)
 
 
@@ -78,12 +77,10 @@ class DenseViews(PairViews):
     def __init__(self, settings: DenseSettings, channels: int) -> None:
         own = settings.augmentation
         spatial = Augmentation(p_flip=own.p_flip, rotation_degrees=own.rotation_degrees, scale=own.scale)
-        super().__init__(settings.views, spatial, channels)
-        self._draw = PointsTransform(SubCropTransform(settings.views, spatial), settings.points)
+        super().__init__(settings.views, spatial, channels, settings.points)
         self._augment = IntensitiesTransform(own)
-        points = ArraySpec((2, settings.points, len(self.spacing)))
-        restored = {"target": self.arrays["target"]} if settings.restoration_weight else {}
-        self.arrays = {**restored, "input": self.arrays["input"], "points": points}
+        if not settings.restoration_weight:
+            self.arrays = {name: spec for name, spec in self.arrays.items() if name != "target"}
 
 
 class Dense(Method):
@@ -115,13 +112,7 @@ class Dense(Method):
         super().__init__(network, channels, settings)
         self.temperature, self.restoration_weight = settings.temperature, settings.restoration_weight
         self.unet = UNet(network)
-        hidden = settings.hidden_channels
-        self.head = nn.Sequential(
-            nn.Linear(sum(self.unet.channels), hidden, bias=False),  # the next norm has the bias
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, settings.vector_channels),
-        )
+        self.head = PointHead(sum(self.unet.channels), settings.hidden_channels, settings.vector_channels)
         if self.restoration_weight:
             self.restore = self.unet.encoder.conv_op(self.unet.channels[-1], channels, 1)
 
@@ -133,13 +124,7 @@ class Dense(Method):
             UserError: a setting is unknown or out of range, or the decoder cannot decode views of this size.
         """
         settings = replaced(DenseSettings(pair_settings(plan)), WHERE, given)
-        size, total = settings.views.global_input_size, total_stride(plan.strides)
-        if any(length % stride for length, stride in zip(size, total, strict=True)):
-            raise UserError(
-                f"{WHERE}.views.global_input_size is {size}; expected multiples of the network's total stride {total}: "
-                f"change global_input_size"
-            )
-        return settings, min(MOST_PAIRS, number_of_pairs(settings.views, plan, WHERE, cls.title))
+        return settings, number_of_pairs_with_points(settings.views, plan, WHERE, cls.title)
 
     @classmethod
     def editable(cls, settings: DenseSettings) -> dict[str, Any]:
@@ -164,27 +149,17 @@ class Dense(Method):
     def forward(self, batch: Mapping[str, Tensor], drawn: None, progress: float = 0.0) -> StepOutput:
         """Compute InfoNCE of a batch from ``input`` (B, 2, C, *G) and ``points`` (B, 2, P, d), both directions."""
         levels = self.unet.features(batch["input"].flatten(0, 1))
-        vectors = self.vectors(levels, batch["points"])  # (B, 2, P, c)
-        # all samples of all processes: the number of candidates must not depend on the number of processes
-        one, two = (gathered(of_view.contiguous()).flatten(0, 1) for of_view in vectors.unbind(1))  # (BP, c) each
-        comparison = paired_contrastive_loss(one, two, self.temperature)
+        # the last level has full resolution
+        vectors = self.head.vectors(levels, batch["points"], levels[-1].shape[2:])  # (B, 2, P, c)
+        comparison, right = point_comparison(vectors, self.temperature)
         loss, terms = comparison, {"comparison": comparison.detach()}
-        values = {RIGHT.name: {"": partners_over_chance(one.detach(), two.detach())}}
+        values = {RIGHT.name: {"": right}}
         if self.restoration_weight:
             target, restored = batch["target"], self.restored(levels, batch["target"])
             restoration = restoration_loss(restored, target)
             loss, terms["restoration"] = comparison + self.restoration_weight * restoration, restoration.detach()
             values[RESTORATION.name] = {"": restoration_error(restored.detach(), target)}
         return StepOutput(loss, terms, values, {"": vectors.detach().flatten(0, 2)})
-
-    def vectors(self, levels: Sequence[Tensor], points: Tensor) -> Tensor:
-        """Return the vectors (B, 2, P, c) at points (B, 2, P, d) from the features (2B, *) of all levels."""
-        size = levels[-1].shape[2:]  # the last level has full resolution
-        sampled = torch.cat([at_points(level, points.flatten(0, 1), size) for level in levels], 2)  # (2B, P, D)
-        # float32 even under autocast: half precision would round small differences away
-        with nullcontext() if sampled.is_meta else torch.autocast(sampled.device.type, enabled=False):
-            vectors: Tensor = self.head(sampled.flatten(0, 1)).unflatten(0, points.shape[:3])
-        return vectors
 
     def restored(self, levels: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the restored views (B, 2, C, *G)."""
@@ -204,14 +179,3 @@ class Dense(Method):
             Picture("target", target, "what it should restore"),
             Picture("restored", restored, errors=errors),
         ]
-
-
-def partners_over_chance(one: Tensor, two: Tensor) -> Tensor:
-    """Return the share of points whose partner is the most similar point of the other view, over chance.
-
-    Args:
-        one, two: (K, c), the vectors of the same points in both views.
-    """
-    with nullcontext() if one.is_meta else torch.autocast(one.device.type, enabled=False):
-        cosines = F.normalize(one.float(), dim=1) @ F.normalize(two.float(), dim=1).T
-    return right_over_chance(cosines, torch.arange(len(one), device=one.device))

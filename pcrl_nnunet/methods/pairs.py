@@ -18,6 +18,7 @@ from pcrl_nnunet.loading.samples import ArraySpec, Sample, ShownSample, ShownVie
 from pcrl_nnunet.plans import PlanFacts
 from pcrl_nnunet.views import PixelTransform, SpatialViewTransform, SubCropTransform
 from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_views, fitting_samples
+from pcrl_nnunet.views.points import PointsTransform
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings, names_of_large_crops
 from pcrl_nnunet.views.sub_crop import Volume, background_of_views
 
@@ -81,15 +82,22 @@ class PairViews(Views):
     The arrays, all float32: ``target`` (2, C, *G), the global views; ``input`` (2, C, *G), the same after pixel
     augmentation; ``local`` (N, C, *L), the local views after pixel augmentation, unless N is 0. Subclasses may choose
     among them, and may add ``case``, see `case_number`.
+
+    Args:
+        points: number P of points that both global views show, see `PointsTransform`. If it is not 0, there is also
+            ``points`` (2, P, d).
     """
 
-    def __init__(self, settings: ViewSettings, augmentation: Augmentation, channels: int) -> None:
+    def __init__(self, settings: ViewSettings, augmentation: Augmentation, channels: int, points: int = 0) -> None:
         self.settings, self.spacing = settings, settings.spacing
         pair = ArraySpec((2, channels, *settings.global_input_size))
         self.arrays = {"target": pair, "input": pair}
         if settings.num_local:
             self.arrays["local"] = ArraySpec((settings.num_local, channels, *settings.local_input_size))
-        self._draw: AbstractTransform = SubCropTransform(settings, augmentation)
+        pairs = SubCropTransform(settings, augmentation)
+        self._draw: AbstractTransform = PointsTransform(pairs, points) if points else pairs
+        if points:
+            self.arrays["points"] = ArraySpec((2, points, len(self.spacing)))
         self._resample = SpatialViewTransform()
         self._augment = Compose(
             [

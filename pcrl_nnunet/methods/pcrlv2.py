@@ -21,11 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import comparison_loss, local_comparison_loss, restoration_loss
 from pcrl_nnunet.methods.base import Method, Picture, StepOutput
-from pcrl_nnunet.methods.pairs import PairViews, fitted_views
+from pcrl_nnunet.methods.pairs import PairViews, fitted_views, pair_settings
+from pcrl_nnunet.methods.points import POINTS, PointHead, number_of_pairs_with_points, point_comparison
 from pcrl_nnunet.methods.quantities import (
     MATCHING,
     RANK,
     RESTORATION,
+    RIGHT,
     SPREAD,
     matched_minus_shuffled,
     restoration_error,
@@ -37,6 +39,7 @@ from pcrl_nnunet.views.configure import MIN_SAMPLES, check_views, configure_view
 from pcrl_nnunet.views.settings import Augmentation, ViewSettings
 
 WHERE = "pcrl.pretrain.pcrlv2"
+DENSE = "dense"  # the comparison at points
 NO_COMPARISON = "to leave the comparison out, set levels to [[1, null], [2, null], ...] and views to num_local 0"
 EDITABLE = ("global_crop_sizes", "local_crop_sizes", "global_input_size", "local_input_size", "num_local")
 
@@ -52,7 +55,9 @@ class PCRLv2Settings:
         levels: pairs [level to restore from, level to compare], null for none (Table 3). Each step draws one pair. By
             default every level of the decoder for both. Source: PCRLv2, Table 3.
         comparison: ``pairwise`` compares features of the same level (the paper's choice), ``cross_scale`` of two drawn
-            levels (Table 2). Source: PCRLv2, Table 2.
+            levels (Table 2), and ``dense`` of the same points in both global views, which have to find each other
+            among all points of the batch. With ``dense`` there are no local views. Source: PCRLv2, Table 2; ``dense``
+            is ours.
         comparison_weight: weight of both comparison terms; 1 in the paper. Behind instance norm, the averages that
             are compared differ little between samples. So the comparison's gradients in the encoder are at first 5 to
             20 times as large as the restoration's gradients (docs/evidence/classification.md). Source: PCRLv2, Eq. 10.
@@ -62,7 +67,7 @@ class PCRLv2Settings:
     views: ViewSettings
     restoration: Literal["single", "full"] = "single"
     levels: tuple[tuple[int | None, int | None], ...] = ()
-    comparison: Literal["pairwise", "cross_scale"] = "pairwise"
+    comparison: Literal["pairwise", "cross_scale", "dense"] = "pairwise"
     comparison_weight: float = number(1.0, f" ({NO_COMPARISON})", above=0)
     skip_connections: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -122,9 +127,10 @@ class PCRLv2(Method):
     }
     terms_caption = (
         "Restoration should fall, and the comparison as well, towards -1. A comparison near -1 alone is no proof: "
-        "features that are the same for all images reach it, too; see above."
+        "features that are the same for all images reach it, too; see above. A dense comparison should fall below the "
+        "log of the number of points in a batch."
     )
-    quantities = (RESTORATION, MATCHING, SPREAD, RANK)
+    quantities = (RESTORATION, MATCHING, RIGHT, SPREAD, RANK)
     pictures_caption = (
         "A global view: what the network gets (augmented, with blocks swapped), what it should restore, and what it "
         "restores at each level. Level 1 is the coarsest, the last one has full resolution. Finer levels should show "
@@ -150,6 +156,7 @@ class PCRLv2(Method):
                 )
         self.compared = sorted({level for _, level in self.levels if level is not None})
         self.crosses_scales = settings.comparison == "cross_scale"
+        self.compares_points = settings.comparison == DENSE
         of_levels, kernels = [encoder.output_channels[-1], *self.decoder.channels], encoder.kernel_sizes[::-1]
         restored_levels = {n} if self.full_resolution else set()
         restored_levels |= {level for level, _ in self.levels if level is not None}
@@ -160,11 +167,19 @@ class PCRLv2(Method):
             }
         )
         width = max((of_levels[i] for i in self.compared), default=0) if self.crosses_scales else None
-        self.comparison_heads = nn.ModuleDict({str(i): ComparisonHead(of_levels[i], width) for i in self.compared})
+        self.comparison_heads = nn.ModuleDict(
+            {
+                str(i): PointHead(of_levels[i]) if self.compares_points else ComparisonHead(of_levels[i], width)
+                for i in self.compared
+            }
+        )
 
     @classmethod
     def configure(cls, plan: PlanFacts, given: Mapping[str, Any]) -> tuple[PCRLv2Settings, int]:
         """Derive the views' sizes and the batch size from the plan, see `configure_views`."""
+        if given.get("comparison") == DENSE:
+            settings = replaced(PCRLv2Settings(pair_settings(plan)), WHERE, given)
+            return settings, number_of_pairs_with_points(settings.views, plan, WHERE, "a dense comparison")
         rule = plan.patch_size, plan.batch_size, plan.strides, plan.median_size, plan.spacing
         views, batch_size = configure_views(*rule)
         settings = replaced(PCRLv2Settings(views), WHERE, given)
@@ -195,6 +210,7 @@ class PCRLv2(Method):
             "local input": f"{_x(views.local_input_size)} voxels, {views.num_local} a sample",
             "spacing": f"{' x '.join(f'{s:g}' for s in views.spacing)} mm",
             "restoration": settings.restoration,
+            "comparison": settings.comparison,
         }
 
     @classmethod
@@ -227,8 +243,9 @@ class PCRLv2(Method):
 
     @classmethod
     def views(cls, settings: PCRLv2Settings, plan: PlanFacts, channels: int, prepared: Mapping[str, Any]) -> PairViews:
-        """Return the maker of pairs and their local views."""
-        return PairViews(settings.views, settings.augmentation, channels)
+        """Return the maker of pairs and their local views, or of pairs and their common points."""
+        points = POINTS if settings.comparison == DENSE else 0
+        return PairViews(settings.views, settings.augmentation, channels, points)
 
     def draw(self, rng: np.random.Generator) -> Levels:
         """Draw the levels, i ~ U{1..n-1}."""
@@ -247,7 +264,8 @@ class PCRLv2(Method):
         """Compute the losses of one batch (PCRLv2, Eq. 10).
 
         Args:
-            batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L) unless N is 0.
+            batch: ``input`` and ``target`` (B, 2, C, *G), ``local`` (B, N, C, *L) unless N is 0, and ``points``
+                (B, 2, P, d) for a dense comparison.
             drawn: the step's levels.
             progress: share of the training that is done, 0 to 1.
         """
@@ -269,7 +287,15 @@ class PCRLv2(Method):
             whole = _both_views(self._restored(features, self.decoder.num_levels, target), target)
             fading = 0.5 * (1 + math.cos(math.pi * progress))
             terms["restoration"] = whole + fading * terms.get("restoration", torch.zeros_like(whole))
-        if levels.comparison is not None and levels.comparison_of_second is not None:
+        if levels.comparison is not None and self.compares_points:
+            head: Any = self.comparison_heads[str(levels.comparison)]
+            at = head.vectors([features[levels.comparison]], batch["points"], target.shape[3:])
+            terms["comparison_global"], right = point_comparison(at)
+            group = f"level {levels.comparison}"
+            values[RIGHT.name] = {group: right}
+            of_points = at.detach().flatten(0, 2)
+            vectors[group] = of_points - of_points.mean(0)  # as behind the pooled features' norm: the spread needs it
+        elif levels.comparison is not None and levels.comparison_of_second is not None:
             v, p = self._compared_global(features, levels.comparison, levels.comparison_of_second)
             terms["comparison_global"] = comparison_loss(v[:, 0], p[:, 0], v[:, 1], p[:, 1])
             if local is not None:

@@ -6,7 +6,8 @@ import torch
 from method_setups import CASE, SETUPS, Setup
 
 from pcrl_nnunet.errors import UserError
-from pcrl_nnunet.methods.dense import MOST_PAIRS, Dense, partners_over_chance
+from pcrl_nnunet.methods.dense import Dense
+from pcrl_nnunet.methods.points import MOST_PAIRS, POINTS, partners_over_chance
 from pcrl_nnunet.pretraining import result
 
 ON_ALL_PLANS = pytest.mark.parametrize("kind", SETUPS)
@@ -30,28 +31,31 @@ def interpolated(image, index):
 
 
 @ON_ALL_PLANS
-def test_both_views_show_the_same_place_of_the_volume_at_a_point(kind):
+@pytest.mark.parametrize(("name", "given"), [("dense", UNCHANGED), ("pcrlv2", {})])
+def test_both_views_show_the_same_place_of_the_volume_at_a_point(kind, name, given):
     """The image's channels are the coordinates of its voxels, so the values at a point tell its place."""
-    setup = Setup("dense", kind)
+    setup = Setup(name, kind)
     size = setup.plan.patch_size
     shape = [2 * length for length in size]
     shape = [5, *shape] if len(shape) == 2 else shape
-    settings, _ = Dense.configure(setup.plan, {"augmentation": {**UNCHANGED, "rotation_degrees": 25.0}})
-    views = Dense.views(settings, setup.plan, len(shape), {})
+    own = {} if name == "dense" else {"comparison": "dense"}
+    settings, _ = setup.method.configure(setup.plan, {**own, "augmentation": {**given, "rotation_degrees": 25.0}})
+    views = setup.method.views(settings, setup.plan, len(shape), {})
     checked = 0
     for seed in range(6):
         sample = views(CASE, coordinates(shape), np.random.default_rng(seed))
+        pair, places = sample.get("target", sample["input"]), sample["points"].astype(np.float64)
         one, two = (
             np.stack([interpolated(view, index) for index in points])[:, -len(size) :]
-            for view, points in zip(sample["input"], sample["points"].astype(np.float64), strict=True)
+            for view, points in zip(pair, places, strict=True)
         )
-        assert len(np.unique(one.round(3), axis=0)) == settings.points
+        assert len(np.unique(one.round(3), axis=0)) == POINTS
         # near the image's border views repeat it, and coordinates stop there
         far = ((one >= 4) & (one <= np.array(shape)[-len(size) :] - 5)).all(1)
         np.testing.assert_allclose(one[far], two[far], atol=1e-3)
         np.testing.assert_allclose(one, two, atol=3)
         checked += far.sum()
-    assert checked > settings.points
+    assert checked > POINTS
 
 
 @ON_ALL_PLANS
@@ -71,7 +75,8 @@ def test_the_loss_is_infonce_over_all_points_of_the_batch_in_both_directions(kin
     method, batch = setup.trained(), setup.batch(2)
     batch = {**batch, "points": batch["points"][:, :, :9]}
     output = method(batch, None)
-    vectors = method.vectors(method.unet.features(batch["input"].flatten(0, 1)), batch["points"])
+    levels = method.unet.features(batch["input"].flatten(0, 1))
+    vectors = method.head.vectors(levels, batch["points"], batch["input"].shape[3:])
     one, two = vectors.detach().double().numpy().swapaxes(0, 1).reshape(2, 18, -1)
     losses, found = [], []
     for mine, theirs in ((one, two), (two, one)):
@@ -90,7 +95,7 @@ def test_vectors_at_a_point_are_the_head_of_the_features_of_all_levels_there():
     levels = method.unet.features(batch["input"].flatten(0, 1))
     assert [level.shape[1] for level in levels] == [8, 8, 4]
     points = torch.tensor([[0, 4, 8], [2, 8, 4]]).expand(2, 2, 2, 3)
-    found = method.vectors(levels, points.float())
+    found = method.head.vectors(levels, points.float(), batch["input"].shape[3:])
     for sample, view, point in np.ndindex(2, 2, 2):
         z, y, x = points[sample, view, point].tolist()
         at = [level[2 * sample + view] for level in levels]

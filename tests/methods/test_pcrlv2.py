@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from method_setups import SETUPS, Setup, gradients
 from torch import nn
 
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.losses import restoration_loss
 from pcrl_nnunet.methods import pcrlv2
 from pcrl_nnunet.methods.pcrlv2 import Levels, PCRLv2, PCRLv2Settings
+from pcrl_nnunet.methods.points import MOST_PAIRS, POINTS
+from pcrl_nnunet.networks import at_points
 from pcrl_nnunet.views.settings import ViewSettings
 
 B, N, CHANNELS = 4, 6, 2
@@ -186,6 +189,59 @@ def test_a_cross_scale_comparison_draws_two_levels_of_one_width():
     assert [vectors.shape for vectors in output.vectors.values()] == [(2 * B, 8)]
     output.loss.backward()
     assert all(head.project.weight.grad is not None for head in model.comparison_heads.values())
+
+
+@pytest.mark.parametrize("kind", SETUPS)
+def test_a_dense_comparison_finds_points_by_the_features_of_the_drawn_level(kind):
+    """The loss is the restoration plus InfoNCE over all points of the batch, which is computed here in a loop."""
+    setup = Setup("pcrlv2", kind)
+    setup.settings, _ = PCRLv2.configure(setup.plan, {"comparison": "dense", "comparison_weight": 0.5})
+    assert [*setup.views().arrays] == ["target", "input", "points"]
+    model, views = setup.trained(), setup.batch(4)
+    views = {**views, "points": views["points"][:, :, :5]}
+    for drawn in model.variants():
+        output = model(views, drawn)
+        level = drawn.comparison
+        features = model.decoder(model.encoder(views["input"].flatten(0, 1)), level)[level]
+        sampled = at_points(features, views["points"].flatten(0, 1), views["input"].shape[3:]).flatten(0, 1)
+        vectors = model.comparison_heads[str(level)](sampled).detach().double().reshape(4, 2, 5, -1)
+        one, two = (v.reshape(20, -1).numpy() for v in vectors.unbind(1))
+        one, two = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (one, two))
+        cosines = one @ two.T
+        shares = [row[i] / row.sum() for rows in (cosines, cosines.T) for i, row in enumerate(np.exp(rows / 0.1))]
+        assert output.terms["comparison_global"].item() == pytest.approx(-np.log(shares).mean(), rel=1e-3)
+        total = output.terms["restoration"] + 0.5 * output.terms["comparison_global"]
+        assert output.loss.item() == pytest.approx(total.item(), rel=1e-5)
+        of_level = output.vectors[f"level {level}"]
+        torch.testing.assert_close(of_level, vectors.flatten(0, 2).float() - vectors.flatten(0, 2).float().mean(0))
+        right = 20 * np.mean(cosines.argmax(1) == np.arange(20))
+        assert float(output.values["right_over_chance"][f"level {level}"]) == pytest.approx(right, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", SETUPS)
+def test_a_dense_comparison_trains_every_parameter_and_no_local_view(kind):
+    setup = Setup("pcrlv2", kind)
+    setup.settings, number = PCRLv2.configure(setup.plan, {"comparison": "dense"})
+    assert setup.settings.views.num_local == 0
+    assert number <= MOST_PAIRS
+    model, reached = setup.trained(), set()
+    with torch.no_grad():
+        for parameter in model.parameters():  # nnU-Net's residual blocks begin with zeros, which stop gradients
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for drawn in model.variants():
+        found = gradients(model, setup.batch(4), drawn)
+        reached |= {name for name, gradient in found.items() if gradient.any()}
+    assert reached >= {name for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def test_the_same_point_in_both_views_has_the_same_vector_if_the_views_are_the_same():
+    """Of two equal views every point finds itself."""
+    setup = Setup("pcrlv2", "2D")
+    setup.settings, _ = PCRLv2.configure(setup.plan, {"comparison": "dense"})
+    model, views = setup.trained(), setup.batch(4)
+    twice = {name: array[:, :1].expand_as(array) for name, array in views.items()}
+    found = model(twice, model.variants()[-1]).values["right_over_chance"]
+    assert [round(float(right)) for right in found.values()] == [4 * POINTS]
 
 
 def test_watched_quantities_belong_to_the_drawn_levels():

@@ -93,7 +93,15 @@ def test_a_wrong_shared_setting_is_named(pretrain, message):
     ("own", "message"),
     [
         ({"restoration": "half"}, r"pcrlv2.restoration is 'half'; expected 'single' or 'full'"),
-        ({"comparison": "all"}, r"pcrlv2.comparison is 'all'; expected 'pairwise' or 'cross_scale'"),
+        ({"comparison": "all"}, r"pcrlv2.comparison is 'all'; expected 'pairwise' or 'cross_scale' or 'dense'"),
+        (
+            {"comparison": "dense", "views": {"num_local": 6}},
+            r"pcrlv2.views.num_local is 6; a dense comparison has no local views: set 0",
+        ),
+        (
+            {"comparison": "dense", "views": {"global_input_size": [22, 24, 24]}},
+            r"global_input_size is \(22, 24, 24\); expected multiples of the network's total stride",
+        ),
         ({"comparison_weight": 0}, r"pcrl.pretrain.pcrlv2.comparison_weight is 0; expected a number above 0"),
         ({"levels": [[None, None]]}, r"pcrl.pretrain.pcrlv2.levels has \[None, None\]; expected pairs of the level"),
         ({"noise": 1}, r"pcrl.pretrain.pcrlv2.noise is not a setting; expected one of .*restoration"),
