@@ -33,6 +33,7 @@ from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
 from pcrl_nnunet.semi_supervised import watch
 from pcrl_nnunet.semi_supervised.cases import PREFIX, SemiCases
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
+from pcrl_nnunet.semi_supervised.likeness import warning_of_unlike
 from pcrl_nnunet.semi_supervised.loader import UnlabelledDataset, UnlabelledLoader, make_unlabelled_loader
 from pcrl_nnunet.semi_supervised.loss import PartsLoss, WatchedLoss, ignoring
 from pcrl_nnunet.semi_supervised.settings import WHERE, SemiSettings
@@ -130,6 +131,13 @@ class _SemiSupervised(PCRLScratchTrainer):
         differing = changes(asdict(self.semi), asdict(SemiSettings()))
         lines = (f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}")
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
+        names = self.dataset_json["channel_names"].values()
+        for warning in (
+            self._facts.warning_of_missing(),
+            warning_of_unlike(self._cases.labelled, [*self._cases.unlabelled.values()], [*names]),
+        ):
+            if warning:
+                self.print_to_log_file(warning)
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:

@@ -79,7 +79,7 @@ class SemiCases:
         used = {*train, *validation, *leave_out}
         candidates = {name: case for name, case in known.items() if name not in used}
         held_out = [known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
-        candidates, unreadable = _readable(candidates)
+        candidates, unreadable = _readable(candidates, len(dataset_json["channel_names"]))
         candidates, copies, not_finite = _without_copies(candidates, held_out)
         unreadable += not_finite
         unlabelled = {name: case for name, case in candidates.items() if name not in copies}
@@ -117,16 +117,22 @@ def _check_leave_out(
         )
 
 
-def _readable(cases: Mapping[str, Case]) -> tuple[dict[str, Case], list[str]]:
-    """Open every case. Return the readable cases, and a sentence about each unreadable case."""
+def _readable(cases: Mapping[str, Case], channels: int) -> tuple[dict[str, Case], list[str]]:
+    """Open every case. Return the readable cases, and a sentence about each other case."""
     readable, sentences = {}, []
     for name, case in cases.items():
         try:
-            CaseVolume(case)
+            shape = CaseVolume(case).shape
         except UserError as error:
             sentences.append(str(error))
-        else:
+            continue
+        if len(shape) == 4 and shape[0] == channels:
             readable[name] = case
+        else:
+            sentences.append(
+                f"case {case.name} has shape {shape} in {case.path}; expected ({channels}, z, y, x), with the dataset's "
+                f"{channels} channel{'s' * (channels != 1)}: preprocess the image again"
+            )
     return readable, sentences
 
 

@@ -34,6 +34,16 @@ class LabelFacts:
         """Numbers of the classes that form one piece, such as organs; lesions form several."""
         return [number for number, share in enumerate(self.in_largest_piece) if share >= ONE_PIECE]
 
+    def warning_of_missing(self) -> str:
+        """Return a sentence about the classes that no labelled case shows, or nothing."""
+        missing = [name for name, share in zip(self.names, self.shares, strict=True) if not share]
+        if not missing:
+            return ""
+        return (
+            f"WARNING: no labelled case shows {', '.join(missing)}; the training teaches that this is nowhere. Add a "
+            f"labelled case that shows it"
+        )
+
     def __str__(self) -> str:
         return ", ".join(
             f"{name} {share:.2%} of the voxels, {largest:.0%} of it in its largest piece"
