@@ -130,8 +130,8 @@ def _readable(cases: Mapping[str, Case], channels: int) -> tuple[dict[str, Case]
             readable[name] = case
         else:
             sentences.append(
-                f"case {case.name} has shape {shape} in {case.path}; expected ({channels}, z, y, x), with the dataset's "
-                f"{channels} channel{'s' * (channels != 1)}: preprocess the image again"
+                f"case {case.name} has shape {shape} in {case.path}; expected ({channels}, z, y, x), with as many "
+                f"channels as the dataset: preprocess the image again"
             )
     return readable, sentences
 

@@ -189,3 +189,14 @@ def test_npz_cases_of_older_preprocessing_are_used_without_their_labels(tiny: Si
     cases = find()
     assert list(cases.unlabelled) == ["case_2"]
     assert cases.copies == {"case_4": "case_3"}
+
+
+@pytest.mark.parametrize("shape", [(2, 14, 28, 28), (14, 28, 28)])
+def test_a_scan_of_another_shape_is_named_and_set_aside(tiny: SimpleNamespace, shape: tuple[int, ...]) -> None:
+    scans = write_scans(tiny.folder, make_full_plan(), {"scan": 3})
+    blosc2.asarray(np.zeros(shape, np.float32), urlpath=str(scans / "other.b2nd"), mode="w")
+    cases = find()
+    assert "unlabelled/other" not in cases.unlabelled
+    (sentence,) = cases.unreadable
+    assert sentence.startswith(f"case other has shape {shape} in ")
+    assert "expected (1, z, y, x)" in sentence

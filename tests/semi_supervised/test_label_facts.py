@@ -115,3 +115,11 @@ def test_pieces_are_connected_by_corners(dim: int) -> None:
     assert share_of_largest_piece(mask) == 1
     mask[(3,) * dim] = True
     assert share_of_largest_piece(mask) == pytest.approx(2 / 3)
+
+
+def test_a_class_that_no_labelled_case_shows_is_named() -> None:
+    assert (
+        "no labelled case shows b, c;"
+        in LabelFacts(["a", "b", "c"], [0.1, 0.0, 0.0], [1.0, 0.0, 0.0]).warning_of_missing()
+    )
+    assert not LabelFacts(["a"], [0.1], [1.0]).warning_of_missing()

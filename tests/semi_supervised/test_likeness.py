@@ -26,17 +26,13 @@ def scan(seed: int, sigma: float = SMOOTH, shape: tuple[int, ...] = (1, 12, 40, 
 
 
 def cases(folder: Path, number: int, first: int = 0, change=lambda image: image, sigma: float = SMOOTH) -> list[Case]:
-    return [
-        written(folder, f"{first}_{sigma}_{i}", change(scan(1000 * first + i, sigma))) for i in range(number)
-    ]
+    return [written(folder, f"{first}_{sigma}_{i}", change(scan(1000 * first + i, sigma))) for i in range(number)]
 
 
 @pytest.mark.parametrize("labelled", [1, 2, 5])
 def test_scans_of_the_same_kind_raise_no_warning(tmp_path: Path, labelled: int) -> None:
     for first in range(5):
-        found = warning_of_unlike(
-            cases(tmp_path, labelled, 2 * first), cases(tmp_path, 20, 2 * first + 1), ["MRI"]
-        )
+        found = warning_of_unlike(cases(tmp_path, labelled, 2 * first), cases(tmp_path, 20, 2 * first + 1), ["MRI"])
         assert not found
 
 

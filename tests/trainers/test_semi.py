@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import torch
@@ -173,6 +174,17 @@ def test_the_checkpoint_lists_copies_and_unreadable_cases(own_data: Path, withou
     assert content["copies"] == {"unlabelled/copy": "case_3"}
     (sentence,) = content["unreadable"]
     assert sentence.startswith("case empty cannot be read from ")
+
+
+def test_scans_of_another_kind_are_named_before_the_training(own_data: Path, without_picture: None) -> None:
+    warning = "the unlabelled scans do not look like the labelled cases"
+    assert warning not in log_of(run_training(make()))
+    for path in (own_data / DATA / "case_2.b2nd", own_data / f"{DATA}_unlabelled" / "scan.b2nd"):
+        voxels = blosc2.open(str(path))[:]
+        path.unlink()
+        blosc2.asarray(voxels + 5, urlpath=str(path), mode="w")
+    log = log_of(run_training(make()))
+    assert log.index(warning) < log.index("Epoch 0")
 
 
 def test_all_cases_are_labelled_with_scans_beside_them(without_picture: None) -> None:
