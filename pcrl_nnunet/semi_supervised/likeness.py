@@ -30,7 +30,8 @@ def features_of(case: Case) -> np.ndarray:
     volume = CaseVolume(case)
     length, of_plane = volume.shape[1], tuple(slice(0, edge) for edge in volume.shape[2:])
     chosen = sorted({(2 * i + 1) * length // (2 * SLICES) for i in range(SLICES)})
-    slices = np.concatenate([volume[(slice(None), slice(i, i + 1), *of_plane)] for i in chosen], 1)
+    indices = [(slice(None), slice(i, i + 1), *of_plane) for i in chosen]
+    slices = np.concatenate([volume[index] for index in indices], 1)
     quantiles = np.quantile(slices, QUANTILES, axis=(1, 2, 3)).T
     steps = [np.abs(np.diff(slices, axis=axis)).mean((1, 2, 3)) for axis in (2, 3) if slices.shape[axis] > 1]
     tiny = 1e-6  # a constant image has no roughness
@@ -65,7 +66,7 @@ def warning_of_unlike(labelled: Sequence[Case], unlabelled: Sequence[Case], chan
     found = unlikeness(ours, theirs)
     if found.max() <= TIMES_SPREAD:
         return ""
-    channel, feature = np.unravel_index(found.argmax(), found.shape)
+    channel, feature = map(int, np.unravel_index(found.argmax(), found.shape))
     low, high = ours[:, channel, feature].min(), ours[:, channel, feature].max()
     median = np.median(theirs[:, channel, feature])
     return (
