@@ -224,6 +224,7 @@ def test_a_dense_comparison_trains_every_parameter_and_no_local_view(kind):
     setup.settings, number = PCRLv2.configure(setup.plan, {"comparison": "dense"})
     assert setup.settings.views.num_local == 0
     assert number <= MOST_PAIRS
+    assert setup.settings.augmentation.p_swap == 0  # the points would not move with the blocks
     model, reached = setup.trained(), set()
     with torch.no_grad():
         for parameter in model.parameters():  # nnU-Net's residual blocks begin with zeros, which stop gradients
