@@ -122,7 +122,7 @@ def test_an_epoch_starts_empty():
     monitor.update(healthy())
     monitor.clear()
     monitor.update(healthy(level=2))
-    assert all(list(of_group) == ["level 2"] for of_group in monitor.summary().values())
+    assert [list(of_group) for of_group in monitor.summary().values() if of_group] == [["level 2"]] * 4
     assert all(math.isfinite(x) for of_group in monitor.summary().values() for x in of_group.values())
 
 
@@ -130,7 +130,8 @@ def test_groups_are_in_their_natural_order():
     monitor = watched()
     for level in (10, 2, 1):
         monitor.update(healthy(level))
-    assert all(list(of_group) == ["level 1", "level 2", "level 10"] for of_group in monitor.summary().values())
+    ordered = ["level 1", "level 2", "level 10"]
+    assert [list(of_group) for of_group in monitor.summary().values() if of_group] == [ordered] * 4
 
 
 def test_a_monitor_resumes_from_its_state():
