@@ -97,10 +97,12 @@ class Report:
         groups.sort(key=lambda group: (len(group), group))
         if not groups:
             return "<p>This method has nothing that the monitor looks at.</p>"
+        # some settings of a method lack a quantity
+        known = [quantity for quantity in quantities if last["monitor"].get(quantity.name)]
         values = table(
-            [["", ""], *([quantity.heading, quantity.good] for quantity in quantities)],
+            [["", ""], *([quantity.heading, quantity.good] for quantity in known)],
             [
-                [group, *(number(last["monitor"][quantity.name].get(group)) for quantity in quantities)]
+                [group, *(number(last["monitor"][quantity.name].get(group)) for quantity in known)]
                 for group in groups
             ],
         )  # fmt: skip
@@ -113,7 +115,7 @@ class Report:
     def _chart(self, quantity: Quantity) -> str:
         curves: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
         for of_epoch in self.epochs:
-            for group, measured in of_epoch["monitor"][quantity.name].items():
+            for group, measured in of_epoch["monitor"].get(quantity.name, {}).items():
                 curves[group][0].append(of_epoch["epoch"])
                 curves[group][1].append(measured)
         ordered = {group: curves[group] for group in sorted(curves, key=lambda group: (len(group), group))}

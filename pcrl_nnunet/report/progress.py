@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from pcrl_nnunet import figure_style
 from pcrl_nnunet.figure_style import DPI, WIDTH, own_style
 from pcrl_nnunet.files import whole
 from pcrl_nnunet.methods.base import Method
+from pcrl_nnunet.methods.quantities import Quantity
 from pcrl_nnunet.report.metrics import METRICS, write_metrics
 
 Panel = tuple[str, float | None, float | None, Mapping[str, str]]  # title, lower end, dotted line, labels of curves
@@ -51,6 +53,11 @@ class PretrainLogger(LocalLogger):
         )
         self.my_fantastic_logging: dict[str, list[float]] = {key: [] for key in keys}
 
+    def load_checkpoint(self, checkpoint: dict[str, list[float]]) -> None:
+        """Continue a log. Quantities that an earlier version did not know are NaN in its epochs."""
+        unknown = [math.nan] * len(checkpoint["train_losses"])
+        self.my_fantastic_logging = {key: list(checkpoint.get(key, unknown)) for key in self.my_fantastic_logging}
+
     def write_curves(self, steps_per_epoch: int, output_folder: str, say: Callable[[str], object]) -> None:
         """Write metrics.csv and progress.png. A failure is a warning and never ends the training."""
         for name, write in (
@@ -69,11 +76,19 @@ class PretrainLogger(LocalLogger):
         panels: list[Panel] = [
             ("loss" if several else " = ".join(["loss", *method.terms.values()]), None, None, {"train_losses": "loss"}),
             *((title, None, None, of_panel) for title, of_panel in terms_by_panel(method.terms).items() if several),
-            *((f"{q.heading} ({q.good})", q.lower, q.line, {q.name: "mean"}) for q in method.quantities),
+            *(
+                (f"{q.heading} ({q.good})", q.lower, q.line, {q.name: "mean"})
+                for q in method.quantities
+                if self._has(q)
+            ),
             ("learning rate", 0, None, {"lrs": "rate"}),
         ]
         heading = "\n".join([self.run, *([_DOTTED] if any(q.line is not None for q in method.quantities) else [])])
         draw_progress(self.my_fantastic_logging, panels, heading, 1, output_folder)
+
+    def _has(self, quantity: Quantity) -> bool:
+        """Tell if an epoch has had a quantity: some settings of a method lack it."""
+        return not np.isnan(self.my_fantastic_logging[quantity.name]).all()
 
 
 class ClassificationLogger(LocalLogger):

@@ -56,6 +56,26 @@ def test_terms_of_one_scale_share_a_panel(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "mae", 3).axes[0].get_title("left") == "loss = restoration"
 
 
+def test_a_quantity_that_no_epoch_has_gets_no_panel(drawn: list[Figure]) -> None:
+    logger = PretrainLogger(method_class("pcrlv2"), RUN)
+    for name, values in logger.my_fantastic_logging.items():
+        values.extend([float("nan") if name == "right_over_chance" else 1.0] * 3)
+    logger.plot_progress_png("folder")
+    titles = [axis.get_title("left") for axis in drawn[-1].axes]
+    assert "Margin (rises above 0)" in titles
+    assert not any("Right answers" in title for title in titles)
+
+
+def test_a_log_of_a_version_without_a_quantity_is_continued(drawn: list[Figure]) -> None:
+    logger = PretrainLogger(method_class("pcrlv2"), RUN)
+    before = {name: [1.0, 2.0] for name in logger.my_fantastic_logging if name != "right_over_chance"}
+    logger.load_checkpoint(before)
+    assert np.isnan(logger.my_fantastic_logging["right_over_chance"]).tolist() == [True, True]
+    assert logger.my_fantastic_logging["margin"] == [1.0, 2.0]
+    logger.log("right_over_chance", 5.0, 2)
+    assert logger.my_fantastic_logging["right_over_chance"][2] == 5.0
+
+
 def test_the_heading_names_the_training(drawn: list[Figure]) -> None:
     assert figure_of(drawn, "pcrlv2", 2).get_suptitle().startswith(RUN)
 
