@@ -173,6 +173,12 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return resolved
 
 
+def channel_names(dataset_json: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the names of the image channels by their numbers, from a dataset.json of nnU-Net v2 or v1."""
+    names: Mapping[str, str] = dataset_json.get("channel_names") or dataset_json["modality"]
+    return names
+
+
 def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) -> list[str]:
     """Return a label for every channel: its name in dataset.json and the number at the end of its raw files.
 
@@ -181,7 +187,7 @@ def channel_labels(case: str, dataset_json: Mapping[str, Any], channels: int) ->
         dataset_json: the plan's dataset.json.
         channels: number of channels of the case.
     """
-    names = dataset_json.get("channel_names") or dataset_json.get("modality") or {}  # "modality" as in nnU-Net v1
+    names = channel_names(dataset_json)
     known = names if len(names) == channels and "/" not in case else {}
     return [f"{known.get(str(number), 'channel')} ({number:04d})" for number in range(channels)]
 

@@ -28,7 +28,7 @@ from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.finetuning import mixing
 from pcrl_nnunet.ingest.unlabelled import unlabelled_cases
 from pcrl_nnunet.loading.cases import find_cases
-from pcrl_nnunet.plans import resolve
+from pcrl_nnunet.plans import channel_labels, channel_names, resolve
 from pcrl_nnunet.report.pseudo_labels import draw_pseudo_labels
 from pcrl_nnunet.semi_supervised import watch
 from pcrl_nnunet.semi_supervised.cases import PREFIX, SemiCases
@@ -131,12 +131,10 @@ class _SemiSupervised(PCRLScratchTrainer):
         differing = changes(asdict(self.semi), asdict(SemiSettings()))
         lines = (f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}")
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
-        names = self.dataset_json["channel_names"].values()
-        for warning in (
-            self._facts.warning_of_missing(),
-            warning_of_unlike(self._cases.labelled, [*self._cases.unlabelled.values()], [*names]),
-        ):
-            if warning:
+        if self.local_rank == 0:  # the log's process
+            channels = channel_labels("", self.dataset_json, len(channel_names(self.dataset_json)))
+            unlike = warning_of_unlike(self._cases.labelled, [*self._cases.unlabelled.values()], channels)
+            for warning in filter(None, (self._facts.warning_of_missing(), unlike)):
                 self.print_to_log_file(warning)
         return loaders
 

@@ -16,6 +16,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from pcrl_nnunet.plans import channel_names
+
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")
 MIN_SLICES = 3  # a volume with fewer voxels along an axis is a localiser
 
@@ -42,8 +44,7 @@ class ImageFormat:
     @classmethod
     def of(cls, reader: type[BaseReaderWriter], dataset_json: dict[str, Any], **more: Any) -> ImageFormat:
         """Make the format from a dataset.json."""
-        names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
-        return cls(reader, dataset_json["file_ending"].lower(), len(names), **more)
+        return cls(reader, dataset_json["file_ending"].lower(), len(channel_names(dataset_json)), **more)
 
     @property
     def is_2d(self) -> bool:

@@ -25,7 +25,7 @@ from pcrl_nnunet.files import write_text, writing
 from pcrl_nnunet.ingest.find import own_scans, reader_of
 from pcrl_nnunet.method_names import names
 from pcrl_nnunet.methods.registry import method_class
-from pcrl_nnunet.plans import planning_command, read_json, resolve
+from pcrl_nnunet.plans import channel_names, planning_command, read_json, resolve
 from pcrl_nnunet.settings import differences, pcrl_block, without_settings
 from pcrl_nnunet.target_plans import TARGET_KEY, plans_name_for
 
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def num_channels(self) -> int:
-        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        return len(channel_names(self.dataset_json))
 
 
 def plan_for(

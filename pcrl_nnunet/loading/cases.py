@@ -56,6 +56,12 @@ def find_cases(folder: str, segmentations: bool = False) -> list[Case]:
     return [found[name] for name in sorted(found)]
 
 
+def evenly_spaced(number: int, most: int) -> list[int]:
+    """Return the indices of at most `most` of a number of things, evenly spaced, with the first and the last."""
+    indices: list[int] = np.unique(np.linspace(0, number - 1, min(most, number)).round()).astype(int).tolist()
+    return indices
+
+
 class UnreadableCase(UserError):
     """A case that cannot be read, or has voxels that are not finite."""
 

@@ -13,7 +13,7 @@ from pcrl_nnunet.checkpoint import plans_hash
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.method_names import METHOD_OF_0_1_0
 from pcrl_nnunet.methods import method_class
-from pcrl_nnunet.plans import PlannedConfiguration, load_plan
+from pcrl_nnunet.plans import PlannedConfiguration, channel_names, load_plan
 from pcrl_nnunet.pretraining.cases import Others, Place, PretrainingCases
 from pcrl_nnunet.pretraining.settings import PretrainSettings, pretrain_settings
 from pcrl_nnunet.target_plans import existing_plan, preprocess_command
@@ -110,7 +110,7 @@ def other_datasets(
     for dataset in datasets[1:]:
         other = load_plan(dataset, existing_plan(dataset, target or datasets[0], plans_name), plan.configuration)
         name = other.plans["dataset_name"]
-        channels, own = (len(p.dataset_json["channel_names"]) for p in (other, plan))
+        channels, own = (len(channel_names(p.dataset_json)) for p in (other, plan))
         if channels != own:
             raise UserError(
                 f"{name} has {channels} channels and {plan.plans['dataset_name']} {own}; take datasets with the same "

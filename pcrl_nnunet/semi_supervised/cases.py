@@ -15,7 +15,7 @@ from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_case
 from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase, find_cases
 from pcrl_nnunet.loading.copies import find_copies
 from pcrl_nnunet.loading.splits import fold_of
-from pcrl_nnunet.plans import resolve
+from pcrl_nnunet.plans import channel_names, resolve
 from pcrl_nnunet.semi_supervised.settings import WHERE
 
 PREFIX = "unlabelled/"  # prefix of the names of cases from pcrl_nnunet_preprocess -i
@@ -79,7 +79,7 @@ class SemiCases:
         used = {*train, *validation, *leave_out}
         candidates = {name: case for name, case in known.items() if name not in used}
         held_out = [known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
-        candidates, unreadable = _readable(candidates, len(dataset_json["channel_names"]))
+        candidates, unreadable = _readable(candidates, len(channel_names(dataset_json)))
         candidates, copies, not_finite = _without_copies(candidates, held_out)
         unreadable += not_finite
         unlabelled = {name: case for name, case in candidates.items() if name not in copies}

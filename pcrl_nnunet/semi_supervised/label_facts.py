@@ -9,6 +9,8 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from pcrl_nnunet.loading.cases import evenly_spaced
+
 MOST_CASES = 32  # number of cases to read if they show all classes: more would hardly change the facts
 CROPS, CROPS_OF_A_CASE = 32, 4  # of each class, to search for pieces
 ONE_PIECE = 0.98  # a class counts as one piece from this mean share in its largest piece
@@ -90,7 +92,7 @@ def _some_of_each_class(
     classes: Mapping[str, Any],
 ) -> Iterator[tuple[np.ndarray, Mapping[Any, np.ndarray]]]:
     """Yield labels and places of at most `MOST_CASES` cases, then of a case for each class that these lack."""
-    chosen = np.unique(np.linspace(0, len(names) - 1, min(MOST_CASES, len(names))).round()).astype(int).tolist()
+    chosen = evenly_spaced(len(names), MOST_CASES)
     lacking = {*classes.values()}
     for number, index in enumerate([*chosen, *sorted({*range(len(names))} - {*chosen})]):
         if number >= len(chosen) and not lacking:

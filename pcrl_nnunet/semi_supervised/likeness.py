@@ -1,4 +1,4 @@
-"""The test whether unlabelled scans look like the labelled cases. C: channels, K: cases, F: features."""
+"""A warning if unlabelled scans do not look like the labelled cases. C: channels, K: cases, F: features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase
+from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase, evenly_spaced
 
 MOST_CASES = 32  # number of cases of each kind that are looked at
 SLICES = 5  # of a case
@@ -58,7 +58,7 @@ def warning_of_unlike(labelled: Sequence[Case], unlabelled: Sequence[Case], chan
     Cases that cannot be read are not counted here. The loader names them.
 
     Args:
-        channels: names of the channels.
+        channels: labels of the C channels.
     """
     ours, theirs = _features(labelled), _features(unlabelled)
     if not len(ours) or not len(theirs):
@@ -78,9 +78,8 @@ def warning_of_unlike(labelled: Sequence[Case], unlabelled: Sequence[Case], chan
 
 def _features(cases: Sequence[Case]) -> np.ndarray:
     """Return the features (K, C, F) of at most `MOST_CASES` evenly spaced cases."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round()).astype(int)
     found = []
-    for index in chosen:
+    for index in evenly_spaced(len(cases), MOST_CASES):
         try:
             found.append(features_of(cases[index]))
         except UnreadableCase:

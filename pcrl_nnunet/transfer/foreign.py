@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pcrl_nnunet.checkpoint import EXPECTED, FORMAT, architecture_plans, other_format, read_any
 from pcrl_nnunet.errors import UserError
+from pcrl_nnunet.plans import channel_names
 
 WRAPPERS = {"module", "_orig_mod"}  # parts of names that DataParallel, DDP and torch.compile add
 NNSSL_SCRIPT = "nnssl.utilities.add_adaptation_plan"
@@ -124,11 +125,12 @@ def _of_nnunet(content: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a supervised training of nnU-Net."""
     plans, configuration = content["init_args"]["plans"], content["init_args"]["configuration"]
     weights, dataset_json = content["network_weights"], content["init_args"]["dataset_json"]
-    names = dataset_json.get("channel_names") or dataset_json["modality"]  # "modality" as in nnU-Net v1
     this = PlansManager(dict(plans)).get_configuration(configuration).configuration
     return {
         **_known_of_all(weights),
-        "num_input_channels": len(names),  # image channels: a cascade's label channels come after them
+        "num_input_channels": len(
+            channel_names(dataset_json)
+        ),  # image channels: a cascade's label channels come after them
         "nnssl_adaptation_plan": {"architecture_plans": architecture_plans(this["architecture"])},
         "method": f"supervised training ({content.get('trainer_name')})",
         "citations": [],

@@ -236,7 +236,7 @@ def test_a_dense_comparison_trains_every_parameter_and_no_local_view(kind):
 
 
 def test_the_same_point_in_both_views_has_the_same_vector_if_the_views_are_the_same():
-    """Of two equal views every point finds itself."""
+    """Every point of two equal views finds itself."""
     setup = Setup("pcrlv2", "2D")
     setup.settings, _ = PCRLv2.configure(setup.plan, {"comparison": "dense"})
     model, views = setup.trained(), setup.batch(4)

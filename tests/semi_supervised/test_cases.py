@@ -200,3 +200,9 @@ def test_a_scan_of_another_shape_is_named_and_set_aside(tiny: SimpleNamespace, s
     (sentence,) = cases.unreadable
     assert sentence.startswith(f"case other has shape {shape} in ")
     assert "expected (1, z, y, x)" in sentence
+
+
+def test_a_dataset_json_of_nnunet_v1_names_the_channels(tiny: SimpleNamespace) -> None:
+    old = {**DATASET_JSON, "modality": DATASET_JSON["channel_names"]}
+    del old["channel_names"]
+    assert list(SemiCases.find(make_full_plan(), "3d_fullres", old, 0, ()).unlabelled) == ["case_2"]
