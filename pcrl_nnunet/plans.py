@@ -174,8 +174,14 @@ def resolve(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the names of the image channels by their numbers, from a dataset.json of nnU-Net v2 or v1."""
-    names: Mapping[str, str] = dataset_json.get("channel_names") or dataset_json["modality"]
+    """Return the names of the image channels by their numbers, from a dataset.json of nnU-Net v2 or v1.
+
+    Raises:
+        UserError: dataset.json names no channel.
+    """
+    names: Mapping[str, str] | None = dataset_json.get("channel_names") or dataset_json.get("modality")
+    if not names:
+        raise UserError('dataset.json has no channel_names; add them as nnU-Net expects, such as {"0": "CT"}')
     return names
 
 

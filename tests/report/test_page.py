@@ -27,6 +27,7 @@ from torch import nn
 
 from pcrl_nnunet import checkpoint, registration
 from pcrl_nnunet.cli import pretrain
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.methods import Picture, method_class
 from pcrl_nnunet.plans import channel_labels
@@ -205,12 +206,17 @@ def test_every_channel_is_shown_with_its_name(run, quick, tiny, monkeypatch) -> 
         ("a", {"channel_names": {"0": "T1", "1": "T2"}}, ["T1 (0000)", "T2 (0001)"]),
         ("a", {"modality": {"0": "T1", "1": "T2"}}, ["T1 (0000)", "T2 (0001)"]),
         ("Dataset002_B/a", {"channel_names": {"0": "T1", "1": "T2"}}, ["channel (0000)", "channel (0001)"]),
-        ("a", {}, ["channel (0000)", "channel (0001)"]),
         ("a", {"channel_names": {"0": "T1"}}, ["channel (0000)", "channel (0001)"]),
     ],
 )
 def test_channels_have_the_names_of_their_dataset_where_these_are_known(case, description, expected) -> None:
     assert channel_labels(case, description, 2) == expected
+
+
+@pytest.mark.parametrize("description", [{}, {"channel_names": {}}])
+def test_a_dataset_whose_channels_have_no_names_is_refused(description) -> None:
+    with pytest.raises(UserError, match="dataset.json has no channel_names; add them"):
+        channel_labels("a", description, 2)
 
 
 def test_a_killed_pretraining_has_a_report_with_the_command_to_continue(run, quick, tiny, monkeypatch) -> None:
