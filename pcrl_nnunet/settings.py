@@ -129,7 +129,8 @@ def replaced(settings: _Settings, where: str, given: Mapping[str, Any]) -> _Sett
         wanted = (int, float) if isinstance(default, float) else type(default)
         sequence = isinstance(default, tuple) and isinstance(value, (list, tuple))
         if not sequence and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
-            raise UserError(f"{where}.{name} is {value!r}; expected a value like {default!r}")
+            like = "a list: [VALUE, ...]" if default == () else f"a value like {json.dumps(default)}"
+            raise UserError(f"{where}.{name} is {json.dumps(value)}; expected {like}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{where}.{name} is {value}; expected a finite number")
         kind = get_type_hints(type(settings))[name] if isinstance(value, str) else None

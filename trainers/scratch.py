@@ -160,9 +160,9 @@ class PCRLScratchTrainer(nnUNetTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train a step like nnU-Net, with pasted patches, and remember the cases of a loss that is not finite."""
         rng = np.random.default_rng((self.seed, self.current_epoch, self._step, self.local_rank))
-        self._step += 1
         batch = self.mix(batch, rng)
         result: dict[str, Any] = super().train_step(batch)
+        self._step += 1
         if not np.isfinite(result["loss"]):
             self._not_finite |= set(map(str, batch["keys"]))
         return result

@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -95,6 +95,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         loss = ignoring(self._build_loss(), self._ignored)
         self._loss_of_parts = PartsLoss(loss, self.semi.pseudo_weight, self._watch.of_student)
         self._teacher: Teacher | None = None
+        self._mixed_steps = self.num_iterations_per_epoch  # of an epoch; the cases tell later if it is less
         self._history: list[watch.Pseudo] = []
         self._learned = [math.nan] * len(classes)  # last known Dice of each class on labelled patches
         self._set_aside: set[str] = set()
@@ -129,7 +130,14 @@ class _SemiSupervised(PCRLScratchTrainer):
         if changed:
             self.print_to_log_file(f"WARNING: other unlabelled cases than before: {', '.join(sorted(changed))}")
         differing = changes(asdict(self.semi), asdict(SemiSettings()))
-        lines = (f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}")
+        lines = [f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}"]
+        steps = self.num_iterations_per_epoch
+        self._mixed_steps = self._cases.mixed_steps(steps)
+        if self._mixed_steps < steps:
+            lines.append(
+                f"At most {self._mixed_steps} of the {steps} steps of an epoch paste patches, because there are fewer "
+                f"unlabelled ({len(self._cases.unlabelled)}) than labelled cases ({len(self._cases.labelled)})"
+            )
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         if self.local_rank == 0:  # the log's process
             channels = channel_labels("", self.dataset_json, len(channel_names(self.dataset_json)))
@@ -213,18 +221,25 @@ class _SemiSupervised(PCRLScratchTrainer):
         return teacher
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train nnU-Net's step. In the second phase, the parts of a patch have a loss of their own."""
+        """Train nnU-Net's step. In the second phase, the parts of a mixed patch have a loss of their own."""
         if self._teacher is None:
             with self._with_loss(WatchedLoss(self.loss, self._watch.of_student)):
                 return super().train_step(batch)
-        with self._with_loss(self._loss_of_parts):
+        with self._with_loss(self._loss_of_parts) if self._mixes() else nullcontext():
             result = super().train_step(batch)
         self._teacher.update(unwrap(self.network))
         return result
 
     def mix(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Paste labelled patches into each other in the first phase, and unlabelled ones into them in the second."""
+        if not self._mixes():
+            return batch
         return super().mix(batch, rng) if self._teacher is None else self._mixed(batch, self._teacher, rng)
+
+    def _mixes(self) -> bool:
+        """Tell if this step may mix patches: the mixed steps lie evenly in the epoch."""
+        steps, mixed = self.num_iterations_per_epoch, self._mixed_steps
+        return (self._step + 1) * mixed // steps > self._step * mixed // steps
 
     @contextmanager
     def _with_loss(self, loss: torch.nn.Module) -> Iterator[None]:

@@ -91,6 +91,15 @@ class SemiCases:
             )
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 
+    def mixed_steps(self, steps: int) -> int:
+        """Return how many of an epoch's steps paste patches, at least one.
+
+        All do, unless there are fewer unlabelled than labelled cases. Then an unlabelled case is drawn as often as a
+        labelled case, and the other steps are nnU-Net's. Where labels are many, pasting costs more than a few
+        unlabelled cases give.
+        """
+        return max(1, round(steps * min(1.0, len(self.unlabelled) / len(self.labelled))))
+
     def __str__(self) -> str:
         lines = [
             f"Labelled cases: {', '.join(case.name for case in self.labelled)}",

@@ -62,8 +62,8 @@ def test_changed_views_change_the_batch_that_fits():
     ("pretrain", "message"),
     [
         ({"epoch": 3}, r"pcrl.pretrain.epoch is not a setting; expected one of .*epochs"),
-        ({"epochs": "3"}, r"pcrl.pretrain.epochs is '3'; expected a value like 240"),
-        ({"epochs": True}, r"pcrl.pretrain.epochs is True; expected a value like 240"),
+        ({"epochs": "3"}, r"pcrl.pretrain.epochs is .3.; expected a value like 240"),
+        ({"epochs": True}, r"pcrl.pretrain.epochs is true; expected a value like 240"),
         ({"epochs": 0}, r"epochs is 0; expected 1 or more"),
         ({"initial_lr": -1.0}, r"pcrl.pretrain.initial_lr is -1.0; expected a number above 0"),
         ({"initial_lr": float("nan")}, r"pcrl.pretrain.initial_lr is nan; expected a finite number"),

@@ -215,7 +215,7 @@ def test_channels_have_the_names_of_their_dataset_where_these_are_known(case, de
 
 @pytest.mark.parametrize("description", [{}, {"channel_names": {}}])
 def test_a_dataset_whose_channels_have_no_names_is_refused(description) -> None:
-    with pytest.raises(UserError, match="dataset.json has no channel_names; add them"):
+    with pytest.raises(UserError, match=r"^dataset\.json has no channel_names; add them"):
         channel_labels("a", description, 2)
 
 

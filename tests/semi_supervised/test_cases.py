@@ -51,6 +51,16 @@ def test_the_rest_of_the_split_is_used_without_labels() -> None:
     assert "Labelled cases: case_1, case_0\nUnlabelled cases (their labels are never read): case_2" in text
 
 
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "mixed"),
+    [(2, 136, 250), (70, 70, 250), (126, 14, 28), (70, 69, 246), (1000, 1, 1)],
+)
+def test_an_unlabelled_case_is_drawn_no_more_often_than_a_labelled_case(labelled, unlabelled, mixed) -> None:
+    case = find().labelled[0]
+    cases = SemiCases([case] * labelled, dict.fromkeys(map(str, range(unlabelled)), case), {}, [])
+    assert cases.mixed_steps(250) == mixed
+
+
 def test_scans_are_used_beside_the_rest_by_a_name_of_their_own(tiny: SimpleNamespace) -> None:
     write_scans(tiny.folder, make_full_plan(), {"case_2": 2, "scan": 3})
     cases = find()

@@ -409,6 +409,30 @@ def test_the_teachers_labels_of_a_class_in_one_piece_keep_the_largest(kind: str)
     assert (a.sum().item(), b.sum().item()) == (2 * 28, 2 * 27)
 
 
+def test_with_fewer_unlabelled_than_labelled_cases_the_other_steps_are_nnunets(without_picture: None) -> None:
+    trainer = make(fold="all", iters_per_epoch=8, pasted_share=1.0)  # 4 labelled cases and 1 scan: 2 of 8 steps
+    losses, usual, paste = [], nnUNetTrainer.train_step, PCRLScratchTrainer.mix
+    pasted, given = [], []
+
+    def step(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        losses.append(type(self.loss))
+        assert (batch is given[-1]) == (len(losses) % 4 != 0)  # unchanged but for each fourth step
+        return usual(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "train_step", step)
+        patch.setattr(PCRLScratchTrainer, "mix", lambda self, batch, rng: pasted.append(1) or paste(self, batch, rng))
+        train = trainer.train_step
+        trainer.train_step = lambda batch: given.append(batch) or train(batch)
+        run_training(trainer)
+    assert len(pasted) == 2  # in the first phase
+    assert [loss.__name__ for loss in losses[:8]] == ["WatchedLoss"] * 8
+    of_nnunet = type(trainer.loss).__name__
+    assert [loss.__name__ for loss in losses[8:]] == [*[of_nnunet] * 3, "PartsLoss"] * 2
+    assert int(trainer._teacher.average.n_averaged) == 1 + 8  # the teacher follows each step
+    assert "At most 2 of the 8 steps of an epoch paste patches, because " in log_of(trainer)
+
+
 def test_the_second_phase_has_the_plans_weight_and_momentum() -> None:
     semi = {"pseudo_weight": 0.25, "teacher_momentum": 0.75}
     trainer = make(plan=make_full_plan(finetune=SHORT, semi=semi))
