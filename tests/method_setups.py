@@ -24,18 +24,21 @@ SETUPS: dict[str, dict[str, Any]] = {
     "four channels, anisotropic": {"patch": (8, 32, 24), "strides": [(1, 1, 1), (1, 2, 2), (2, 2, 2)], "channels": 4},
     "residual encoder": {"patch": (24, 24, 24), "strides": [(1, 1, 1), (2, 2, 2), (2, 2, 2)], "residual": True},
 }
+# Forms of methods that keep the contract, too: the name of the method, and settings.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {"pcrlv2 with points": ("pcrlv2", {"comparison": "dense"})}
 
 
 class Setup:
     """A plan, and a method's settings and network on it. A test of a plan that the method refuses is skipped.
 
     Args:
-        method: name.
+        method: name, or one of `FORMS`.
         name: of `SETUPS`.
     """
 
     def __init__(self, method: str, name: str) -> None:
         given = SETUPS[name]
+        method, settings = FORMS.get(method, (method, {}))
         self.method: type[Method] = method_class(method)
         if len(given["patch"]) not in self.method.dimensions:
             pytest.skip(f"{method} is not for {len(given['patch'])}D plans")
@@ -44,7 +47,7 @@ class Setup:
         self.plan = PlanFacts(
             "3d_fullres", patch, 2, tuple(strides), tuple(p * 1.2 for p in patch), (1.0,) * len(patch)
         )
-        self.settings, self.batch_size = self.method.configure(self.plan, {})
+        self.settings, self.batch_size = self.method.configure(self.plan, settings)
         self.residual: bool = given.get("residual", False)
 
     def network(self) -> torch.nn.Module:

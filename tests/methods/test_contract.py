@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from method_setups import CASE, SETUPS, Setup, gradients
+from method_setups import CASE, FORMS, SETUPS, Setup, gradients
 from nnunetv2.run.run_training import find_free_network_port
 from tiny_pretraining import make_trainer
 from two_ranks import PAIR, QUEUE, state_after_steps
@@ -27,6 +27,7 @@ from pcrl_nnunet.pretraining.memory import estimated_peak
 
 BATCH = 4
 METHODS = pytest.mark.parametrize("name", names())
+METHODS_AND_FORMS = pytest.mark.parametrize("name", [*names(), *FORMS])
 ON_ALL_PLANS = pytest.mark.parametrize("kind", SETUPS)
 
 
@@ -45,7 +46,7 @@ def test_every_method_has_a_valid_name_title_and_quantities(name):
     )
 
 
-@METHODS
+@METHODS_AND_FORMS
 def test_settings_of_fractions_take_fractions(name):
     """A default of 0 instead of 0.0 would refuse them."""
     assert not [path for path, field, value in fields_of(Setup(name, "3D").settings) if field == "float" != value]
@@ -61,7 +62,7 @@ def fields_of(settings, path=""):
             yield f"{path}{field.name}", field.type, type(value).__name__
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, kind):
     setup = Setup(name, kind)
@@ -81,7 +82,7 @@ def test_samples_match_their_declaration_and_depend_only_on_the_generator(name, 
     assert any((setup.sample(1)[key] != one[key]).any() for key in views.arrays)
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_the_shown_sample_is_the_trained_sample(name, kind):
     setup = Setup(name, kind)
@@ -94,7 +95,7 @@ def test_the_shown_sample_is_the_trained_sample(name, kind):
         assert {image.ndim for image in view.images.values()} == {1 + len(setup.plan.patch_size)}
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
     setup = Setup(name, kind)
@@ -115,7 +116,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name, kind):
     assert moved >= {key for key, p in by_name.items() if id(p) in trained and p.ndim > 1}
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_a_step_returns_the_announced_terms_and_values(name, kind):
     setup = Setup(name, kind)
@@ -129,7 +130,7 @@ def test_a_step_returns_the_announced_terms_and_values(name, kind):
     method.after_step(output, False)
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_constant_images_give_finite_losses_and_gradients(name, kind):
     setup = Setup(name, kind)
@@ -138,14 +139,14 @@ def test_constant_images_give_finite_losses_and_gradients(name, kind):
         assert all(torch.isfinite(gradient).all() for gradient in gradients(method, batch, drawn).values())
 
 
-@METHODS
+@METHODS_AND_FORMS
 def test_draws_depend_only_on_the_generator(name):
     method = Setup(name, "3D").trained()
     drawn = [[method.draw(np.random.default_rng((3, step))) for step in range(20)] for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_the_estimated_memory_of_a_step_is_plausible_or_none(name, kind):
     setup = Setup(name, kind)
@@ -157,7 +158,7 @@ def test_the_estimated_memory_of_a_step_is_plausible_or_none(name, kind):
         assert weights < small < large < 2.5 * small
 
 
-@METHODS
+@METHODS_AND_FORMS
 @ON_ALL_PLANS
 def test_the_report_has_pictures_of_finite_images(name, kind):
     setup = Setup(name, kind)
@@ -173,7 +174,7 @@ def test_the_report_has_pictures_of_finite_images(name, kind):
     assert all(torch.equal(tensor, before[key]) for key, tensor in method.state_dict().items())
 
 
-@METHODS
+@METHODS_AND_FORMS
 def test_settings_and_weights_are_plain_and_stock_nnunet_loads_the_encoder(name, tmp_path):
     setup = Setup(name, "3D")
     network = setup.network()
@@ -208,7 +209,7 @@ def of_two_ranks(tmp_path_factory, forked_commands):
     code = f"import sys; sys.path.insert(0, {str(tests)!r}); import two_ranks; two_ranks.main()"
     processes = [
         subprocess.Popen(
-            [forked_commands / "python", "-P", "-c", code, str(output), *names(), "queue"],
+            [forked_commands / "python", "-P", "-c", code, str(output), *names(), *FORMS, "queue"],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
@@ -217,7 +218,7 @@ def of_two_ranks(tmp_path_factory, forked_commands):
     return [torch.load(f"{output}.{rank}", weights_only=True) for rank in range(2)]
 
 
-@METHODS
+@METHODS_AND_FORMS
 def test_two_processes_that_share_a_batch_have_the_gradients_of_one(name, of_two_ranks):
     setup = Setup(name, "3D")
     method = setup.trained()
@@ -230,7 +231,7 @@ def test_two_processes_that_share_a_batch_have_the_gradients_of_one(name, of_two
         torch.testing.assert_close(shared[key], gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
-@METHODS
+@METHODS_AND_FORMS
 def test_two_processes_end_in_the_state_of_one(name, of_two_ranks):
     first, second = (of_rank[name]["state"] for of_rank in of_two_ranks)
     alone = state_after_steps(Setup(name, "3D"))

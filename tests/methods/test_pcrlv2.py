@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from method_setups import SETUPS, Setup, gradients
+from method_setups import SETUPS, Setup
 from torch import nn
 
 from pcrl_nnunet.errors import UserError
@@ -219,20 +219,12 @@ def test_a_dense_comparison_finds_points_by_the_features_of_the_drawn_level(kind
 
 
 @pytest.mark.parametrize("kind", SETUPS)
-def test_a_dense_comparison_trains_every_parameter_and_no_local_view(kind):
+def test_a_dense_comparison_has_no_local_view_and_swaps_no_blocks(kind):
     setup = Setup("pcrlv2", kind)
     setup.settings, number = PCRLv2.configure(setup.plan, {"comparison": "dense"})
     assert setup.settings.views.num_local == 0
     assert number <= MOST_PAIRS
     assert setup.settings.augmentation.p_swap == 0  # the points would not move with the blocks
-    model, reached = setup.trained(), set()
-    with torch.no_grad():
-        for parameter in model.parameters():  # nnU-Net's residual blocks begin with zeros, which stop gradients
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    for drawn in model.variants():
-        found = gradients(model, setup.batch(4), drawn)
-        reached |= {name for name, gradient in found.items() if gradient.any()}
-    assert reached >= {name for name, p in model.named_parameters() if p.ndim > 1}
 
 
 def test_the_same_point_in_both_views_has_the_same_vector_if_the_views_are_the_same():
