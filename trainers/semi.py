@@ -132,11 +132,12 @@ class _SemiSupervised(PCRLScratchTrainer):
         differing = changes(asdict(self.semi), asdict(SemiSettings()))
         lines = [f"Settings of semi-supervised training: {differing}", self._cases, f"Labels: {self._facts}"]
         steps = self.num_iterations_per_epoch
-        self._mixed_steps = self._cases.mixed_steps(steps)
+        self._mixed_steps = self._cases.mixed_steps(steps, self.semi.mixing_ratio)
         if self._mixed_steps < steps:
             lines.append(
-                f"At most {self._mixed_steps} of the {steps} steps of an epoch paste patches, because there are fewer "
-                f"unlabelled ({len(self._cases.unlabelled)}) than labelled cases ({len(self._cases.labelled)})"
+                f"At most {self._mixed_steps} of the {steps} steps of an epoch paste patches, because there are "
+                f"{len(self._cases.unlabelled)} unlabelled cases for {len(self._cases.labelled)} labelled cases, fewer "
+                f"than {self.semi.mixing_ratio:g} for each ({WHERE}.mixing_ratio)"
             )
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         if self.local_rank == 0:  # the log's process

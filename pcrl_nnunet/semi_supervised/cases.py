@@ -91,14 +91,17 @@ class SemiCases:
             )
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 
-    def mixed_steps(self, steps: int) -> int:
+    def mixed_steps(self, steps: int, ratio: float) -> int:
         """Return how many of an epoch's steps paste patches, at least one.
 
-        All do, unless there are fewer unlabelled than labelled cases. Then an unlabelled case is drawn as often as a
-        labelled case, and the other steps are nnU-Net's. Where labels are many, pasting costs more than a few
-        unlabelled cases give.
+        Where labels are many, pasting costs more than unlabelled cases give.
+
+        Args:
+            ratio: number of unlabelled cases for each labelled case from which all steps paste; with fewer cases,
+                proportionally fewer steps do.
         """
-        return max(1, round(steps * min(1.0, len(self.unlabelled) / len(self.labelled))))
+        wanted = ratio * len(self.labelled)
+        return max(1, round(steps * min(1.0, len(self.unlabelled) / wanted))) if wanted else steps
 
     def __str__(self) -> str:
         lines = [

@@ -30,6 +30,8 @@ class SemiSettings:
             Bai et al.
         box_share: edge of the box that mixes labelled and unlabelled patches, as a share of the patch. Source:
             Bai et al.
+        mixing_ratio: number of unlabelled cases for each labelled case from which all steps paste patches. With fewer
+            cases, proportionally fewer steps do, and the others are nnU-Net's. With 0, all steps do. Source: ours.
         leave_out: names of cases that are never used as unlabelled ones, such as test cases. Source: ours.
         seed: seed of boxes and steps. Source: ours.
     """
@@ -41,6 +43,7 @@ class SemiSettings:
     teacher_momentum: float = number(0.99, at_least=0, below=1)
     pseudo_weight: float = number(0.5, above=0)
     box_share: float = number(BOX_SHARE, above=0, below=1)
+    mixing_ratio: float = number(8.0, at_least=0)
     leave_out: tuple[str, ...] = ()
     seed: int = number(0, at_least=0)
 

@@ -52,13 +52,21 @@ def test_the_rest_of_the_split_is_used_without_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labelled", "unlabelled", "mixed"),
-    [(2, 136, 250), (70, 70, 250), (126, 14, 28), (70, 69, 246), (1000, 1, 1)],
+    ("labelled", "unlabelled", "ratio", "mixed"),
+    [
+        (2, 136, 8, 250),
+        (10, 80, 8, 250),
+        (10, 40, 8, 125),
+        (70, 70, 8, 31),
+        (70, 70, 0, 250),
+        (70, 70, 1, 250),
+        (1000, 1, 8, 1),
+    ],
 )
-def test_an_unlabelled_case_is_drawn_no_more_often_than_a_labelled_case(labelled, unlabelled, mixed) -> None:
+def test_with_many_labels_few_steps_mix_patches(labelled: int, unlabelled: int, ratio: float, mixed: int) -> None:
     case = find().labelled[0]
     cases = SemiCases([case] * labelled, dict.fromkeys(map(str, range(unlabelled)), case), {}, [])
-    assert cases.mixed_steps(250) == mixed
+    assert cases.mixed_steps(250, ratio) == mixed
 
 
 def test_scans_are_used_beside_the_rest_by_a_name_of_their_own(tiny: SimpleNamespace) -> None:

@@ -93,7 +93,8 @@ def make(
     **finetune: Any,
 ) -> Any:
     plan = {**(plan or make_full_plan(finetune={**SHORT, **finetune})), "continue_training": continue_training}
-    semi = {"longest_supervised_share": 0, **plan["pcrl"].get("semi", {})}  # networks here learn nothing
+    # networks here learn nothing, and the cases are few
+    semi = {"longest_supervised_share": 0, "mixing_ratio": 0, **plan["pcrl"].get("semi", {})}
     plan["pcrl"] = {**plan["pcrl"], "semi": semi}
     torch.manual_seed(0)
     return trainer(plan, configuration, fold, dataset_json or DATASET_JSON, device=torch.device("cpu"))
@@ -409,8 +410,10 @@ def test_the_teachers_labels_of_a_class_in_one_piece_keep_the_largest(kind: str)
     assert (a.sum().item(), b.sum().item()) == (2 * 28, 2 * 27)
 
 
-def test_with_fewer_unlabelled_than_labelled_cases_the_other_steps_are_nnunets(without_picture: None) -> None:
-    trainer = make(fold="all", iters_per_epoch=8, pasted_share=1.0)  # 4 labelled cases and 1 scan: 2 of 8 steps
+def test_where_labels_are_many_most_steps_are_nnunets(without_picture: None) -> None:
+    finetune = {**SHORT, "iters_per_epoch": 8, "pasted_share": 1.0}
+    plan = make_full_plan(finetune=finetune, semi={"mixing_ratio": 1})
+    trainer = make(plan=plan, fold="all")  # 4 labelled cases and 1 scan: 2 of 8 steps
     losses, usual, paste = [], nnUNetTrainer.train_step, PCRLScratchTrainer.mix
     pasted, given = [], []
 
@@ -939,7 +942,7 @@ def test_without_a_pretraining_the_error_names_the_control_and_nothing_is_left(f
 def test_two_ranks_keep_one_student_and_one_teacher_and_report_the_same_shares(
     fork: Callable[..., tuple[int, str]], preprocessed: Path, tmp_path: Path
 ) -> None:
-    semi = {"supervised_share": 0.3, "longest_supervised_share": 0}
+    semi = {"supervised_share": 0.3, "mixing_ratio": 0, "longest_supervised_share": 0}
     plan = make_full_plan(finetune={**SHORT, "epochs": 3, "iters_per_epoch": 2}, semi=semi)
     code = (
         f"import sys; sys.path[:0] = {sys.path}; from pathlib import Path; from steps import semi_on_two_ranks; "
