@@ -164,6 +164,32 @@ def test_the_comparison_with_pasting_agrees_with_its_files() -> None:
     assert (found["mae"] < found[["scratch", "scratch_more"]].min(axis=1)).tolist() == [True] * 4 + [False]
 
 
+# Files without scores of cases: curves, probes, and facts about pretrainings.
+WITHOUT_CASES = {
+    "h100_dice_while_training.csv",
+    "hippocampus_2d_curve_pretrainings.csv",
+    "hippocampus_2d_curve_while_training.csv",
+    "hippocampus_2d_no_augmentation_while_training.csv",
+    "hippocampus_2d_probe.csv",
+    "hippocampus_2d_probe_settings.csv",
+    "hippocampus_2d_probe_together.csv",
+}
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "evidence").glob("*.csv")), ids=lambda path: path.stem)
+def test_kept_scores_have_the_columns_of_a_comparison(path: Path) -> None:
+    scores = pd.read_csv(path)
+    if path.name in WITHOUT_CASES:
+        assert "case" not in scores
+        return
+    score = "auroc" if "auroc" in scores else "dice"
+    wanted = ["method", "labelled", "seed", "case", "label", score]
+    assert [name for name in scores if name in wanted] == wanted  # settings may stand before them
+    assert scores[score].dropna().between(0, 1).all()
+    is_acdc = scores["case"].astype(str).str.fullmatch(r"patient\d+_\d\d").any()
+    assert is_acdc == path.name.startswith("acdc")
+
+
 def of_subsets(file: str) -> pd.DataFrame:
     """Mean Dice, in points, by (labelled, subset) and method."""
     scores = pd.read_csv(DOCS / "evidence" / file)
