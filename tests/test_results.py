@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,15 @@ ROWS = [
 
 # The same of the second table: files, methods and number of labelled volumes of the control and of the method.
 ONE, TWO, PASTED = "acdc_2d_semi_supervised.csv", "acdc_2d_semi_supervised_two_patients.csv", "acdc_2d_pasted.csv"
+FIVE, PRETRAINED = "acdc_2d_semi_supervised_five_patients_waiting.csv", "acdc_2d_semi_supervised_pretrained.csv"
 SEMI = "hippocampus_2d_semi_supervised.csv"
 NODULES = "lidc_masks_2d_semi_supervised.csv"
 OTHER_ROWS = [
     ("acdc_2d_pasted_one_patient.csv", "scratch_more", ONE, "semi_scratch", 2),
     (ONE, "scratch", "acdc_2d_pasted_one_patient.csv", "scratch_more", 2),
     (PASTED, "scratch_more", TWO, "semi_scratch", 4),
+    (TWO, "semi_scratch", PRETRAINED, "semi", 4),
+    (FIVE, "scratch", FIVE, "semi_scratch", 10),
     (TWO, "scratch", PASTED, "scratch", 4),
     (PASTED, "scratch_more", PASTED, "mae", 4),
     (SEMI, "scratch_longer", SEMI, "semi_scratch", 5),
@@ -211,40 +215,71 @@ def test_the_later_comparisons_of_semi_supervised_training_agree_with_their_file
     assert semi["scratch"].mean() > semi["scratch_longer"].mean()
     assert f"gains {(semi['semi_scratch'] - pasted).mean():.1f} points over it" in page
     assert (semi["semi_scratch"] > pasted).all()
-    five = of_subsets("acdc_2d_semi_supervised_five_patients_waiting.csv").loc[10]
-    assert f"has {five['semi_scratch'][1]:.1f} in subset 1. In subset 3 it has {five['semi_scratch'][3]:.1f}" in page
-    assert f"and `scratch` {five['scratch'][3]:.1f}" in page
-    hippocampus = of_subsets("hippocampus_2d_semi_supervised_10_126_labels.csv")
-    ten, many = hippocampus.loc[(10, 0)], hippocampus.loc[(126, 0)]
+    ten = of_subsets("hippocampus_2d_semi_supervised_10_labels.csv").loc[(10, 0)]
     assert f"8,000 steps: {ten['semi_scratch']:.1f} against {ten['scratch']:.1f} of `scratch`" in page
-    assert f"`semi_scratch` has {many['semi_scratch']:.1f} Dice, and `scratch` {many['scratch']:.1f}" in page
-    nodules = of_subsets("lidc_masks_2d_semi_supervised.csv").loc[5]
-    lines = (DOCS / "semi_supervised.md").read_text(encoding="utf-8").split("| Subset, nodules |")[1].split("\n\n")[0]
-    stated = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in lines.splitlines()[2:]]
-    assert stated == [pytest.approx(list(row), abs=0.06) for row in [*nodules.to_numpy(), nodules.mean().to_numpy()]]
 
 
-def test_the_table_of_five_labelled_patients_agrees_with_its_file() -> None:
-    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised_five_patients.csv")
-    found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+def stated_below(heading: str) -> list[list[float]]:
+    """The scores of a table in docs/semi_supervised.md, by the beginning of its heading; NaN where a cell is empty."""
     page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
-    lines = page.split("| Subset, five patients |")[1].split("\n\n")[0].splitlines()[2:]
-    stated = [[float(cell.strip() or "nan") for cell in line.strip("|").split("|")[1:]] for line in lines]
-    assert stated == [pytest.approx(list(row), abs=0.06, nan_ok=True) for row in found.to_numpy()]
-    first, second, third = found["semi_scratch"] - found["scratch"]
-    assert f"{first:.1f}, {second:.1f} and {third:.1f} points over `scratch`" in page
+    lines = page.split(heading)[1].split("\n\n")[0].splitlines()[2:]
+    return [[float(cell.strip() or "nan") for cell in line.strip("|").split("|")[1:]] for line in lines]
+
+
+def with_mean(found: pd.DataFrame) -> list[Any]:
+    """The rows of a table and their mean, to compare with the rounded scores on a page."""
+    return [pytest.approx(list(row), abs=0.06) for row in [*found.to_numpy(), found.mean().to_numpy()]]
+
+
+def test_the_table_of_nodules_agrees_with_its_file() -> None:
+    found = of_subsets("lidc_masks_2d_semi_supervised.csv").loc[5]
+    assert stated_below("| Subset, nodules |") == with_mean(found)
+
+
+def test_the_table_of_five_labelled_patients_agrees_with_its_files() -> None:
+    found, before = (
+        of_subsets(f"acdc_2d_semi_supervised_five_patients{name}.csv").loc[10] for name in ("_waiting", "")
+    )
+    assert stated_below("| Subset, five patients |") == with_mean(found)
+    page = " ".join((DOCS / "semi_supervised.md").read_text(encoding="utf-8").split())
+    assert f"{(found['semi_scratch'] - found['scratch']).mean():.1f} points more than `scratch`" in page
+    first, second, third = before["semi_scratch"]
+    assert f"with an earlier version: {first:.1f}, {second:.1f} and {third:.1f}" in page
+    assert before["scratch"].equals(found["scratch"].loc[:2])  # only `semi_scratch` was trained again
+    longer = before["scratch_longer"]
+    assert f"`scratch_longer` has {longer[0]:.1f} and {longer[1]:.1f}" in page
+    scores = pd.read_csv(DOCS / "evidence" / "acdc_2d_semi_supervised_five_patients.csv")
     lost = scores.query("seed == 1 and label == 'RV' and method == 'semi_scratch'")["dice"]
     assert f"{100 * lost.mean():.1f} Dice" in page
+
+
+def test_what_the_pretraining_adds_agrees_with_its_files() -> None:
+    without = of_subsets("acdc_2d_semi_supervised_two_patients.csv").loc[4]["semi_scratch"]
+    found = pd.DataFrame(
+        {"without": without, "with": of_subsets("acdc_2d_semi_supervised_pretrained.csv").loc[4]["semi"]}
+    )
+    assert stated_below("| Subset, pretrained |") == with_mean(found)
+    added = (found["with"] - found["without"]).mean()
+    assert f"The pretraining adds {added:.1f} points" in (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_many_labels_agrees_with_its_file() -> None:
+    found = of_subsets("hippocampus_2d_semi_supervised_70_126_labels.csv")
+    columns = found[["scratch", "semi_scratch", "semi_scratch_all_steps"]].to_numpy()
+    assert stated_below("| Labelled, subset |") == [pytest.approx(list(row), abs=0.06, nan_ok=True) for row in columns]
+    first, second, third = found["semi_scratch"] - found["scratch"]
+    page = " ".join((DOCS / "semi_supervised.md").read_text(encoding="utf-8").split())
+    assert f"the differences are {first:+.1f}, {second:+.1f} and {third:+.1f}" in page
+    lost = (found["scratch"] - found["semi_scratch_all_steps"]).dropna()
+    assert [round(loss) for loss in lost] == [9, 5]  # as the page says
 
 
 def test_the_loss_on_the_hippocampus_agrees_with_its_file() -> None:
     scores = pd.read_csv(DOCS / "evidence" / "hippocampus_2d_semi_supervised.csv")
     assert scores.groupby(["seed", "method"])["case"].nunique().tolist() == [40] * 15
     found = 100 * scores.groupby(["seed", "method"])["dice"].mean().unstack("method")
+    assert stated_below("| Subset, hippocampus |") == with_mean(found)
     page = (DOCS / "semi_supervised.md").read_text(encoding="utf-8")
-    lines = page.split("| Subset, hippocampus |")[1].split("\n\n")[0].splitlines()[2:]
-    stated = [[float(cell) for cell in line.strip("|").split("|")[1:]] for line in lines]
-    assert stated == [pytest.approx(list(row), abs=0.06) for row in [*found.to_numpy(), found.mean().to_numpy()]]
     for control in ("scratch_longer", "scratch"):
         lost = (found[control] - found["semi_scratch"]).mean()
         assert f"{lost:.1f} points against `{control}`" in " ".join(page.split())
