@@ -45,6 +45,7 @@ from pcrl_nnunet.transfer.seen import cases_seen
 from pcrl_nnunet.transfer.weights import unwrap
 
 NOT_COUNTED = -1  # value of ignored voxels if the dataset has no ignore label
+PICTURE = "pseudo_labels.png"
 SHOWN = 4  # patches in the picture
 EVERY = 20  # epochs after which the log repeats an alarm
 
@@ -52,8 +53,9 @@ EVERY = 20  # epochs after which the log repeats an alarm
 class _SemiSupervised(PCRLScratchTrainer):
     """Two phases: nnU-Net's training on labelled cases, then mean teacher with bidirectional copy-paste.
 
-    In the second phase, a step sees as many patches as a step of nnU-Net. One part of each patch is labelled. The other
-    part shows an unlabelled case, and a teacher predicts its labels. See `pcrl_nnunet.semi_supervised`.
+    In the second phase, a step sees as many patches as a step of nnU-Net. In a mixed step, one part of each patch is
+    labelled. The other part shows an unlabelled case, and a teacher predicts its labels. With few unlabelled cases only
+    some steps are mixed. See `pcrl_nnunet.semi_supervised`.
     Overrides, besides `PCRLScratchTrainer`'s: initialize, get_training_transforms, on_train_epoch_start, on_train_end.
     """
 
@@ -135,9 +137,15 @@ class _SemiSupervised(PCRLScratchTrainer):
         self._mixed_steps = self._cases.mixed_steps(steps, self.semi.mixing_ratio)
         if self._mixed_steps < steps:
             lines.append(
-                f"At most {self._mixed_steps} of the {steps} steps of an epoch paste patches, because there are "
-                f"{len(self._cases.unlabelled)} unlabelled cases for {len(self._cases.labelled)} labelled cases, fewer "
-                f"than {self.semi.mixing_ratio:g} for each ({WHERE}.mixing_ratio)"
+                f"Steps of an epoch that may mix patches: {self._mixed_steps} of {steps}. Labelled cases: "
+                f"{len(self._cases.labelled)}, unlabelled ones: {len(self._cases.unlabelled)}, which is fewer than "
+                f"{self.semi.mixing_ratio:g} for each ({WHERE}.mixing_ratio; with 0, all steps mix)"
+            )
+        patches = self._mixed_steps * self.configuration_manager.batch_size
+        if patches < watch.ENOUGH:
+            lines.append(
+                f"The log will not judge the pseudo-labels: an epoch has {patches} unlabelled patches, and "
+                f"{watch.ENOUGH} are needed. Look at {PICTURE}"
             )
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         if self.local_rank == 0:  # the log's process
@@ -232,7 +240,7 @@ class _SemiSupervised(PCRLScratchTrainer):
         return result
 
     def mix(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Paste labelled patches into each other in the first phase, and unlabelled ones into them in the second."""
+        """Mix labelled patches with each other in the first phase, and with unlabelled ones in the second."""
         if not self._mixes():
             return batch
         return super().mix(batch, rng) if self._teacher is None else self._mixed(batch, self._teacher, rng)
@@ -308,7 +316,7 @@ class _SemiSupervised(PCRLScratchTrainer):
                 self.print_to_log_file(sentence)
                 self._said[key] = self.current_epoch
         if self.local_rank == 0:
-            path = os.path.join(self.output_folder, "pseudo_labels.png")
+            path = os.path.join(self.output_folder, PICTURE)
             images, labels = (shown.cpu().numpy() for shown in self._shown)
             names = self.plans_manager.dataset_name, self.plans_manager.plans_name
             run = output_folder.title_of(type(self).__name__, *names, self.configuration_name, self.fold)
@@ -364,13 +372,11 @@ class _SemiSupervised(PCRLScratchTrainer):
             self._teacher.load_state_dict(content["teacher"])
 
     def _log_changed_settings(self, before: Mapping[str, Any]) -> None:
-        """Warn of settings that differ from the settings of the training that continues."""
+        """Warn of settings that differ from the settings of the training that continues, or that it did not have."""
         for name, now in vars(self.semi).items():
-            then = before.get(name, now)  # an older version may lack a setting
-            if then != now:
-                self.print_to_log_file(
-                    f"WARNING: {WHERE}.{name} was {json.dumps(then)} so far, and is {json.dumps(now)} from now on"
-                )
+            if name not in before or before[name] != now:
+                was = f"was {json.dumps(before[name])}" if name in before else "did not exist"
+                self.print_to_log_file(f"WARNING: {WHERE}.{name} {was} so far, and is {json.dumps(now)} from now on")
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from pcrl_nnunet.semi_supervised.settings import SemiSettings
 
 # A step of the second phase takes 1.6 to 1.9 times as long: the teacher adds a forward pass, a second loss and the
 # loading of unlabelled patches. Measured on ACDC: 2D, a quarter of the width, one core; not in 3D or on a GPU. The
-# largest value, so that the control does not have less compute.
+# largest value, and as if all steps were mixed, so that the control does not have less compute.
 SECOND_PHASE = 1.9
 # nnUNetTrainer's training, in as many iterations as the other arms have
 NNUNET = {
@@ -110,7 +110,10 @@ def methods_for(plan: PlanFacts) -> list[str]:
 
 
 def semi_cost(semi: SemiSettings) -> float:
-    """Return the time of a semi-supervised training, as a multiple of nnU-Net's training with as many steps."""
+    """Return the time of a semi-supervised training, as a multiple of nnU-Net's training with as many steps.
+
+    It is an upper bound: `mixing_ratio` may leave fewer steps of the second phase mixed.
+    """
     return 1 + (SECOND_PHASE - 1) * (1 - semi.supervised_share)
 
 

@@ -92,13 +92,14 @@ class SemiCases:
         return cls([own[name] for name in dict.fromkeys(train)], unlabelled, copies, unreadable)
 
     def mixed_steps(self, steps: int, ratio: float) -> int:
-        """Return how many of an epoch's steps paste patches, at least one.
+        """Return how many of an epoch's steps may mix patches: at least one.
 
-        Where labels are many, pasting costs more than unlabelled cases give.
+        Where unlabelled cases are few beside the labelled ones, mixing cost more than they gave (docs, "Many labelled
+        cases").
 
         Args:
-            ratio: number of unlabelled cases for each labelled case from which all steps paste; with fewer cases,
-                proportionally fewer steps do.
+            ratio: with this many unlabelled cases for each labelled case, all steps may mix; with fewer, proportionally
+                fewer steps may. With 0, all may.
         """
         wanted = ratio * len(self.labelled)
         return max(1, round(steps * min(1.0, len(self.unlabelled) / wanted))) if wanted else steps

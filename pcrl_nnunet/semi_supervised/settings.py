@@ -30,8 +30,9 @@ class SemiSettings:
             Bai et al.
         box_share: edge of the box that mixes labelled and unlabelled patches, as a share of the patch. Source:
             Bai et al.
-        mixing_ratio: number of unlabelled cases for each labelled case from which all steps paste patches. With fewer
-            cases, proportionally fewer steps do, and the others are nnU-Net's. With 0, all steps do. Source: ours.
+        mixing_ratio: with this many unlabelled cases for each labelled case, all steps may mix patches. With fewer
+            unlabelled cases, proportionally fewer steps may, in both phases. The other steps are nnU-Net's. With 0, all
+            steps may mix. Source: ours.
         leave_out: names of cases that are never used as unlabelled ones, such as test cases. Source: ours.
         seed: seed of boxes and steps. Source: ours.
     """

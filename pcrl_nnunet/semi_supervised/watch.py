@@ -17,6 +17,7 @@ TOO_MUCH = 0.5  # share of the voxels without the class in labelled scans that p
 AGREE = 0.3  # Dice of student and teacher below which they do not agree
 LEARNED = 0.3  # Dice on labelled patches from which the network finds a class
 PATIENCE = 3  # epochs in a row after which the log warns
+ENOUGH = 50  # unlabelled patches of an epoch; the shares and the agreement of fewer patches come from chance
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Pseudo:
     Attributes:
         shares: share of the voxels of unlabelled patches.
         agreement: Dice of the student's prediction on pasted patches and the pseudo-labels; NaN if both lack the class.
+        patches: number of unlabelled patches.
     """
 
     shares: list[float]
     agreement: list[float]
+    patches: int = 0
 
 
 class Watch:
@@ -50,12 +53,13 @@ class Watch:
         kind = torch.float64 if self.device.type != "mps" else torch.float32
         self.counts = torch.zeros(self.num_classes, dtype=kind, device=self.device)
         self.dice = torch.zeros(2, self.num_classes, dtype=kind, device=self.device)  # twice the overlap, sum of sizes
-        self.voxels = 0
+        self.voxels = self.patches = 0
 
     def of_teacher(self, labels: Tensor) -> None:
         """Count the teacher's labels of unlabelled patches."""
         self.counts += torch.stack([self._mask(labels, number).sum() for number in range(self.num_classes)])
         self.voxels += labels[:, :1].numel()
+        self.patches += len(labels)
 
     def of_student(self, output: Tensor, labels: Tensor) -> None:
         """Compare the student's output with labels: in the first phase true ones, in the second phase pseudo-labels.
@@ -77,13 +81,14 @@ class Watch:
 
     def finish_epoch(self, is_ddp: bool) -> Pseudo:
         """Return the epoch's numbers of all processes, and begin a new epoch. Without pseudo-labels, shares are NaN."""
-        total = torch.cat([self.counts, self.dice.flatten(), self.counts.new_tensor([self.voxels])])
+        total = torch.cat([self.counts, self.dice.flatten(), self.counts.new_tensor([self.voxels, self.patches])])
         if is_ddp:
             distributed.all_reduce(total)
-        values, n = total.tolist(), self.num_classes
+        *values, voxels, patches = total.tolist()
+        n = self.num_classes
         self._reset()
-        dice = [_ratio(a, b) for a, b in zip(values[n : 2 * n], values[2 * n : 3 * n], strict=True)]
-        return Pseudo([_ratio(count, values[-1]) for count in values[:n]], dice)
+        dice = [_ratio(a, b) for a, b in zip(values[n : 2 * n], values[2 * n :], strict=True)]
+        return Pseudo([_ratio(count, voxels) for count in values[:n]], dice, int(patches))
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -119,11 +124,13 @@ def not_learned(dice: Sequence[float], facts: LabelFacts) -> list[str]:
 def alarms(history: Sequence[Pseudo], facts: LabelFacts) -> dict[tuple[str, str], str]:
     """Return sentences about failures in all of the last epochs, by kind and class.
 
+    If one of these epochs has fewer than `ENOUGH` patches, no failure can be told from chance.
+
     Args:
         history: one element for each epoch of the second phase so far.
     """
     recent = history[-PATIENCE:]
-    if len(recent) < PATIENCE:
+    if len(recent) < PATIENCE or any(epoch.patches < ENOUGH for epoch in recent):
         return {}
     numbers = [n for n, share in enumerate(facts.shares) if share > 0]
     lost = [n for n in numbers if all(epoch.shares[n] < RARE * facts.shares[n] for epoch in recent)]

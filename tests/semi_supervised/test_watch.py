@@ -1,6 +1,7 @@
 """The log's lines on pseudo-labels."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from pcrl_nnunet.semi_supervised.label_facts import LabelFacts
 from pcrl_nnunet.semi_supervised.watch import (
+    ENOUGH,
     LEARNED,
     PATIENCE,
     Pseudo,
@@ -40,6 +42,7 @@ def test_shares_and_dice_of_label_maps_are_counted_over_the_epoch() -> None:
     pseudo = this.finish_epoch(is_ddp=False)
     all_labels, wanted, given = (np.concatenate(x, axis=None) for x in (teacher, compared, student))
     assert pseudo.shares == pytest.approx([(all_labels == n).mean() for n in (1, 2, 3)])
+    assert pseudo.patches == 3 * 2
     for number, dice in ((1, pseudo.agreement[0]), (2, pseudo.agreement[1])):
         a, b = wanted == number, given == number
         assert dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
@@ -77,7 +80,7 @@ def test_a_class_of_the_labelled_cases_counts_as_learned_from_a_dice() -> None:
 
 
 def epochs(liver: float = 0.1, tumour: float = 0.004, agreement: tuple[float, float] = (0.9, 0.7)) -> list[Pseudo]:
-    return [Pseudo([liver, tumour], list(agreement))] * PATIENCE
+    return [Pseudo([liver, tumour], list(agreement), ENOUGH)] * PATIENCE
 
 
 FINE = epochs()[0]
@@ -112,6 +115,7 @@ def test_a_lasting_fault_raises_an_alarm_of_one_sentence(case: str) -> None:
     assert not alarms(wrong[1:], FACTS)  # too few epochs to tell
     assert not alarms([FINE, *wrong[1:]], FACTS)
     assert not alarms([*wrong, FINE], FACTS)  # it has passed
+    assert not alarms([*wrong[1:], replace(wrong[0], patches=ENOUGH - 1)], FACTS)  # too few patches to tell
 
 
 @pytest.mark.parametrize(
@@ -138,5 +142,5 @@ def test_the_line_of_the_log_and_the_checkpoint_have_all_numbers() -> None:
         "tumour 0.10% of the voxels (labels 0.40%), Dice of student and teacher nan"
     )
     (plain,) = as_plain([FINE])
-    assert plain == {"shares": [0.1, 0.004], "agreement": [0.9, 0.7]}
+    assert plain == {"shares": [0.1, 0.004], "agreement": [0.9, 0.7], "patches": ENOUGH}
     assert Pseudo(**plain) == FINE

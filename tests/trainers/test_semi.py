@@ -410,10 +410,14 @@ def test_the_teachers_labels_of_a_class_in_one_piece_keep_the_largest(kind: str)
     assert (a.sum().item(), b.sum().item()) == (2 * 28, 2 * 27)
 
 
-def test_where_labels_are_many_most_steps_are_nnunets(without_picture: None) -> None:
+@pytest.mark.parametrize("kind", ["label maps", "regions in 2d"])
+def test_where_labels_are_many_most_steps_are_nnunets(kind: str) -> None:
     finetune = {**SHORT, "iters_per_epoch": 8, "pasted_share": 1.0}
     plan = make_full_plan(finetune=finetune, semi={"mixing_ratio": 1})
-    trainer = make(plan=plan, fold="all")  # 4 labelled cases and 1 scan: 2 of 8 steps
+    change, dataset_json, _ = KINDS.get(kind, (change_nothing, {}, 1))
+    change(plan)
+    # 4 labelled cases and 1 scan: 2 of 8 steps
+    trainer = make(plan=plan, fold="all", dataset_json={**DATASET_JSON, **dataset_json})
     losses, usual, paste = [], nnUNetTrainer.train_step, PCRLScratchTrainer.mix
     pasted, given = [], []
 
@@ -433,7 +437,10 @@ def test_where_labels_are_many_most_steps_are_nnunets(without_picture: None) -> 
     of_nnunet = type(trainer.loss).__name__
     assert [loss.__name__ for loss in losses[8:]] == [*[of_nnunet] * 3, "PartsLoss"] * 2
     assert int(trainer._teacher.average.n_averaged) == 1 + 8  # the teacher follows each step
-    assert "At most 2 of the 8 steps of an epoch paste patches, because " in log_of(trainer)
+    assert "Steps of an epoch that may mix patches: 2 of 8. Labelled cases: 4, unlabelled ones: 1, " in log_of(trainer)
+    assert "The log will not judge the pseudo-labels: an epoch has 4 unlabelled patches, and 50 are" in log_of(trainer)
+    assert [epoch.patches for epoch in trainer._history] == [4]
+    assert os.path.isfile(os.path.join(trainer.output_folder, "pseudo_labels.png"))
 
 
 def test_the_second_phase_has_the_plans_weight_and_momentum() -> None:
@@ -463,7 +470,7 @@ def test_alarms_are_logged_at_once_and_again_after_20_epochs(monkeypatch: pytest
     trainer._shown = torch.zeros(1, 1, 12, 12, 12), torch.zeros(1, 1, 12, 12, 12)
     for epoch in range(25):
         trainer.current_epoch = epoch
-        trainer._watch.of_teacher(torch.zeros(1, 1, 12, 12, 12, dtype=torch.int16))
+        trainer._watch.of_teacher(torch.zeros(semi_module.watch.ENOUGH, 1, 4, 4, 4, dtype=torch.int16))
         trainer.on_train_epoch_end([])
     assert log_of(trainer).count("ALARM: the teacher finds almost no class") == 2  # epochs 2 and 22
     assert "output was not finite" not in log_of(trainer)
@@ -726,17 +733,25 @@ def outcome(trainer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stopped_after", [1, 3])
-@pytest.mark.parametrize("recipe", [{}, {"recipe": "pretrained", "optimizer": "adamw", "initial_lr": 0.01}])
+@pytest.mark.parametrize(
+    ("recipe", "mixing_ratio"),
+    [({}, 0), ({"recipe": "pretrained", "optimizer": "adamw", "initial_lr": 0.01}, 100)],  # 2 or 1 of 2 steps mix
+)
 def test_a_training_goes_on_bit_for_bit_in_either_phase(
-    recipe: dict[str, Any], stopped_after: int, uninterrupted: dict[str, Any], without_picture: None
+    recipe: dict[str, Any],
+    mixing_ratio: int,
+    stopped_after: int,
+    uninterrupted: dict[str, Any],
+    without_picture: None,
 ) -> None:
-    settings = {**LONG, **recipe}
+    plan = make_full_plan(finetune={**SHORT, **LONG, **recipe}, semi={"mixing_ratio": mixing_ratio})
     if repr(recipe) not in uninterrupted:
-        trainer = run_training(make(**settings))
+        trainer = run_training(make(plan=plan))
         uninterrupted[repr(recipe)] = outcome(trainer)
         shutil.rmtree(trainer.output_folder)
     expected = uninterrupted[repr(recipe)]
-    first = make(**settings)
+    first = make(plan=plan)
+    assert first.num_iterations_per_epoch == 2
     first.save_every = 1
     ends = first.on_epoch_end
 
@@ -751,9 +766,10 @@ def test_a_training_goes_on_bit_for_bit_in_either_phase(
     assert (first._teacher is None) == (stopped_after == 1)
     torch.manual_seed(7)
     np.random.seed(7)
-    resumed = make(continue_training=True, **settings)
+    resumed = make(plan=plan, continue_training=True)
     run_training(resumed, c=True)
     assert resumed.current_epoch == 4
+    assert resumed._mixed_steps == (2 if mixing_ratio == 0 else 1)
     found = outcome(resumed)
     assert equal(found["weights"], expected["weights"])
     assert found["history"] == expected["history"]
@@ -795,6 +811,13 @@ def test_a_continued_training_logs_changed_settings_and_keeps_the_cases_set_asid
         "pcrl.semi.pseudo_weight was 0.5 so far, and is 0.25 from now on",
         f"pcrl.semi.box_share was {2 / 3} so far, and is 0.5 from now on",
     ]
+    path = os.path.join(first.output_folder, "checkpoint_latest.pth")
+    content = torch.load(path, weights_only=False)
+    del content["semi"]["settings"]["mixing_ratio"]  # as an older version wrote it
+    older = make(continue_training=True, **LONG)
+    older.initialize()
+    older._log_changed_settings(content["semi"]["settings"])
+    assert "WARNING: pcrl.semi.mixing_ratio did not exist so far, and is 0 from now on" in log_of(older)
     same = make(continue_training=True, **LONG)
     same.log_file = str(own_data / "log.txt")
     maybe_load_checkpoint(same, True, False, None)
