@@ -479,7 +479,7 @@ def test_the_plans_settings_are_used_and_logged(folders: Path) -> None:
     ("given", "message"),
     [
         ({"epoch": 3}, r"pcrl\.finetune\.epoch is not a setting.*epochs"),
-        ({"epochs": "3"}, r"pcrl\.finetune\.epochs is '3'"),
+        ({"epochs": "3"}, r"pcrl\.finetune\.epochs is \"3\"; expected a value like 1000"),
         ({"warmup_share": 1.0}, r"warmup_share is 1.0; expected 0 or more, below 1"),
         ({"initial_lr": -1.0}, r"initial_lr is -1.0; expected a number above 0"),
         ({"initial_lr": float("nan")}, r"pcrl\.finetune\.initial_lr is nan; expected a finite number"),
