@@ -30,6 +30,7 @@ ROWS = [
 ONE, TWO, PASTED = "acdc_2d_semi_supervised.csv", "acdc_2d_semi_supervised_two_patients.csv", "acdc_2d_pasted.csv"
 FIVE, PRETRAINED = "acdc_2d_semi_supervised_five_patients_waiting.csv", "acdc_2d_semi_supervised_pretrained.csv"
 SEMI = "hippocampus_2d_semi_supervised.csv"
+LATER = "acdc_2d_dense_pcrlv2.csv"
 NODULES = "lidc_masks_2d_semi_supervised.csv"
 OTHER_ROWS = [
     ("acdc_2d_pasted_one_patient.csv", "scratch_more", ONE, "semi_scratch", 2),
@@ -39,6 +40,8 @@ OTHER_ROWS = [
     (FIVE, "scratch", FIVE, "semi_scratch", 10),
     (TWO, "scratch", PASTED, "scratch", 4),
     (PASTED, "scratch_more", PASTED, "mae", 4),
+    (PASTED, "scratch_more", LATER, "dense_2000", 4),
+    (PASTED, "scratch_more", LATER, "pcrlv2_2000", 4),
     (SEMI, "scratch_longer", SEMI, "semi_scratch", 5),
     (NODULES, "scratch_pasted", NODULES, "semi_scratch", 5),
 ]
