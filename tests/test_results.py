@@ -30,11 +30,14 @@ ROWS = [
 ONE, TWO, PASTED = "acdc_2d_semi_supervised.csv", "acdc_2d_semi_supervised_two_patients.csv", "acdc_2d_pasted.csv"
 FIVE, PRETRAINED = "acdc_2d_semi_supervised_five_patients_waiting.csv", "acdc_2d_semi_supervised_pretrained.csv"
 SEMI = "hippocampus_2d_semi_supervised.csv"
-LATER = "acdc_2d_dense_pcrlv2.csv"
+LATER, LATER_ONE = "acdc_2d_dense_pcrlv2.csv", "acdc_2d_dense_pcrlv2_one_patient.csv"
 NODULES = "lidc_masks_2d_semi_supervised.csv"
 OTHER_ROWS = [
     ("acdc_2d_pasted_one_patient.csv", "scratch_more", ONE, "semi_scratch", 2),
     (ONE, "scratch", "acdc_2d_pasted_one_patient.csv", "scratch_more", 2),
+    (LATER_ONE, "scratch", ONE, "semi_scratch", 2),
+    (LATER_ONE, "scratch", LATER_ONE, "dense_2000", 2),
+    (LATER_ONE, "scratch", LATER_ONE, "pcrlv2_2000", 2),
     (PASTED, "scratch_more", TWO, "semi_scratch", 4),
     (TWO, "semi_scratch", PRETRAINED, "semi", 4),
     (FIVE, "scratch", FIVE, "semi_scratch", 10),
