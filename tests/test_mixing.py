@@ -27,6 +27,7 @@ def edges_and_starts(boxes: torch.Tensor) -> tuple[set[tuple[int, ...]], np.ndar
         ((6, 12, 9), 2 / 3, (4, 8, 6)),
         ((1, 10, 10), 2 / 3, (1, 7, 7)),
         ((2, 8, 8), 0.1, (1, 1, 1)),
+        ((1, 8, 9), 0.99, (1, 7, 8)),
     ],
 )
 def test_boxes_have_the_share_of_each_axis_and_reach_every_place(

@@ -24,7 +24,7 @@ from pcrl_nnunet import output_folder, weights_and_biases
 from pcrl_nnunet.config import BOX_SHARE, FinetuneSettings
 from pcrl_nnunet.errors import UserError, exit_on_user_error
 from pcrl_nnunet.finetuning import mixing
-from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse_without_masks
+from pcrl_nnunet.finetuning.checks import check_fold, check_surroundings, refuse_gap_in_labels, refuse_without_masks
 from pcrl_nnunet.finetuning.schedule import WarmupPolyLR, keep_own_groups
 from pcrl_nnunet.loading.cases import CaseVolume, find_cases
 from pcrl_nnunet.loading.splits import fold_of
@@ -64,6 +64,7 @@ class PCRLScratchTrainer(nnUNetTrainer):
             check_surroundings(plans, configuration, device)
             if self.needs_masks:
                 refuse_without_masks(plans, configuration, fold, dataset_json, device, self.for_classification)
+                refuse_gap_in_labels(plans, dataset_json)
             if fold != "all":
                 check_fold(type(self), plans, configuration, int(fold))
             self.settings = FinetuneSettings.from_plan(plans, self.defaults)

@@ -116,6 +116,8 @@ class _SemiSupervised(PCRLScratchTrainer):
             self._cases = SemiCases.find(
                 plans, self.configuration_name, self.dataset_json, self.fold, self.semi.leave_out, self.supervised()
             )
+            channels = channel_labels("", self.dataset_json, len(channel_names(self.dataset_json)))
+            unlike = warning_of_unlike(self._cases.labelled, [*self._cases.unlabelled.values()], channels)
         loaders = super().get_dataloaders()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -149,8 +151,6 @@ class _SemiSupervised(PCRLScratchTrainer):
             )
         self.print_to_log_file("\n".join(map(str, lines)), add_timestamp=False)
         if self.local_rank == 0:  # the log's process
-            channels = channel_labels("", self.dataset_json, len(channel_names(self.dataset_json)))
-            unlike = warning_of_unlike(self._cases.labelled, [*self._cases.unlabelled.values()], channels)
             for warning in filter(None, (self._facts.warning_of_missing(), unlike)):
                 self.print_to_log_file(warning)
         return loaders
@@ -160,6 +160,8 @@ class _SemiSupervised(PCRLScratchTrainer):
         datasets = super().get_tr_and_val_datasets()
         if self._finished is None:
             self._facts = self._label_facts()
+            with self._or_nothing_left_behind():
+                self._facts.refuse_without_classes()
         return datasets
 
     def _label_facts(self) -> LabelFacts:

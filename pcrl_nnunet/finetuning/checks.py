@@ -18,7 +18,7 @@ from pcrl_nnunet.commands import train_command
 from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.ingest.maskless import is_without_masks, trainer_for
 from pcrl_nnunet.loading.cases import find_cases
-from pcrl_nnunet.loading.splits import fold_of, refuse_unwritable
+from pcrl_nnunet.loading.splits import SPLITS, Part, fold_of, refuse_unwritable
 from pcrl_nnunet.named_plans import refuse_outdated
 from pcrl_nnunet.plans import check_configuration, folder_of
 
@@ -65,7 +65,7 @@ def refuse_without_masks(
 
 
 def check_fold(trainer: type[nnUNetTrainer], plan: Mapping[str, Any], configuration: str, fold: int) -> None:
-    """Raise `UserError` for a fold that the split lacks, or for missing cases of a fold.
+    """Raise `UserError` for a fold that the split lacks, an empty part of the fold, or missing cases of a fold.
 
     A finished training may lack its training cases: its validation needs only the validation cases.
     """
@@ -74,5 +74,32 @@ def check_fold(trainer: type[nnUNetTrainer], plan: Mapping[str, Any], configurat
     finished = os.path.isfile(os.path.join(output, checkpoint_file.FINAL))
     identifier = PlansManager(dict(plan)).get_configuration(configuration).data_identifier
     names = [case.name for case in find_cases(os.path.join(folder, identifier))]
-    fold_of(folder, fold, names, ("val",) if finished else ("train", "val"))
+    parts: tuple[Part, ...] = ("val",) if finished else ("train", "val")
+    found = fold_of(folder, fold, names, parts)
+    for part in parts:
+        if not getattr(found, part):
+            kind = {"train": "training", "val": "validation"}[part]
+            raise UserError(
+                f"fold {fold} of {SPLITS} has no {kind} case, and nnU-Net's training loads some in each epoch; put one "
+                f"or more into '{part}', or train on all cases with the fold all"
+            )
     refuse_unwritable(folder)
+
+
+def refuse_gap_in_labels(plan: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a label's number is left out: nnU-Net's loss would fail with an index out of bounds.
+
+    Regions may leave out numbers.
+    """
+    labels = dataset_json["labels"]
+    values = [value if isinstance(value, (list, tuple)) else [value] for value in labels.values()]
+    if any(len(value) > 1 for value in values):
+        return
+    numbers = sorted({int(number) for value in values for number in value})
+    last = labels.get("ignore", numbers[-1])  # nnU-Net's name of the ignore label
+    if last != numbers[-1] or numbers != [*range(len(numbers))]:
+        raise UserError(
+            f"the labels of {plan['dataset_name']} are {', '.join(map(str, numbers))}; nnU-Net needs 0, 1, 2 and so "
+            f"on, without a gap and with the ignore label last: change them in dataset.json and in the masks, and run "
+            f"nnUNetv2_plan_and_preprocess again"
+        )

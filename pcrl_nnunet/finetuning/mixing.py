@@ -21,10 +21,11 @@ def random_boxes(rng: np.random.Generator, number: int, patch: Sequence[int], sh
     """Draw masks (B, 1, *patch), each true in one random box.
 
     Args:
-        share: the box's edge as a share of the patch's edge, along each axis.
+        share: the box's edge as a share of the patch's edge, along each axis. Of two or more voxels, one at least
+            stays outside.
     """
     boxes = torch.zeros(number, 1, *patch, dtype=torch.bool)
-    whole, edges = Box.of_size([0] * len(patch), patch), tuple(max(1, round(share * n)) for n in patch)
+    whole, edges = Box.of_size([0] * len(patch), patch), tuple(max(1, min(n - 1, round(share * n))) for n in patch)
     for box in boxes:
         box[sample_inside(whole, edges, rng).index()] = True
     return boxes

@@ -72,7 +72,7 @@ def fold_of(folder: str, fold: int, cases: Collection[str], parts: Sequence[Part
     missing = [name for part in parts for name in getattr(found, part) if name not in set(cases)]
     if missing:
         raise UserError(
-            f"fold {fold} in {file} names {_listed(missing, cases)}, which {'is' if len(missing) == 1 else 'are'} not "
+            f"fold {fold} in {file} names {listed(missing, cases)}, which {'is' if len(missing) == 1 else 'are'} not "
             f"among the {len(cases)} preprocessed cases; correct the names in that file, or preprocess these cases"
         )
     return found
@@ -128,7 +128,7 @@ def _default_folds(folder: str, cases: Collection[str]) -> list[Fold]:
     return [Fold(list(map(str, split["train"])), list(map(str, split["val"]))) for split in made]
 
 
-def _listed(missing: Sequence[str], cases: Collection[str]) -> str:
+def listed(missing: Sequence[str], cases: Collection[str]) -> str:
     """Name the missing cases, or a few of many, each with the probably intended case."""
     by_form: dict[str, list[str]] = {}
     for case in cases:

@@ -14,7 +14,7 @@ from pcrl_nnunet.ingest.scans import Target
 from pcrl_nnunet.ingest.unlabelled import refuse_other_settings, unlabelled_cases, unlabelled_folder
 from pcrl_nnunet.loading.cases import Case, CaseVolume, UnreadableCase, find_cases
 from pcrl_nnunet.loading.copies import find_copies
-from pcrl_nnunet.loading.splits import fold_of
+from pcrl_nnunet.loading.splits import fold_of, listed
 from pcrl_nnunet.plans import channel_names, resolve
 from pcrl_nnunet.semi_supervised.settings import WHERE
 
@@ -78,7 +78,7 @@ class SemiCases:
         _check_leave_out(leave_out, known, train, fold, plans["plans_name"])
         used = {*train, *validation, *leave_out}
         candidates = {name: case for name, case in known.items() if name not in used}
-        held_out = [known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train]
+        held_out = {name: known[name] for name in dict.fromkeys((*validation, *leave_out)) if name not in train}
         candidates, unreadable = _readable(candidates, len(channel_names(dataset_json)))
         candidates, copies, not_finite = _without_copies(candidates, held_out)
         unreadable += not_finite
@@ -120,8 +120,8 @@ def _check_leave_out(
     """Raise `UserError` if the setting names an unknown case or a training case."""
     if unknown := [name for name in leave_out if name not in known]:
         raise UserError(
-            f"{WHERE}.leave_out names '{unknown[0]}', which is not among the {len(known)} preprocessed cases; "
-            f"correct the name in {plans_name}.json"
+            f"{WHERE}.leave_out names {listed(unknown[:1], known)}, which is not among the {len(known)} preprocessed "
+            f"cases; correct the name in {plans_name}.json"
         )
     if trained := [name for name in leave_out if name in train]:
         raise UserError(
@@ -150,7 +150,7 @@ def _readable(cases: Mapping[str, Case], channels: int) -> tuple[dict[str, Case]
 
 
 def _without_copies(
-    cases: Mapping[str, Case], held_out: Sequence[Case]
+    cases: Mapping[str, Case], held_out: Mapping[str, Case]
 ) -> tuple[dict[str, Case], dict[str, str], list[str]]:
     """Separate copies of held-out cases, by their voxels.
 
@@ -159,17 +159,18 @@ def _without_copies(
         cannot be read.
     """
     name_of = {case: name for name, case in cases.items()}
+    held_out_name = {case: name for name, case in held_out.items()}
     sentences: list[str] = []
     while True:
         try:
-            found = find_copies([*name_of], held_out)
+            found = find_copies([*name_of], [*held_out_name])
         except UnreadableCase as error:
             if error.case not in name_of:  # the training needs a held-out case
                 raise
             del name_of[error.case]
             sentences.append(str(error))
         else:
-            copies = {name_of[copy]: original.name for copy, original in found.items()}
+            copies = {name_of[copy]: held_out_name[original] for copy, original in found.items()}
             return {name: case for case, name in name_of.items()}, copies, sentences
 
 

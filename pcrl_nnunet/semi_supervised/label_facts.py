@@ -9,6 +9,7 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import evenly_spaced
 
 MOST_CASES = 32  # number of cases to read if they show all classes: more would hardly change the facts
@@ -35,6 +36,14 @@ class LabelFacts:
     def in_one_piece(self) -> list[int]:
         """Numbers of the classes that form one piece, such as organs; lesions form several."""
         return [number for number, share in enumerate(self.in_largest_piece) if share >= ONE_PIECE]
+
+    def refuse_without_classes(self) -> None:
+        """Raise `UserError` if the labelled cases show no class: a teacher would label noise."""
+        if not any(self.shares):
+            raise UserError(
+                f"no labelled case of this fold shows {' or '.join(self.names)}, so that the network has nothing to "
+                f"learn; put a case that shows a class into the fold's 'train'"
+            )
 
     def warning_of_missing(self) -> str:
         """Return a sentence about the classes that no labelled case shows, or nothing."""

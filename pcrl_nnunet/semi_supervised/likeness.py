@@ -55,13 +55,17 @@ def unlikeness(labelled: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:
 def warning_of_unlike(labelled: Sequence[Case], unlabelled: Sequence[Case], channels: Sequence[str]) -> str:
     """Return a sentence if most unlabelled scans do not look like the labelled cases, or nothing.
 
-    Cases that cannot be read are not counted here. The loader names them.
+    Unlabelled cases that cannot be read are not counted here. The loader names them.
 
     Args:
         channels: labels of the C channels.
+
+    Raises:
+        UnreadableCase: a labelled case that is looked at cannot be read, or has values that are not finite.
     """
-    ours, theirs = _features(labelled), _features(unlabelled)
-    if not len(ours) or not len(theirs):
+    ours = np.stack([features_of(labelled[index]) for index in evenly_spaced(len(labelled), MOST_CASES)])
+    theirs = _readable_features(unlabelled)
+    if not len(theirs):
         return ""
     found = unlikeness(ours, theirs)
     if found.max() <= TIMES_SPREAD:
@@ -76,8 +80,8 @@ def warning_of_unlike(labelled: Sequence[Case], unlabelled: Sequence[Case], chan
     )
 
 
-def _features(cases: Sequence[Case]) -> np.ndarray:
-    """Return the features (K, C, F) of at most `MOST_CASES` evenly spaced cases."""
+def _readable_features(cases: Sequence[Case]) -> np.ndarray:
+    """Return the features (K, C, F) of the readable ones of at most `MOST_CASES` evenly spaced cases."""
     found = []
     for index in evenly_spaced(len(cases), MOST_CASES):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,13 @@ class SemiSettings:
     @classmethod
     def from_plan(cls, plan: Mapping[str, Any]) -> SemiSettings:
         """Return the settings: defaults, then the plan's ``pcrl.semi``."""
-        return replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
+        settings = replaced(cls(), WHERE, part(pcrl_block(plan), "semi", "pcrl."))
+        for name in settings.leave_out:
+            if not isinstance(name, str):
+                raise UserError(
+                    f'{WHERE}.leave_out has the entry {json.dumps(name)}; expected names of cases: ["NAME", ...]'
+                )
+        return settings
 
     def supervised_epochs(self, epochs: int) -> tuple[int, int]:
         """Return the least and the largest number of epochs of the first phase.

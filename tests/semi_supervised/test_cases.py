@@ -177,6 +177,19 @@ def test_an_unknown_name_to_leave_out_ends_with_one_sentence() -> None:
         find(leave_out=("case_2", "case_9"))
 
 
+@pytest.mark.parametrize("name", ["scan", "scan_0000.nii.gz", "unlabelled/scan.nii.gz"])
+def test_a_nearly_right_name_to_leave_out_is_answered_with_the_right_one(tiny: SimpleNamespace, name: str) -> None:
+    write_scans(tiny.folder, make_full_plan(), {"scan": 0})
+    with pytest.raises(UserError, match=rf"names '{name}' \(probably 'unlabelled/scan'\), which is not among"):
+        find(leave_out=(name,))
+
+
+def test_a_copy_of_a_left_out_scan_is_listed_with_the_scans_full_name(tiny: SimpleNamespace) -> None:
+    scans = write_scans(tiny.folder, make_full_plan(), {"scan": 0})
+    rewrite(scans / "scan.b2nd", scans / "again.b2nd")
+    assert find(leave_out=("unlabelled/scan",)).copies == {"unlabelled/again": "unlabelled/scan"}
+
+
 def test_a_training_case_cannot_be_left_out() -> None:
     with pytest.raises(UserError, match=r"^pcrl.semi.leave_out names 'case_1', which is a training case of fold all; "):
         find("all", leave_out=("case_1",))

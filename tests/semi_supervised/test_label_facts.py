@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.semi_supervised.label_facts import MOST_CASES, LabelFacts, share_of_largest_piece
 
 
@@ -123,3 +124,9 @@ def test_a_class_that_no_labelled_case_shows_is_named() -> None:
         in LabelFacts(["a", "b", "c"], [0.1, 0.0, 0.0], [1.0, 0.0, 0.0]).warning_of_missing()
     )
     assert not LabelFacts(["a"], [0.1], [1.0]).warning_of_missing()
+
+
+def test_labelled_cases_without_any_class_are_refused() -> None:
+    LabelFacts(["a", "b"], [0.1, 0.0], [1.0, 0.0]).refuse_without_classes()
+    with pytest.raises(UserError, match=r"^no labelled case of this fold shows a or b, [^\n]*$"):
+        LabelFacts(["a", "b"], [0.0, 0.0], [0.0, 0.0]).refuse_without_classes()

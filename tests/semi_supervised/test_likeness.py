@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from pcrl_nnunet.errors import UserError
 from pcrl_nnunet.loading.cases import Case
 from pcrl_nnunet.semi_supervised.likeness import features_of, warning_of_unlike
 
@@ -83,6 +84,14 @@ def test_unreadable_cases_are_not_counted(tmp_path: Path) -> None:
     unlabelled = [Case("bad", str(bad)), *cases(tmp_path, 5, 1)]
     assert not warning_of_unlike(cases(tmp_path, 3), unlabelled, ["MRI"])
     assert not warning_of_unlike(cases(tmp_path, 3), unlabelled[:1], ["MRI"])
+
+
+def test_a_labelled_case_with_nan_is_refused_by_name(tmp_path: Path) -> None:
+    image = scan(0)
+    image[0, 1] = np.nan
+    labelled = [written(tmp_path, "bad", image), *cases(tmp_path, 2, 1)]
+    with pytest.raises(UserError, match=r"^case bad [^\n]*$"):
+        warning_of_unlike(labelled, cases(tmp_path, 3, 3), ["MRI"])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 30, 40), (1, 5, 1, 1)])

@@ -22,6 +22,7 @@ from pcrl_nnunet.semi_supervised.settings import SemiSettings
         ({"teacher_momentum": float("nan")}, r"pcrl.semi.teacher_momentum is nan; expected a finite number"),
         ({"pseudo_weight": "much"}, r"pcrl.semi.pseudo_weight is .much.; expected a value like 0.5"),
         ({"leave_out": "case_3"}, r"pcrl.semi.leave_out is .case_3.; expected a list: \[VALUE, \.\.\.\]"),
+        ({"leave_out": [["case_3"]]}, r"pcrl.semi.leave_out has the entry \[.case_3.\]; expected names of cases"),
         ({"momentum": 0.9}, r"pcrl.semi.momentum is not a setting; expected one of box_share, leave_out, "),
     ],
 )

@@ -61,6 +61,35 @@ def test_a_split_with_an_unknown_case_is_refused(table, trainer, part):
 
 
 @pytest.mark.parametrize("trainer", ALL)
+@pytest.mark.parametrize(("part", "kind"), [("train", "training"), ("val", "validation")])
+def test_a_fold_with_an_empty_part_is_refused(table, trainer, part, kind):
+    table.splits[0][part].clear()
+    (table.folder / "splits_final.json").write_text(json.dumps(table.splits))
+    assert f"fold 0 of splits_final.json has no {kind} case, " in refusal(table, trainer)
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions", "refused"),
+    [
+        ({"background": 0, "a": 1, "b": 3}, False, "0, 1, 3"),
+        ({"background": 0, "a": 1, "ignore": 3}, False, "0, 1, 3"),
+        ({"background": 0, "ignore": 1, "a": 2}, False, "0, 1, 2"),
+        ({"background": 0, "a": 1, "b": 2, "ignore": 3}, False, ""),
+        ({"background": 0, "whole": [1, 3], "core": 3}, True, ""),
+    ],
+)
+@pytest.mark.parametrize("trainer", SEGMENTATION[1:])
+def test_a_gap_in_the_labels_is_refused(tiny, trainer, labels, regions, refused):
+    tiny.dataset_json = {**tiny.dataset_json, "labels": labels}
+    if regions:
+        tiny.dataset_json["regions_class_order"] = [1, 3]
+    if refused:
+        assert f"the labels of {DATASET} are {refused}; nnU-Net needs 0, 1, 2" in refusal(tiny, trainer)
+    else:
+        make(tiny, trainer)
+
+
+@pytest.mark.parametrize("trainer", ALL)
 def test_a_fold_beyond_the_split_is_refused(table, trainer):
     assert "fold 2 is not among the folds of" in refusal(table, trainer, fold=2)
 
